@@ -1,0 +1,24 @@
+"""The errors that users meet: each says the value, the allowed range and the way out."""
+
+
+class IsobatchError(Exception):
+    """Base of every error that the library raises on purpose."""
+
+
+class InputError(IsobatchError, ValueError):
+    """A value, key or file that cannot be honoured; the command line exits with 2."""
+
+
+class NonFiniteError(IsobatchError, ArithmeticError):
+    """A loss or gradient that is not finite stopped the run; nothing was applied.
+
+    Args:
+        message: what happened, with step and samples seen.
+        seen: samples of applied updates when the run stopped.
+        parameter: name of the first parameter with a bad gradient, None when only the loss was bad.
+    """
+
+    def __init__(self, message: str, seen: int = 0, parameter: str | None = None):
+        super().__init__(message)
+        self.seen = seen
+        self.parameter = parameter
