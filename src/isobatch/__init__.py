@@ -1,3 +1,34 @@
-"""isobatch: the same training run, at any batch size."""
+"""isobatch: the same training run, at any batch size.
+
+Names that need torch are loaded when first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from isobatch.errors import InputError, IsobatchError, NonFiniteError
+
+if TYPE_CHECKING:
+    from isobatch.plan import Plan, Recipe
 
 __version__ = "0.1.0"
+
+_LAZY = {
+    "Plan": "isobatch.plan",
+    "Recipe": "isobatch.plan",
+}
+_MODULES = ("rules", "schedules", "units", "plan")
+
+__all__ = ["InputError", "IsobatchError", "NonFiniteError", "Plan", "Recipe", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return import_module(f"isobatch.{name}")
+    raise AttributeError(f"module 'isobatch' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, *_MODULES})

@@ -1,0 +1,184 @@
+"""The parts of a recipe: batch, optimizer, schedule, weight average, batch norm, and the forms of the rules."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator, model_validator
+
+from isobatch.rules import FAMILIES, family
+
+
+class Part(BaseModel):
+    """Frozen, and strict about keys and numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Batch(Part):
+    """The global batch: samples (or tokens) per optimizer step, and how it is spread.
+
+    Args:
+        size: global samples per optimizer step.
+        unit: what the clock counts, samples or tokens.
+        micro: samples per device and forward pass; size/devices unless given.
+        devices: data-parallel devices.
+    """
+
+    size: StrictInt = Field(ge=1)
+    unit: Literal["samples", "tokens"] = "samples"
+    micro: StrictInt | None = Field(default=None, ge=1)
+    devices: StrictInt = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        whole = self.devices * (self.micro or 1)
+        if self.size % whole:
+            lower = self.size // whole * whole
+            near = f"{lower} or {lower + whole}" if lower else f"{whole}"
+            raise ValueError(f"batch.size={self.size} is not a multiple of micro x devices = {whole}; nearest: {near}")
+        return self
+
+    @property
+    def per_device(self) -> int:
+        """Samples per device and forward pass: what batch norm sees."""
+        return self.micro or self.size // self.devices
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per optimizer step on each device."""
+        return self.size // (self.per_device * self.devices)
+
+
+class Optimizer(Part):
+    """The optimizer and its numbers per step.
+
+    Args:
+        name: sgd, adam, adamw, rmsprop, or another name known to the rules.
+        lr: learning rate at batch.size, for a mean-reduced loss.
+        momentum: heavy-ball momentum, PyTorch form without dampening.
+        nesterov: Nesterov's form of it.
+        betas: Adam's moments.
+        alpha: RMSProp's moment.
+        eps: beside sqrt(v).
+        weight_decay: lambda.
+        decay: how lambda is coupled: decoupled, coupled, independent or trust-ratio; the optimizer's own unless given.
+        clip: largest norm of the global gradient.
+        lr_limit: largest stable lr/(1-momentum), where you have measured it.
+    """
+
+    name: str
+    lr: float = Field(gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    nesterov: StrictBool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    alpha: float = Field(default=0.99, ge=0, lt=1)
+    eps: float = Field(default=1e-8, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    decay: Literal["decoupled", "coupled", "independent", "trust-ratio"] | None = None
+    clip: float | None = Field(default=None, gt=0)
+    lr_limit: float | None = Field(default=None, gt=0)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        family(name)
+        return name
+
+    @field_validator("betas")
+    @classmethod
+    def _in_range(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"optimizer.betas={list(betas)} must each be in [0, 1)")
+        return betas
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("optimizer.nesterov needs momentum > 0; set momentum or drop nesterov")
+        if self.momentum and "momentum" not in FAMILIES[self.name].moments:
+            raise ValueError(f"optimizer.momentum={self.momentum:g} has no meaning for {self.name}; remove it")
+        return self
+
+    @property
+    def coupling(self) -> str:
+        """How weight decay is coupled."""
+        return self.decay or FAMILIES[self.name].decay
+
+
+class Schedule(Part):
+    """Length, warm-up and shape, in samples.
+
+    Args:
+        length: such as "30 epochs", "20_000 samples", "500 steps" (steps of this recipe's batch).
+        warmup: linear warm-up, same form.
+        shape: constant, linear or cosine.
+        final: learning rate at the end, as a share of lr.
+        stair: samples over which the reference held each value; one step of this recipe unless given.
+    """
+
+    length: str
+    warmup: str = "0 samples"
+    shape: Literal["constant", "linear", "cosine"] = "constant"
+    final: float = Field(default=0.0, ge=0, le=1)
+    stair: float | None = Field(default=None, gt=0)
+
+
+class Average(Part):
+    """The weight average (EMA), by decay per update or by half-life.
+
+    Args:
+        decay: rho per update of the average, at batch.size.
+        half_life: such as "20_000 samples"; instead of decay.
+        every: optimizer steps between two updates of the average.
+        kind: plain, or hold (first-order hold).
+        final: decay at the end of a half-cosine schedule (BYOL, DINO); constant unless given.
+    """
+
+    decay: float | None = Field(default=None, ge=0, le=1)
+    half_life: str | None = None
+    every: StrictInt = Field(default=1, ge=1)
+    kind: Literal["plain", "hold"] = "plain"
+    final: float | None = Field(default=None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.decay is None) == (self.half_life is None):
+            raise ValueError("[ema] takes decay (per update) or half_life (in samples), exactly one of them")
+        if self.final is not None and (self.decay is None or self.final < self.decay):
+            raise ValueError("ema.final needs ema.decay, and must not be below it")
+        return self
+
+
+class BatchNorm(Part):
+    """Batch norm's running statistics.
+
+    Args:
+        momentum: PyTorch's m = 1 - decay, per forward pass.
+    """
+
+    momentum: float = Field(default=0.1, ge=0, le=1)
+
+
+class Rules(Part):
+    """Which form of a rule is used where several exist.
+
+    Args:
+        lr: auto (the optimizer's own), linear, sqrt, noise-aware or keep.
+        momentum: sample-clock or keep.
+        betas: power, linear or keep.
+        floors: smallest beta1 and beta2 that a change may reach.
+        noise_share: f, the noise share of the second moment at batch.size, for noise-aware.
+    """
+
+    lr: Literal["auto", "linear", "sqrt", "noise-aware", "keep"] = "auto"
+    momentum: Literal["sample-clock", "keep"] = "sample-clock"
+    betas: Literal["power", "linear", "keep"] = "power"
+    floors: tuple[float, float] = (0.5, 0.95)
+    noise_share: float | None = Field(default=None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _share(self) -> Self:
+        if self.lr == "noise-aware" and self.noise_share is None:
+            raise ValueError('rules.lr = "noise-aware" needs rules.noise_share, the noise share of v in [0, 1]')
+        if not all(0 <= floor < 1 for floor in self.floors):
+            raise ValueError(f"rules.floors={list(self.floors)} must each be in [0, 1)")
+        return self

@@ -1,0 +1,154 @@
+"""Plan: rows of key, was, becomes and why, with the warnings and the scaled recipe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from isobatch.rules import Confidence
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+    from isobatch.plan.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting of a plan.
+
+    Args:
+        key: the setting, as in the recipe.
+        was: its value at the old batch.
+        becomes: its value at the new batch.
+        rule: the formula.
+        because: why, with the source.
+        confidence: how sure the rule is.
+        note: horizons, other forms, consequences.
+    """
+
+    key: str
+    was: object
+    becomes: object
+    rule: str
+    because: str
+    confidence: Confidence
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PlanWarning:
+    """Why the scaled run may not be the same run.
+
+    Args:
+        condition: the quantity and its bound.
+        message: what to expect and what to do.
+        source: where the condition comes from.
+    """
+
+    condition: str
+    message: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The same run at another batch; printing it gives a table.
+
+    Args:
+        kappa: new batch / old batch.
+        rows: row 0 is always "keep the batch, accumulate".
+        warnings: conditions under which the rules are weak.
+        recipe: the scaled recipe.
+    """
+
+    kappa: float
+    rows: tuple[Row, ...]
+    warnings: tuple[PlanWarning, ...]
+    recipe: Recipe
+
+    def row(self, key: str) -> Row:
+        """Return the row of a setting.
+
+        Args:
+            key: as in the recipe, such as "optimizer.lr".
+
+        Returns:
+            The row.
+
+        Raises:
+            KeyError: a setting that the plan does not touch.
+        """
+        for row in self.rows:
+            if row.key == key:
+                return row
+        raise KeyError(f"no row {key!r}; rows: {', '.join(row.key for row in self.rows)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values, ready for JSON.
+
+        Returns:
+            kappa, rows, warnings and the scaled recipe.
+        """
+        return {
+            "kappa": self.kappa,
+            "goal": "equivalence",
+            "rows": [asdict(row) for row in self.rows],
+            "warnings": [asdict(warning) for warning in self.warnings],
+            "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
+        }
+
+    def to_json(self) -> str:
+        """Return the plan as JSON for programs.
+
+        Returns:
+            JSON text.
+        """
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_markdown(self) -> str:
+        """Return the plan as a Markdown table, ready to paste into an issue.
+
+        Returns:
+            Markdown text.
+        """
+        lines = ["| key | was | becomes | rule | because | confidence | note |", "|---|---|---|---|---|---|---|"]
+        for row in self.rows:
+            cells = (row.key, show(row.was), show(row.becomes), row.rule, row.because, row.confidence, row.note)
+            lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+        lines += [f"- **{w.condition}**: {w.message} ({w.source})" for w in self.warnings]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=140)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from isobatch.plan.table import render
+
+        yield from render(self)
+
+
+def show(value: object) -> str:
+    """Return a setting's value for people: six significant digits.
+
+    Args:
+        value: a number, a list of numbers or text.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> show([0.9, 0.999]), show(0.98411912), show(5542.0)
+        ('[0.9, 0.999]', '0.984119', '5542')
+    """
+    if isinstance(value, bool) or value is None:
+        return "-" if value is None else str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(show(item) for item in value) + "]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

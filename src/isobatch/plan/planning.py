@@ -1,0 +1,240 @@
+"""From a recipe and a batch to the plan: every row beside its rule, its source and its other form."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from isobatch import rules
+from isobatch.errors import InputError
+from isobatch.plan.cautions import cautions
+from isobatch.plan.loading import validate
+from isobatch.plan.parts import Batch
+from isobatch.plan.plan import Plan, Row, show
+from isobatch.plan.settings import Settings, base, horizon, scaled
+from isobatch.rules import Confidence, Rule, average, batch_norm, betas, clip, epsilon, momentum, weight_decay
+from isobatch.rules import learning_rate as lr_rules
+from isobatch.units import decay_at, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isobatch.plan.recipe import Recipe
+
+_MEAN = Rule("samples kept", "indexed by samples, through its mean over each step", "derived", Confidence.DERIVED)
+
+
+def make_plan(recipe: Recipe, batch_size: int, *, micro: int | None = None, devices: int | None = None) -> Plan:
+    """Plan the same run at another global batch.
+
+    Args:
+        recipe: the recipe as it works today.
+        batch_size: the new global batch.
+        micro: samples per device and forward pass at the new batch.
+        devices: data-parallel devices at the new batch.
+
+    Returns:
+        The plan; its row 0 keeps the batch.
+
+    Raises:
+        InputError: a batch that is not a positive whole number, does not divide, or is beyond a rule's domain.
+    """
+    size = whole("batch size", batch_size)
+    batch = recipe.batch.model_dump() | {"size": size}
+    batch |= {"micro": micro or recipe.batch.micro, "devices": devices or recipe.batch.devices}
+    scaled_batch = _batch(recipe, batch)
+    old, new = base(recipe), scaled(recipe, size, scaled_batch.per_device)
+    kappa = size / recipe.batch.size
+    after = write(recipe, new, scaled_batch)
+    rows = (_keep(recipe, size), *_rows(recipe, after, old, new, kappa))
+    return Plan(kappa, rows, tuple(cautions(recipe, after, old, new, kappa)), after)
+
+
+def _batch(recipe: Recipe, values: dict[str, object]) -> Batch:
+    try:
+        return validate(Batch, values)
+    except InputError as error:
+        raise InputError(f"{error}; or give micro and devices that divide the batch") from None
+
+
+def write(recipe: Recipe, new: Settings, batch: Batch) -> Recipe:
+    """Return the recipe with the numbers of another batch written in, its schedule kept in samples.
+
+    Args:
+        recipe: the reference recipe.
+        new: its settings at the new batch.
+        batch: the new Batch part.
+
+    Returns:
+        The scaled recipe.
+    """
+    o = recipe.optimizer
+    names = ("lr", "momentum", "betas", "alpha", "eps", "weight_decay")
+    moves = {name: getattr(new, name) for name in names}
+    parts: dict[str, object] = {"batch": batch, "optimizer": o.model_copy(update=moves)}
+    if recipe.schedule is not None:
+        stairs, unit = recipe.staircase(), recipe.batch.unit
+        spans = {"length": f"{stairs.length:.12g} {unit}", "warmup": f"{stairs.warmup:.12g} {unit}"}
+        parts["schedule"] = recipe.schedule.model_copy(update=spans | {"stair": stairs.stair})
+    if recipe.ema is not None and recipe.ema.decay is not None:
+        kappa = new.batch / recipe.batch.size
+        moved = {"decay": rules.scale_decay(recipe.ema.decay, kappa)}
+        if recipe.ema.final is not None:
+            moved["final"] = rules.scale_decay(recipe.ema.final, kappa)
+        parts["ema"] = recipe.ema.model_copy(update=moved)
+    elif recipe.ema is not None:
+        parts["ema"] = recipe.ema.model_copy(update={"half_life": f"{recipe.half_life:.12g} {recipe.batch.unit}"})
+    if recipe.batch_norm is not None:
+        parts["batch_norm"] = recipe.batch_norm.model_copy(update={"momentum": new.batch_norm})
+    if recipe.rules.noise_share is not None:
+        f, kappa = recipe.rules.noise_share, new.batch / recipe.batch.size
+        parts["rules"] = recipe.rules.model_copy(update={"noise_share": (f / kappa) / (1 - f + f / kappa)})
+    return recipe.model_copy(update=parts)
+
+
+def _row(key: str, was: object, becomes: object, rule: Rule, note: str = "", formula: str | None = None) -> Row:
+    because = f"{rule.because} ({rule.source})" if rule.source not in (rule.because, "recipe") else rule.because
+    return Row(key, was, becomes, formula or rule.formula, because, rule.confidence, note)
+
+
+def _keep(recipe: Recipe, size: int) -> Row:
+    kept, devices = recipe.batch.size, recipe.batch.devices
+    if size < kept:
+        parts = math.ceil(kept / size)
+        how = f"keep the batch, accumulate n = {parts}"
+        note = f"{parts} passes of {'' if kept % size == 0 else 'up to '}{size} are one update of {kept}"
+        per_device = size / devices
+    else:
+        how = "keep the batch, accumulate n = 1"
+        note = f"the same devices at {kept}; only the speed of larger steps is given up"
+        per_device = recipe.batch.per_device
+    if recipe.batch_norm is not None and per_device != recipe.batch.per_device:
+        moved = rules.scale_batch_norm(recipe.batch_norm.momentum, per_device / recipe.batch.per_device)
+        note += f"; batch norm then sees {per_device:g} samples a pass: its momentum becomes {moved:.4g}"
+        note += ", and its statistics differ"
+    because = "one update of B is the same update however it is split, so nothing else changes"
+    return Row("batch.size (kept)", kept, kept, how, because, Confidence.DERIVED, note)
+
+
+def _rows(recipe: Recipe, after: Recipe, old: Settings, new: Settings, kappa: float) -> Iterator[Row]:
+    steps = ""
+    if recipe.schedule is not None:
+        length = recipe.staircase().length
+        steps = f"{math.ceil(length / old.batch):,} steps become {math.ceil(length / new.batch):,}"
+    asked = Rule(f"x {kappa:g}", "the batch you ask for", "recipe", Confidence.DERIVED)
+    yield _row("batch.size", recipe.batch.size, after.batch.size, asked, steps)
+    yield from _optimizer_rows(recipe, old, new, kappa)
+    if recipe.optimizer.clip is not None:
+        yield _row("optimizer.clip", recipe.optimizer.clip, recipe.optimizer.clip, clip.KEPT)
+    if recipe.schedule is not None:
+        stairs = recipe.staircase()
+        for key, span in (("schedule.length", stairs.length), ("schedule.warmup", stairs.warmup)):
+            if span:
+                note = f"{span / old.batch:,.6g} steps become {span / new.batch:,.6g}"
+                yield _row(
+                    key, getattr(recipe.schedule, key.split(".")[1]), f"{span:,.12g} {recipe.batch.unit}", _MEAN, note
+                )
+    yield from _average_rows(recipe, after, old, new)
+    if recipe.batch_norm is not None and new.batch_norm is not None:
+        note = f"b = {recipe.batch.per_device} becomes {after.batch.per_device} samples per device and pass"
+        yield _row("batch_norm.momentum", recipe.batch_norm.momentum, new.batch_norm, batch_norm.POWER, note)
+
+
+def _optimizer_rows(recipe: Recipe, old: Settings, new: Settings, kappa: float) -> Iterator[Row]:
+    o, kinds = recipe.optimizer, recipe.rules
+    family = rules.FAMILIES[o.name]
+    rule, sample_clock = _lr_rule(recipe), kinds.momentum == "sample-clock"
+    scales_momentum = o.momentum > 0 and sample_clock
+    formula = f"{rule.formula} * (1-mu')/(1-mu)" if scales_momentum else rule.formula
+    yield _row("optimizer.lr", old.lr, new.lr, rule, _lr_note(recipe, old, new, kappa), formula)
+    if o.momentum > 0:
+        other = rules.scale_momentum(old.momentum, kappa)
+        note = _horizon(old.momentum, new.momentum, old, new)
+        note += (
+            f"; other form: keep {o.momentum:g} and lr x {kappa:g}" if sample_clock else f"; other form: {other:.6g}"
+        )
+        yield _row(
+            "optimizer.momentum",
+            old.momentum,
+            new.momentum,
+            momentum.SAMPLE_CLOCK if sample_clock else momentum.KEPT,
+            note,
+        )
+    form = {"power": betas.POWER, "linear": betas.SDE, "keep": betas.KEPT}[kinds.betas]
+    if "betas" in family.moments:
+        for index, (was, becomes) in enumerate(zip(old.betas, new.betas, strict=True)):
+            note = _horizon(was, becomes, old, new) + _other_beta(was, kappa, kinds.betas)
+            floored = kinds.betas == "power" and becomes > was**kappa * (1 + 1e-12)
+            note += f"; at its floor, the power rule gives {was**kappa:.4g}" if floored else ""
+            yield _row(f"optimizer.betas[{index}]", was, becomes, form, note)
+    if "alpha" in family.moments:
+        yield _row("optimizer.alpha", old.alpha, new.alpha, form, _horizon(old.alpha, new.alpha, old, new))
+    if family.adaptive:
+        yield _row("optimizer.eps", old.eps, new.eps, epsilon.SCALED)
+    if o.weight_decay > 0:
+        yield _row("optimizer.weight_decay", old.weight_decay, new.weight_decay, _decay_rule(recipe))
+
+
+def _lr_rule(recipe: Recipe) -> Rule:
+    family = rules.FAMILIES[recipe.optimizer.name]
+    chosen = {
+        "auto": family.lr_rule,
+        "linear": lr_rules.LINEAR_ADAM if family.adaptive else lr_rules.LINEAR,
+        "sqrt": lr_rules.SQUARE_ROOT if family.adaptive else lr_rules.SQUARE_ROOT_CONVENTION,
+        "noise-aware": lr_rules.NOISE_AWARE,
+        "keep": lr_rules.KEPT,
+    }
+    return chosen[recipe.rules.lr]
+
+
+def _lr_note(recipe: Recipe, old: Settings, new: Settings, kappa: float) -> str:
+    family = rules.FAMILIES[recipe.optimizer.name]
+    if family.adaptive and recipe.rules.lr in ("auto", "sqrt"):
+        low, high = sorted((math.sqrt(kappa), kappa))
+        return (
+            f"assumes that noise dominates v; without a noise measurement the truth lies in "
+            f"[{low * old.lr:.4g}, {high * old.lr:.4g}] (square root to linear)"
+        )
+    if old.momentum > 0:
+        return f"lr/(1-momentum) = {old.lr / (1 - old.momentum):.4g} becomes {new.lr / (1 - new.momentum):.4g}"
+    return ""
+
+
+def _other_beta(beta: float, kappa: float, kind: str) -> str:
+    if kind == "linear":
+        return f"; power form: {beta**kappa:.6g}"
+    linear = 1 - kappa * (1 - beta)
+    return f"; linear form: {linear:.6g}" if linear >= 0 else f"; linear form ends at kappa {horizon(beta):.4g}"
+
+
+def _horizon(was: float, becomes: float, old: Settings, new: Settings) -> str:
+    before, after = horizon(was), horizon(becomes)
+    return (
+        f"horizon {before:,.4g} steps = {before * old.batch:,.6g} samples becomes "
+        f"{after:,.4g} steps = {after * new.batch:,.6g} samples"
+    )
+
+
+def _decay_rule(recipe: Recipe) -> Rule:
+    kind = recipe.optimizer.coupling
+    if kind == "coupled":
+        adaptive = rules.FAMILIES[recipe.optimizer.name].adaptive
+        return weight_decay.COUPLED_ADAPTIVE if adaptive else weight_decay.COUPLED_SGD
+    table = {"decoupled": weight_decay.DECOUPLED, "independent": weight_decay.INDEPENDENT}
+    return table.get(kind, weight_decay.TRUST_RATIO)
+
+
+def _average_rows(recipe: Recipe, after: Recipe, old: Settings, new: Settings) -> Iterator[Row]:
+    if recipe.ema is None or after.ema is None:
+        return
+    unit, every = recipe.batch.unit, recipe.ema.every
+    if recipe.ema.decay is not None:
+        note = f"half-life {show(round(old.half_life, 1))} {unit}, kept"
+        if recipe.ema.final is not None:
+            note += f"; the whole schedule up to {recipe.ema.final:g} is transformed pointwise"
+        yield _row("ema.decay", recipe.ema.decay, after.ema.decay, average.POWER, note)
+    else:
+        was, becomes = (decay_at(old.half_life, every * s.batch) for s in (old, new))
+        note = f"decay per update {was:.6g} becomes {becomes:.6g}"
+        span = f"{old.half_life:,.12g} {unit}"
+        yield _row("ema.half_life", recipe.ema.half_life, span, average.POWER, note, "kept in samples")

@@ -1,0 +1,152 @@
+"""Recipe: the numbers of a training run as they work today, at the batch for which they were chosen."""
+
+import math
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, StrictInt, model_validator
+
+from isobatch.errors import InputError
+from isobatch.plan.loading import read_toml, validate
+from isobatch.plan.parts import Average, Batch, BatchNorm, Optimizer, Part, Rules, Schedule
+from isobatch.plan.plan import Plan
+from isobatch.plan.planning import make_plan
+from isobatch.schedules import DecaySchedule, Staircase
+from isobatch.units import half_life, to_samples
+
+
+class Recipe(Part):
+    """A training recipe: every number that a change of the batch touches.
+
+    Args:
+        task: a shipped task or "my_pkg.mod:make"; only training needs it.
+        data_size: samples in an epoch.
+        batch: the global batch.
+        optimizer: the optimizer and its numbers.
+        schedule: length, warm-up, shape.
+        ema: the weight average, None without one.
+        batch_norm: batch norm's momentum, None without batch norm.
+        rules: which form of each rule is used.
+        options: values handed to the task as they are.
+
+    Example:
+        >>> recipe = Recipe.load("examples/digits.toml")
+        >>> recipe.at(batch_size=128).recipe.optimizer.lr
+        0.32
+    """
+
+    task: str | None = None
+    data_size: StrictInt | None = Field(default=None, ge=1)
+    batch: Batch
+    optimizer: Optimizer
+    schedule: Schedule | None = None
+    ema: Average | None = None
+    batch_norm: BatchNorm | None = None
+    rules: Rules = Rules()
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.schedule is not None:
+            self.staircase()
+        if self.ema is not None:
+            span = self.half_life
+            if self.ema.half_life is not None and not 0 < span < math.inf:
+                raise ValueError(f'ema.half_life="{self.ema.half_life}" must be positive; use decay = 0 for a copy')
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a recipe from a TOML file.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            InputError: no such file, not TOML, an unknown key (the nearest known one is named) or a bad value.
+        """
+        try:
+            return cls.parse(read_toml(path))
+        except InputError as error:
+            raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Build a recipe from nested plain values, with the errors of `load`.
+
+        Args:
+            values: tables and keys as in the file.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            InputError: an unknown key or a bad value.
+        """
+        return validate(cls, values)
+
+    def at(self, batch_size: int, *, micro: int | None = None, devices: int | None = None) -> Plan:
+        """Plan the same run at another global batch.
+
+        Args:
+            batch_size: the new global batch, in the recipe's unit.
+            micro: samples per device and forward pass; the recipe's own where it gives one.
+            devices: data-parallel devices; the recipe's own unless given.
+
+        Returns:
+            Rows, warnings and the scaled recipe.
+
+        Raises:
+            InputError: a batch that is not a positive whole number, or beyond a rule's domain.
+        """
+        return make_plan(self, batch_size, micro=micro, devices=devices)
+
+    def samples(self, quantity: str, name: str = "quantity") -> float:
+        """Return how many samples a quantity such as "30 epochs" spans in this recipe.
+
+        Args:
+            quantity: number and unit.
+            name: which setting it is, for messages.
+
+        Returns:
+            Samples (or tokens) on the recipe's clock.
+        """
+        return to_samples(quantity, batch=self.batch.size, data_size=self.data_size, name=name, unit=self.batch.unit)
+
+    def staircase(self) -> Staircase:
+        """Return the learning-rate schedule as a function of samples.
+
+        Returns:
+            The staircase.
+
+        Raises:
+            InputError: no length, or a warm-up longer than the run.
+        """
+        if self.schedule is None:
+            raise InputError('the recipe has no [schedule]; add length = "30 epochs" (or samples, steps)')
+        return Staircase(
+            length=self.samples(self.schedule.length, "schedule.length"),
+            warmup=self.samples(self.schedule.warmup, "schedule.warmup"),
+            shape=self.schedule.shape,
+            final=self.schedule.final,
+            stair=self.schedule.stair or float(self.batch.size),
+        )
+
+    @property
+    def half_life(self) -> float:
+        """Half-life of the weight average in samples at the start of the run; infinity without an average."""
+        if self.ema is None:
+            return math.inf
+        if self.ema.half_life is not None:
+            return self.samples(self.ema.half_life, "ema.half_life")
+        return half_life(self.ema.decay or 0.0, self.batch.size * self.ema.every)
+
+    def average_schedule(self) -> DecaySchedule | None:
+        """Return the schedule of the weight average's decay, None where it is constant."""
+        if self.ema is None or self.ema.final is None or self.ema.decay is None:
+            return None
+        stairs = self.staircase()
+        return DecaySchedule(self.ema.decay, self.ema.final, stairs.length, self.batch.size * self.ema.every)

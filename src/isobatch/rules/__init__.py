@@ -1,0 +1,32 @@
+"""The rules: one file a hyperparameter, numbers in and numbers out."""
+
+from isobatch.rules.average import lag, scale_decay
+from isobatch.rules.batch_norm import scale_batch_norm
+from isobatch.rules.betas import power, sde
+from isobatch.rules.epsilon import scale_eps
+from isobatch.rules.families import FAMILIES, Family, family
+from isobatch.rules.learning_rate import linear, noise_aware, square_root
+from isobatch.rules.momentum import buffer_factor, lr_factor, scale_momentum
+from isobatch.rules.rule import Confidence, Rule
+from isobatch.rules.weight_decay import scale_weight_decay
+
+__all__ = [
+    "FAMILIES",
+    "Confidence",
+    "Family",
+    "Rule",
+    "buffer_factor",
+    "family",
+    "lag",
+    "linear",
+    "lr_factor",
+    "noise_aware",
+    "power",
+    "scale_batch_norm",
+    "scale_decay",
+    "scale_eps",
+    "scale_momentum",
+    "scale_weight_decay",
+    "sde",
+    "square_root",
+]

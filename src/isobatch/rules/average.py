@@ -1,0 +1,70 @@
+"""The decay of the weight average: rho**kappa, which keeps its half-life in samples."""
+
+import math
+
+from isobatch.rules.rule import Confidence, Rule
+from isobatch.units import finite
+
+POWER = Rule(
+    "rho**kappa",
+    "keeps the half-life in samples; exact in the limit of small steps, good while kappa*(1-rho) << 1",
+    "arXiv 2307.13813",
+    Confidence.THEOREM,
+)
+
+
+def scale_decay(decay: float, kappa: float) -> float:
+    r"""EMA decay that keeps its half-life in samples when the batch grows by kappa.
+
+    rho' = rho**kappa. Independent of the loss reduction. For large kappa the target also moves more per update, so the
+    averaged model lags by about kappa*(1-rho)/2 of one large step: see `lag`.
+
+    Args:
+        decay: rho in [0, 1], per update at the old batch.
+        kappa: new batch / old batch, positive.
+
+    Returns:
+        The decay per update at the new batch.
+
+    Raises:
+        InputError: decay outside [0, 1] or kappa not positive.
+
+    Example:
+        >>> round(scale_decay(0.9999, kappa=2.0), 8)
+        0.99980001
+
+    References:
+        arXiv 2307.13813 (the EMA scaling rule).
+    """
+    rho, ratio = finite("decay", decay, 0, 1), finite("kappa", kappa, 0, open_low=True)
+    return rho if ratio == 1 else rho**ratio
+
+
+def lag(decay: float, kappa: float) -> float:
+    """Gap that rho**kappa leaves between one large step and kappa small ones, relative to the motion of the weights.
+
+    With a constant gradient and averages taken after the step: |kappa - rho*S - kappa*(1-rho**kappa)| / kappa with
+    S = (1-rho**kappa)/(1-rho); about (1-rho)*(kappa-1)/2 while that is small.
+
+    Args:
+        decay: rho in [0, 1], per update at the old batch.
+        kappa: new batch / old batch, positive.
+
+    Returns:
+        The relative gap, 0 at kappa = 1.
+
+    Raises:
+        InputError: decay outside [0, 1] or kappa not positive.
+
+    Example:
+        >>> f"{lag(0.99, 8):.3f}"
+        '0.033'
+
+    References:
+        arXiv 2307.13813 (the matrix form with constant gradient; the gap itself is derived from it).
+    """
+    rho, ratio = finite("decay", decay, 0, 1), finite("kappa", kappa, 0, open_low=True)
+    if rho in (0.0, 1.0):
+        return 0.0
+    fresh = -math.expm1(ratio * math.log(rho))
+    return abs(ratio - rho * fresh / (1 - rho) - ratio * fresh) / ratio

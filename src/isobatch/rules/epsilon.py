@@ -1,0 +1,38 @@
+"""Adam's eps: it stands beside sqrt(v), so it shrinks as sqrt(v) does."""
+
+from isobatch.rules.rule import Confidence, Rule
+from isobatch.units import finite
+
+SCALED = Rule(
+    "eps*eta'/(kappa*eta)",
+    "stands beside sqrt(v), which shrinks by the same factor: eps/sqrt(kappa) beside a square-root lr",
+    "arXiv 2205.10287",
+    Confidence.THEOREM,
+)
+KEPT = Rule("eps", "the second moment does not depend on the batch", "arXiv 2402.18824", Confidence.DERIVED)
+
+
+def scale_eps(eps: float, kappa: float, lr: float, scaled_lr: float) -> float:
+    """Adam's eps at the new batch: eps*eta'/(kappa*eta), which is eps/sqrt(kappa) beside a square-root rate.
+
+    Args:
+        eps: at the old batch, not negative.
+        kappa: new batch / old batch, positive.
+        lr: eta at the old batch.
+        scaled_lr: eta' at the new batch, before any momentum factor.
+
+    Returns:
+        eps at the new batch.
+
+    Raises:
+        InputError: a value outside its range.
+
+    Example:
+        >>> scale_eps(1e-8, 4, lr=1e-3, scaled_lr=2e-3)
+        5e-09
+
+    References:
+        arXiv 2205.10287 (Malladi et al.).
+    """
+    old, ratio = finite("eps", eps, 0), finite("kappa", kappa, 0, open_low=True)
+    return old if lr == 0 or scaled_lr == ratio * lr else old * scaled_lr / (ratio * lr)

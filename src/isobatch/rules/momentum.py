@@ -1,0 +1,76 @@
+"""Heavy-ball momentum: a half-life in samples, or the number of steps that Goyal et al. keep."""
+
+from isobatch.rules.rule import Confidence, Rule
+from isobatch.units import finite
+
+SAMPLE_CLOCK = Rule(
+    "mu**kappa, lr*(1-mu**kappa)/(1-mu)",
+    "keeps the half-life of the buffer in samples and eta/(1-mu) per sample",
+    "derived",
+    Confidence.DERIVED,
+)
+KEPT = Rule(
+    "mu",
+    "kept per step: the same run only while kappa/(1-mu) steps are short against the run",
+    "arXiv 1706.02677",
+    Confidence.CONVENTION,
+)
+
+
+def scale_momentum(momentum: float, kappa: float) -> float:
+    """Momentum that keeps its half-life in samples: mu**kappa.
+
+    Only right together with `lr_factor`: mu**kappa beside a plain kappa*eta changes eta/(1-mu).
+
+    Args:
+        momentum: mu in [0, 1), PyTorch form without dampening.
+        kappa: new batch / old batch, positive.
+
+    Returns:
+        The momentum at the new batch.
+
+    Raises:
+        InputError: a value outside its range.
+
+    Example:
+        >>> round(scale_momentum(0.9, 4), 4)
+        0.6561
+    """
+    mu = finite("momentum", momentum, 0, 1 - 1e-12)
+    return mu ** finite("kappa", kappa, 0, open_low=True)
+
+
+def lr_factor(momentum: float, scaled: float) -> float:
+    """Factor on the learning rate that keeps eta/(1-mu) when the momentum changes: (1-mu')/(1-mu).
+
+    Args:
+        momentum: mu at the old batch, in [0, 1).
+        scaled: mu' at the new batch, in [0, 1).
+
+    Returns:
+        The factor beside the batch rule of the learning rate.
+
+    Example:
+        >>> round(lr_factor(0.9, 0.6561), 3)
+        3.439
+    """
+    return (1 - scaled) / (1 - momentum)
+
+
+def buffer_factor(momentum: float, scaled: float) -> float:
+    """Factor on SGD's momentum buffer when the momentum changes in mid-run: (1-mu)/(1-mu').
+
+    The buffer of a constant gradient g is g/(1-mu); this keeps it the buffer of the same g.
+
+    Args:
+        momentum: mu before the change, in [0, 1).
+        scaled: mu' after the change, in [0, 1).
+
+    Returns:
+        The factor on the buffer.
+
+    Example:
+        >>> round(buffer_factor(0.9, 0.6561), 4)
+        0.2908
+    """
+    return (1 - momentum) / (1 - scaled)
