@@ -1,0 +1,172 @@
+"""The face that every task wears: a function make(settings, seed) -> Run."""
+
+import importlib
+from collections.abc import Callable, Generator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from isobatch.errors import InputError
+from isobatch.plan import Recipe
+
+SHIPPED = {
+    "digits": "isobatch.tasks.digits:make",
+    "digits-cnn": "isobatch.tasks.digits:make_cnn",
+    "quadratic": "isobatch.tasks.quadratic:make",
+    "text": "isobatch.tasks.text:make",
+}
+
+
+class Samples(Sized, Protocol):
+    """Training samples: `len(samples)` and a batch for a tensor of indices."""
+
+    def __getitem__(self, indices: torch.Tensor, /) -> Any:
+        """Return the batch of the samples at `indices`, a tensor of int64."""
+        ...
+
+
+@dataclass
+class Run:
+    """One training run before its first step: data, model, loss and metric.
+
+    Args:
+        model: the weights to train, initialised from the seed.
+        samples: the training samples.
+        loss: (model, batch) -> mean loss over the batch, a scalar tensor with gradient.
+        metrics: (model) -> held-out metrics by name; "loss" is compared as a ratio, others in points.
+        facts: what belongs beside every result, such as the hash of a corpus.
+
+    Example:
+        >>> x = torch.arange(6.0)
+        >>> data = TensorSamples(x[:, None])
+        >>> run = Run(nn.Linear(1, 1), data, lambda net, batch: net(batch[0]).square().mean(), lambda net: {"loss": 1.0})
+        >>> float(run.step(run.samples[torch.tensor([0])])) >= 0
+        True
+    """
+
+    model: nn.Module
+    samples: Samples
+    loss: Callable[[nn.Module, Any], torch.Tensor]
+    metrics: Callable[[nn.Module], Mapping[str, float]]
+    facts: dict[str, str] = field(default_factory=dict)
+
+    def step(self, batch: Any) -> torch.Tensor:
+        """Return the mean loss of one (micro-)batch, ready for backward.
+
+        Args:
+            batch: what `samples[indices]` gave.
+
+        Returns:
+            A scalar tensor.
+        """
+        return self.loss(self.model, batch)
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the held-out metrics of the model's present weights.
+
+        Returns:
+            Metrics by name; the loop asks once with the raw and once with the averaged weights in place.
+        """
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                return {name: float(value) for name, value in self.metrics(self.model).items()}
+        finally:
+            self.model.train(training)
+
+
+Make = Callable[[Recipe, int], Run]
+
+
+class TensorSamples:
+    """Samples held as tensors with a common first dimension.
+
+    Args:
+        tensors: one tensor a field, all of the same length.
+
+    Raises:
+        InputError: no tensors, or lengths that differ.
+
+    Example:
+        >>> TensorSamples(torch.arange(4), torch.arange(4))[torch.tensor([1, 3])]
+        (tensor([1, 3]), tensor([1, 3]))
+    """
+
+    def __init__(self, *tensors: torch.Tensor):
+        if len({len(tensor) for tensor in tensors}) != 1:
+            raise InputError(f"tensors of lengths {[len(t) for t in tensors]} must share one first dimension")
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor[indices] for tensor in self.tensors)
+
+
+@contextmanager
+def seeded(seed: int) -> Generator[None]:
+    """Give the block its own random numbers, and leave everybody else's alone.
+
+    Args:
+        seed: of torch's generator inside the block.
+
+    Yields:
+        None.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def find(name: str) -> Make:
+    """Return the function that makes a task's runs.
+
+    Args:
+        name: a shipped task, or "my_pkg.mod:make".
+
+    Returns:
+        make(settings, seed) -> Run.
+
+    Raises:
+        InputError: no such task, or a module or function that cannot be imported.
+    """
+    target = SHIPPED.get(name, name)
+    module, colon, function = target.partition(":")
+    if not colon:
+        raise InputError(f'task={name!r} is not shipped ({", ".join(SHIPPED)}); your own is "my_pkg.mod:make"')
+    try:
+        make = getattr(importlib.import_module(module), function, None)
+    except ImportError as error:
+        raise InputError(f"task={name!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+    if not callable(make):
+        raise InputError(f"task={name!r}: {module} has no function {function!r}")
+    return make
+
+
+def make_run(settings: Recipe, seed: int) -> Run:
+    """Make a recipe's run: same seed, same initial weights.
+
+    Args:
+        settings: the recipe; its task, data_size and options are read.
+        seed: of the initial weights.
+
+    Returns:
+        The run before its first step.
+
+    Raises:
+        InputError: no task in the recipe, one that cannot be imported, or another data size than the recipe's.
+    """
+    if settings.task is None:
+        raise InputError('the recipe names no task; add task = "digits" or task = "my_pkg.mod:make"')
+    run = find(settings.task)(settings, seed)
+    if settings.data_size is not None and len(run.samples) != settings.data_size:
+        raise InputError(
+            f"data_size={settings.data_size} but task {settings.task!r} has {len(run.samples)} samples; "
+            "correct it in the recipe"
+        )
+    return run

@@ -1,0 +1,127 @@
+"""Text: the bytes of the running Python's own standard library, and a small transformer.
+
+The corpus is every `.py` file of the standard library (no tests, no site-packages) in sorted order; every tenth file
+is held out. It moves with the version of Python, so its hash stands beside every result.
+"""
+
+import hashlib
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from isobatch.errors import InputError
+from isobatch.plan import Recipe
+from isobatch.tasks.face import Run, TensorSamples, seeded
+
+WINDOWS, HELD_OUT_WINDOWS, CONTEXT = 8192, 256, 64
+_SKIP = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "ensurepip", "turtledemo"}
+
+
+@cache
+def corpus(context: int = CONTEXT) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """Return training windows, held-out windows and the hash of the corpus.
+
+    Args:
+        context: bytes that a window predicts.
+
+    Returns:
+        uint8 tensors of shapes (8192, context + 1) and (256, context + 1), and a SHA-256.
+
+    Raises:
+        InputError: a Python without its standard library's sources.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    files = sorted(p for p in root.rglob("*.py") if not _SKIP & set(p.relative_to(root).parts))
+    train = b"".join(p.read_bytes() for i, p in enumerate(files) if i % 10)
+    held = b"".join(p.read_bytes() for i, p in enumerate(files) if i % 10 == 0)
+    if min(len(train) // WINDOWS, len(held) // HELD_OUT_WINDOWS) <= context:
+        raise InputError(f"{root} holds {len(train)} bytes of .py files, too few for {WINDOWS} windows of {context}")
+    digest = hashlib.sha256(train + held).hexdigest()
+    return _windows(train, WINDOWS, context), _windows(held, HELD_OUT_WINDOWS, context), digest
+
+
+def _windows(text: bytes, count: int, context: int) -> torch.Tensor:
+    stride = len(text) // count
+    data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    starts = torch.arange(count)[:, None] * stride
+    return data[starts + torch.arange(context + 1)]
+
+
+class Transformer(nn.Module):
+    """Causal transformer over bytes with pre-norm blocks.
+
+    Args:
+        width: of the residual stream.
+        layers: blocks.
+        context: longest window.
+        heads: attention heads.
+    """
+
+    def __init__(self, width: int = 48, layers: int = 2, context: int = CONTEXT, heads: int = 4):
+        super().__init__()
+        self.embed = nn.Embedding(256, width)
+        self.position = nn.Parameter(torch.randn(context, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 256)
+        nn.init.normal_(self.embed.weight, std=0.02)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return logits of shape (batch, time, 256) for bytes of shape (batch, time)."""
+        x = self.embed(tokens) + self.position[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a layer norm and beside the residual stream.
+
+    Args:
+        width: of the residual stream.
+        heads: attention heads.
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x plus attention and MLP, shape (batch, time, width)."""
+        batch, time, width = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(batch, time, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(seen.transpose(1, 2).reshape(batch, time, width))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+def make(settings: Recipe, seed: int) -> Run:
+    """Make a run of a byte transformer on the standard library.
+
+    Args:
+        settings: the recipe; options.width (48) and options.layers (2) set the model.
+        seed: of the initial weights.
+
+    Returns:
+        The run; one sample is one window of 64 bytes.
+    """
+    train, held, digest = corpus()
+    with seeded(seed):
+        model = Transformer(int(settings.options.get("width", 48)), int(settings.options.get("layers", 2)))
+    held_tokens = held.long()
+
+    def loss(net: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        tokens = batch[0].long()
+        return F.cross_entropy(net(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+    def metrics(net: nn.Module) -> dict[str, float]:
+        return {"loss": float(loss(net, (held_tokens,)))}
+
+    return Run(model, TensorSamples(train), loss, metrics, {"corpus_sha256": digest})
