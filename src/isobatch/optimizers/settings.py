@@ -1,0 +1,147 @@
+"""The one place that writes per-step numbers into an optimizer's parameter groups, keeping each group's ratios."""
+
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from isobatch.errors import InputError
+from isobatch.units import finite
+
+_RATIOS = {"lr": "lr_ratio", "weight_decay": "weight_decay_ratio"}
+
+
+def bind(optimizer: Optimizer, *, lr: float | None = None, weight_decay: float | None = None) -> None:
+    """Store in each parameter group its ratio to the base lr and weight decay, once.
+
+    ratio = group value / base. A group that already has `lr_ratio` or `weight_decay_ratio` keeps it, so binding again
+    is harmless. The ratios are plain numbers in the groups, so they travel with `state_dict`. Beside a base weight
+    decay of 0 a group without decay gets ratio 1; give it `weight_decay_ratio=0.0` where a later decay must spare it.
+
+    Args:
+        optimizer: any torch optimizer.
+        lr: base learning rate; None takes the optimizer's default.
+        weight_decay: base weight decay; None takes the optimizer's default.
+
+    Raises:
+        InputError: a base that gives no ratio (lr of 0, or a group with decay beside a base of 0).
+
+    Example:
+        >>> a, b = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
+        >>> optimizer = torch.optim.SGD([{"params": [a]}, {"params": [b], "lr": 0.05}], lr=0.1)
+        >>> bind(optimizer)
+        >>> write_settings(optimizer, lr=0.4)
+        >>> [group["lr"] for group in optimizer.param_groups]
+        [0.4, 0.2]
+    """
+    bases = {"lr": lr, "weight_decay": weight_decay}
+    ratios: list[dict[str, float]] = []
+    for index, group in enumerate(optimizer.param_groups):
+        ratios.append({})
+        for key, given in bases.items():
+            if key not in group or _RATIOS[key] in group:
+                continue
+            base = float(optimizer.defaults[key] if given is None else given)
+            value = float(group[key])
+            if base == 0 and (key == "lr" or value != 0):
+                raise InputError(
+                    f"group {index} has {key}={value:g} beside a base of 0: no ratio; "
+                    f"give bind a base {key} > 0, or the group its own {_RATIOS[key]}"
+                )
+            ratios[index][_RATIOS[key]] = 1.0 if value == base else value / base
+    for index, group in enumerate(optimizer.param_groups):
+        group.update(ratios[index])
+
+
+def write_settings(
+    optimizer: Optimizer,
+    *,
+    lr: float | None = None,
+    betas: tuple[float, float] | None = None,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
+    eps: float | None = None,
+) -> None:
+    """Write the numbers of the coming step into every parameter group; all or nothing.
+
+    lr and weight_decay are multiplied by each group's ratio (see `bind`). None leaves a number as it is. rmsprop keeps
+    betas[1] under the name alpha.
+
+    Args:
+        optimizer: an optimizer from `build`, or one that `bind` has seen.
+        lr: base learning rate of this step.
+        betas: decays of this step.
+        momentum: momentum of this step.
+        weight_decay: base weight decay of this step.
+        eps: epsilon of this step.
+
+    Raises:
+        InputError: a number out of range, one that the optimizer does not read, or a group that was never bound.
+
+    Example:
+        >>> optimizer = torch.optim.RMSprop([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+        >>> bind(optimizer)
+        >>> write_settings(optimizer, betas=(0.0, 0.5))
+        >>> optimizer.param_groups[0]["alpha"]
+        0.5
+    """
+    numbers: dict[str, Any] = {}
+    if lr is not None:
+        numbers["lr"] = finite("lr", lr, 0)
+    if weight_decay is not None:
+        numbers["weight_decay"] = finite("weight_decay", weight_decay, 0)
+    if eps is not None:
+        numbers["eps"] = finite("eps", eps, 0)
+    if momentum is not None:
+        numbers["momentum"] = decay("momentum", momentum)
+    if betas is not None:
+        numbers["betas"] = (decay("betas[0]", betas[0]), decay("betas[1]", betas[1]))
+    writes = [_writes(optimizer, index, group, numbers) for index, group in enumerate(optimizer.param_groups)]
+    for index, group in enumerate(optimizer.param_groups):
+        for key, value in writes[index].items():
+            if isinstance(group[key], torch.Tensor):
+                group[key].fill_(value)
+            else:
+                group[key] = value
+
+
+def _writes(optimizer: Optimizer, index: int, group: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return what one group gets, or refuse it; nothing is written here."""
+    result: dict[str, Any] = {}
+    for name, value in numbers.items():
+        key = "alpha" if name == "betas" and "alpha" in group else name
+        if key not in group:
+            raise InputError(
+                f"{name}={value} cannot be written: {type(optimizer).__name__} has no {name}; leave it out"
+            )
+        ratio = _RATIOS.get(name)
+        if ratio is not None and ratio not in group:
+            raise InputError(f"parameter group {index} was never bound; call isobatch.optimizers.bind(optimizer) first")
+        if key == "alpha":
+            result[key] = value[1]
+        else:
+            result[key] = value if ratio is None else value * group[ratio]
+    return result
+
+
+def decay(name: str, value: float) -> float:
+    """Return a decay in [0, 1), or refuse it.
+
+    Args:
+        name: what the decay is, for the message.
+        value: the decay of one update.
+
+    Returns:
+        The decay as a float.
+
+    Raises:
+        InputError: not a number in [0, 1).
+
+    Example:
+        >>> decay("momentum", 0.9)
+        0.9
+    """
+    number = finite(name, value, 0, 1)
+    if number == 1:
+        raise InputError(f"{name}=1 never takes in anything new; it must be in [0, 1)")
+    return number

@@ -1,0 +1,133 @@
+import copy
+
+import pytest
+import torch
+
+from isobatch.errors import InputError
+from isobatch.optimizers import CATALOGUE, bind, build, write_settings
+
+
+def two_groups():
+    return [
+        {"params": [torch.nn.Parameter(torch.ones(2))]},
+        {"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.01, "weight_decay": 0.0},
+    ]
+
+
+def test_every_row_builds_steps_and_takes_its_own_settings():
+    values = {"lr": 0.3, "betas": (0.5, 0.6), "momentum": 0.7, "weight_decay": 0.2, "eps": 1e-4}
+    for name, row in CATALOGUE.items():
+        optimizer = build(name, two_groups(), lr=0.1, weight_decay=0.1, reference_batch=4)
+        write_settings(optimizer, **{key: values[key] for key in row.settings})
+        first, second = optimizer.param_groups
+        assert first["lr"] == pytest.approx(0.3)
+        assert second["lr"] == pytest.approx(0.03)
+        assert first["weight_decay"] == pytest.approx(0.2)
+        assert second["weight_decay"] == 0
+        assert type(optimizer).__name__.lower().removeprefix("invariant") == name.removeprefix("invariant_")
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+def test_build_is_the_stock_optimizer(name):
+    stock = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+        "adam": lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1),
+        "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1),
+        "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.1, alpha=0.9, eps=1e-3, weight_decay=0.1, momentum=0.5),
+    }[name]
+    momentum = {"sgd": 0.9, "rmsprop": 0.5}.get(name, 0.0)
+    mine, theirs = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    ours = build(
+        name,
+        [mine],
+        lr=0.1,
+        momentum=momentum,
+        nesterov=name == "sgd",
+        betas=(0.8, 0.9),
+        eps=1e-3,
+        weight_decay=0.1,
+    )
+    other = stock([theirs])
+    for value in (1.0, -2.0, 0.5):
+        mine.grad = torch.full((3,), value)
+        theirs.grad = torch.full((3,), value)
+        ours.step()
+        other.step()
+    assert torch.allclose(mine, theirs, rtol=1e-6, atol=0)
+
+
+def test_ratios_survive_a_schedule_through_zero_and_the_state_dict():
+    optimizer = build("adamw", two_groups(), lr=0.1, weight_decay=0.1)
+    write_settings(optimizer, lr=0.0, weight_decay=0.0)
+    state = copy.deepcopy(optimizer.state_dict())
+    again = build("adamw", two_groups(), lr=0.5, weight_decay=0.5)
+    again.load_state_dict(state)
+    write_settings(again, lr=1.0, weight_decay=1.0)
+    assert [group["lr"] for group in again.param_groups] == pytest.approx([1.0, 0.1])
+    assert [group["weight_decay"] for group in again.param_groups] == [1.0, 0.0]
+
+
+def test_bind_takes_the_optimizers_defaults_and_never_twice():
+    optimizer = torch.optim.SGD(two_groups(), lr=0.1, weight_decay=0.1)
+    bind(optimizer)
+    write_settings(optimizer, lr=0.2)
+    bind(optimizer)
+    assert [group["lr_ratio"] for group in optimizer.param_groups] == pytest.approx([1.0, 0.1])
+
+
+def test_a_groups_own_ratio_wins_over_a_base_of_zero():
+    groups = two_groups()
+    groups[1]["weight_decay_ratio"] = 0.0
+    optimizer = build("sgd", groups, lr=0.1)
+    write_settings(optimizer, weight_decay=0.3)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+
+
+def test_a_tensor_lr_is_filled_in_place():
+    rate = torch.tensor(0.1)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=rate, foreach=False)
+    bind(optimizer)
+    write_settings(optimizer, lr=0.4)
+    assert float(rate) == pytest.approx(0.4)
+
+
+def test_nothing_is_written_when_one_group_refuses():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    bind(optimizer)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
+    with pytest.raises(InputError, match="group 1 was never bound"):
+        write_settings(optimizer, lr=0.4)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "adamx"}, "'adamx' is not known; choose one of sgd, adam"),
+        ({"coupled": True}, "'adamw' has decoupled weight decay, not L2; L2 decay: sgd, adam"),
+        ({"lr": 0.0}, "lr=0 must be in"),
+        ({"lr": float("nan")}, "must be finite"),
+        ({"betas": (0.9, 1.0)}, r"betas\[1\]=1 never takes in"),
+        ({"betas": (-0.1, 0.9)}, r"betas\[0\]=-0.1 must be in"),
+        ({"momentum": 0.9}, "momentum=0.9 has no meaning for optimizer='adamw'"),
+        ({"nesterov": True}, "nesterov=True needs"),
+        ({"weight_decay": -1.0}, "weight_decay=-1 must be in"),
+    ],
+)
+def test_build_refuses(change, message):
+    arguments = {"name": "adamw", "params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.1, **change}
+    with pytest.raises(InputError, match=message):
+        build(**arguments)
+
+
+def test_decay_beside_a_base_of_zero_is_refused():
+    group = {"params": [torch.nn.Parameter(torch.ones(1))], "weight_decay": 0.1}
+    with pytest.raises(InputError, match=r"group 0 has weight_decay=0\.1 beside a base of 0"):
+        build("sgd", [group], lr=0.1)
+
+
+@pytest.mark.parametrize("setting", [{"betas": (0.5, 0.5)}, {"eps": 1e-3}])
+def test_a_setting_that_the_optimizer_lacks_is_refused(setting):
+    optimizer = build("sgd", [torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    with pytest.raises(InputError, match="SGD has no"):
+        write_settings(optimizer, **setting)
