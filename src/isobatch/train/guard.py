@@ -1,0 +1,85 @@
+"""The guard: one verdict per step, reached before anything moves, obeyed by everything that would move."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import nn
+
+
+class Verdict(StrEnum):
+    """What happens to a step."""
+
+    APPLY = "apply"
+    SKIP = "skip"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict with its reason.
+
+    Args:
+        verdict: apply, skip or stop.
+        reason: empty for apply.
+        parameter: first parameter whose gradient is not finite.
+    """
+
+    verdict: Verdict
+    reason: str = ""
+    parameter: str | None = None
+
+
+_APPLY = Judgement(Verdict.APPLY)
+
+
+class Guard:
+    """Judge each step by its loss and its gradients.
+
+    Args:
+        patience: steps in a row that may be skipped before the run stops; 0 stops at the first.
+
+    Example:
+        >>> Guard().judge(float("nan"), nn.Linear(1, 1), skipped=0).verdict
+        <Verdict.STOP: 'stop'>
+    """
+
+    def __init__(self, patience: int = 0):
+        self.patience = patience
+
+    def judge(self, loss: float, model: nn.Module, skipped: int) -> Judgement:
+        """Return the verdict on a step whose gradients are complete.
+
+        Args:
+            loss: mean loss of the step.
+            model: holds the gradients.
+            skipped: steps skipped in a row just before this one.
+
+        Returns:
+            The judgement.
+        """
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norms = torch._foreach_norm(gradients) if gradients else ()
+        total = float(torch.stack(norms).sum()) if norms else 0.0
+        if math.isfinite(loss) and math.isfinite(total):
+            return _APPLY
+        bad = first_bad_gradient(model)
+        what = f"loss is {loss}" if not math.isfinite(loss) else "a gradient is not finite"
+        reason = f"{what}; first bad gradient: {bad}" if bad else what
+        return Judgement(Verdict.SKIP if skipped < self.patience else Verdict.STOP, reason, bad)
+
+
+def first_bad_gradient(model: nn.Module) -> str | None:
+    """Return the name of the first parameter whose gradient is not finite.
+
+    Args:
+        model: holds the gradients.
+
+    Returns:
+        The name, None when all are finite.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            return name
+    return None
