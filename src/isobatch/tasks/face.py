@@ -42,7 +42,7 @@ class Run:
     Example:
         >>> x = torch.arange(6.0)
         >>> data = TensorSamples(x[:, None])
-        >>> run = Run(nn.Linear(1, 1), data, lambda net, batch: net(batch[0]).square().mean(), lambda net: {"loss": 1.0})
+        >>> run = Run(nn.Linear(1, 1), data, lambda net, b: net(b[0]).square().mean(), lambda net: {"loss": 1.0})
         >>> float(run.step(run.samples[torch.tensor([0])])) >= 0
         True
     """

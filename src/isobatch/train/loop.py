@@ -153,7 +153,7 @@ class Trainer:
         if self.recipe.optimizer.clip is not None:
             nn.utils.clip_grad_norm_(self.run.model.parameters(), self.recipe.optimizer.clip)
         lr = new.lr * self.schedule.mean(self.seen, self.seen + size)
-        write_settings(self.optimizer, lr=lr, **moments(self.recipe, new))
+        write(self.optimizer, self.recipe, new, lr)
         self.optimizer.step()
         if self.average is not None:
             schedule = self.average_schedule
@@ -167,24 +167,25 @@ class Trainer:
                 norm.momentum = settings.batch_norm
 
 
-def moments(recipe: Recipe, settings: Settings) -> dict[str, float | tuple[float, float]]:
-    """Return the numbers besides lr that the recipe's optimizer reads at each step.
+def write(optimizer: torch.optim.Optimizer, recipe: Recipe, settings: Settings, lr: float) -> None:
+    """Write the numbers of one step into the optimizer; it reads those that it has.
 
     Args:
+        optimizer: the recipe's optimizer.
         recipe: names the optimizer.
-        settings: its numbers at the batch of the step.
-
-    Returns:
-        Keyword arguments of `write_settings`.
+        settings: numbers at the batch of the step.
+        lr: learning rate of the step, the schedule's factor included.
     """
     family = rules.FAMILIES[recipe.optimizer.name]
-    values: dict[str, float | tuple[float, float]] = {"weight_decay": settings.weight_decay}
-    if "momentum" in family.moments:
-        values["momentum"] = settings.momentum
-    if family.adaptive:
-        values["eps"] = settings.eps
-        values["betas"] = (settings.betas[0], settings.alpha) if "alpha" in family.moments else settings.betas
-    return values
+    betas = (settings.betas[0], settings.alpha) if "alpha" in family.moments else settings.betas
+    write_settings(
+        optimizer,
+        lr=lr,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum if "momentum" in family.moments else None,
+        betas=betas if family.adaptive else None,
+        eps=settings.eps if family.adaptive else None,
+    )
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -202,7 +203,9 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """
     o = recipe.optimizer
     if o.coupling not in ("coupled", "decoupled"):
-        raise InputError(f"optimizer.decay={o.coupling!r} can be planned but not trained here; use coupled or decoupled")
+        raise InputError(
+            f"optimizer.decay={o.coupling!r} can be planned but not trained here; use coupled or decoupled"
+        )
     return build(
         o.name,
         model.parameters(),
@@ -229,9 +232,7 @@ def make_average(model: nn.Module, recipe: Recipe) -> ModelEMA | None:
     if recipe.ema is None:
         return None
     stair = recipe.staircase().stair
-    return ModelEMA(
-        model, half_life=recipe.half_life, batch_size=stair, kind=recipe.ema.kind, cadence=recipe.ema.every
-    )
+    return ModelEMA(model, half_life=recipe.half_life, batch_size=stair, kind=recipe.ema.kind, cadence=recipe.ema.every)
 
 
 def rescale_buffers(optimizer: torch.optim.Optimizer, factor: float) -> None:

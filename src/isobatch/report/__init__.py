@@ -1,0 +1,18 @@
+"""Reports: result.json, pictures, and one self-contained HTML page."""
+
+from isobatch.report.page import Section, render
+from isobatch.report.pictures import model_figure, overlay_figure, png
+from isobatch.report.store import dump, prepare, versions, write, write_result
+
+__all__ = [
+    "Section",
+    "dump",
+    "model_figure",
+    "overlay_figure",
+    "png",
+    "prepare",
+    "render",
+    "versions",
+    "write",
+    "write_result",
+]

@@ -1,0 +1,169 @@
+"""Pictures that people paste: overlays at matched samples, and the gap inside its margin."""
+
+import io
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+# Okabe and Ito's palette keeps its contrasts for colour-blind readers; line styles repeat the distinction.
+COLOURS = {
+    "reference": "#000000",
+    "plan": "#0072B2",
+    "lr-only": "#D55E00",
+    "ema-only": "#009E73",
+    "unscaled": "#CC79A7",
+}
+STYLES = {"reference": "-", "plan": "--", "lr-only": "-.", "ema-only": ":", "unscaled": (0, (5, 1, 1, 1, 1, 1))}
+_SPARE = ("#E69F00", "#56B4E9", "#999999", "#F0E442")
+_RC: dict[Any, Any] = {
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+}
+
+
+def colour(arm: str, index: int = 0) -> str:
+    """Return an arm's colour: the same one in every picture.
+
+    Args:
+        arm: name of the arm.
+        index: position, for arms without a colour of their own.
+
+    Returns:
+        A hex colour.
+    """
+    return COLOURS.get(arm, _SPARE[index % len(_SPARE)])
+
+
+def overlay_figure(data: dict[str, Any]) -> Figure:
+    """Draw the headline: averaged loss against samples and against steps, and the gap within its margin.
+
+    Args:
+        data: what `verify run` stores in result.json.
+
+    Returns:
+        A figure of three panels.
+    """
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(13.2, 4.5), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        model = data["headline"]
+        _overlay(left, data, model, steps=False)
+        _overlay(middle, data, model, steps=True)
+        _gaps(right, data, model)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=10.5, handlelength=3)
+        figure.suptitle(_title(data), fontsize=13, x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+def model_figure(data: dict[str, Any], model: str) -> Figure:
+    """Draw one model's overlay and gaps, side by side.
+
+    Args:
+        data: what `verify run` stores in result.json.
+        model: "average" or "raw".
+
+    Returns:
+        A figure of two panels.
+    """
+    with matplotlib.rc_context(_RC):
+        figure = Figure(figsize=(11, 4.3), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _overlay(left, data, model, steps=False)
+        _gaps(right, data, model)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=10.5, handlelength=3)
+    return figure
+
+
+def png(figure: Figure, dpi: int = 130) -> bytes:
+    """Return a figure as PNG.
+
+    Args:
+        figure: the figure.
+        dpi: dots per inch.
+
+    Returns:
+        Bytes.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    return buffer.getvalue()
+
+
+def _title(data: dict[str, Any]) -> str:
+    old, new = data["recipe"]["batch"]["size"], data["batch_size"]
+    task = data["recipe"].get("task", "the task")
+    return (
+        f"{task}: batch {old} to {new} (kappa = {data['kappa']:g}), {len(data['seeds'])} seeds: plan {data['verdict']}"
+    )
+
+
+def _values(data: dict[str, Any], arm: str, model: str) -> np.ndarray:
+    rows = [curve["values"][model][data["metric"]] for curve in data["curves"][arm] if curve["values"]]
+    return np.array([[np.nan if v is None else v for v in row] for row in rows], dtype=float)
+
+
+def _overlay(axes: Axes, data: dict[str, Any], model: str, *, steps: bool) -> None:
+    stops = np.array(data["stops"], dtype=float)
+    for index, arm in enumerate(data["curves"]):
+        values = _values(data, arm, model)
+        if not values.size:
+            continue
+        size = data["recipe"]["batch"]["size"] if arm == "reference" else data["batch_size"]
+        x = stops / size if steps else stops
+        keep = x > 0
+        shade, style = colour(arm, index), STYLES.get(arm, "--")
+        middle = values[:, keep].mean(0)
+        width = 3.2 if arm == "reference" else 2.0
+        axes.plot(x[keep], middle, color=shade, ls=style, lw=width, label=arm, alpha=0.45 if arm == "reference" else 1)
+        axes.fill_between(x[keep], values[:, keep].min(0), values[:, keep].max(0), color=shade, alpha=0.10, lw=0)
+    loss = data["metric"] == "loss"
+    if loss:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        low, high = axes.get_ylim()
+        ticks = [t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low <= t <= high]
+        axes.set_yticks(ticks or [low, high])
+    if steps:
+        axes.set_xscale("log")
+    name = "averaged" if model == "average" else "raw"
+    axes.set_title(f"against {'steps' if steps else data['unit']}")
+    axes.set_xlabel("optimizer steps (log)" if steps else f"{data['unit']} seen")
+    axes.set_ylabel(f"held-out {data['metric']}, {name} model")
+
+
+def _gaps(axes: Axes, data: dict[str, Any], model: str) -> None:
+    marks = np.array(data["marks"], dtype=float)
+    margin = np.array(data["arms"]["plan"][model]["margin"])
+    axes.fill_between(marks, -margin, margin, color="#56B4E9", alpha=0.22, lw=0)
+    axes.axhline(0, color="#000000", lw=0.8, alpha=0.5)
+    limit = 3 * float(margin.max())
+    off_scale = []
+    for index, (arm, models) in enumerate(data["arms"].items()):
+        test, shade = models[model], colour(arm, index)
+        mean, low, high = (np.array(test[key], dtype=float) for key in ("mean", "low", "high"))
+        if np.abs(mean).max() > limit:
+            off_scale.append(f"{arm} {mean[np.abs(mean).argmax()]:+.2f}")
+        axes.plot(marks, mean, color=shade, ls=STYLES.get(arm, "--"), lw=2, marker="o", ms=4)
+        axes.fill_between(marks, low, high, color=shade, alpha=0.25, lw=0)
+    axes.set_ylim(-limit, limit)
+    axes.set_title("gap to the reference")
+    axes.set_xlabel(f"{data['unit']} seen")
+    gap = "log loss" if data["metric"] == "loss" else data["metric"]
+    axes.set_ylabel(f"gap in {gap}, 90% interval")
+    axes.text(0.98, 0.03, "shaded: margin", transform=axes.transAxes, ha="right", color="#24607f", fontsize=9.5)
+    if off_scale:
+        text = "beyond the scale (worst gap):\n" + "\n".join(off_scale)
+        axes.text(0.03, 0.03, text, transform=axes.transAxes, fontsize=9.5, va="bottom")

@@ -1,0 +1,55 @@
+"""The arms of a comparison: the reference, the plan, and what goes wrong when a part of it is left out."""
+
+from isobatch.errors import InputError
+from isobatch.plan import Recipe
+from isobatch.units import decay_at
+
+ABLATIONS = ("lr-only", "ema-only", "unscaled")
+MEANING = {
+    "reference": "the recipe as it is",
+    "plan": "every number by the plan",
+    "lr-only": "optimizer by the plan, weight average left as it was",
+    "ema-only": "weight average by the plan, optimizer left as it was",
+    "unscaled": "nothing scaled but the schedule's samples",
+}
+
+
+def arms(recipe: Recipe, batch_size: int, ablate: tuple[str, ...] = ABLATIONS) -> dict[str, Recipe]:
+    """Return the recipes to train, by name; all see the same samples.
+
+    Args:
+        recipe: the reference.
+        batch_size: the batch of every other arm.
+        ablate: which ablations to train besides the plan.
+
+    Returns:
+        reference, plan and the ablations that differ from the plan.
+
+    Raises:
+        InputError: an unknown ablation, or a batch that the plan refuses.
+    """
+    unknown = [name for name in ablate if name not in ABLATIONS]
+    if unknown:
+        raise InputError(f"ablate={unknown[0]!r} must be among {', '.join(ABLATIONS)}")
+    plan = recipe.at(batch_size).recipe
+    made = {
+        "lr-only": _without(recipe, plan, average=True),
+        "ema-only": _without(recipe, plan, optimizer=True),
+        "unscaled": _without(recipe, plan, average=True, optimizer=True),
+    }
+    wanted = {name: made[name] for name in ABLATIONS if name in ablate}
+    if recipe.ema is None:
+        wanted = {name: arm for name, arm in wanted.items() if name == "unscaled"}
+    return {"reference": recipe, "plan": plan, **wanted}
+
+
+def _without(recipe: Recipe, plan: Recipe, *, average: bool = False, optimizer: bool = False) -> Recipe:
+    parts: dict[str, object] = {}
+    if optimizer:
+        parts["optimizer"] = recipe.optimizer
+    if average and recipe.ema is not None:
+        kept = recipe.ema.decay
+        if kept is None:
+            kept = decay_at(recipe.half_life, recipe.batch.size * recipe.ema.every)
+        parts["ema"] = recipe.ema.model_copy(update={"decay": kept, "half_life": None})
+    return plan.model_copy(update=parts)

@@ -1,0 +1,66 @@
+"""The largest kappa that is still SAME, by bisection over powers of two."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from isobatch.verify.comparison import Comparisons, judge
+from isobatch.verify.equivalence import Verdict
+from isobatch.verify.workers import Curve, Job, map_jobs, train_curve
+
+_STREAM = 1000
+
+
+@dataclass(frozen=True)
+class Largest:
+    """How far the plan holds.
+
+    Args:
+        kappa: largest kappa on the grid that is SAME; 1 when none is.
+        tried: kappa -> verdict of the plan for the headline model.
+        worst: kappa -> worst mean gap.
+    """
+
+    kappa: float
+    tried: dict[float, Verdict]
+    worst: dict[float, float]
+
+
+def largest_kappa(
+    result: Comparisons, *, workers: int | None = None, on_done: Callable[[Curve], None] | None = None
+) -> Largest:
+    """Bisect between the reference batch and the batch of a finished comparison, in factors of two.
+
+    The reference's curves are reused. Verdicts need not be monotone in kappa; bisection takes them to be.
+
+    Args:
+        result: a finished comparison, whose batch is the far end.
+        workers: processes, one a core unless given.
+        on_done: called with each finished curve.
+
+    Returns:
+        The largest kappa that is SAME, and what was tried.
+    """
+    base, far = result.recipe.batch.size, result.plan.recipe.batch.size
+    grid = [far]
+    while (far > base and grid[-1] > 2 * base) or (far < base and 2 * grid[-1] < base):
+        grid.append(grid[-1] // 2 if far > base else grid[-1] * 2)
+    grid.reverse()
+    end = result.table["plan"][result.headline]
+    tried, worst = {far / base: end.verdict}, {far / base: end.worst}
+    low, high = -1, len(grid) - 1
+    if end.verdict is Verdict.SAME:
+        return Largest(far / base, tried, worst)
+    while high - low > 1:
+        middle = (low + high) // 2
+        kappa = grid[middle] / base
+        plan = result.recipe.at(grid[middle]).recipe
+        jobs = [Job("plan", plan, seed, _STREAM + middle, result.stops) for seed in result.seeds]
+        curves = {
+            "reference": result.curves["reference"],
+            "plan": map_jobs(train_curve, jobs, workers=workers, on_done=on_done),
+        }
+        table, _, _ = judge(curves, result.marks, result.bases[result.headline], result.headline)
+        test = table["plan"][result.headline]
+        tried[kappa], worst[kappa] = test.verdict, test.worst
+        low, high = (middle, high) if test.verdict is Verdict.SAME else (low, middle)
+    return Largest(grid[low] / base if low >= 0 else 1.0, dict(sorted(tried.items())), dict(sorted(worst.items())))
