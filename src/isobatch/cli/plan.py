@@ -1,31 +1,46 @@
 """isobatch plan: every number to change, and why."""
 
-from pathlib import Path
-from typing import Annotated
+import argparse
+from typing import Any
 
-import typer
-
-from isobatch.errors import InputError
-from isobatch.plan import Recipe
+from isobatch.cli.options import add_recipe, say
 
 
-def plan(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (TOML).")],
-    batch_size: Annotated[int, typer.Option(help="New global batch, in the recipe's unit.")],
-    micro: Annotated[int | None, typer.Option(help="Samples per device and forward pass.")] = None,
-    devices: Annotated[int | None, typer.Option(help="Data-parallel devices.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table to paste.")] = False,
-) -> None:
-    """Print every number that changes with the batch: key, was, becomes, because, confidence."""
-    if json and markdown:
-        raise InputError("--json and --markdown exclude each other; give one")
-    made = Recipe.load(recipe).at(batch_size, micro=micro, devices=devices)
-    if json:
-        typer.echo(made.to_json())
-    elif markdown:
-        typer.echo(made.to_markdown())
+def add(commands: Any) -> None:
+    """Add the command.
+
+    Args:
+        commands: the sub-parsers.
+    """
+    text = "print every number that changes with the batch: key, was, becomes, why, confidence"
+    command = commands.add_parser("plan", help=text, description=text)
+    add_recipe(command)
+    command.add_argument("--micro", type=int, help="samples per device and forward pass")
+    command.add_argument("--devices", type=int, help="data-parallel devices")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON for programs")
+    form.add_argument("--markdown", action="store_true", help="print a Markdown table to paste")
+    command.set_defaults(call=plan)
+
+
+def plan(chosen: argparse.Namespace) -> int:
+    """Print a plan.
+
+    Args:
+        chosen: parsed arguments.
+
+    Returns:
+        0.
+    """
+    from isobatch.plan import Recipe
+
+    made = Recipe.load(chosen.recipe).at(chosen.batch_size, micro=chosen.micro, devices=chosen.devices)
+    if chosen.json:
+        say(made.to_json())
+    elif chosen.markdown:
+        say(made.to_markdown())
     else:
         from rich.console import Console
 
         Console().print(made)
+    return 0

@@ -1,13 +1,9 @@
 """isobatch verify: is it the same run?"""
 
-import re
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+import argparse
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from isobatch.cli.options import add_output, add_recipe, prepare, print_table, progress, say, seconds
 from isobatch.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,143 +11,116 @@ if TYPE_CHECKING:
     from isobatch.verify.search import Largest
 
 EXIT = {"SAME": 0, "UNDECIDED": 3, "DIFFERENT": 4}
-_BUDGET = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smh])$")
-
-app = typer.Typer(help="Is it the same run?", no_args_is_help=True)
-
-RecipeFile = Annotated[Path, typer.Argument(help="Recipe file (TOML) with a task.")]
-BatchSize = Annotated[int, typer.Option(help="Batch of the plan.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for result.json, pictures and report.html.")]
-Workers = Annotated[int | None, typer.Option(help="Processes; one a core unless given.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-@app.command("run")
-def run(
-    recipe: RecipeFile,
-    batch_size: BatchSize,
-    seeds: Annotated[int, typer.Option(help="Seeds per arm, at least 8; fixed before the run.")] = 10,
-    ablate: Annotated[str, typer.Option(help="Ablations, by comma: lr-only,ema-only,unscaled; or none.")] = "all",
-    budget: Annotated[str | None, typer.Option(help="Do not start if it would take longer: 90s, 10m, 2h.")] = None,
-    margin: Annotated[float | None, typer.Option(help="Margin of the headline model; 0.03 averaged, 0.10 raw.")] = None,
-    max_kappa: Annotated[bool, typer.Option("--max-kappa", help="Find the largest kappa that is SAME.")] = False,
-    expect: Annotated[str | None, typer.Option(help='Fail unless these verdicts hold: "plan=SAME,...".')] = None,
-    workers: Workers = None,
-    out: Out = None,
-    json: Json = False,
-) -> None:
-    """Train reference, plan and ablations over several seeds; say SAME, DIFFERENT or UNDECIDED."""
+def add(commands: Any) -> None:
+    """Add the commands.
+
+    Args:
+        commands: the sub-parsers.
+    """
+    verify = commands.add_parser("verify", help="is it the same run?", description="Is it the same run?")
+    levels = verify.add_subparsers(required=True, metavar="LEVEL")
+    text = "train reference, plan and ablations over several seeds; say SAME, DIFFERENT or UNDECIDED"
+    command = levels.add_parser("run", help=text, description=text)
+    add_recipe(command)
+    command.add_argument("--seeds", type=int, default=10, help="seeds per arm, at least 8, fixed before the run (10)")
+    command.add_argument("--ablate", default="all", help="lr-only,ema-only,unscaled by comma; all or none (all)")
+    command.add_argument("--budget", help="do not start if it would take longer: 90s, 10m, 2h")
+    command.add_argument("--margin", type=float, help="margin of the headline model (0.03 averaged, 0.10 raw)")
+    command.add_argument("--max-kappa", action="store_true", help="find the largest kappa that is SAME")
+    command.add_argument("--expect", help='fail with 4 unless these verdicts hold: "plan=SAME,unscaled=DIFFERENT"')
+    add_output(command)
+    command.set_defaults(call=run)
+    text = "how often does the test say SAME or DIFFERENT when the truth is planted?"
+    command = levels.add_parser("characteristic", help=text, description=text)
+    add_recipe(command)
+    command.add_argument("--seeds", type=int, default=40, help="seeds per arm, at least four times --sample (40)")
+    command.add_argument("--sample", type=int, default=10, help="seeds per simulated verdict (10)")
+    add_output(command)
+    command.set_defaults(call=characteristic)
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Train the arms and print their verdicts.
+
+    Args:
+        chosen: parsed arguments.
+
+    Returns:
+        0 SAME, 3 UNDECIDED, 4 DIFFERENT; with --expect 0 or 4.
+    """
+    from isobatch import verify
     from isobatch.plan import Recipe
-    from isobatch.verify import ABLATIONS
-    from isobatch.verify import run as compare
 
-    loaded, wanted = Recipe.load(recipe), _expectations(expect)
-    folder = _prepare(out)
-    chosen = ABLATIONS if ablate == "all" else tuple(a for a in ablate.split(",") if a and a != "none")
-    with progress(json) as (estimated, done):
-        result = compare(
-            loaded,
-            batch_size,
-            seeds=seeds,
-            ablate=chosen,
-            margin=margin,
-            budget=_seconds(budget),
-            workers=workers,
+    recipe, wanted = Recipe.load(chosen.recipe), _expectations(chosen.expect)
+    folder, budget = prepare(chosen.out), seconds(chosen.budget)
+    ablate = verify.ABLATIONS if chosen.ablate == "all" else tuple(chosen.ablate.replace("none", "").split(","))
+    with progress(chosen.json) as (estimated, done):
+        result = verify.run(
+            recipe,
+            chosen.batch_size,
+            seeds=chosen.seeds,
+            ablate=tuple(filter(None, ablate)),
+            margin=chosen.margin,
+            budget=budget,
+            workers=chosen.workers,
             on_estimate=estimated,
             on_done=done,
         )
     largest = None
-    if max_kappa:
+    if chosen.max_kappa:
         from isobatch.verify.search import largest_kappa
 
-        with progress(json) as (_, done):
-            largest = largest_kappa(result, workers=workers, on_done=done)
+        with progress(chosen.json) as (_, done):
+            largest = largest_kappa(result, workers=chosen.workers, on_done=done)
     data = _data(result, largest)
+    files = []
     if folder is not None:
         from isobatch.verify.story import write_report
 
         files = write_report(folder, data)
-    if json:
+    if chosen.json:
         from isobatch.report import dump
 
-        typer.echo(dump(data), nl=False)
+        say(dump(data).rstrip())
     else:
         _print(data)
-        if folder is not None:
-            typer.echo("written: " + ", ".join(str(file) for file in files))
-    raise typer.Exit(_code(data["verdicts"], wanted))
+        say(f"written: {', '.join(map(str, files))}" if files else "no files written; --out DIR keeps a report")
+    return _code(data["verdicts"], wanted)
 
 
-@app.command("characteristic")
-def characteristic(
-    recipe: RecipeFile,
-    batch_size: BatchSize,
-    seeds: Annotated[int, typer.Option(help="Seeds per arm, at least 40.")] = 40,
-    sample: Annotated[int, typer.Option(help="Seeds per simulated verdict.")] = 10,
-    workers: Workers = None,
-    out: Out = None,
-    json: Json = False,
-) -> None:
-    """How often does the test say SAME or DIFFERENT when the truth is planted?"""
+def characteristic(chosen: argparse.Namespace) -> int:
+    """Measure the operating characteristic of the test.
+
+    Args:
+        chosen: parsed arguments.
+
+    Returns:
+        0.
+    """
     from isobatch.plan import Recipe
     from isobatch.report import dump, write_result
     from isobatch.verify.characteristic import measure, table
 
-    folder = _prepare(out)
-    with progress(json) as (estimated, done):
+    recipe, folder = Recipe.load(chosen.recipe), prepare(chosen.out)
+    with progress(chosen.json) as (estimated, done):
         data = measure(
-            Recipe.load(recipe),
-            batch_size,
-            seeds=seeds,
-            sample=sample,
-            workers=workers,
+            recipe,
+            chosen.batch_size,
+            seeds=chosen.seeds,
+            sample=chosen.sample,
+            workers=chosen.workers,
             on_estimate=estimated,
             on_done=done,
         )
     if folder is not None:
         write_result(folder, data)
-    if json:
-        typer.echo(dump(data), nl=False)
+    if chosen.json:
+        say(dump(data).rstrip())
     else:
-        _table(f"verdicts of {sample} seeds drawn from {seeds}", table(data))
-
-
-@contextmanager
-def progress(quiet: bool) -> Generator[tuple[Callable[[float, int], None], Callable[[Any], None]]]:
-    """Show a bar on stderr while runs are trained.
-
-    Args:
-        quiet: show nothing.
-
-    Yields:
-        A function for the estimate and one for each finished run.
-    """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True, quiet=quiet)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("training runs", total=None)
-
-        def estimated(seconds: float, runs: int) -> None:
-            console.print(f"estimated {seconds / 60:.1f} minutes for {runs} runs")
-            bar.update(task, total=runs)
-
-        yield estimated, lambda _: bar.advance(task)
+        print_table(f"verdicts of {chosen.sample} seeds drawn from {chosen.seeds}", table(data))
+    return 0
 
 
 def _data(result: "Comparisons", largest: "Largest | None") -> dict[str, Any]:
@@ -168,41 +137,14 @@ def _print(data: dict[str, Any]) -> None:
     from isobatch.verify.story import verdict_table
 
     model = "averaged" if data["headline"] == "average" else "raw"
-    _table(f"kappa = {data['kappa']:g}, {len(data['seeds'])} seeds, {data['seconds']:g} s", verdict_table(data))
-    typer.echo(f"plan: {data['verdict']} ({model} model)")
+    title = f"kappa = {data['kappa']:g}, {len(data['seeds'])} seeds, {data['seconds']:g} s"
+    print_table(title, verdict_table(data))
+    say(f"plan: {data['verdict']} ({model} model)")
     for action in data["next"]:
-        typer.echo(f"  - {action}")
+        say(f"  - {action}")
     if "max_kappa" in data:
         tried = ", ".join(f"{k}: {v['verdict']}" for k, v in data["max_kappa"]["tried"].items())
-        typer.echo(f"largest kappa that is SAME: {data['max_kappa']['kappa']:g} (to a factor of 2; tried {tried})")
-
-
-def _table(title: str, rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    styles = {"SAME": "green", "DIFFERENT": "red", "UNDECIDED": "yellow"}
-    table = Table(*rows[0], title=title, title_style="bold")
-    for row in rows[1:]:
-        table.add_row(*(f"[{styles[cell]}]{cell}[/]" if cell in styles else cell for cell in row))
-    Console().print(table)
-
-
-def _prepare(out: Path | None) -> Path | None:
-    if out is None:
-        return None
-    from isobatch.report import prepare
-
-    return prepare(out)
-
-
-def _seconds(budget: str | None) -> float | None:
-    if budget is None:
-        return None
-    match = _BUDGET.match(budget)
-    if match is None:
-        raise InputError(f"--budget {budget!r} must be a number and s, m or h, such as 10m")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+        say(f"largest kappa that is SAME: {data['max_kappa']['kappa']:g} (to a factor of 2; tried {tried})")
 
 
 def _expectations(expect: str | None) -> dict[str, str]:
@@ -213,11 +155,11 @@ def _expectations(expect: str | None) -> dict[str, str]:
 
 
 def _code(verdicts: dict[str, str], wanted: dict[str, str]) -> int:
-    wrong = [
-        f"{arm} is {verdicts.get(arm, 'missing')}, expected {v}" for arm, v in wanted.items() if verdicts.get(arm) != v
-    ]
-    for line in wrong:
-        typer.echo(f"isobatch: {line}", err=True)
+    from sys import stderr
+
+    wrong = {arm: verdict for arm, verdict in wanted.items() if verdicts.get(arm) != verdict}
+    for arm, verdict in wrong.items():
+        stderr.write(f"isobatch: {arm} is {verdicts.get(arm, 'not trained')}, expected {verdict}\n")
     if wanted:
         return EXIT["DIFFERENT"] if wrong else 0
     return EXIT[verdicts["plan"]]

@@ -86,7 +86,7 @@ class TensorSamples:
     """Samples held as tensors with a common first dimension.
 
     Args:
-        tensors: one tensor a field, all of the same length.
+        *tensors: one tensor a field, all of the same length.
 
     Raises:
         InputError: no tensors, or lengths that differ.

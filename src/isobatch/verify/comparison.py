@@ -74,7 +74,7 @@ def stops_for(length: int, *batches: int) -> tuple[tuple[int, ...], tuple[int, .
 
     Args:
         length: samples of the run.
-        batches: batches of the arms.
+        *batches: batches of the arms.
 
     Returns:
         Stops in samples, and the indices of the ten marks among them.

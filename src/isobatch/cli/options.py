@@ -1,0 +1,132 @@
+"""What several commands share: options, progress, tables."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from isobatch.errors import InputError
+
+STYLES = {"SAME": "green", "DIFFERENT": "red", "UNDECIDED": "yellow"}
+_BUDGET = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smh])$")
+
+
+def add_recipe(command: argparse.ArgumentParser) -> None:
+    """Add the recipe file and the batch size.
+
+    Args:
+        command: the command's parser.
+    """
+    command.add_argument("recipe", type=Path, help="recipe file (TOML)")
+    command.add_argument("--batch-size", type=int, required=True, help="new global batch, in the recipe's unit")
+
+
+def add_output(command: argparse.ArgumentParser) -> None:
+    """Add where results go and how they look.
+
+    Args:
+        command: the command's parser.
+    """
+    command.add_argument("--workers", type=int, help="processes; one a core unless given")
+    command.add_argument("--out", type=Path, help="folder for result.json, pictures and pages")
+    command.add_argument("--json", action="store_true", help="print JSON for programs")
+
+
+def prepare(out: Path | None) -> Path | None:
+    """Make the output folder and prove that it can be written, before any work.
+
+    Args:
+        out: the folder, or None.
+
+    Returns:
+        The folder, or None.
+    """
+    if out is None:
+        return None
+    from isobatch.report import prepare as make
+
+    return make(out)
+
+
+def seconds(budget: str | None) -> float | None:
+    """Return a time such as 10m in seconds.
+
+    Args:
+        budget: number and s, m or h; None for none.
+
+    Returns:
+        Seconds, or None.
+
+    Raises:
+        InputError: not a time.
+
+    Example:
+        >>> seconds("10m")
+        600.0
+    """
+    if budget is None:
+        return None
+    match = _BUDGET.match(budget)
+    if match is None:
+        raise InputError(f"--budget {budget!r} must be a number and s, m or h, such as 10m")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+@contextmanager
+def progress(quiet: bool) -> Generator[tuple[Callable[[float, int], None], Callable[[Any], None]]]:
+    """Show a bar on stderr while runs are trained.
+
+    Args:
+        quiet: show nothing.
+
+    Yields:
+        A function for the estimate and one for each finished run.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True, quiet=quiet)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as bar:
+        task = bar.add_task("training runs", total=None)
+
+        def estimated(time: float, runs: int) -> None:
+            console.print(f"estimated {time / 60:.1f} minutes for {runs} runs")
+            bar.update(task, total=runs)
+
+        yield estimated, lambda _: bar.advance(task)
+
+
+def print_table(title: str, rows: list[list[str]]) -> None:
+    """Print rows of cells as a table, verdicts in colour.
+
+    Args:
+        title: above the table.
+        rows: the first one is the header.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0], title=title, title_style="bold")
+    for row in rows[1:]:
+        table.add_row(*(f"[{STYLES[cell]}]{cell}[/]" if cell in STYLES else cell for cell in row))
+    Console().print(table)
+
+
+def say(text: str) -> None:
+    """Print a line for people or programs.
+
+    Args:
+        text: the line, without its end.
+    """
+    sys.stdout.write(text + "\n")
