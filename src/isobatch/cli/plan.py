@@ -17,6 +17,8 @@ def add(commands: Any) -> None:
     add_recipe(command)
     command.add_argument("--micro", type=int, help="samples per device and forward pass")
     command.add_argument("--devices", type=int, help="data-parallel devices")
+    command.add_argument("--noise-scale", type=float, help="gradient noise scale in samples, for the Adam family")
+    command.add_argument("--optimizer", choices=["invariant"], help="plan for the batch-size invariant form")
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON for programs")
     form.add_argument("--markdown", action="store_true", help="print a Markdown table to paste")
@@ -34,7 +36,13 @@ def plan(chosen: argparse.Namespace) -> int:
     """
     from isobatch.plan import Recipe
 
-    made = Recipe.load(chosen.recipe).at(chosen.batch_size, micro=chosen.micro, devices=chosen.devices)
+    made = Recipe.load(chosen.recipe).at(
+        chosen.batch_size,
+        micro=chosen.micro,
+        devices=chosen.devices,
+        noise_scale=chosen.noise_scale,
+        optimizer=chosen.optimizer,
+    )
     if chosen.json:
         say(made.to_json())
     elif chosen.markdown:

@@ -48,9 +48,17 @@ def cautions(recipe: Recipe, after: Recipe, old: Settings, new: Settings, kappa:
             f"the learning-rate rule of {recipe.optimizer.name} is what recipes do, not what theory says; verify it"
         )
         yield PlanWarning("rule is only a convention", message, "convention")
-    if family.adaptive and recipe.rules.lr in ("auto", "sqrt"):
-        message = "early in training, on small data or at a large batch the square root is too small; verify it"
+    if family.adaptive and not family.invariant and recipe.rules.lr in ("auto", "sqrt"):
+        message = (
+            "early in training, on small data or at a large batch it is too small; give --noise-scale, verify it, or "
+            "use --optimizer invariant, which assumes nothing"
+        )
         yield PlanWarning("square root needs noise to dominate v", message, "arXiv 2205.10287, 2402.18824")
+    share = recipe.rules.noise_share
+    if recipe.rules.lr == "noise-aware" and share is not None and rules.recommend(kappa, share) == "invariant":
+        message = "one learning rate for all coordinates mends only part of it; use --optimizer invariant"
+        error = rules.drift_error(kappa, share)
+        yield PlanWarning(f"the square root would drift by {error:+.0%}", message, "derived; arXiv 2402.18824")
     if recipe.optimizer.clip is not None:
         message = "the clipping norm is kept because no rule is known; fewer steps clip as the batch grows"
         yield PlanWarning("gradient clipping", message, "unknown")

@@ -63,6 +63,7 @@ class Optimizer(Part):
         decay: how lambda is coupled: decoupled, coupled, independent or trust-ratio; the optimizer's own unless given.
         clip: largest norm of the global gradient.
         lr_limit: largest stable lr/(1-momentum), where you have measured it.
+        reference_batch: batch whose second moment the invariant forms keep; batch.size unless given.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Optimizer(Part):
     decay: Literal["decoupled", "coupled", "independent", "trust-ratio"] | None = None
     clip: float | None = Field(default=None, gt=0)
     lr_limit: float | None = Field(default=None, gt=0)
+    reference_batch: StrictInt | None = Field(default=None, ge=1)
 
     @field_validator("name")
     @classmethod
@@ -96,6 +98,8 @@ class Optimizer(Part):
             raise ValueError("optimizer.nesterov needs momentum > 0; set momentum or drop nesterov")
         if self.momentum and "momentum" not in FAMILIES[self.name].moments:
             raise ValueError(f"optimizer.momentum={self.momentum:g} has no meaning for {self.name}; remove it")
+        if self.reference_batch is not None and not FAMILIES[self.name].invariant:
+            raise ValueError(f"optimizer.reference_batch has no meaning for {self.name}; use invariant-{self.name}")
         return self
 
     @property

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 _MEAN = Rule("samples kept", "indexed by samples, through its mean over each step", "derived", Confidence.DERIVED)
 
 
-def make_plan(recipe: Recipe, batch_size: int, *, micro: int | None = None, devices: int | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    batch_size: int,
+    *,
+    micro: int | None = None,
+    devices: int | None = None,
+    noise_scale: float | None = None,
+    optimizer: str | None = None,
+) -> Plan:
     """Plan the same run at another global batch.
 
     Args:
@@ -32,6 +40,8 @@ def make_plan(recipe: Recipe, batch_size: int, *, micro: int | None = None, devi
         batch_size: the new global batch.
         micro: samples per device and forward pass at the new batch.
         devices: data-parallel devices at the new batch.
+        noise_scale: gradient noise scale in samples, for the Adam family.
+        optimizer: "invariant" for the invariant form of the recipe's optimizer.
 
     Returns:
         The plan; its row 0 keeps the batch.
@@ -39,15 +49,67 @@ def make_plan(recipe: Recipe, batch_size: int, *, micro: int | None = None, devi
     Raises:
         InputError: a batch that is not a positive whole number, does not divide, or is beyond a rule's domain.
     """
-    size = whole("batch size", batch_size)
+    size, asked = whole("batch size", batch_size), recipe.optimizer.name
+    if optimizer is not None:
+        recipe = invariant(recipe, optimizer)
+    if noise_scale is not None:
+        recipe = with_noise(recipe, noise_scale)
     batch = recipe.batch.model_dump() | {"size": size}
     batch |= {"micro": micro or recipe.batch.micro, "devices": devices or recipe.batch.devices}
     scaled_batch = _batch(recipe, batch)
     old, new = base(recipe), scaled(recipe, size, scaled_batch.per_device)
     kappa = size / recipe.batch.size
     after = write(recipe, new, scaled_batch)
-    rows = (_keep(recipe, size), *_rows(recipe, after, old, new, kappa))
+    rows = (_keep(recipe, size), *_name_row(recipe, asked), *_rows(recipe, after, old, new, kappa))
     return Plan(kappa, rows, tuple(cautions(recipe, after, old, new, kappa)), after)
+
+
+def invariant(recipe: Recipe, optimizer: str) -> Recipe:
+    """Return the recipe with the batch-size invariant form of its optimizer, its reference batch stamped.
+
+    Args:
+        recipe: a recipe for Adam, AdamW or RMSProp.
+        optimizer: "invariant" is the only form.
+
+    Returns:
+        The recipe; at its own batch it is the same run.
+
+    Raises:
+        InputError: another form, or an optimizer that has none.
+    """
+    name = recipe.optimizer.name
+    wanted = name if rules.family(name).invariant else f"invariant-{name}"
+    if optimizer != "invariant":
+        raise InputError(f'optimizer={optimizer!r} must be "invariant"; other optimizers are other runs')
+    if wanted not in rules.FAMILIES:
+        raise InputError(f"optimizer.name={name!r} has no invariant form; adam, adamw and rmsprop have one")
+    reference = recipe.optimizer.reference_batch or recipe.batch.size
+    return recipe.model_copy(
+        update={"optimizer": recipe.optimizer.model_copy(update={"name": wanted, "reference_batch": reference})}
+    )
+
+
+def with_noise(recipe: Recipe, noise_scale: float) -> Recipe:
+    """Return the recipe with the noise share that a noise scale gives at its batch.
+
+    Args:
+        recipe: the recipe; only an Adam-like one with rules.lr = "auto" or "noise-aware" changes.
+        noise_scale: in samples, not negative.
+
+    Returns:
+        The recipe with the noise-aware learning rate.
+    """
+    family, kinds = rules.FAMILIES[recipe.optimizer.name], recipe.rules
+    share = rules.noise_share(recipe.batch.size, noise_scale)
+    if not family.adaptive or family.invariant or kinds.lr not in ("auto", "noise-aware"):
+        return recipe
+    return recipe.model_copy(update={"rules": kinds.model_copy(update={"lr": "noise-aware", "noise_share": share})})
+
+
+def _name_row(recipe: Recipe, asked: str) -> Iterator[Row]:
+    if recipe.optimizer.name != asked:
+        note = f"second moment of {recipe.optimizer.reference_batch} {recipe.batch.unit}, whatever the batch"
+        yield _row("optimizer.name", asked, recipe.optimizer.name, lr_rules.INVARIANT, note, "invariant form")
 
 
 def _batch(recipe: Recipe, values: dict[str, object]) -> Batch:
@@ -170,7 +232,7 @@ def _optimizer_rows(recipe: Recipe, old: Settings, new: Settings, kappa: float) 
     if "alpha" in family.moments:
         yield _row("optimizer.alpha", old.alpha, new.alpha, form, _horizon(old.alpha, new.alpha, old, new))
     if family.adaptive:
-        yield _row("optimizer.eps", old.eps, new.eps, epsilon.SCALED)
+        yield _row("optimizer.eps", old.eps, new.eps, epsilon.KEPT if family.invariant else epsilon.SCALED)
     if o.weight_decay > 0:
         yield _row("optimizer.weight_decay", old.weight_decay, new.weight_decay, _decay_rule(recipe))
 
@@ -188,11 +250,19 @@ def _lr_rule(recipe: Recipe) -> Rule:
 
 
 def _lr_note(recipe: Recipe, old: Settings, new: Settings, kappa: float) -> str:
-    family = rules.FAMILIES[recipe.optimizer.name]
+    family, share = rules.FAMILIES[recipe.optimizer.name], recipe.rules.noise_share
+    if family.invariant:
+        return "no regime is assumed: the second moment is the reference batch's own"
+    if family.adaptive and recipe.rules.lr == "noise-aware" and share is not None:
+        after = (share / kappa) / (1 - share + share / kappa)
+        return (
+            f"noise share f = {share:.3f} becomes {after:.3f}; the square root ({math.sqrt(kappa) * old.lr:.4g}) would "
+            f"drift by {rules.drift_error(kappa, share):+.1%} per sample; recommended: {rules.recommend(kappa, share)}"
+        )
     if family.adaptive and recipe.rules.lr in ("auto", "sqrt"):
         low, high = sorted((math.sqrt(kappa), kappa))
         return (
-            f"assumes that noise dominates v; without a noise measurement the truth lies in "
+            f"assumes that noise dominates v; without a noise scale the truth lies in "
             f"[{low * old.lr:.4g}, {high * old.lr:.4g}] (square root to linear)"
         )
     if old.momentum > 0:

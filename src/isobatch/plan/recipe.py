@@ -88,13 +88,23 @@ class Recipe(Part):
         """
         return validate(cls, values)
 
-    def at(self, batch_size: int, *, micro: int | None = None, devices: int | None = None) -> Plan:
+    def at(
+        self,
+        batch_size: int,
+        *,
+        micro: int | None = None,
+        devices: int | None = None,
+        noise_scale: float | None = None,
+        optimizer: str | None = None,
+    ) -> Plan:
         """Plan the same run at another global batch.
 
         Args:
             batch_size: the new global batch, in the recipe's unit.
             micro: samples per device and forward pass; the recipe's own where it gives one.
             devices: data-parallel devices; the recipe's own unless given.
+            noise_scale: gradient noise scale in samples; an Adam plan then uses the noise share at this batch.
+            optimizer: "invariant" plans an Adam or RMSProp recipe for its batch-size invariant form.
 
         Returns:
             Rows, warnings and the scaled recipe.
@@ -102,7 +112,7 @@ class Recipe(Part):
         Raises:
             InputError: a batch that is not a positive whole number, or beyond a rule's domain.
         """
-        return make_plan(self, batch_size, micro=micro, devices=devices)
+        return make_plan(self, batch_size, micro=micro, devices=devices, noise_scale=noise_scale, optimizer=optimizer)
 
     def samples(self, quantity: str, name: str = "quantity") -> float:
         """Return how many samples a quantity such as "30 epochs" spans in this recipe.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -10,14 +10,14 @@ from rich.text import Text
 from isobatch.plan.plan import show
 
 if TYPE_CHECKING:
-    from rich.console import RenderResult
+    from collections.abc import Iterator
 
     from isobatch.plan.plan import Plan
 
 _STYLE = {"theorem": "green", "derived": "cyan", "measured": "cyan", "convention": "yellow", "unknown": "magenta"}
 
 
-def render(plan: Plan) -> RenderResult:
+def render(plan: Plan) -> Iterator[Any]:
     """Yield a table of the plan's rows, its warnings and its notes.
 
     Args:

@@ -7,6 +7,7 @@ from isobatch.rules.epsilon import scale_eps
 from isobatch.rules.families import FAMILIES, Family, family
 from isobatch.rules.learning_rate import linear, noise_aware, square_root
 from isobatch.rules.momentum import buffer_factor, lr_factor, scale_momentum
+from isobatch.rules.noise_share import drift_error, noise_share, recommend
 from isobatch.rules.rule import Confidence, Rule
 from isobatch.rules.weight_decay import scale_weight_decay
 
@@ -16,12 +17,15 @@ __all__ = [
     "Family",
     "Rule",
     "buffer_factor",
+    "drift_error",
     "family",
     "lag",
     "linear",
     "lr_factor",
     "noise_aware",
+    "noise_share",
     "power",
+    "recommend",
     "scale_batch_norm",
     "scale_decay",
     "scale_eps",

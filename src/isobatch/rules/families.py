@@ -18,6 +18,7 @@ class Family:
         decay: how its weight decay is coupled unless the recipe says otherwise.
         moments: names of its beta-like settings: "momentum", "betas" or "alpha".
         adaptive: whether it divides by a second moment with eps.
+        invariant: whether that second moment is the one of a reference batch, at any batch.
     """
 
     lr_rule: Rule
@@ -25,6 +26,7 @@ class Family:
     decay: str
     moments: tuple[str, ...]
     adaptive: bool = False
+    invariant: bool = False
 
 
 _SQRT, _LINEAR = learning_rate.SQUARE_ROOT_CONVENTION, learning_rate.LINEAR_CONVENTION
@@ -34,6 +36,9 @@ FAMILIES = {
     "adam": Family(learning_rate.SQUARE_ROOT, 0.5, "coupled", ("betas",), True),
     "adamw": Family(learning_rate.SQUARE_ROOT, 0.5, "decoupled", ("betas",), True),
     "rmsprop": Family(learning_rate.SQUARE_ROOT, 0.5, "coupled", ("alpha", "momentum"), True),
+    "invariant-adamw": Family(learning_rate.INVARIANT, 1.0, "decoupled", ("betas",), True, invariant=True),
+    "invariant-adam": Family(learning_rate.INVARIANT, 1.0, "coupled", ("betas",), True, invariant=True),
+    "invariant-rmsprop": Family(learning_rate.INVARIANT, 1.0, "coupled", ("alpha", "momentum"), True, invariant=True),
     "lars": Family(_LINEAR, 1.0, "trust-ratio", ("momentum",)),
     "lamb": Family(_SQRT, 0.5, "trust-ratio", ("betas",), True),
     "adamp": Family(_SQRT, 0.5, "decoupled", ("betas",), True),

@@ -43,7 +43,7 @@ class Run:
         >>> x = torch.arange(6.0)
         >>> data = TensorSamples(x[:, None])
         >>> run = Run(nn.Linear(1, 1), data, lambda net, b: net(b[0]).square().mean(), lambda net: {"loss": 1.0})
-        >>> float(run.step(run.samples[torch.tensor([0])])) >= 0
+        >>> run.step(run.samples[torch.tensor([0])]).item() >= 0
         True
     """
 
