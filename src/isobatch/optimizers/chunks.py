@@ -172,6 +172,11 @@ class Chunks:
         """Samples of the first chunk: the common weight that was left out of the squares."""
         return self._unit
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the buffers hold now."""
+        return sum(squares.nbytes for squares in self._squares.values())
+
     def scaled(self, factor: float) -> None:
         """Say that every `.grad` was multiplied by a factor outside (gradient clip, loss scale), so the squares follow.
 
