@@ -8,6 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from isobatch.errors import InputError
+from isobatch.optimizers.family import InvariantAdam, InvariantAdamW, InvariantRMSprop
 from isobatch.optimizers.settings import bind, decay
 from isobatch.units import finite
 
@@ -70,11 +71,47 @@ def _rmsprop(params: Any, n: Numbers) -> Optimizer:
     )
 
 
+def _reference(n: Numbers) -> int:
+    if n.reference_batch is None:
+        raise InputError("reference_batch=None: an invariant optimizer needs the samples of its reference batch")
+    return n.reference_batch
+
+
+def _invariant_adamw(params: Any, n: Numbers) -> Optimizer:
+    return InvariantAdamW(
+        params, lr=n.lr, betas=n.betas, eps=n.eps, weight_decay=n.weight_decay, reference_batch=_reference(n)
+    )
+
+
+def _invariant_adam(params: Any, n: Numbers) -> Optimizer:
+    return InvariantAdam(
+        params, lr=n.lr, betas=n.betas, eps=n.eps, weight_decay=n.weight_decay, reference_batch=_reference(n)
+    )
+
+
+def _invariant_rmsprop(params: Any, n: Numbers) -> Optimizer:
+    return InvariantRMSprop(
+        params,
+        lr=n.lr,
+        alpha=n.betas[1],
+        eps=n.eps,
+        weight_decay=n.weight_decay,
+        momentum=n.momentum,
+        reference_batch=_reference(n),
+    )
+
+
+_ADAM = ("lr", "betas", "weight_decay", "eps")
+_RMSPROP = ("lr", "betas", "momentum", "weight_decay", "eps")
+
 CATALOGUE: dict[str, Row] = {
     "sgd": Row(_sgd, coupled=True, settings=("lr", "momentum", "weight_decay"), momentum=True),
-    "adam": Row(_adam, coupled=True, settings=("lr", "betas", "weight_decay", "eps")),
-    "adamw": Row(_adamw, coupled=False, settings=("lr", "betas", "weight_decay", "eps")),
-    "rmsprop": Row(_rmsprop, coupled=True, settings=("lr", "betas", "momentum", "weight_decay", "eps"), momentum=True),
+    "adam": Row(_adam, coupled=True, settings=_ADAM),
+    "adamw": Row(_adamw, coupled=False, settings=_ADAM),
+    "rmsprop": Row(_rmsprop, coupled=True, settings=_RMSPROP, momentum=True),
+    "invariant_adamw": Row(_invariant_adamw, coupled=False, settings=_ADAM, invariant=True),
+    "invariant_adam": Row(_invariant_adam, coupled=True, settings=_ADAM, invariant=True),
+    "invariant_rmsprop": Row(_invariant_rmsprop, coupled=True, settings=_RMSPROP, momentum=True, invariant=True),
 }
 
 

@@ -1,0 +1,250 @@
+"""Each bad input: what is said, and that nothing changed."""
+
+import pytest
+import torch
+from torch import nn
+
+from isobatch.errors import InputError
+from isobatch.optimizers import InvariantAdamW, InvariantRMSprop, build, layer_squares, split_backward
+
+
+def one(reference=4, **extra):
+    parameter = nn.Parameter(torch.ones(2))
+    return parameter, InvariantAdamW([parameter], 0.1, reference_batch=reference, **extra)
+
+
+def test_one_chunk_of_more_than_the_reference_needs_a_split():
+    parameter, optimizer = one()
+    with optimizer.chunk(16):
+        parameter.sum().backward()
+    with pytest.raises(InputError, match=r"4 reference batches came as 1 chunk.*split_backward"):
+        optimizer.step()
+    assert parameter.tolist() == [1.0, 1.0]
+    assert not optimizer.state[parameter]
+
+
+def test_one_chunk_is_enough_where_the_variance_is_kept():
+    parameter, optimizer = one(variance_every=4)
+    for _ in range(12):
+        optimizer.zero_grad()
+        split_backward(optimizer, lambda x: (parameter * x).sum(1).mean(), torch.randn(16, 2))
+        optimizer.step()
+    assert not optimizer.needs_chunks
+    optimizer.zero_grad()
+    with optimizer.chunk(16):
+        parameter.sum().backward()
+    optimizer.step()
+
+
+def test_a_reference_that_no_run_fills():
+    parameter, optimizer = one(reference=1_000_000)
+    with optimizer.chunk(8):
+        parameter.sum().backward()
+    with pytest.raises(InputError, match="reference_batch=1000000 takes 125000 steps of 8 samples"):
+        optimizer.step()
+    assert not optimizer.state[parameter]
+
+
+def test_a_sparse_gradient():
+    table = nn.Embedding(5, 2, sparse=True)
+    optimizer = InvariantAdamW(table.parameters(), reference_batch=4)
+    with pytest.raises(InputError, match="sparse=False"):
+        table(torch.tensor([1, 2])).sum().backward()
+    assert not optimizer.state
+
+
+def test_two_passes_in_one_chunk():
+    parameter, optimizer = one()
+    with optimizer.chunk(4):
+        parameter.sum().backward()
+        with pytest.raises(InputError, match="two backward passes in one chunk"):
+            parameter.sum().backward()
+
+
+def test_declared_and_undeclared_passes_do_not_mix():
+    parameter, optimizer = one()
+    with optimizer.chunk(4):
+        parameter.sum().backward()
+    with pytest.raises(InputError, match="declare every pass"):
+        parameter.sum().backward()
+    optimizer.discard()
+    parameter.sum().backward()
+    with pytest.raises(InputError, match="after 1 backward passes outside any chunk"), optimizer.chunk(4):
+        pass
+    optimizer.discard()
+    with pytest.raises(InputError, match="inside another chunk"), optimizer.chunk(4), optimizer.chunk(4):
+        pass
+
+
+def test_gradients_cleared_behind_its_back():
+    parameter, optimizer = one()
+    parameter.sum().backward()
+    assert optimizer.chunks.count == 1
+    parameter.grad = None
+    with pytest.raises(InputError, match=r"use optimizer\.zero_grad"):
+        parameter.sum().backward()
+
+
+def test_a_model_moved_after_the_optimizer_was_built():
+    model = nn.Linear(2, 1)
+    optimizer = InvariantAdamW(model.parameters(), reference_batch=4)
+    model.to(torch.float64)
+    x = torch.ones(16, 2, dtype=torch.float64)
+    for part in x.split(4):
+        with optimizer.chunk(4):
+            model(part).sum().backward()
+    with pytest.raises(InputError, match="was not watched"):
+        optimizer.step()
+
+
+def test_a_chunk_of_nothing_is_not_counted():
+    parameter, optimizer = one()
+    for samples in (4, 0, 4):
+        with optimizer.chunk(samples):
+            (parameter * samples).sum().backward()
+    assert (optimizer.chunks.count, optimizer.chunks.samples) == (2, 8)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("samples", [-1, float("nan"), float("inf"), True, "8"])
+def test_samples_that_are_no_count(samples):
+    _, optimizer = one()
+    with pytest.raises(InputError, match="samples="), optimizer.chunk(samples):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reference_batch": 0}, "reference_batch=0 must be at least 1"),
+        ({"reference_batch": 2.5}, "reference_batch=2.5 must be a whole number"),
+        ({"micro_batch": 0}, "micro_batch=0 must be at least 1"),
+        ({"noise": "layer"}, "noise='layer' must be one of coordinate, row, tensor"),
+        ({"variance_every": 0}, "variance_every=0"),
+        ({"lr": -1.0}, "lr=-1 must be in"),
+        ({"betas": (0.9, 1.0)}, r"betas\[1\]=1 never"),
+        ({"eps": float("nan")}, "eps=nan must be finite"),
+    ],
+)
+def test_settings_out_of_range(change, message):
+    with pytest.raises(InputError, match=message):
+        InvariantAdamW([nn.Parameter(torch.ones(1))], **{"reference_batch": 4, **change})
+
+
+def test_complex_parameters_and_a_missing_reference():
+    with pytest.raises(InputError, match="complex"):
+        InvariantRMSprop([nn.Parameter(torch.ones(1, dtype=torch.complex64))], reference_batch=4)
+    with pytest.raises(InputError, match="reference_batch=None"):
+        build("invariant_adamw", [nn.Parameter(torch.ones(1))], lr=0.1)
+
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def shared():
+    first = nn.Linear(3, 3)
+    second = nn.Linear(3, 3)
+    second.weight = first.weight
+    return nn.Sequential(first, second)
+
+
+def twice():
+    layer = nn.Linear(3, 3)
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Linear(3, 3), Scale()), "layer '1' is a Scale, not one of Linear"),
+        (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), "layer '1' is a BatchNorm1d"),
+        (shared(), "layers '0' and '1' share a parameter"),
+        (twice(), "layer '0' is used twice"),
+        (
+            nn.Sequential(nn.Flatten(0, 0), nn.Unflatten(0, (4, 4)), nn.Linear(3, 3)),
+            "without the batch of 16 on axis 0",
+        ),
+    ],
+)
+def test_layers_that_cannot_be_seen_through(model, message):
+    optimizer = InvariantAdamW(model.parameters(), reference_batch=4)
+    with pytest.raises(InputError, match=message), layer_squares(model, optimizer, batch=16):
+        model(torch.randn(16, 3)).sum().backward()
+
+
+@pytest.mark.parametrize("tensors", [(), (torch.ones(3), torch.ones(4)), (torch.ones(0),)])
+def test_a_batch_that_cannot_be_split(tensors):
+    parameter, optimizer = one()
+    with pytest.raises(InputError, match="rows; give"):
+        split_backward(optimizer, lambda *x: parameter.sum(), *tensors)
+
+
+def test_an_auxiliary_gradient_is_not_a_chunk():
+    parameter, optimizer = one()
+    torch.autograd.grad(parameter.sum(), parameter)
+    assert optimizer.chunks.count == 0
+
+
+def test_unused_parameters_and_a_late_thaw():
+    used, late = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2), requires_grad=False)
+    optimizer = InvariantAdamW([used, late], 0.1, reference_batch=1, variance_every=3)
+    for step in range(12):
+        if step == 6:
+            late.requires_grad_(True)
+            optimizer.step()  # with no gradients: does nothing but watch what is new
+        optimizer.zero_grad()
+        loss = (used + late) if step != 8 else used
+        for scale in (1.0, 2.0):
+            (loss * scale).sum().backward()
+        optimizer.step()
+        assert torch.isfinite(used).all()
+    assert late.tolist() != [1.0, 1.0]
+
+
+class Scaler:
+    """The two attributes that torch.amp.GradScaler hands to an optimizer, without a device."""
+
+    def __init__(self, scale, found=0.0):
+        self.scale, self.found = torch.tensor(scale), torch.tensor(found)
+
+    def step(self, optimizer, unscaled=False):
+        optimizer.grad_scale = None if unscaled else self.scale
+        optimizer.found_inf = self.found
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.grad_scale
+            del optimizer.found_inf
+
+
+def test_a_loss_scale_reaches_the_squares_too():
+    outcomes = []
+    for scale in (1.0, 1024.0):
+        parameter, optimizer = one(reference=4)
+        for value in (1.0, 3.0):
+            with optimizer.chunk(4):
+                (parameter * value * scale / 2).sum().backward()
+        Scaler(scale).step(optimizer)
+        outcomes.append(optimizer.state[parameter]["exp_avg_sq"])
+    assert torch.allclose(*outcomes)
+
+
+def test_an_overflow_skips_and_unscale_must_be_told():
+    parameter, optimizer = one()
+    parameter.sum().backward()
+    Scaler(1024.0, found=1.0).step(optimizer)
+    assert parameter.tolist() == [1.0, 1.0]
+    assert optimizer.chunks.count == 0
+    optimizer.zero_grad()
+    parameter.sum().backward()
+    with pytest.raises(InputError, match=r"chunks\.scaled"):
+        Scaler(1024.0).step(optimizer, unscaled=True)
+    optimizer.chunks.scaled(1 / 1024)
+    Scaler(1024.0).step(optimizer, unscaled=True)
+    assert parameter.tolist() != [1.0, 1.0]
