@@ -55,7 +55,7 @@ def make_plan(
     if noise_scale is not None:
         recipe = with_noise(recipe, noise_scale)
     batch = recipe.batch.model_dump() | {"size": size}
-    batch |= {"micro": micro or recipe.batch.micro, "devices": devices or recipe.batch.devices}
+    batch |= {key: value for key, value in (("micro", micro), ("devices", devices)) if value is not None}
     scaled_batch = _batch(recipe, batch)
     old, new = base(recipe), scaled(recipe, size, scaled_batch.per_device)
     kappa = size / recipe.batch.size
