@@ -29,6 +29,7 @@ def add(commands: Any) -> None:
     command.add_argument("--budget", help="do not start if it would take longer: 90s, 10m, 2h")
     command.add_argument("--margin", type=float, help="margin of the headline model (0.03 averaged, 0.10 raw)")
     command.add_argument("--max-kappa", action="store_true", help="find the largest kappa that is SAME")
+    command.add_argument("--optimizer", choices=["invariant"], help="plan for the batch-size invariant form")
     command.add_argument("--expect", help='fail with 4 unless these verdicts hold: "plan=SAME,unscaled=DIFFERENT"')
     add_output(command)
     command.set_defaults(call=run)
@@ -65,6 +66,7 @@ def run(chosen: argparse.Namespace) -> int:
             margin=chosen.margin,
             budget=budget,
             workers=chosen.workers,
+            optimizer=chosen.optimizer,
             on_estimate=estimated,
             on_done=done,
         )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from isobatch.average import ModelEMA
 from isobatch.data import SampleOrder
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.optimizers import build, write_settings
+from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.plan import Recipe, Settings, scaled
 from isobatch.tasks import Run
 from isobatch.train.guard import Guard, Verdict
@@ -133,16 +135,21 @@ class Trainer:
         for indices in self._micro_batches(size):
             loss = self.run.step(self.run.samples[indices])
             weight = len(indices) / size
-            (loss if weight == 1 else loss * weight).backward()
+            with self._chunk(len(indices)):
+                (loss if weight == 1 else loss * weight).backward()
             total += float(loss.detach()) * weight
         return total
 
     def _micro_batches(self, size: int) -> Iterator[torch.Tensor]:
-        indices = self.order.indices(self.drawn, size)
-        if size <= self.recipe.batch.per_device or (size != self.recipe.batch.size and self.recipe.batch.micro is None):
-            yield indices
-        else:
-            yield from indices.split(self.recipe.batch.per_device)
+        parts, most = self.recipe.batch, size
+        if parts.micro is not None or size == parts.size:
+            most = parts.per_device
+        if isinstance(self.optimizer, InvariantOptimizer):
+            most = min(most, self.optimizer.reference_batch)
+        yield from self.order.indices(self.drawn, size).split(most)
+
+    def _chunk(self, samples: int) -> AbstractContextManager[None]:
+        return self.optimizer.chunk(samples) if isinstance(self.optimizer, InvariantOptimizer) else nullcontext()
 
     def _apply(self, size: int) -> float:
         new = self.settings(size)
@@ -151,7 +158,7 @@ class Trainer:
         self._set_batch_norm(new)
         self._last = new
         if self.recipe.optimizer.clip is not None:
-            nn.utils.clip_grad_norm_(self.run.model.parameters(), self.recipe.optimizer.clip)
+            self._clip(self.recipe.optimizer.clip)
         lr = new.lr * self.schedule.mean(self.seen, self.seen + size)
         write(self.optimizer, self.recipe, new, lr)
         self.optimizer.step()
@@ -160,6 +167,11 @@ class Trainer:
             span = schedule.half_life(self.seen, self.seen + size) if schedule else None
             self.average.update(samples=size, half_life=span)
         return lr
+
+    def _clip(self, most: float) -> None:
+        norm = float(nn.utils.clip_grad_norm_(self.run.model.parameters(), most))
+        if isinstance(self.optimizer, InvariantOptimizer):
+            self.optimizer.chunks.scaled(min(1.0, most / (norm + 1e-6)))
 
     def _set_batch_norm(self, settings: Settings) -> None:
         if settings.batch_norm is not None:
@@ -212,10 +224,11 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         lr=o.lr,
         momentum=o.momentum,
         nesterov=o.nesterov,
-        betas=(o.betas[0], o.alpha) if o.name == "rmsprop" else o.betas,
+        betas=(o.betas[0], o.alpha) if "alpha" in rules.FAMILIES[o.name].moments else o.betas,
         eps=o.eps,
         weight_decay=o.weight_decay,
         coupled=(o.coupling == "coupled") if o.weight_decay else None,
+        reference_batch=o.reference_batch or recipe.batch.size,
     )
 
 

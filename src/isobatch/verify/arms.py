@@ -8,19 +8,23 @@ ABLATIONS = ("lr-only", "ema-only", "unscaled")
 MEANING = {
     "reference": "the recipe as it is",
     "plan": "every number by the plan",
+    "square root": "the plan with the stock optimizer",
     "lr-only": "optimizer by the plan, weight average left as it was",
     "ema-only": "weight average by the plan, optimizer left as it was",
     "unscaled": "nothing scaled but the schedule's samples",
 }
 
 
-def arms(recipe: Recipe, batch_size: int, ablate: tuple[str, ...] = ABLATIONS) -> dict[str, Recipe]:
+def arms(
+    recipe: Recipe, batch_size: int, ablate: tuple[str, ...] = ABLATIONS, optimizer: str | None = None
+) -> dict[str, Recipe]:
     """Return the recipes to train, by name; all see the same samples.
 
     Args:
         recipe: the reference.
         batch_size: the batch of every other arm.
         ablate: which ablations to train besides the plan.
+        optimizer: "invariant" plans for that form, and adds the square-root plan beside it.
 
     Returns:
         reference, plan and the ablations that differ from the plan.
@@ -31,7 +35,7 @@ def arms(recipe: Recipe, batch_size: int, ablate: tuple[str, ...] = ABLATIONS) -
     unknown = [name for name in ablate if name not in ABLATIONS]
     if unknown:
         raise InputError(f"ablate={unknown[0]!r} must be among {', '.join(ABLATIONS)}")
-    plan = recipe.at(batch_size).recipe
+    plan = recipe.at(batch_size, optimizer=optimizer).recipe
     made = {
         "lr-only": _without(recipe, plan, average=True),
         "ema-only": _without(recipe, plan, optimizer=True),
@@ -40,7 +44,8 @@ def arms(recipe: Recipe, batch_size: int, ablate: tuple[str, ...] = ABLATIONS) -
     wanted = {name: made[name] for name in ABLATIONS if name in ablate}
     if recipe.ema is None:
         wanted = {name: arm for name, arm in wanted.items() if name == "unscaled"}
-    return {"reference": recipe, "plan": plan, **wanted}
+    beside = {"square root": recipe.at(batch_size).recipe} if optimizer else {}
+    return {"reference": recipe, "plan": plan, **beside, **wanted}
 
 
 def _without(recipe: Recipe, plan: Recipe, *, average: bool = False, optimizer: bool = False) -> Recipe:

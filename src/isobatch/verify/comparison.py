@@ -103,6 +103,7 @@ def run(
     margin: float | None = None,
     budget: float | None = None,
     workers: int | None = None,
+    optimizer: str | None = None,
     extra: dict[str, Recipe] | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Curve], None] | None = None,
@@ -120,6 +121,7 @@ def run(
         margin: margin of the headline model in log loss (0.03 averaged, 0.10 raw unless given).
         budget: refuse to start when the estimate exceeds this many seconds.
         workers: processes, one a core unless given.
+        optimizer: "invariant" plans for the batch-size invariant form of the recipe's optimizer.
         extra: further arms by name.
         on_estimate: called with estimated seconds and number of runs before training.
         on_done: called with each finished curve.
@@ -132,8 +134,8 @@ def run(
     """
     if whole("seeds", seeds) < equivalence.LEAST_SEEDS:
         raise InputError(f"seeds={seeds} must be at least {equivalence.LEAST_SEEDS} for a verdict")
-    plan = recipe.at(batch_size)
-    chosen = arms(recipe, batch_size, ablate) | (extra or {})
+    plan = recipe.at(batch_size, optimizer=optimizer)
+    chosen = arms(recipe, batch_size, ablate, optimizer) | (extra or {})
     stops, marks = stops_for(math.floor(recipe.staircase().length), *{arm.batch.size for arm in chosen.values()})
     jobs = [
         Job(name, arm, seed, stream, stops)
@@ -167,13 +169,17 @@ def estimate(jobs: list[Job], workers: int | None = None) -> float:
     Returns:
         Seconds.
     """
-    sizes = {job.recipe.batch.size: replace(job, limit=20) for job in reversed(jobs)}
+    sizes = {_kind(job): replace(job, limit=20) for job in reversed(jobs)}
     timed = dict(zip(sizes, map_jobs(time_step, sizes.values(), workers=workers), strict=True))
     total = 0.0
     for job in jobs:
-        _, step, evaluation = timed[job.recipe.batch.size]
+        _, step, evaluation = timed[_kind(job)]
         total += step * job.stops[-1] / job.recipe.batch.size + evaluation * len(job.stops)
     return max(making for making, _, _ in timed.values()) + total / min(workers or cores(), len(jobs))
+
+
+def _kind(job: Job) -> tuple[int, str]:
+    return job.recipe.batch.size, job.recipe.optimizer.name
 
 
 def judge(

@@ -40,6 +40,7 @@ def largest_kappa(
     Returns:
         The largest kappa that is SAME, and what was tried.
     """
+    optimizer = None if result.plan.recipe.optimizer.name == result.recipe.optimizer.name else "invariant"
     base, far = result.recipe.batch.size, result.plan.recipe.batch.size
     grid = [far]
     while (far > base and grid[-1] > 2 * base) or (far < base and 2 * grid[-1] < base):
@@ -53,7 +54,7 @@ def largest_kappa(
     while high - low > 1:
         middle = (low + high) // 2
         kappa = grid[middle] / base
-        plan = result.recipe.at(grid[middle]).recipe
+        plan = result.recipe.at(grid[middle], optimizer=optimizer).recipe
         jobs = [Job("plan", plan, seed, _STREAM + middle, result.stops) for seed in result.seeds]
         curves = {
             "reference": result.curves["reference"],
