@@ -1,0 +1,141 @@
+"""The grid of the study: reference recipes, rules, and the runs of every cell."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from isobatch.plan import Recipe
+from isobatch.verify.comparison import stops_for
+from isobatch.verify.workers import Job
+
+RULES = ("square root", "linear", "noise-aware", "invariant", "invariant, EMA unscaled")
+_BASE: dict[str, dict[str, Any]] = {
+    "digits": {
+        "task": "digits",
+        "data_size": 1437,
+        "optimizer": {"name": "adamw", "betas": [0.9, 0.999], "weight_decay": 0.01},
+        "schedule": {"length": "15 epochs", "warmup": "1 epoch", "shape": "cosine"},
+        "ema": {"half_life": "5542 samples"},
+    },
+    "text": {
+        "task": "text",
+        "data_size": 8192,
+        "optimizer": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 0.1},
+        "schedule": {"length": "2 epochs", "warmup": "360 samples", "shape": "cosine"},
+        "ema": {"decay": 0.998},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One reference batch and one kappa of a task.
+
+    Args:
+        task: digits or text.
+        batch: reference batch.
+        kappa: new batch / reference batch.
+    """
+
+    task: str
+    batch: int
+    kappa: float
+
+    @property
+    def target(self) -> int:
+        """The new batch."""
+        return round(self.batch * self.kappa)
+
+    def label(self, rule: str) -> str:
+        """Return the name of an arm of this cell."""
+        return f"{self.task} B={self.batch} x{self.kappa:g} {rule}"
+
+
+def reference(task: str, batch: int, grid: dict[str, Any]) -> Recipe:
+    """Return the reference recipe of a task at a batch.
+
+    Args:
+        task: digits or text.
+        batch: its reference batch.
+        grid: the task's part of the criteria.
+
+    Returns:
+        The recipe.
+    """
+    values = dict(_BASE[task], batch={"size": batch})
+    if "lr_at_8" in grid:
+        lr = grid["lr_at_8"] * (batch / 8) ** grid["lr_power"]
+        values["optimizer"] = dict(values["optimizer"], lr=lr)
+    return Recipe.parse(values)
+
+
+def cells(task: str, grid: dict[str, Any]) -> list[Cell]:
+    """Return the cells of a task whose batch is whole and leaves at least 20 steps.
+
+    Args:
+        task: digits or text.
+        grid: the task's part of the criteria.
+
+    Returns:
+        Cells in order.
+    """
+    found = []
+    for batch in grid["batches"]:
+        length = reference(task, batch, grid).staircase().length
+        for kappa in grid["kappas"]:
+            target = batch * kappa
+            if target >= 1 and math.isclose(target, round(target)) and length / target >= 20:
+                found.append(Cell(task, batch, kappa))
+    return found
+
+
+def arm(cell: Cell, rule: str, recipe: Recipe, noise_scale: float) -> Recipe:
+    """Return the recipe of one rule in a cell.
+
+    Args:
+        cell: reference batch and kappa.
+        rule: one of RULES.
+        recipe: the reference.
+        noise_scale: measured on the reference.
+
+    Returns:
+        The recipe at the new batch.
+    """
+    if rule.startswith("invariant"):
+        plan = recipe.at(cell.target, optimizer="invariant").recipe
+        if rule == "invariant" or plan.ema is None:
+            return plan
+        kept = 0.5 ** (cell.batch / recipe.half_life)
+        return plan.model_copy(update={"ema": plan.ema.model_copy(update={"decay": kept, "half_life": None})})
+    if rule == "noise-aware":
+        return recipe.at(cell.target, noise_scale=noise_scale).recipe
+    kind = "sqrt" if rule == "square root" else "linear"
+    chosen = recipe.model_copy(update={"rules": recipe.rules.model_copy(update={"lr": kind})})
+    return chosen.at(cell.target).recipe
+
+
+def jobs(task: str, grid: dict[str, Any], seeds: int, scales: dict[int, float]) -> list[Job]:
+    """Return every run of a task: references and arms, on stops that all batches of a reference share.
+
+    Args:
+        task: digits or text.
+        grid: the task's part of the criteria.
+        seeds: seeds per arm.
+        scales: reference batch -> measured noise scale.
+
+    Returns:
+        The runs.
+    """
+    todo, listed = [], cells(task, grid)
+    for index, batch in enumerate(grid["batches"]):
+        recipe = reference(task, batch, grid)
+        mine = [cell for cell in listed if cell.batch == batch]
+        length = math.floor(recipe.staircase().length)
+        arms = {f"{task} B={batch} reference": (recipe, 0)}
+        for cell in mine:
+            for number, rule in enumerate(RULES):
+                stream = 1 + len(RULES) * (index * 16 + grid["kappas"].index(cell.kappa)) + number
+                arms[cell.label(rule)] = (arm(cell, rule, recipe, scales[batch]), stream)
+        stops, _ = stops_for(length, batch, *(cell.target for cell in mine))
+        todo += [Job(name, r, seed, stream, stops) for name, (r, stream) in arms.items() for seed in range(seeds)]
+    return todo
