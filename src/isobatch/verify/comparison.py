@@ -14,7 +14,7 @@ from isobatch.units import finite, whole
 from isobatch.verify import equivalence
 from isobatch.verify.arms import ABLATIONS, arms
 from isobatch.verify.equivalence import Comparison, Verdict
-from isobatch.verify.workers import Curve, Job, cores, map_jobs, time_step, train_curve
+from isobatch.verify.workers import Curve, Job, map_jobs, processes, time_step, train_curve
 
 MARKS = 10
 BETWEEN = 2
@@ -86,9 +86,7 @@ def stops_for(length: int, *batches: int) -> tuple[tuple[int, ...], tuple[int, .
     if grid > length / (MARKS * BETWEEN):
         # no common multiple is fine enough: steps are cut at the stops, by the rules of the plan
         grid = max(1, min(max(batches), length // (MARKS * BETWEEN)))
-    points = [round(length * i / (MARKS * BETWEEN) / grid) * grid for i in range(MARKS * BETWEEN + 1)]
-    if points[-1] > length:
-        points[-1] -= grid
+    points = [length * i // (MARKS * BETWEEN) // grid * grid for i in range(MARKS * BETWEEN + 1)]
     if len(set(points)) < len(points):
         raise InputError(f"a run of {length} samples is too short for {MARKS} marks; lengthen schedule.length")
     return tuple(points), tuple(range(BETWEEN, MARKS * BETWEEN + 1, BETWEEN))
@@ -134,6 +132,8 @@ def run(
     """
     if whole("seeds", seeds) < equivalence.LEAST_SEEDS:
         raise InputError(f"seeds={seeds} must be at least {equivalence.LEAST_SEEDS} for a verdict")
+    if margin is not None:
+        finite("margin", margin, 0, open_low=True)
     plan = recipe.at(batch_size, optimizer=optimizer)
     chosen = arms(recipe, batch_size, ablate, optimizer) | (extra or {})
     stops, marks = stops_for(math.floor(recipe.staircase().length), *{arm.batch.size for arm in chosen.values()})
@@ -175,7 +175,7 @@ def estimate(jobs: list[Job], workers: int | None = None) -> float:
     for job in jobs:
         _, step, evaluation = timed[_kind(job)]
         total += step * job.stops[-1] / job.recipe.batch.size + evaluation * len(job.stops)
-    return max(making for making, _, _ in timed.values()) + total / min(workers or cores(), len(jobs))
+    return max(making for making, _, _ in timed.values()) + total / min(processes(workers), len(jobs))
 
 
 def _kind(job: Job) -> tuple[int, str]:
