@@ -15,7 +15,13 @@ _UNITS = {"sample": "samples", "token": "tokens", "epoch": "epochs", "step": "st
 
 
 def finite(
-    name: str, value: object, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+    name: str,
+    value: object,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
 ) -> float:
     """Return value as a float inside [low, high], or refuse it.
 
@@ -25,6 +31,7 @@ def finite(
         low: smallest allowed value.
         high: largest allowed value.
         open_low: whether low itself is excluded.
+        open_high: whether high itself is excluded.
 
     Returns:
         The value as a float.
@@ -36,13 +43,13 @@ def finite(
         >>> finite("lr", 0.1, 0.0)
         0.1
     """
-    bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]"
+    bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{name}={value!r} must be a number in {bounds}; got {type(value).__name__}")
     number = float(value)
     if not math.isfinite(number):
         raise InputError(f"{name}={number} must be finite and in {bounds}")
-    if number < low or number > high or (open_low and number == low):
+    if number < low or number > high or (open_low and number == low) or (open_high and number == high):
         raise InputError(f"{name}={number:g} must be in {bounds}")
     return number
 

@@ -21,10 +21,11 @@ def exchanged(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Gener
         None, with the values in place.
 
     Example:
+        >>> import torch
         >>> layer = nn.Linear(1, 1, bias=False)
-        >>> with exchanged(layer, [(layer.weight, layer.weight.detach() * 0)]):
+        >>> with exchanged(layer, [(layer.weight, torch.full((1, 1), 2.0))]):
         ...     layer.weight.item()
-        0.0
+        2.0
     """
     undo: list[tuple[Tensor, Tensor]] = []
     try:

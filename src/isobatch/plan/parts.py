@@ -2,7 +2,16 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    field_validator,
+    model_validator,
+)
 
 from isobatch.rules import FAMILIES, family
 
@@ -67,16 +76,16 @@ class Optimizer(Part):
     """
 
     name: str
-    lr: float = Field(gt=0)
-    momentum: float = Field(default=0.0, ge=0, lt=1)
+    lr: StrictFloat = Field(gt=0)
+    momentum: StrictFloat = Field(default=0.0, ge=0, lt=1)
     nesterov: StrictBool = False
-    betas: tuple[float, float] = (0.9, 0.999)
-    alpha: float = Field(default=0.99, ge=0, lt=1)
-    eps: float = Field(default=1e-8, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[StrictFloat, StrictFloat] = (0.9, 0.999)
+    alpha: StrictFloat = Field(default=0.99, ge=0, lt=1)
+    eps: StrictFloat = Field(default=1e-8, ge=0)
+    weight_decay: StrictFloat = Field(default=0.0, ge=0)
     decay: Literal["decoupled", "coupled", "independent", "trust-ratio"] | None = None
-    clip: float | None = Field(default=None, gt=0)
-    lr_limit: float | None = Field(default=None, gt=0)
+    clip: StrictFloat | None = Field(default=None, gt=0)
+    lr_limit: StrictFloat | None = Field(default=None, gt=0)
     reference_batch: StrictInt | None = Field(default=None, ge=1)
 
     @field_validator("name")
@@ -122,8 +131,8 @@ class Schedule(Part):
     length: str
     warmup: str = "0 samples"
     shape: Literal["constant", "linear", "cosine"] = "constant"
-    final: float = Field(default=0.0, ge=0, le=1)
-    stair: float | None = Field(default=None, gt=0)
+    final: StrictFloat = Field(default=0.0, ge=0, le=1)
+    stair: StrictFloat | None = Field(default=None, gt=0)
 
 
 class Average(Part):
@@ -137,11 +146,11 @@ class Average(Part):
         final: decay at the end of a half-cosine schedule (BYOL, DINO); constant unless given.
     """
 
-    decay: float | None = Field(default=None, ge=0, le=1)
+    decay: StrictFloat | None = Field(default=None, ge=0, le=1)
     half_life: str | None = None
     every: StrictInt = Field(default=1, ge=1)
     kind: Literal["plain", "hold"] = "plain"
-    final: float | None = Field(default=None, ge=0, le=1)
+    final: StrictFloat | None = Field(default=None, ge=0, le=1)
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -159,7 +168,7 @@ class BatchNorm(Part):
         momentum: PyTorch's m = 1 - decay, per forward pass.
     """
 
-    momentum: float = Field(default=0.1, ge=0, le=1)
+    momentum: StrictFloat = Field(default=0.1, ge=0, le=1)
 
 
 class Rules(Part):
@@ -176,8 +185,8 @@ class Rules(Part):
     lr: Literal["auto", "linear", "sqrt", "noise-aware", "keep"] = "auto"
     momentum: Literal["sample-clock", "keep"] = "sample-clock"
     betas: Literal["power", "linear", "keep"] = "power"
-    floors: tuple[float, float] = (0.5, 0.95)
-    noise_share: float | None = Field(default=None, ge=0, le=1)
+    floors: tuple[StrictFloat, StrictFloat] = (0.5, 0.95)
+    noise_share: StrictFloat | None = Field(default=None, ge=0, le=1)
 
     @model_validator(mode="after")
     def _share(self) -> Self:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from isobatch import rules
 from isobatch.errors import InputError
 from isobatch.plan.cautions import cautions
+from isobatch.plan.forms import invariant, with_noise
 from isobatch.plan.loading import validate
 from isobatch.plan.parts import Batch
 from isobatch.plan.plan import Plan, Row, show
@@ -55,55 +56,13 @@ def make_plan(
     if noise_scale is not None:
         recipe = with_noise(recipe, noise_scale)
     batch = recipe.batch.model_dump() | {"size": size}
-    batch |= {"micro": micro or recipe.batch.micro, "devices": devices or recipe.batch.devices}
+    batch |= {key: value for key, value in (("micro", micro), ("devices", devices)) if value is not None}
     scaled_batch = _batch(recipe, batch)
     old, new = base(recipe), scaled(recipe, size, scaled_batch.per_device)
     kappa = size / recipe.batch.size
     after = write(recipe, new, scaled_batch)
     rows = (_keep(recipe, size), *_name_row(recipe, asked), *_rows(recipe, after, old, new, kappa))
     return Plan(kappa, rows, tuple(cautions(recipe, after, old, new, kappa)), after)
-
-
-def invariant(recipe: Recipe, optimizer: str) -> Recipe:
-    """Return the recipe with the batch-size invariant form of its optimizer, its reference batch stamped.
-
-    Args:
-        recipe: a recipe for Adam, AdamW or RMSProp.
-        optimizer: "invariant" is the only form.
-
-    Returns:
-        The recipe; at its own batch it is the same run.
-
-    Raises:
-        InputError: another form, or an optimizer that has none.
-    """
-    name = recipe.optimizer.name
-    wanted = name if rules.family(name).invariant else f"invariant-{name}"
-    if optimizer != "invariant":
-        raise InputError(f'optimizer={optimizer!r} must be "invariant"; other optimizers are other runs')
-    if wanted not in rules.FAMILIES:
-        raise InputError(f"optimizer.name={name!r} has no invariant form; adam, adamw and rmsprop have one")
-    reference = recipe.optimizer.reference_batch or recipe.batch.size
-    return recipe.model_copy(
-        update={"optimizer": recipe.optimizer.model_copy(update={"name": wanted, "reference_batch": reference})}
-    )
-
-
-def with_noise(recipe: Recipe, noise_scale: float) -> Recipe:
-    """Return the recipe with the noise share that a noise scale gives at its batch.
-
-    Args:
-        recipe: the recipe; only an Adam-like one with rules.lr = "auto" or "noise-aware" changes.
-        noise_scale: in samples, not negative.
-
-    Returns:
-        The recipe with the noise-aware learning rate.
-    """
-    family, kinds = rules.FAMILIES[recipe.optimizer.name], recipe.rules
-    share = rules.noise_share(recipe.batch.size, noise_scale)
-    if not family.adaptive or family.invariant or kinds.lr not in ("auto", "noise-aware"):
-        return recipe
-    return recipe.model_copy(update={"rules": kinds.model_copy(update={"lr": "noise-aware", "noise_share": share})})
 
 
 def _name_row(recipe: Recipe, asked: str) -> Iterator[Row]:

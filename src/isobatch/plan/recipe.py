@@ -11,6 +11,7 @@ from isobatch.plan.loading import read_toml, validate
 from isobatch.plan.parts import Average, Batch, BatchNorm, Optimizer, Part, Rules, Schedule
 from isobatch.plan.plan import Plan
 from isobatch.plan.planning import make_plan
+from isobatch.rules import scale_decay
 from isobatch.schedules import DecaySchedule, Staircase
 from isobatch.units import half_life, to_samples
 
@@ -159,4 +160,6 @@ class Recipe(Part):
         if self.ema is None or self.ema.final is None or self.ema.decay is None:
             return None
         stairs = self.staircase()
-        return DecaySchedule(self.ema.decay, self.ema.final, stairs.length, self.batch.size * self.ema.every)
+        back = stairs.stair / self.batch.size
+        start, final = scale_decay(self.ema.decay, back), scale_decay(self.ema.final, back)
+        return DecaySchedule(start, final, stairs.length, stairs.stair * self.ema.every)

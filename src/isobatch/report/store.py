@@ -68,6 +68,7 @@ def write(path: Path, content: str | bytes) -> None:
         InputError: the folder cannot be written.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
+    name = None
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
@@ -78,6 +79,9 @@ def write(path: Path, content: str | bytes) -> None:
         Path(name).replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; give another --out") from None
+    finally:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
 
 
 def write_result(folder: Path, data: dict[str, Any], name: str = "result.json") -> Path:
@@ -112,7 +116,7 @@ def dump(data: dict[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
-        return round(value, 10) if math.isfinite(value) else None
+        return float(f"{value:.12g}") if math.isfinite(value) else None
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

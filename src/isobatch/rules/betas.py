@@ -44,9 +44,9 @@ def power(beta: float, kappa: float, floor: float = 0.0) -> float:
     References:
         arXiv 2507.07101 (beta2 as a half-life in tokens).
     """
-    old = finite("beta", beta, 0, 1 - 1e-12)
+    old = finite("beta", beta, 0, 1, open_high=True)
     scaled = old ** finite("kappa", kappa, 0, open_low=True)
-    return max(scaled, min(old, finite("floor", floor, 0, 1)))
+    return max(scaled, min(old, finite("floor", floor, 0, 1, open_high=True)))
 
 
 def sde(beta: float, kappa: float) -> float:
@@ -69,8 +69,8 @@ def sde(beta: float, kappa: float) -> float:
     References:
         arXiv 2205.10287 (Malladi et al.).
     """
-    old, ratio = finite("beta", beta, 0, 1 - 1e-12), finite("kappa", kappa, 0, open_low=True)
-    scaled = 1 - ratio * (1 - old)
+    old, ratio = finite("beta", beta, 0, 1, open_high=True), finite("kappa", kappa, 0, open_low=True)
+    scaled = old - (ratio - 1) * (1 - old)
     if scaled < 0:
         raise InputError(
             f"kappa={ratio:g} is beyond the linear beta rule at beta={old:g}, which ends at kappa={1 / (1 - old):g}; "

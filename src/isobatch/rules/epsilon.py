@@ -35,4 +35,5 @@ def scale_eps(eps: float, kappa: float, lr: float, scaled_lr: float) -> float:
         arXiv 2205.10287 (Malladi et al.).
     """
     old, ratio = finite("eps", eps, 0), finite("kappa", kappa, 0, open_low=True)
-    return old if lr == 0 or scaled_lr == ratio * lr else old * scaled_lr / (ratio * lr)
+    before, after = finite("lr", lr, 0), finite("scaled lr", scaled_lr, 0)
+    return old if before == 0 or after == ratio * before else old * after / (ratio * before)

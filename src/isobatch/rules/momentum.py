@@ -36,7 +36,7 @@ def scale_momentum(momentum: float, kappa: float) -> float:
         >>> round(scale_momentum(0.9, 4), 4)
         0.6561
     """
-    mu = finite("momentum", momentum, 0, 1 - 1e-12)
+    mu = finite("momentum", momentum, 0, 1, open_high=True)
     return mu ** finite("kappa", kappa, 0, open_low=True)
 
 
@@ -50,11 +50,15 @@ def lr_factor(momentum: float, scaled: float) -> float:
     Returns:
         The factor beside the batch rule of the learning rate.
 
+    Raises:
+        InputError: a momentum outside [0, 1).
+
     Example:
         >>> round(lr_factor(0.9, 0.6561), 3)
         3.439
     """
-    return (1 - scaled) / (1 - momentum)
+    old, new = _both(momentum, scaled)
+    return (1 - new) / (1 - old)
 
 
 def buffer_factor(momentum: float, scaled: float) -> float:
@@ -69,8 +73,16 @@ def buffer_factor(momentum: float, scaled: float) -> float:
     Returns:
         The factor on the buffer.
 
+    Raises:
+        InputError: a momentum outside [0, 1).
+
     Example:
         >>> round(buffer_factor(0.9, 0.6561), 4)
         0.2908
     """
-    return (1 - momentum) / (1 - scaled)
+    old, new = _both(momentum, scaled)
+    return (1 - old) / (1 - new)
+
+
+def _both(momentum: float, scaled: float) -> tuple[float, float]:
+    return finite("momentum", momentum, 0, 1, open_high=True), finite("scaled momentum", scaled, 0, 1, open_high=True)

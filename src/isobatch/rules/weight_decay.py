@@ -58,4 +58,7 @@ def scale_weight_decay(weight_decay: float, kappa: float, lr: float, scaled_lr: 
         return decay
     if kind != "decoupled":
         raise InputError(f"decay kind={kind!r} must be one of {', '.join(KINDS)}")
-    return decay if scaled_lr == ratio * lr else decay * ratio * lr / scaled_lr
+    before, after = finite("lr", lr, 0), finite("scaled lr", scaled_lr, 0)
+    if after == ratio * before:
+        return decay
+    return decay * ratio * before / finite("scaled lr", after, 0, open_low=True)

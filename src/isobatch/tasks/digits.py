@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, TensorSamples, seeded
+from isobatch.units import whole
 
 HELD_OUT = 360
 
@@ -36,7 +37,7 @@ def make(settings: Recipe, seed: int) -> Run:
     Returns:
         The run.
     """
-    width = int(settings.options.get("width", 128))
+    width = whole("options.width", settings.options.get("width", 128))
     with seeded(seed):
         model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
     return _run(model)
@@ -52,7 +53,7 @@ def make_cnn(settings: Recipe, seed: int) -> Run:
     Returns:
         The run.
     """
-    width = int(settings.options.get("width", 16))
+    width = whole("options.width", settings.options.get("width", 16))
     with seeded(seed):
         model = nn.Sequential(
             nn.Unflatten(1, (1, 8, 8)),

@@ -141,8 +141,9 @@ def find(name: str) -> Make:
         raise InputError(f'task={name!r} is not shipped ({", ".join(SHIPPED)}); your own is "my_pkg.mod:make"')
     try:
         make = getattr(importlib.import_module(module), function, None)
-    except ImportError as error:
-        raise InputError(f"task={name!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+    except Exception as error:  # whatever the user's module does on import
+        why = f"{type(error).__name__}: {error}"
+        raise InputError(f"task={name!r} cannot be imported: {why}; is its folder on PYTHONPATH?") from error
     if not callable(make):
         raise InputError(f"task={name!r}: {module} has no function {function!r}")
     return make
@@ -164,6 +165,8 @@ def make_run(settings: Recipe, seed: int) -> Run:
     if settings.task is None:
         raise InputError('the recipe names no task; add task = "digits" or task = "my_pkg.mod:make"')
     run = find(settings.task)(settings, seed)
+    if not isinstance(run, Run):
+        raise InputError(f"task={settings.task!r} returned {type(run).__name__}; it must return isobatch.tasks.Run")
     if settings.data_size is not None and len(run.samples) != settings.data_size:
         raise InputError(
             f"data_size={settings.data_size} but task {settings.task!r} has {len(run.samples)} samples; "

@@ -14,7 +14,7 @@ from torch import nn
 from isobatch.plan import Recipe
 from isobatch.plan.settings import Settings
 from isobatch.tasks.face import Run, TensorSamples, seeded
-from isobatch.units import decay_at
+from isobatch.units import decay_at, finite, whole
 
 Array = np.ndarray
 
@@ -110,7 +110,8 @@ def make(settings: Recipe, seed: int) -> Run:
     Returns:
         The run; its held-out loss is the noiseless one.
     """
-    dimension, noise = int(settings.options.get("dimension", 8)), float(settings.options.get("noise", 1.0))
+    dimension = whole("options.dimension", settings.options.get("dimension", 8))
+    noise = finite("options.noise", settings.options.get("noise", 1.0), 0)
     a = torch.as_tensor(curvatures(dimension), dtype=torch.float32)
     with seeded(0):
         xi = torch.randn(settings.data_size or 4096, dimension) * math.sqrt(noise)

@@ -16,8 +16,10 @@ from torch.nn import functional as F
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, TensorSamples, seeded
+from isobatch.units import whole
 
 WINDOWS, HELD_OUT_WINDOWS, CONTEXT = 8192, 256, 64
+HEADS = 4
 _SKIP = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "ensurepip", "turtledemo"}
 
 
@@ -61,7 +63,7 @@ class Transformer(nn.Module):
         heads: attention heads.
     """
 
-    def __init__(self, width: int = 48, layers: int = 2, context: int = CONTEXT, heads: int = 4):
+    def __init__(self, width: int = 48, layers: int = 2, context: int = CONTEXT, heads: int = HEADS):
         super().__init__()
         self.embed = nn.Embedding(256, width)
         self.position = nn.Parameter(torch.randn(context, width) * 0.02)
@@ -112,9 +114,12 @@ def make(settings: Recipe, seed: int) -> Run:
     Returns:
         The run; one sample is one window of 64 bytes.
     """
+    width, layers = (whole(f"options.{n}", settings.options.get(n, d)) for n, d in (("width", 48), ("layers", 2)))
+    if width % HEADS:
+        raise InputError(f"options.width={width} must be a multiple of {HEADS}, the attention heads")
     train, held, digest = corpus()
     with seeded(seed):
-        model = Transformer(int(settings.options.get("width", 48)), int(settings.options.get("layers", 2)))
+        model = Transformer(width, layers)
     held_tokens = held.long()
 
     def loss(net: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:

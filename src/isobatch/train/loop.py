@@ -74,9 +74,7 @@ class Trainer:
     def settings(self, batch: int) -> Settings:
         """Return the numbers of a step of `batch` samples, without the schedule's factor."""
         if batch not in self._settings:
-            micro = min(self.recipe.batch.per_device, batch)
-            per_device = micro if self.recipe.batch.micro or batch < self.recipe.batch.per_device else None
-            self._settings[batch] = scaled(self.recipe, batch, per_device)
+            self._settings[batch] = scaled(self.recipe, batch, self._per_device(batch))
         return self._settings[batch]
 
     def step(self, batch: int | None = None) -> Step:
@@ -93,8 +91,13 @@ class Trainer:
             NonFiniteError: the guard stopped the run; nothing was applied.
         """
         size = whole("batch", batch) if batch is not None else self.recipe.batch.size
+        statistics = [(buffer, buffer.clone()) for norm in self._norms for buffer in norm.buffers()]
+        self._set_batch_norm(self.settings(size))
         loss = self._gradient(size)
         judgement = self.guard.judge(loss, self.run.model, self.skipped_in_a_row)
+        if judgement.verdict is not Verdict.APPLY:
+            for buffer, before in statistics:
+                buffer.copy_(before)
         if judgement.verdict is Verdict.STOP:
             raise NonFiniteError(
                 f"stopped at step {self.steps + 1} with {self.seen} samples seen: {judgement.reason}",
@@ -141,12 +144,15 @@ class Trainer:
         return total
 
     def _micro_batches(self, size: int) -> Iterator[torch.Tensor]:
-        parts, most = self.recipe.batch, size
-        if parts.micro is not None or size == parts.size:
-            most = parts.per_device
+        yield from self.order.indices(self.drawn, size).split(self._per_device(size))
+
+    def _per_device(self, size: int) -> int:
+        """Return the samples of one forward pass: batch.micro, or an even share of the devices."""
+        parts = self.recipe.batch
+        most = min(parts.micro, size) if parts.micro else math.ceil(size / parts.devices)
         if isinstance(self.optimizer, InvariantOptimizer):
             most = min(most, self.optimizer.reference_batch)
-        yield from self.order.indices(self.drawn, size).split(most)
+        return most
 
     def _chunk(self, samples: int) -> AbstractContextManager[None]:
         return self.optimizer.chunk(samples) if isinstance(self.optimizer, InvariantOptimizer) else nullcontext()
@@ -155,7 +161,6 @@ class Trainer:
         new = self.settings(size)
         if new.momentum != self._last.momentum:
             rescale_buffers(self.optimizer, rules.buffer_factor(self._last.momentum, new.momentum))
-        self._set_batch_norm(new)
         self._last = new
         if self.recipe.optimizer.clip is not None:
             self._clip(self.recipe.optimizer.clip)

@@ -1,8 +1,9 @@
 """verify: is it the same run? Equivalence of whole runs, over seeds, with fixed margins."""
 
 from isobatch.verify.arms import ABLATIONS, arms
-from isobatch.verify.comparison import Comparisons, next_actions, run, to_dict
+from isobatch.verify.comparison import Comparisons, run
 from isobatch.verify.equivalence import Comparison, Verdict, compare, gaps, margins
+from isobatch.verify.outcome import next_actions, to_dict
 
 __all__ = [
     "ABLATIONS",

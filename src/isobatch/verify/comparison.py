@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from isobatch.units import finite, whole
 from isobatch.verify import equivalence
 from isobatch.verify.arms import ABLATIONS, arms
 from isobatch.verify.equivalence import Comparison, Verdict
-from isobatch.verify.workers import Curve, Job, cores, map_jobs, time_step, train_curve
+from isobatch.verify.workers import Curve, Job, map_jobs, processes, time_step, train_curve
 
 MARKS = 10
 BETWEEN = 2
@@ -86,9 +85,7 @@ def stops_for(length: int, *batches: int) -> tuple[tuple[int, ...], tuple[int, .
     if grid > length / (MARKS * BETWEEN):
         # no common multiple is fine enough: steps are cut at the stops, by the rules of the plan
         grid = max(1, min(max(batches), length // (MARKS * BETWEEN)))
-    points = [round(length * i / (MARKS * BETWEEN) / grid) * grid for i in range(MARKS * BETWEEN + 1)]
-    if points[-1] > length:
-        points[-1] -= grid
+    points = [length * i // (MARKS * BETWEEN) // grid * grid for i in range(MARKS * BETWEEN + 1)]
     if len(set(points)) < len(points):
         raise InputError(f"a run of {length} samples is too short for {MARKS} marks; lengthen schedule.length")
     return tuple(points), tuple(range(BETWEEN, MARKS * BETWEEN + 1, BETWEEN))
@@ -134,6 +131,8 @@ def run(
     """
     if whole("seeds", seeds) < equivalence.LEAST_SEEDS:
         raise InputError(f"seeds={seeds} must be at least {equivalence.LEAST_SEEDS} for a verdict")
+    if margin is not None:
+        finite("margin", margin, 0, open_low=True)
     plan = recipe.at(batch_size, optimizer=optimizer)
     chosen = arms(recipe, batch_size, ablate, optimizer) | (extra or {})
     stops, marks = stops_for(math.floor(recipe.staircase().length), *{arm.batch.size for arm in chosen.values()})
@@ -175,7 +174,7 @@ def estimate(jobs: list[Job], workers: int | None = None) -> float:
     for job in jobs:
         _, step, evaluation = timed[_kind(job)]
         total += step * job.stops[-1] / job.recipe.batch.size + evaluation * len(job.stops)
-    return max(making for making, _, _ in timed.values()) + total / min(workers or cores(), len(jobs))
+    return max(making for making, _, _ in timed.values()) + total / min(processes(workers), len(jobs))
 
 
 def _kind(job: Job) -> tuple[int, str]:
@@ -228,95 +227,3 @@ def judge(
 
 def _values(curve: Curve, model: str, metric: str, stops: int) -> list[float]:
     return curve.values[model][metric] if curve.values else [math.nan] * stops
-
-
-def next_actions(result: Comparisons) -> list[str]:
-    """Return what to do after a verdict that is not SAME.
-
-    Args:
-        result: a finished comparison.
-
-    Returns:
-        Sentences, empty after SAME.
-    """
-    plan = result.table["plan"][result.headline]
-    if plan.verdict is Verdict.SAME or plan.first_outside is None:
-        return []
-    marks = [result.stops[i] for i in result.marks]
-    unit = result.recipe.batch.unit
-    actions = [
-        f"first mark outside the margin: {marks[plan.first_outside]:,} {unit} "
-        f"({(plan.first_outside + 1) * 100 // MARKS}% of the run), gap {plan.mean[plan.first_outside]:+.3f}"
-    ]
-    closest = min(result.table, key=lambda arm: abs(result.table[arm][result.headline].worst))
-    if closest != "plan":
-        actions.append(f"the closest arm is {closest} (worst gap {result.table[closest][result.headline].worst:+.3f})")
-    if plan.verdict is Verdict.UNDECIDED:
-        actions.append(
-            f"about {plan.seeds_to_decide} seeds would decide; that is a new run: --seeds {plan.seeds_to_decide}"
-        )
-    kappa = result.plan.kappa
-    smaller = round(result.recipe.batch.size * math.sqrt(kappa))
-    actions.append(f"try a smaller kappa: --batch-size {smaller}, or --max-kappa for the largest one that is SAME")
-    if plan.first_outside <= 2 and kappa > 1:
-        actions.append("the gap opens early: start at the reference batch and switch later (progressive scaling)")
-    elif kappa > 1:
-        actions.append(
-            "past the useful batch no rule keeps the run: measure the noise scale, or use a large-batch remedy"
-        )
-    return actions
-
-
-def to_dict(result: Comparisons) -> dict[str, Any]:
-    """Return a comparison as plain values, ready for JSON.
-
-    Args:
-        result: a finished comparison.
-
-    Returns:
-        Verdicts, figures with intervals, curves, the plan and the rule of the test.
-    """
-    marks = [result.stops[i] for i in result.marks]
-    return {
-        "verdict": str(result.verdict),
-        "verdicts": result.verdicts,
-        "headline": result.headline,
-        "metric": result.metric,
-        "kappa": result.plan.kappa,
-        "batch_size": result.plan.recipe.batch.size,
-        "seeds": list(result.seeds),
-        "seconds": round(result.seconds, 1),
-        "unit": result.recipe.batch.unit,
-        "marks": marks,
-        "test": {"level": equivalence.LEVEL, "margins": result.bases, "early": equivalence.EARLY},
-        "arms": {arm: {model: _comparison(c) for model, c in models.items()} for arm, models in result.table.items()},
-        "next": next_actions(result),
-        "recipe": result.recipe.model_dump(mode="json", exclude_none=True),
-        "plan": result.plan.to_dict(),
-        "facts": result.curves["reference"][0].facts,
-        "stops": list(result.stops),
-        "curves": {
-            arm: [
-                {
-                    "seed": c.seed,
-                    "values": c.values,
-                    "steps": c.steps,
-                    "seconds": round(c.seconds, 2),
-                    "stopped": c.stopped,
-                }
-                for c in runs
-            ]
-            for arm, runs in result.curves.items()
-        },
-    }
-
-
-def _comparison(c: Comparison) -> dict[str, Any]:
-    arrays = {name: [round(float(v), 6) for v in getattr(c, name)] for name in ("mean", "low", "high", "margin")}
-    return {
-        "verdict": str(c.verdict),
-        "worst": round(c.worst, 6),
-        "first_outside": c.first_outside,
-        "seeds_to_decide": c.seeds_to_decide,
-        **arrays,
-    }

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from isobatch.errors import NonFiniteError
 from isobatch.plan import Recipe
+from isobatch.units import whole
 
 _ARM_STRIDE = 1_000_003
 _Result = TypeVar("_Result")
@@ -125,8 +126,20 @@ def time_step(job: Job) -> tuple[float, float, float]:
     return made - began, (trained - made) / steps, time.perf_counter() - trained
 
 
-def cores() -> int:
-    """Return how many processes can work at once."""
+def processes(workers: int | None) -> int:
+    """Return how many processes to use.
+
+    Args:
+        workers: as asked; None for one a core.
+
+    Returns:
+        At least 1.
+
+    Raises:
+        InputError: not a positive whole number.
+    """
+    if workers is not None:
+        return whole("workers", workers)
     return len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
 
 
@@ -148,7 +161,7 @@ def map_jobs(
     Returns:
         Results in the order of the jobs.
     """
-    todo, count = list(jobs), workers or cores()
+    todo, count = list(jobs), processes(workers)
     results: dict[int, _Result] = {}
     if count == 1:
         for index, job in enumerate(todo):
