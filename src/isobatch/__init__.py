@@ -9,17 +9,39 @@ from typing import TYPE_CHECKING, Any
 from isobatch.errors import InputError, IsobatchError, NonFiniteError
 
 if TYPE_CHECKING:
+    from isobatch.average import ModelEMA
+    from isobatch.optimizers import InvariantAdam, InvariantAdamW, InvariantRMSprop
     from isobatch.plan import Plan, Recipe
+    from isobatch.train import SampleScheduler, rescale
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "InvariantAdam": "isobatch.optimizers",
+    "InvariantAdamW": "isobatch.optimizers",
+    "InvariantRMSprop": "isobatch.optimizers",
+    "ModelEMA": "isobatch.average",
     "Plan": "isobatch.plan",
     "Recipe": "isobatch.plan",
+    "SampleScheduler": "isobatch.train",
+    "rescale": "isobatch.train",
 }
 _MODULES = ("plan", "rules", "schedules", "units", "verify")
 
-__all__ = ["InputError", "IsobatchError", "NonFiniteError", "Plan", "Recipe", "__version__"]
+__all__ = [
+    "InputError",
+    "InvariantAdam",
+    "InvariantAdamW",
+    "InvariantRMSprop",
+    "IsobatchError",
+    "ModelEMA",
+    "NonFiniteError",
+    "Plan",
+    "Recipe",
+    "SampleScheduler",
+    "__version__",
+    "rescale",
+]
 
 
 def __getattr__(name: str) -> Any:

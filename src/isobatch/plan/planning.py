@@ -109,7 +109,7 @@ def write(recipe: Recipe, new: Settings, batch: Batch) -> Recipe:
         parts["batch_norm"] = recipe.batch_norm.model_copy(update={"momentum": new.batch_norm})
     if recipe.rules.noise_share is not None:
         f, kappa = recipe.rules.noise_share, new.batch / recipe.batch.size
-        parts["rules"] = recipe.rules.model_copy(update={"noise_share": (f / kappa) / (1 - f + f / kappa)})
+        parts["rules"] = recipe.rules.model_copy(update={"noise_share": rules.noise_share_after(f, kappa)})
     return recipe.model_copy(update=parts)
 
 
@@ -213,7 +213,7 @@ def _lr_note(recipe: Recipe, old: Settings, new: Settings, kappa: float) -> str:
     if family.invariant:
         return "no regime is assumed: the second moment is the reference batch's own"
     if family.adaptive and recipe.rules.lr == "noise-aware" and share is not None:
-        after = (share / kappa) / (1 - share + share / kappa)
+        after = rules.noise_share_after(share, kappa)
         return (
             f"noise share f = {share:.3f} becomes {after:.3f}; the square root ({math.sqrt(kappa) * old.lr:.4g}) would "
             f"drift by {rules.drift_error(kappa, share):+.1%} per sample; recommended: {rules.recommend(kappa, share)}"

@@ -7,7 +7,7 @@ from isobatch.rules.epsilon import scale_eps
 from isobatch.rules.families import FAMILIES, Family, family
 from isobatch.rules.learning_rate import linear, noise_aware, square_root
 from isobatch.rules.momentum import buffer_factor, lr_factor, scale_momentum
-from isobatch.rules.noise_share import drift_error, noise_share, recommend
+from isobatch.rules.noise_share import drift_error, noise_share, noise_share_after, recommend, second_moment_factor
 from isobatch.rules.rule import Confidence, Rule
 from isobatch.rules.weight_decay import scale_weight_decay
 
@@ -24,6 +24,7 @@ __all__ = [
     "lr_factor",
     "noise_aware",
     "noise_share",
+    "noise_share_after",
     "power",
     "recommend",
     "scale_batch_norm",
@@ -32,5 +33,6 @@ __all__ = [
     "scale_momentum",
     "scale_weight_decay",
     "sde",
+    "second_moment_factor",
     "square_root",
 ]

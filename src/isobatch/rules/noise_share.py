@@ -77,3 +77,37 @@ def recommend(kappa: float, share: float) -> str:
     if error <= SQUARE_ROOT_ERROR:
         return "square root"
     return "noise-aware" if error <= NOISE_AWARE_ERROR else "invariant"
+
+
+def second_moment_factor(kappa: float, share: float) -> float:
+    """Factor on Adam's v when the batch grows by kappa: (1-f) + f/kappa.
+
+    Args:
+        kappa: new batch / old batch.
+        share: f, the noise share of v at the old batch.
+
+    Returns:
+        The factor.
+
+    Example:
+        >>> second_moment_factor(4, 1.0), second_moment_factor(4, 0.0)
+        (0.25, 1.0)
+    """
+    return (1 - share) + share / kappa
+
+
+def noise_share_after(share: float, kappa: float) -> float:
+    """Noise share of the second moment after the batch has grown by kappa: (f/kappa) / ((1-f) + f/kappa).
+
+    Args:
+        share: f before.
+        kappa: new batch / old batch.
+
+    Returns:
+        f after.
+
+    Example:
+        >>> noise_share_after(1.0, 4), noise_share_after(0.5, 4)
+        (1.0, 0.2)
+    """
+    return share / kappa / second_moment_factor(kappa, share)

@@ -1,0 +1,1 @@
+"""Studies: published claims, run again, with fixed criteria."""

@@ -11,7 +11,11 @@ from isobatch.verify.workers import Curve, Job, map_jobs, train_curve
 
 
 def train_all(
-    jobs: Iterable[Job], folder: Path | None, *, workers: int | None = None, on_done: Callable[[Curve], None] | None = None
+    jobs: Iterable[Job],
+    folder: Path | None,
+    *,
+    workers: int | None = None,
+    on_done: Callable[[Curve], None] | None = None,
 ) -> list[Curve]:
     """Train jobs, keeping each finished curve in a folder; those found there are not trained again.
 

@@ -2,5 +2,20 @@
 
 from isobatch.train.guard import Guard, Judgement, Verdict
 from isobatch.train.loop import Step, Trainer, make_average, make_optimizer
+from isobatch.train.rescaling import Rescaled, rescale
+from isobatch.train.sample_scheduler import SampleScheduler
+from isobatch.train.state import rescale_state
 
-__all__ = ["Guard", "Judgement", "Step", "Trainer", "Verdict", "make_average", "make_optimizer"]
+__all__ = [
+    "Guard",
+    "Judgement",
+    "Rescaled",
+    "SampleScheduler",
+    "Step",
+    "Trainer",
+    "Verdict",
+    "make_average",
+    "make_optimizer",
+    "rescale",
+    "rescale_state",
+]

@@ -17,6 +17,7 @@ from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.plan import Recipe, Settings, scaled
 from isobatch.tasks import Run
 from isobatch.train.guard import Guard, Verdict
+from isobatch.train.state import rescale_state
 from isobatch.units import whole
 
 
@@ -62,6 +63,7 @@ class Trainer:
         self.order = SampleOrder(len(run.samples), order_seed)
         self.seen = self.drawn = self.steps = self.skipped = self.skipped_in_a_row = 0
         self._settings: dict[int, Settings] = {}
+        self.noise_share = 1.0 if recipe.rules.noise_share is None else recipe.rules.noise_share
         self._norms = [m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._last = self.settings(recipe.batch.size)
         self._set_batch_norm(self._last)
@@ -159,8 +161,9 @@ class Trainer:
 
     def _apply(self, size: int) -> float:
         new = self.settings(size)
-        if new.momentum != self._last.momentum:
-            rescale_buffers(self.optimizer, rules.buffer_factor(self._last.momentum, new.momentum))
+        if new.batch != self._last.batch:
+            rescale_state(self.optimizer, self._last, new, self.noise_share)
+            self.noise_share = rules.noise_share_after(self.noise_share, new.batch / self._last.batch)
         self._last = new
         if self.recipe.optimizer.clip is not None:
             self._clip(self.recipe.optimizer.clip)
@@ -251,16 +254,3 @@ def make_average(model: nn.Module, recipe: Recipe) -> ModelEMA | None:
         return None
     stair = recipe.staircase().stair
     return ModelEMA(model, half_life=recipe.half_life, batch_size=stair, kind=recipe.ema.kind, cadence=recipe.ema.every)
-
-
-def rescale_buffers(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Multiply SGD's momentum buffers, when the momentum changes in mid-run.
-
-    Args:
-        optimizer: whose state is changed in place.
-        factor: (1-mu)/(1-mu').
-    """
-    for state in optimizer.state.values():
-        buffer = state.get("momentum_buffer")
-        if buffer is not None:
-            buffer.mul_(factor)

@@ -1,0 +1,1 @@
+"""The Adam study: which batch rule holds when."""
