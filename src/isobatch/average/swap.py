@@ -22,7 +22,7 @@ def exchanged(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Gener
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
-        >>> with exchanged(layer, [(layer.weight, layer.weight.detach() * 0)]):
+        >>> with exchanged(layer, [(layer.weight, layer.weight.detach().abs() * 0)]):
         ...     layer.weight.item()
         0.0
     """
