@@ -71,18 +71,6 @@ def test_resume_is_bit_exact_in_the_middle_of_a_cadence(kind):
             assert torch.equal(tensor, run(cut)[name])
 
 
-def test_applied_gives_the_raw_weights_back_after_an_exception():
-    model = small()
-    ema = ModelEMA(model, half_life=10)
-    drift(model, rates(model))
-    raw = {n: t.clone() for n, t in model.state_dict().items()}
-    with pytest.raises(KeyError, match="boom"), ema.applied(model):
-        assert torch.equal(model[0].weight, ema.average()["0.weight"])
-        model.train()(torch.randn(5, 3, dtype=torch.double))
-        raise KeyError("boom")
-    assert all(torch.equal(raw[n], t) for n, t in model.state_dict().items())
-
-
 def test_non_finite_weights_are_refused_and_change_nothing():
     model = small()
     ema = ModelEMA(model, half_life=10)

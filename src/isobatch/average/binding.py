@@ -5,7 +5,6 @@ from itertools import chain
 from operator import is_
 from typing import NamedTuple, final
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -20,7 +19,6 @@ _WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp
 class Slot(NamedTuple):
     """Where a tensor lives in its module; the tensor itself may be replaced there."""
 
-    name: str
     table: dict[str, Tensor | None]
     key: str
 
@@ -103,68 +101,56 @@ class Binding:
 
     def bind(self) -> None:
         """Walk the tree and bind every tensor anew."""
-        self.slots = {slot.name: slot for slot in self._walk()}
-        tables = [
+        candidates = list(self._candidates())
+        self._verdicts = [(name, slot, self._chosen(name, slot)) for name, slot in candidates]
+        self.slots = {name: slot for name, slot, chosen in self._verdicts if chosen}
+        if len(self.slots) < sum(chosen for _, _, chosen in self._verdicts):
+            names = [name for name, _, chosen in self._verdicts if chosen]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise InputError(f"two tensors share the names {twice[:5]} once wrapper prefixes are removed; rename one")
+        self._tables = [
             t for m in self.root.modules() for t in (m._modules, m._parameters, m._buffers if self._buffers else {})
         ]
-        self._tables = [t for t in tables if t]
-        self._bound = list(chain.from_iterable(map(dict.values, self._tables)))
+        self._filled = [t for t in self._tables if t]
+        self._bound = list(chain.from_iterable(map(dict.values, self._filled)))
+
+    def forget(self) -> None:
+        """Make the next current() answer no, so that the model is bound again."""
+        self._bound = []
 
     def current(self) -> bool:
-        """Whether every module and tensor is still the one that was bound."""
+        """Whether every module and tensor is still the one that was bound, and still selected as it was."""
         if sum(map(len, self._tables)) != len(self._bound):
             return False
-        return all(map(is_, chain.from_iterable(map(dict.values, self._tables)), self._bound))
+        if not all(map(is_, chain.from_iterable(map(dict.values, self._filled)), self._bound)):
+            return False
+        return self._select is None or all(self._chosen(n, slot) == was for n, slot, was in self._verdicts)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the live tensors by canonical name."""
-        return {name: _filled(slot) for name, slot in self.slots.items()}
+        return {name: _tensor(name, slot) for name, slot in self.slots.items()}
 
-    def _walk(self) -> Iterator[Slot]:
+    def _candidates(self) -> Iterator[tuple[str, Slot]]:
         seen: set[int] = set()
-        names: set[str] = set()
         for prefix, module in self.root.named_modules():
-            skip = module._non_persistent_buffers_set
-            tables = [(module._parameters, True), (module._buffers if self._buffers else {}, False)]
-            for table, learned in tables:
-                for key, tensor in table.items():
+            passing = module._non_persistent_buffers_set
+            buffers = {k: t for k, t in module._buffers.items() if k not in passing} if self._buffers else {}
+            for table, entries in ((module._parameters, module._parameters), (module._buffers, buffers)):
+                for key, tensor in entries.items():
                     if tensor is None or id(tensor) in seen or not (tensor.is_floating_point() or tensor.is_complex()):
                         continue
-                    name = canonical(f"{prefix}.{key}" if prefix else key)
-                    if learned and self._select is not None and not self._select(name, tensor):
-                        continue
-                    if not learned and key in skip:
-                        continue
-                    if name in names:
-                        raise InputError(
-                            f"two tensors are called {name!r} once wrapper prefixes are removed; rename one"
-                        )
                     seen.add(id(tensor))
-                    names.add(name)
-                    yield Slot(name, table, key)
+                    yield canonical(f"{prefix}.{key}" if prefix else key), Slot(table, key)
+
+    def _chosen(self, name: str, slot: Slot) -> bool:
+        tensor = slot.table[slot.key]
+        if self._select is None or not isinstance(tensor, nn.Parameter):
+            return True
+        return self._select(name, tensor)
 
 
-def _filled(slot: Slot) -> Tensor:
+def _tensor(name: str, slot: Slot) -> Tensor:
     tensor = slot.table[slot.key]
     if tensor is None:
-        raise InputError(f"{slot.name!r} was removed from the model")
+        raise InputError(f"{name!r} was removed from the model; call reset() to start the average again")
     return tensor
-
-
-def kept_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which a tensor's average is held.
-
-    Args:
-        tensor: the model's tensor.
-        dtype: what the user asked for.
-
-    Returns:
-        dtype, except that float32 holds float64 weights in float64, and complex weights stay complex.
-
-    Example:
-        >>> kept_dtype(torch.zeros(1, dtype=torch.bfloat16), torch.float32)
-        torch.float32
-    """
-    if tensor.is_complex() or (dtype == torch.float32 and tensor.dtype == torch.float64):
-        return tensor.dtype
-    return dtype

@@ -1,164 +1,263 @@
-"""Averages by name beside the model they follow: what every kind of average shares."""
+"""Averages by name beside the model they follow: the tensors that every kind of average shares."""
 
-from collections.abc import Generator, Sequence
+import warnings
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from isobatch.average.binding import Binding, Select, kept_dtype, unwrap
-from isobatch.average.kernels import Pass
+from isobatch.average.binding import Binding, unwrap
+from isobatch.average.layout import Stacks, allocate, flatten
+from isobatch.average.passes import Pass
+from isobatch.average.storage import NARROW, Buffers, Storage, kept_dtype
 from isobatch.average.swap import exchanged
+from isobatch.average.weights import Hold
 from isobatch.errors import InputError, NonFiniteError
 
-Buffers = Literal["copy", "average"]
+PROBES = 8
 
 
 @final
 class Tracks:
-    """Named averages of one model's tensors.
+    """K averages of every averaged tensor of one model.
 
     Args:
         model: the model, wrapped or bare.
-        labels: name of each average, in order.
+        count: K.
         dtype: in which the averages are held.
         buffers: "copy" leaves buffers the model's own, "average" averages the floating ones.
-        select: which parameters to average; None for all.
+        storage: rounding, layout and selection.
+        previous: whether the weights of the last update are kept too, for a first-order hold.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        labels: Sequence[str],
+        count: int,
         *,
         dtype: torch.dtype,
-        buffers: Buffers = "copy",
-        select: Select | None = None,
+        buffers: Buffers,
+        storage: Storage | None = None,
+        previous: bool = False,
     ):
         if buffers not in ("copy", "average"):
             raise InputError(f'buffers={buffers!r} must be "copy" or "average"')
-        if not dtype.is_floating_point:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise InputError(f"dtype={dtype} must be a floating dtype, such as torch.float32")
-        self._binding = Binding(model, buffers=buffers == "average", select=select)
-        self._buffers = buffers == "average"
-        self._select = select
-        self._dtype = dtype
-        self._exchanged = False
-        self.averages: dict[str, dict[str, Tensor]] = {label: {} for label in labels}
-        self._bind()
+        self.dtype, self.buffers = dtype, buffers
+        self.storage = Storage() if storage is None else storage
+        self.rounding = self.storage.resolve(dtype)
+        self.exchanged = False
+        self._count, self._hold = count, previous
+        self._binding = Binding(model, buffers=buffers == "average", select=self.storage.select)
+        self.generators: dict[torch.device, torch.Generator] = {}
+        self.roles: dict[str, Stacks] = {}
+        self._bind({})
+
+    @property
+    def root(self) -> nn.Module:
+        """The bare model."""
+        return self._binding.root
 
     def reset(self) -> None:
         """Start every average again at the model's present weights."""
-        self.averages = {label: {} for label in self.averages}
-        self._bind()
+        self._usable()
+        self._binding.bind()
+        self._bind({})
+
+    def follow(self) -> None:
+        """Let a first-order hold begin at the model's present weights."""
+        if "previous" in self.roles:
+            live = self.live()
+            for name, stack in self.roles["previous"].tensors.items():
+                stack[0].copy_(live[name].detach())
 
     def refresh(self) -> None:
         """Re-bind when a module or parameter was replaced, added, removed, moved or cast."""
-        if self._exchanged:
-            raise InputError("the averaged weights are applied; leave the applied() block before updating or saving")
+        self._usable()
         if not self._binding.current():
             self._binding.bind()
-            self._bind()
+            try:
+                self._bind(self.roles)
+            except InputError:
+                self._binding.forget()
+                raise
         elif not self._pass.current():
-            self._bind()
+            self._bind(self.roles)
 
-    def lerp(self, shares: Sequence[float]) -> None:
-        """Move every average towards the weights.
-
-        Args:
-            shares: weight of the new weights, one per average.
-        """
-        self._pass.lerp(shares)
-
-    def weights(self) -> dict[str, Tensor]:
-        """Return the live tensors by name."""
+    def live(self) -> dict[str, Tensor]:
+        """Return the model's averaged tensors by name."""
         return self._binding.tensors()
 
-    def check_finite(self, seen: float) -> None:
-        """Refuse weights that hold a NaN or an infinity, before any of them enters an average.
+    def probes(self) -> list[Tensor]:
+        """Return a few trained tensors, by which a changed model can be told from an unchanged one."""
+        return self._probes
+
+    def values(self, index: int) -> dict[str, Tensor]:
+        """Return one average by name; the tensors are the average itself.
+
+        Args:
+            index: which of the K.
+
+        Returns:
+            Views of the stacks.
+        """
+        return {name: stack[index] for name, stack in self.roles["average"].tensors.items()}
+
+    def read(self, seen: float) -> None:
+        """Collect the weights of an update, and refuse them if they are not finite.
 
         Args:
             seen: samples so far, for the message.
 
         Raises:
-            NonFiniteError: names the first bad tensor; nothing was changed.
+            NonFiniteError: names the first bad tensor; no average was touched.
         """
-        for name, tensor in self.weights().items():
+        self._pass.read()
+        if not self.storage.check_finite or self._pass.finite():
+            return
+        for name, tensor in self.live().items():
             if not bool(torch.isfinite(tensor.detach()).all()):
                 raise NonFiniteError(
-                    f"{name!r} is not finite after {seen:g} samples; the average was left as it was. "
-                    "Restore the weights, then go on",
+                    f"{name!r} is not finite after {seen:g} samples; the average was left as it was. Restore the "
+                    "weights (they may be taken from the average), then go on",
                     seen=int(seen),
                     parameter=name,
                 )
 
+    def move(self, shares: Sequence[Hold]) -> None:
+        """Move every average; read() comes first.
+
+        Args:
+            shares: weights of the update, one per average.
+
+        Raises:
+            InputError: rounding to nearest in a narrow dtype would lose any update of this weight.
+        """
+        if self.rounding == "nearest" and self.dtype in NARROW:
+            self._refuse_lost([1 - s.keep for s in shares])
+        self._pass.move(shares)
+
     @contextmanager
-    def applied(self, model: nn.Module, label: str) -> Generator[None]:
-        """Give `model` the values of one average inside the block.
+    def applied(self, model: nn.Module, values: Mapping[str, Tensor]) -> Generator[None]:
+        """Give `model` the given values inside the block.
 
         Args:
             model: the bound model, a wrapper of it, or another model with the same names.
-            label: which average.
+            values: by name, one for every averaged tensor.
 
         Yields:
-            None, with the averaged weights in place.
+            None, with the values in place.
         """
-        if self._exchanged:
-            raise InputError("the averaged weights are applied already; applied() cannot be nested")
-        live, values = self._targets(model), self.averages[label]
-        self._exchanged = True
+        self._usable()
+        if unwrap(model) is self.root:
+            self.refresh()
+            live = self.live()
+        else:
+            live = Binding(model, buffers=self.buffers == "average", select=self.storage.select).tensors()
+        match_names("model", self.live(), live)
+        self.exchanged = True
         try:
             with exchanged(unwrap(model), [(live[name], value) for name, value in values.items()]):
                 yield
         finally:
-            self._exchanged = False
+            self.exchanged = False
 
-    def model(self, label: str) -> nn.Module:
-        """Return a copy of the bare model that holds one average, in evaluation mode, without gradients.
+    def model(self, values: Mapping[str, Tensor]) -> nn.Module:
+        """Return a copy of the bare model with the given values, in evaluation mode, without gradients.
 
         Args:
-            label: which average.
+            values: by name, one for every averaged tensor.
+
+        Returns:
+            The copy, in the dtypes of the model.
+
+        Raises:
+            InputError: the model cannot be copied.
         """
-        live, memo = self.weights(), {}
-        for name, average in self.averages[label].items():
-            value = average.detach().to(live[name].dtype, copy=True)
+        self.refresh()
+        live = self.live()
+        memo: dict[int, Tensor] = {}
+        for name, value in values.items():
+            copy = value.detach().to(device=live[name].device, dtype=live[name].dtype, copy=True)
             learned = isinstance(live[name], nn.Parameter)
-            memo[id(live[name])] = nn.Parameter(value, requires_grad=False) if learned else value
+            memo[id(live[name])] = nn.Parameter(copy, requires_grad=False) if learned else copy
         try:
-            copy = deepcopy(self._binding.root, memo)
+            made = deepcopy(self.root, memo)
         except Exception as error:
             raise InputError(f"the model cannot be copied ({error}); use applied(), which copies nothing") from error
-        return copy.eval().requires_grad_(False)
+        return made.eval().requires_grad_(False)
 
-    def _targets(self, model: nn.Module) -> dict[str, Tensor]:
-        if unwrap(model) is self._binding.root:
-            self.refresh()
-            return self.weights()
-        live = Binding(model, buffers=self._buffers, select=self._select).tensors()
-        match_names("model", self.weights(), live)
-        return live
+    def _usable(self) -> None:
+        if self.exchanged:
+            raise InputError(
+                "the averaged weights are applied just now, so the model does not hold its raw weights; leave the "
+                "applied() block first"
+            )
 
-    def _bind(self) -> None:
-        live = self.weights()
-        for label, old in self.averages.items():
-            new = {}
-            for name, tensor in live.items():
-                if name not in old:
-                    new[name] = tensor.detach().to(kept_dtype(tensor, self._dtype), copy=True)
-                elif old[name].shape != tensor.shape:
+    def _refuse_lost(self, shares: Sequence[float]) -> None:
+        floor = torch.finfo(self.dtype).eps / 4
+        low = min((s for s in shares if s > 0), default=1.0)
+        if low < floor:
+            raise InputError(
+                f"an update of weight {low:.3g} is lost in {self.dtype} rounded to nearest, even where average and "
+                f"weights differ by 100%; the smallest workable weight is {floor:.3g} (decay {1 - floor:.5g}). Use "
+                'dtype=torch.float32, rounding="stochastic", or a longer cadence'
+            )
+
+    def _bind(self, old: Mapping[str, Stacks]) -> None:
+        if self.storage.flat:
+            flatten(self.live())
+        live = self.live()
+        roles = self._allocate(live)
+        for role, stacks in roles.items():
+            kept = old[role].tensors if role in old else {}
+            for name, stack in stacks.tensors.items():
+                if name in kept and kept[name].shape[1:] != stack.shape[1:]:
+                    was, now = tuple(kept[name].shape[1:]), tuple(stack.shape[1:])
                     raise InputError(
-                        f"{name!r} changed its shape from {tuple(old[name].shape)} to {tuple(tensor.shape)}; "
-                        "call reset() to start the average again"
+                        f"{name!r} changed its shape from {was} to {now}; reset() starts the average again"
                     )
-                else:
-                    new[name] = old[name].to(tensor.device)
-            self.averages[label] = new
-        self._pass = Pass([list(a.values()) for a in self.averages.values()], list(live.values()))
+                if name in kept:
+                    stack.copy_(kept[name])
+                elif role != "compensation":
+                    stack.copy_(live[name].detach().expand_as(stack))
+        _tell_changes(set(old["average"].tensors) if old else set(live), set(live))
+        self.roles = roles
+        self._seed({t.device for t in live.values()})
+        trained = [t for t in live.values() if t.requires_grad]
+        self._probes = trained[:: max(1, len(trained) // PROBES)][:PROBES]
+        self._pass = Pass(
+            live,
+            self.roles["average"],
+            self.rounding,
+            compensation=self.roles.get("compensation"),
+            previous=self.roles.get("previous"),
+            generators=self.generators,
+        )
+
+    def _allocate(self, live: dict[str, Tensor]) -> dict[str, Stacks]:
+        def dtype_of(tensor: Tensor) -> torch.dtype:
+            return kept_dtype(tensor, self.dtype)
+
+        flat = self.storage.flat
+        roles = {"average": allocate(live, self._count, dtype_of, flat=flat)}
+        if self.rounding == "compensated":
+            roles["compensation"] = allocate(live, self._count, dtype_of, flat=flat)
+        if self._hold:
+            roles["previous"] = allocate(live, 1, dtype_of, flat=flat, wide=True)
+        return roles
+
+    def _seed(self, devices: set[torch.device]) -> None:
+        if self.rounding == "stochastic":
+            for device in devices - self.generators.keys():
+                self.generators[device] = torch.Generator(device).manual_seed(self.storage.seed)
 
 
-def match_names(what: str, wanted: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+def match_names(what: str, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     """Refuse two sets of tensors that differ in names or shapes.
 
     Args:
@@ -168,10 +267,23 @@ def match_names(what: str, wanted: dict[str, Tensor], given: dict[str, Tensor]) 
 
     Raises:
         InputError: names the difference, with both shapes.
+
+    Example:
+        >>> match_names("model", {"w": torch.zeros(1)}, {"w": torch.zeros(1)})
     """
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing or extra:
-        raise InputError(f"{what} does not match the average: missing {missing[:5]}, unexpected {extra[:5]}")
+        raise InputError(f"the {what} does not match the average: missing {missing[:5]}, unexpected {extra[:5]}")
     for name, tensor in wanted.items():
         if tensor.shape != given[name].shape:
             raise InputError(f"{name!r} has shape {tuple(given[name].shape)} in the {what}, {tuple(tensor.shape)} here")
+
+
+def _tell_changes(before: set[str], after: set[str]) -> None:
+    added, removed = sorted(after - before), sorted(before - after)
+    if added or removed:
+        warnings.warn(
+            f"the model's tensors changed: averages of {added[:5]} start at their present values, averages of "
+            f"{removed[:5]} were dropped",
+            stacklevel=4,
+        )

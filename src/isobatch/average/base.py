@@ -1,0 +1,192 @@
+"""The one interface of every average of a model's weights."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from isobatch.average.clock import Clock
+from isobatch.average.engine import Engine
+from isobatch.average.report import Report, measured
+from isobatch.average.state import (
+    FORMAT,
+    Missing,
+    Settings,
+    Unexpected,
+    opened,
+    plain_in,
+    tensors_in,
+    tensors_out,
+    winner,
+)
+from isobatch.errors import InputError
+
+Which = float | None
+
+
+class ModelAverage(ABC):
+    """An average of a model's weights on the sample clock.
+
+    update() comes after each optimizer step (post-step order: it reads the new weights) and is told the samples of
+    that step. applied() lends the averaged weights to the model, average_model() makes a copy that holds them.
+    """
+
+    _engine: Engine
+    _FIXED: ClassVar[frozenset[str]] = frozenset({"dtype", "buffers", "rounding"})
+
+    @abstractmethod
+    def update(self, *, samples: float, half_life: float | None = None) -> None:
+        """Take in the weights of one optimizer step; call it after the step.
+
+        Args:
+            samples: global samples (or tokens) of the step.
+            half_life: half-life in samples for this step alone, where the kind has one.
+        """
+
+    @abstractmethod
+    def average(self, which: Which = None) -> dict[str, Tensor]:
+        """Return the averaged tensors by name.
+
+        Args:
+            which: the horizon, where there are several.
+        """
+
+    @abstractmethod
+    def _settings(self) -> dict[str, Any]:
+        """Return JSON-able settings."""
+
+    @abstractmethod
+    def _adopt(self, settings: Mapping[str, Any]) -> None:
+        """Take over settings that do not shape the tensors."""
+
+    @property
+    def seen(self) -> float:
+        """Samples that update() was told of."""
+        return self._engine.clock.seen
+
+    def applied(self, model: nn.Module, which: Which = None) -> AbstractContextManager[None]:
+        """Give the model the averaged weights inside the block, its raw weights and buffers back afterwards.
+
+        Storages change hands, nothing is copied unless the dtypes differ; exceptions change nothing in that. Inside
+        the block update() and state_dict() are refused, because the model does not hold its raw weights.
+
+        Args:
+            model: the bound model, a wrapper of it, or another model with the same names.
+            which: the horizon, where there are several.
+
+        Returns:
+            A context manager.
+        """
+        return self._engine.tracks.applied(model, self.average(which))
+
+    def average_model(self, which: Which = None) -> nn.Module:
+        """Return a copy of the bare model with the averaged weights, in evaluation mode.
+
+        Args:
+            which: the horizon, where there are several.
+
+        Returns:
+            A new module in the model's dtypes, without gradients.
+        """
+        return self._engine.tracks.model(self.average(which))
+
+    def reset(self) -> None:
+        """Start again at the model's present weights, such as after loading pretrained ones; the clock goes on."""
+        self._engine.restart()
+
+    def watch(self, optimizer: Optimizer) -> RemovableHandle:
+        """Count the optimizer's steps, so that updates which do not match them are reported.
+
+        Args:
+            optimizer: whose steps the average follows.
+
+        Returns:
+            A handle whose remove() ends the count.
+        """
+        return self._engine.watch.optimizer(optimizer)
+
+    def report(self, which: Which = None) -> Report:
+        """Measure the average: half-life, mean age, frozen share, distance to the weights, and what looks wrong.
+
+        Args:
+            which: the horizon, where there are several.
+
+        Returns:
+            The report; its warnings are sentences.
+        """
+        self._engine.tracks.refresh()
+        return measured(self._engine, self.average(which), self._tracks(which))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return {"tensors": {name: tensor}, "values": JSON-able settings and clock}.
+
+        The tensors are the averages themselves, as with a module's state_dict(): copy them to keep a moment.
+
+        Raises:
+            InputError: inside an applied() block.
+        """
+        self._engine.tracks.refresh()
+        values = {
+            "class": type(self).__name__,
+            "format": FORMAT,
+            "settings": self._settings(),
+            "clock": self._engine.clock.state(),
+        }
+        return {"tensors": tensors_out(self._engine.tracks), "values": values}
+
+    def load_state_dict(
+        self,
+        state: Mapping[str, Any] | None,
+        *,
+        settings: Settings = "match",
+        missing: Missing = "refuse",
+        unexpected: Unexpected = "refuse",
+    ) -> None:
+        """Take over averages, settings and clock; the batch size may have changed since.
+
+        Args:
+            state: what state_dict() returned; None for a checkpoint without averages.
+            settings: "match" refuses settings that differ from this object's, "saved" or "given" name the winner.
+            missing: "refuse", or "weights": averages that were not saved start at the present weights.
+            unexpected: "refuse", or "drop" averages of tensors that are not averaged here.
+
+        Raises:
+            InputError: names, shapes or settings differ in a way that the choices do not cover; nothing was changed.
+        """
+        self._engine.tracks.refresh()
+        if state is None and missing == "weights":
+            self.reset()
+            return
+        values, tensors = opened(state, type(self).__name__)
+        chosen = winner(values["settings"], self._settings(), settings, self._FIXED)
+        clock = Clock.load(values["clock"])
+        if len(clock.spans) != len(self._engine.clock.spans):
+            raise InputError(f"{len(clock.spans)} averages in the state, {len(self._engine.clock.spans)} here")
+        tensors_in(self._engine.tracks, tensors, missing, unexpected)
+        self._adopt(chosen)
+        self._engine.clock = clock
+
+    def load_average(self, tensors: Mapping[str, Tensor], *, seen: float = 0, which: Which = None) -> None:
+        """Take over an average from tensors named as in the model, such as one made by another library.
+
+        Args:
+            tensors: by name, with or without "module." before all names; other entries are left out.
+            seen: samples behind that average.
+            which: the horizon, where there are several.
+
+        Raises:
+            InputError: a name is missing or a shape differs.
+        """
+        self._engine.tracks.refresh()
+        plain_in(self._engine.tracks, tensors, self._tracks(which)[0])
+        self._engine.tracks.follow()
+        zeros = (0.0,) * len(self._engine.clock.spans)
+        self._engine.clock = Clock(seen=seen, spans=zeros, ages=zeros)
+
+    @abstractmethod
+    def _tracks(self, which: Which) -> tuple[int, ...]:
+        """Return which of the K tracks an average is made of."""

@@ -1,0 +1,193 @@
+"""Uniform averages: of the tail of a run (SWA), and of the last few snapshots (LAWA)."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from isobatch.average.base import ModelAverage, Which
+from isobatch.average.clock import Cadence
+from isobatch.average.engine import Engine
+from isobatch.average.options import no_half_life, only_average, storage_settings
+from isobatch.average.storage import Buffers, Storage
+from isobatch.average.tracks import Tracks
+from isobatch.units import finite, whole
+
+
+@final
+class UniformTail(ModelAverage):
+    """Uniform average of the weights from `start` on: stochastic weight averaging (SWA).
+
+    Weights count by the samples they stand for: those of a step of B samples weigh B, so the average does not depend on
+    the sequence of batches. Before `start` the average is a copy of the weights.
+
+    Args:
+        model: the model, wrapped or bare.
+        start: samples seen at which the tail begins; the run's length minus the tail.
+        every: take the weights only where a multiple of so many samples is passed; None takes every step.
+        dtype: in which the average is held; float32 holds float64 weights in float64.
+        buffers: "copy" leaves buffers the model's own, "average" averages the floating ones.
+        storage: rounding, layout and selection of tensors.
+
+    Raises:
+        InputError: a setting outside its range.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> tail = UniformTail(layer, start=10)
+        >>> for value, batch in ((5.0, 10), (1.0, 10), (4.0, 20)):
+        ...     _ = nn.init.constant_(layer.weight, value)  # stands for optimizer.step()
+        ...     tail.update(samples=batch)
+        >>> tail.average()["weight"].item()
+        3.0
+
+    References:
+        arXiv 1803.05407 (SWA).
+    """
+
+    _FIXED: ClassVar[frozenset[str]] = frozenset({"dtype", "buffers", "rounding"})
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        start: float = 0,
+        every: float | None = None,
+        dtype: torch.dtype = torch.float32,
+        buffers: Buffers = "copy",
+        storage: Storage | None = None,
+    ):
+        self.start = finite("start", start, 0)
+        cadence = Cadence(calls=1) if every is None else Cadence(samples=finite("every", every, 0, open_low=True))
+        self._engine = Engine(Tracks(model, 1, dtype=dtype, buffers=buffers, storage=storage), 1, cadence)
+
+    def update(self, *, samples: float, half_life: float | None = None) -> None:
+        """Take in the weights of one optimizer step; call it after the step.
+
+        Args:
+            samples: global samples (or tokens) of the optimizer step.
+            half_life: must be None.
+
+        Raises:
+            InputError: samples not positive, a half-life, or inside an applied() block.
+            NonFiniteError: a weight that is not finite; average and clock are left as they were.
+        """
+        no_half_life(half_life, "UniformTail")
+        size = finite("samples", samples, 0, open_low=True)
+        before = self.seen - self.start
+        self._engine.advance(samples, (math.log2((before + size) / before) if before > 0 else math.inf,))
+
+    def average(self, which: Which = None) -> dict[str, Tensor]:
+        """Return the averaged tensors by name; they are the average itself, not copies.
+
+        Args:
+            which: None; there is one average.
+
+        Returns:
+            Tensors by canonical name.
+        """
+        return self._engine.tracks.values(self._tracks(which)[0])
+
+    def _tracks(self, which: Which) -> tuple[int, ...]:
+        only_average(which)
+        return (0,)
+
+    def _settings(self) -> dict[str, Any]:
+        word = self._engine.cadence.word()
+        return {"start": self.start, "cadence": word, **storage_settings(self._engine.tracks)}
+
+    def _adopt(self, settings: Mapping[str, Any]) -> None:
+        self.start = settings["start"]
+        self._engine.cadence = Cadence.parse(settings["cadence"])
+
+
+@final
+class RecentMean(ModelAverage):
+    """Mean of the last few snapshots of the weights: latest weight averaging (LAWA).
+
+    Snapshots are taken where a multiple of `every` samples is passed, so they do not move with the batch size. Until
+    the first the average is the weights at the start. It keeps `last` copies of the weights.
+
+    Args:
+        model: the model, wrapped or bare.
+        last: how many snapshots are averaged.
+        every: samples between them.
+        dtype: in which the snapshots are held; float32 holds float64 weights in float64.
+        buffers: "copy" leaves buffers the model's own, "average" averages the floating ones.
+        storage: layout and selection of tensors.
+
+    Raises:
+        InputError: a setting outside its range.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> recent = RecentMean(layer, last=2, every=10)
+        >>> for value in (1.0, 2.0, 4.0):
+        ...     _ = nn.init.constant_(layer.weight, value)  # stands for optimizer.step()
+        ...     recent.update(samples=10)
+        >>> recent.average()["weight"].item()
+        3.0
+
+    References:
+        arXiv 2209.14981 (LAWA).
+    """
+
+    _FIXED: ClassVar[frozenset[str]] = frozenset({"last", "dtype", "buffers", "rounding"})
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        last: int,
+        every: float,
+        dtype: torch.dtype = torch.float32,
+        buffers: Buffers = "copy",
+        storage: Storage | None = None,
+    ):
+        self.last = whole("last", last)
+        cadence = Cadence(samples=finite("every", every, 0, open_low=True))
+        tracks = Tracks(model, self.last, dtype=dtype, buffers=buffers, storage=storage)
+        self._engine = Engine(tracks, self.last, cadence)
+
+    def update(self, *, samples: float, half_life: float | None = None) -> None:
+        """Take in the weights of one optimizer step; call it after the step.
+
+        Args:
+            samples: global samples (or tokens) of the optimizer step.
+            half_life: must be None.
+
+        Raises:
+            InputError: samples not positive, a half-life, or inside an applied() block.
+            NonFiniteError: a weight that is not finite; snapshots and clock are left as they were.
+        """
+        no_half_life(half_life, "RecentMean")
+        finite("samples", samples, 0, open_low=True)
+        spans = [0.0] * self.last
+        spans[self._engine.clock.applied % self.last] = math.inf
+        self._engine.advance(samples, spans)
+
+    def average(self, which: Which = None) -> dict[str, Tensor]:
+        """Return the mean of the snapshots by name, in new tensors.
+
+        Args:
+            which: None; there is one average.
+
+        Returns:
+            Tensors by canonical name.
+        """
+        slots = self._tracks(which)
+        stacks = self._engine.tracks.roles["average"].tensors
+        return {name: stack[: len(slots)].mean(dim=0) for name, stack in stacks.items()}
+
+    def _tracks(self, which: Which) -> tuple[int, ...]:
+        only_average(which)
+        return tuple(range(max(1, min(self.last, self._engine.clock.applied))))
+
+    def _settings(self) -> dict[str, Any]:
+        word = self._engine.cadence.word()
+        return {"last": self.last, "cadence": word, **storage_settings(self._engine.tracks)}
+
+    def _adopt(self, settings: Mapping[str, Any]) -> None:
+        self._engine.cadence = Cadence.parse(settings["cadence"])
