@@ -16,7 +16,7 @@ from isobatch.units import whole
 class Loaded:
     """A checkpoint in memory.
 
-    Args:
+    Attributes:
         state: what `save` was given, with mappings as dicts and tensors on the CPU.
         seen: samples of applied updates.
         meta: JSON values that were saved beside it.

@@ -127,6 +127,8 @@ def _same_group(names: list[str], groups: list[Mapping[str, Any]]) -> Mapping[st
     for group in groups:
         if set(group["names"]) == set(names):
             return group
+    if not names:
+        return {}
     theirs = next(group["names"] for group in groups if names[0] in group["names"])
     moved = sorted(set(theirs) ^ set(names))[0]
     raise InputError(

@@ -88,7 +88,7 @@ def chunks(tensors: Mapping[str, torch.Tensor], entries: Mapping[str, dict]) -> 
         entries: what `describe` gave, for the order.
 
     Yields:
-        The bytes of each tensor in row-major order.
+        memoryview: The bytes of each tensor in row-major order.
 
     Example:
         >>> t = {"a": torch.tensor([1, 2], dtype=torch.int8)}

@@ -25,7 +25,7 @@ _LEFTOVER = re.compile(r"^.+\.tmp-[0-9a-f]+$")
 class Content:
     """What one rank saves.
 
-    Args:
+    Attributes:
         seen: samples of applied updates.
         tree: the state without its tensors.
         tensors: {path: tensor}.
@@ -44,7 +44,7 @@ class Content:
 class Step:
     """A checkpoint folder, not yet verified.
 
-    Args:
+    Attributes:
         path: the folder.
         serial: counts the saves into its parent; the newest has the highest, whatever the clock says.
         seen: samples of applied updates.
