@@ -92,10 +92,9 @@ def disk_errors(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        free = f", {shutil.disk_usage(path.parent).free} bytes free" if path.parent.exists() else ""
         raise SaveError(
-            f"{path}: {_reason(error)}{free}; check that the folder exists for every rank and may be written, or save "
-            "to another one"
+            f"{path}: {_reason(error)}{_free(path.parent)}; check that the folder exists for every rank and may be "
+            "written, or save to another one"
         ) from error
 
 
@@ -151,6 +150,13 @@ def parse(path: Path, data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds a {type(value).__name__}, not an object; take another checkpoint")
     return value
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f", {shutil.disk_usage(folder).free} bytes free"
+    except OSError:  # the folder itself is missing or forbidden
+        return ""
 
 
 def _reason(error: OSError) -> str:

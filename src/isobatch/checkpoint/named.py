@@ -83,7 +83,7 @@ def load_optimizer(
         raise InputError(f'options={options!r} must be "stored" or "current"')
     own, parameters = _grouped_names(optimizer, model), dict(model.named_parameters())
     _check_names("optimizer", {name for group in stored["groups"] for name in group["names"]}, set().union(*own))
-    for name in set().union(*own):
+    for name in sorted(set().union(*own)):
         _check_pair(f"optimizer {name!r}", stored["kinds"][name], _kind(parameters[name]))
     raw = optimizer.state_dict()
     for number, names in enumerate(own):
