@@ -9,6 +9,10 @@ class InputError(IsobatchError, ValueError):
     """A value, key or file that cannot be honoured; the command line exits with 2."""
 
 
+class SaveError(IsobatchError):
+    """A checkpoint could not be written; the older ones are untouched and the run may go on."""
+
+
 class NonFiniteError(IsobatchError, ArithmeticError):
     """A loss or gradient that is not finite stopped the run; nothing was applied.
 

@@ -1,0 +1,190 @@
+"""One save: a temporary folder, files that are fsynced and read back, a manifest, a rename."""
+
+import re
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isobatch.checkpoint.files import disk_errors, need_space, sync_folder, write_file
+from isobatch.checkpoint.manifest import MANIFEST, names, rank_file, seal
+from isobatch.checkpoint.ranks import Ranks
+from isobatch.checkpoint.tensors import chunks, describe, header
+from isobatch.checkpoint.tree import check_finite
+from isobatch.errors import InputError, SaveError
+
+_STEP = re.compile(r"^(\d{6,})-seen-(\d+)$")
+_LEFTOVER = re.compile(r"^.+\.tmp-[0-9a-f]+$")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What one rank saves.
+
+    Attributes:
+        seen: samples of applied updates.
+        tree: the state without its tensors.
+        tensors: {path: tensor}.
+        meta: JSON values of the run; rank 0's are stored.
+        allow_nonfinite: patterns of paths that may hold inf or NaN.
+    """
+
+    seen: int
+    tree: Any
+    tensors: dict[str, torch.Tensor]
+    meta: dict[str, Any]
+    allow_nonfinite: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A checkpoint folder, not yet verified.
+
+    Attributes:
+        path: the folder.
+        serial: counts the saves into its parent; the newest has the highest, whatever the clock says.
+        seen: samples of applied updates.
+    """
+
+    path: Path
+    serial: int
+    seen: int
+
+
+def scan(folder: Path) -> list[Step]:
+    """List the checkpoints of a folder by name, oldest first.
+
+    Args:
+        folder: where a run saves; may not exist yet.
+
+    Returns:
+        The steps; temporary folders and anything else are left out.
+    """
+    if not folder.is_dir():
+        return []
+    matches = [(path, _STEP.match(path.name)) for path in folder.iterdir()]
+    steps = [Step(path, int(match[1]), int(match[2])) for path, match in matches if match]
+    return sorted(steps, key=lambda step: (step.serial, step.seen))
+
+
+def write_step(folder: Path, content: Content, ranks: Ranks) -> Step:
+    """Save what all ranks bring as one new step; collective.
+
+    Args:
+        folder: where the run saves; this run holds its lock.
+        content: what this rank saves.
+        ranks: all ranks of the run.
+
+    Returns:
+        The new step.
+
+    Raises:
+        SaveError: the disk or a rank failed; nothing is left but what was there.
+        NonFiniteError: a tensor holds inf or NaN.
+    """
+    serial = ranks.share(max((step.serial for step in scan(folder)), default=0) + 1 if ranks.rank == 0 else 0)
+    mark = ranks.share(secrets.randbits(32))
+    final = folder / f"{serial:06d}-seen-{ranks.share(content.seen)}"
+    temporary = final.with_name(f"{final.name}.tmp-{mark:08x}")
+    try:
+        ranks.together(lambda: _open(temporary, ranks.rank))
+        ranks.together(lambda: _write_rank(temporary, content, ranks.rank))
+        ranks.together(lambda: _finish(temporary, final, content, ranks))
+    except Exception:
+        if ranks.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)  # gives the space back; a crash leaves it to the next save
+        raise
+    return Step(final, serial, content.seen)
+
+
+def try_write(folder: Path, ranks: Ranks) -> None:
+    """Go through a whole save with a tiny state and remove it, so that a bad disk shows before the first epoch.
+
+    Args:
+        folder: where the run will save.
+        ranks: all ranks of the run.
+
+    Raises:
+        SaveError: the folder cannot be written, or is not the same one on every rank.
+    """
+    mark = ranks.share(secrets.randbits(32))
+    first, second = folder / f"trial.tmp-{mark:08x}", folder / f"trial-renamed.tmp-{mark:08x}"
+    content = Content(0, {"trial": {"$tensor": "trial"}}, {"trial": torch.arange(1024)}, {}, ())
+    try:
+        ranks.together(lambda: _open(first, ranks.rank))
+        ranks.together(lambda: _write_rank(first, content, ranks.rank))
+        ranks.together(lambda: _finish(first, second, content, ranks))
+    finally:
+        if ranks.rank == 0:
+            shutil.rmtree(first, ignore_errors=True)
+            shutil.rmtree(second, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what interrupted saves and removals left; only under the lock.
+
+    Args:
+        folder: where the run saves.
+    """
+    for path in folder.iterdir():
+        if _LEFTOVER.match(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def remove(step: Step) -> None:
+    """Remove a checkpoint so that a crash half-way does not leave half of one under its name.
+
+    Args:
+        step: which.
+
+    Raises:
+        SaveError: the disk refuses it.
+    """
+    doomed = step.path.with_name(f"{step.path.name}.tmp-{secrets.token_hex(4)}")
+    with disk_errors(step.path):
+        step.path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _open(temporary: Path, rank: int) -> None:
+    if rank == 0:
+        with disk_errors(temporary):
+            remove_leftovers(temporary.parent)
+            temporary.mkdir()
+
+
+def _write_rank(temporary: Path, content: Content, rank: int) -> None:
+    check_finite(content.tensors, content.allow_nonfinite, content.seen)
+    text_name, data_name = names(rank)
+    entries = describe(content.tensors)
+    head = header(entries)
+    size = len(head) + sum(tensor.nbytes for tensor in content.tensors.values())
+    need_space(temporary, size)
+
+    def data() -> Any:
+        yield head
+        yield from chunks(content.tensors, entries)
+
+    digest = write_file(temporary / data_name, data(), size)
+    text = rank_file(rank, content.seen, content.tree, entries, digest, size)
+    write_file(temporary / text_name, [text], len(text))
+
+
+def _finish(temporary: Path, final: Path, content: Content, ranks: Ranks) -> None:
+    if ranks.rank != 0:
+        return
+    try:
+        manifest = seal(temporary, content.seen, ranks.world, content.meta)
+    except InputError as error:
+        raise SaveError(f"{error}; the ranks do not save the same step into one folder") from error
+    write_file(temporary / MANIFEST, [manifest], len(manifest))
+    with disk_errors(final):
+        sync_folder(temporary)
+        if final.exists():  # rename would replace an empty folder in silence
+            raise FileExistsError(17, "exists already", str(final))
+        temporary.rename(final)
+        sync_folder(final.parent)
