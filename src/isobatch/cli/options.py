@@ -101,7 +101,8 @@ def progress(quiet: bool) -> Generator[tuple[Callable[[float, int], None], Calla
         task = bar.add_task("training runs", total=None)
 
         def estimated(time: float, runs: int) -> None:
-            console.print(f"estimated {time / 60:.1f} minutes for {runs} runs")
+            about = f"estimated {time / 60:.1f} minutes for " if time else ""
+            console.print(f"{about}{runs} runs")
             bar.update(task, total=runs)
 
         yield estimated, lambda _: bar.advance(task)

@@ -19,7 +19,7 @@ COLOURS = {
 }
 STYLES = {"reference": "-", "plan": "--", "lr-only": "-.", "ema-only": ":", "unscaled": (0, (5, 1, 1, 1, 1, 1))}
 _SPARE = ("#E69F00", "#56B4E9", "#999999", "#F0E442")
-_RC: dict[Any, Any] = {
+RC: dict[Any, Any] = {
     "font.size": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -53,7 +53,7 @@ def overlay_figure(data: dict[str, Any]) -> Figure:
     Returns:
         A figure of three panels.
     """
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         figure = Figure(figsize=(13.2, 4.5), layout="constrained")
         left, middle, right = figure.subplots(1, 3)
         model = data["headline"]
@@ -76,7 +76,7 @@ def model_figure(data: dict[str, Any], model: str) -> Figure:
     Returns:
         A figure of two panels.
     """
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         figure = Figure(figsize=(11, 4.3), layout="constrained")
         left, right = figure.subplots(1, 2)
         _overlay(left, data, model, steps=False)

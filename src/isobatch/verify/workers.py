@@ -15,6 +15,7 @@ from isobatch.plan import Recipe
 from isobatch.units import whole
 
 _ARM_STRIDE = 1_000_003
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
@@ -144,8 +145,8 @@ def processes(workers: int | None) -> int:
 
 
 def map_jobs(
-    function: Callable[[Job], _Result],
-    jobs: Iterable[Job],
+    function: Callable[[_Item], _Result],
+    jobs: Iterable[_Item],
     *,
     workers: int | None = None,
     on_done: Callable[[_Result], None] | None = None,
@@ -153,7 +154,7 @@ def map_jobs(
     """Run jobs in parallel processes of one thread each.
 
     Args:
-        function: a module-level function of a job.
+        function: of one job; it must be importable by name.
         jobs: the jobs; the longest should come first.
         workers: processes; one a core unless given, 1 stays in this process.
         on_done: called in this process with each result as it comes.

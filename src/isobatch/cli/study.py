@@ -1,0 +1,50 @@
+"""isobatch study: re-run a published claim, and say whether it held."""
+
+import argparse
+from typing import Any
+
+from isobatch.cli.options import add_output, prepare, print_table, progress, say
+
+HELD = {True: "held", False: "did not hold", None: "no verdict"}
+
+
+def add(commands: Any) -> None:
+    """Add the command.
+
+    Args:
+        commands: the sub-parsers.
+    """
+    text = "re-run published claims and say whether they held; without a name, list the studies"
+    command = commands.add_parser("study", help=text, description=text)
+    command.add_argument("name", nargs="?", help="which study")
+    command.add_argument("--quick", action="store_true", help="the small grid; some claims stay without a verdict")
+    add_output(command)
+    command.set_defaults(call=study)
+
+
+def study(chosen: argparse.Namespace) -> int:
+    """Run a study, or list them.
+
+    Args:
+        chosen: parsed arguments.
+
+    Returns:
+        0, whether or not the claims held.
+    """
+    from isobatch.studies.catalogue import STUDIES, find
+
+    if chosen.name is None:
+        print_table("studies", [["name", "question"], *([name, text] for name, text in STUDIES.items())])
+        return 0
+    module, folder = find(chosen.name), prepare(chosen.out)
+    with progress(chosen.json) as (estimated, done):
+        data = module.run(quick=chosen.quick, out=folder, workers=chosen.workers, on_estimate=estimated, on_done=done)
+    if chosen.json:
+        from isobatch.report import dump
+
+        say(dump(data).rstrip())
+        return 0
+    rows = [["claim", "", "evidence"], *([c["id"], HELD[c["held"]], c["evidence"]] for c in data["claims"])]
+    print_table(data["title"], rows)
+    say(f"written: {folder}" if folder else "no files written; --out DIR keeps cells and a report")
+    return 0

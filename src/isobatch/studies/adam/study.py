@@ -1,0 +1,158 @@
+"""isobatch study adam: reference batch x kappa, rules as columns, and what the noise share predicts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from isobatch.report import write, write_result
+from isobatch.studies.adam import grid as layout
+from isobatch.studies.adam.quadratic import sweep
+from isobatch.studies.adam.shares import Shares, measure_shares
+from isobatch.studies.adam.story import html, picture
+from isobatch.studies.cells import train_all
+from isobatch.studies.claims import Outcome, as_dict, claims, criteria, outcome
+from isobatch.verify.comparison import judge
+from isobatch.verify.workers import Curve, map_jobs
+
+NAME = "adam"
+_SAME, _DIFFERENT = "SAME", "DIFFERENT"
+_ERROR, _RANK, _CELLS = 0.25, 0.8, 6
+
+
+def run(
+    *,
+    quick: bool = False,
+    out: Path | None = None,
+    workers: int | None = None,
+    on_estimate: Callable[[float, int], None] | None = None,
+    on_done: Callable[[Curve], None] | None = None,
+) -> dict[str, Any]:
+    """Run the study, or take up again where it stopped.
+
+    Args:
+        quick: the small grid of criteria.json; claims it cannot judge stay null.
+        out: folder for cells, result.json, picture and page; nothing is kept without it.
+        workers: processes, one a core unless given.
+        on_estimate: called with seconds (0: unknown) and the number of runs.
+        on_done: called with each finished run.
+
+    Returns:
+        What goes into result.json.
+    """
+    rules = criteria(NAME)
+    plan, seeds = rules["quick" if quick else "grid"], rules["seeds"]
+    tasks = [task for task in plan if task != "quadratic"]
+    references = [(task, batch) for task in tasks for batch in plan[task]["batches"]]
+    recipes = [layout.reference(task, batch, plan[task]) for task, batch in references]
+    measured = map_jobs(partial(measure_shares, seeds=2), recipes, workers=workers)
+    shares: dict[tuple[str, int], Shares] = dict(zip(references, measured, strict=True))
+    jobs = []
+    for task in tasks:
+        scales = {batch: shares[task, batch].noise_scale for batch in plan[task]["batches"]}
+        jobs += layout.jobs(task, plan[task], seeds, scales)
+    if on_estimate is not None:
+        on_estimate(0.0, len(jobs))
+    curves: dict[str, list[Curve]] = {}
+    for curve in train_all(jobs, out, workers=workers, on_done=on_done):
+        curves.setdefault(curve.arm, []).append(curve)
+    rows = [row for task in tasks for cell in layout.cells(task, plan[task]) for row in _rows(cell, curves, shares)]
+    part = plan["quadratic"]
+    data = {
+        "study": NAME,
+        "title": rules["title"],
+        "quick": quick,
+        "seeds": seeds,
+        "rows": rows,
+        "shares": {f"{task} B={batch}": asdict(found) for (task, batch), found in shares.items()},
+        "quadratic": sweep(part["shares"], part["kappas"], part["replicas"]),
+        "claims": as_dict(judge_claims(rows, seeds)),
+    }
+    if out is not None:
+        write_result(out, data)
+        write(out / "verdicts.png", picture(data))
+        write(out / "report.html", html(data))
+    return data
+
+
+def _rows(
+    cell: layout.Cell, curves: dict[str, list[Curve]], shares: dict[tuple[str, int], Shares]
+) -> list[dict[str, Any]]:
+    arms = {"reference": curves[f"{cell.task} B={cell.batch} reference"]}
+    arms |= {rule: curves[cell.label(rule)] for rule in layout.RULES}
+    stops = len(arms["reference"][0].values["raw"]["loss"])
+    table, _, _ = judge(arms, tuple(range(2, stops, 2)), None, "average")
+    found = shares[cell.task, cell.batch]
+    return [
+        {
+            "task": cell.task,
+            "batch": cell.batch,
+            "kappa": cell.kappa,
+            "rule": rule,
+            "share": round(found.mean, 4),
+            "predicted": round(found.drift_error(cell.kappa), 4),
+            "verdicts": {model: str(test.verdict) for model, test in tests.items()},
+            "worst": {model: round(test.worst, 4) for model, test in tests.items()},
+        }
+        for rule, tests in table.items()
+    ]
+
+
+def judge_claims(rows: list[dict[str, Any]], seeds: int) -> list[Outcome]:
+    """Compute `held` of every claim from the criteria.
+
+    Args:
+        rows: one a cell and rule.
+        seeds: that were run.
+
+    Returns:
+        Outcomes in the order of criteria.json; None where the grid lacks the cells.
+    """
+    known = claims(NAME)
+    roots = [row for row in rows if row["rule"] == "square root" and row["kappa"] > 1]
+    return [
+        outcome(known["adam/sqrt-needs-noise"], seeds, *_needs_noise(roots)),
+        outcome(known["adam/invariant-same"], seeds, *_invariant(rows)),
+        outcome(known["adam/share-predicts-sqrt-error"], seeds, *_predicts(roots)),
+        outcome(known["adam/ema-rule-holds-with-invariant"], seeds, *_average(rows)),
+    ]
+
+
+def _needs_noise(roots: list[dict[str, Any]]) -> tuple[bool | None, str]:
+    far = [row for row in roots if abs(row["predicted"]) >= _ERROR]
+    wrong = [row for row in far if row["verdicts"]["average"] != _DIFFERENT]
+    text = f"{len(far)} cells with a predicted drift error of 25% or more, {len(far) - len(wrong)} of them DIFFERENT"
+    return (not wrong if far else None), text
+
+
+def _predicts(roots: list[dict[str, Any]]) -> tuple[bool | None, str]:
+    if len(roots) < _CELLS:
+        return None, f"{len(roots)} cells of the {_CELLS} that the criterion takes"
+    rank = stats.spearmanr([abs(r["predicted"]) for r in roots], [abs(r["worst"]["average"]) for r in roots]).statistic
+    return bool(rank >= _RANK), f"Spearman {rank:.3f} over {len(roots)} cells"
+
+
+def _pick(rows: list[dict[str, Any]], rule: str, cells: Sequence[tuple[str, int, float]]) -> list[str] | None:
+    found = {(r["task"], r["batch"], r["kappa"]): r["verdicts"]["average"] for r in rows if r["rule"] == rule}
+    return [found[cell] for cell in cells] if all(cell in found for cell in cells) else None
+
+
+def _invariant(rows: list[dict[str, Any]]) -> tuple[bool | None, str]:
+    cells = [("digits", 8, 0.25), ("digits", 8, 16), ("text", 4, 8)]
+    verdicts = _pick(rows, "invariant", cells)
+    if verdicts is None:
+        return None, "the grid lacks a cell that the criterion takes"
+    text = ", ".join(f"{t} {b} x{k:g}: {v}" for (t, b, k), v in zip(cells, verdicts, strict=True))
+    return all(v == _SAME for v in verdicts), text
+
+
+def _average(rows: list[dict[str, Any]]) -> tuple[bool | None, str]:
+    cells = [("digits", 8, 16), ("text", 4, 8)]
+    scaled, kept = (_pick(rows, rule, cells) for rule in ("invariant", "invariant, EMA unscaled"))
+    if scaled is None or kept is None:
+        return None, "the grid lacks a cell that the criterion takes"
+    held = all(v == _SAME for v in scaled) and all(v == _DIFFERENT for v in kept)
+    return held, f"with the rule {scaled}, without it {kept} (digits x16, text x8)"
