@@ -1,0 +1,25 @@
+"""The gradient noise scale with error bars: how large a batch is worth it."""
+
+from isobatch.noise.coupling import CoupledSamplesWarning
+from isobatch.noise.estimate import NoiseEstimate, Verdict, judge, undefined
+from isobatch.noise.interval import Spread, block_spread, jackknife_spread, ratio_interval
+from isobatch.noise.probe import measure
+from isobatch.noise.statistic import Moments, finite_data, moments, noise_scale, part_moments
+
+__all__ = [
+    "CoupledSamplesWarning",
+    "Moments",
+    "NoiseEstimate",
+    "Spread",
+    "Verdict",
+    "block_spread",
+    "finite_data",
+    "jackknife_spread",
+    "judge",
+    "measure",
+    "moments",
+    "noise_scale",
+    "part_moments",
+    "ratio_interval",
+    "undefined",
+]

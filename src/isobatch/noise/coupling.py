@@ -1,0 +1,145 @@
+"""Is the loss a mean over independent samples? Sums are named, and what couples rows is said beside every estimate."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isobatch.errors import InputError
+
+
+class CoupledSamplesWarning(UserWarning):
+    """The loss of a batch is not a mean over independent samples, so a noise scale of single samples has no meaning."""
+
+
+def mixes_rows(model: nn.Module) -> tuple[str, ...]:
+    """Warn of layers whose output for one row depends on the other rows: batch norm in training mode.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Caveats to print beside the estimate; empty when there are none.
+
+    Example:
+        >>> mixes_rows(nn.Linear(1, 1))
+        ()
+    """
+    kinds = nn.modules.batchnorm._BatchNorm
+    names = [name or "model" for name, m in model.named_modules() if isinstance(m, kinds) and m.training]
+    if not names:
+        return ()
+    told = (
+        f"batch norm ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}) couples the samples of a "
+        "batch: the noise scale depends on the size of the chunks; measure with the chunk size you train with"
+    )
+    warnings.warn(told, CoupledSamplesWarning, stacklevel=3)
+    return (told,)
+
+
+def check_mean(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any) -> tuple[str, ...]:
+    """Compare the loss of two rows with the losses of each: a mean gives the mean, a sum the sum.
+
+    Runs in evaluation mode, so dropout does not blur the comparison; every module's mode is given back.
+
+    Args:
+        loss: loss(model, batch).
+        model: the model.
+        batch: a tensor, or a tuple, list or mapping of tensors, rows on axis 0; anything else is not checked.
+
+    Returns:
+        Caveats; empty when the loss is a mean, or cannot be checked.
+
+    Raises:
+        InputError: the loss is a sum over rows.
+
+    Example:
+        >>> check_mean(lambda model, x: model(x).square().mean(), nn.Linear(1, 1), torch.ones(2, 1))
+        ()
+    """
+    rows = _length(batch)
+    if rows is None or rows < 2:
+        return ()
+    modes = [(module, module.training) for module in model.modules()]
+    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices)):
+            first, second, both = (float(loss(model, rows_of(batch, a, b))) for a, b in ((0, 1), (1, 2), (0, 2)))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    scale = max(abs(first), abs(second), abs(both))
+    near = 0.02 * scale
+    if not scale > 0 or abs((first + second) / 2 - both) <= near:
+        return ()
+    if abs(first + second - both) <= near:
+        raise InputError(
+            f"the loss is a sum over samples: {first:.4g} and {second:.4g} alone, {both:.4g} together; "
+            'return the mean (reduction="mean", or divide by the samples)'
+        )
+    if min(first, second) <= both <= max(first, second):
+        return ()
+    told = (
+        f"the loss of two rows together ({both:.4g}) is no mean of their losses alone ({first:.4g}, {second:.4g}): "
+        "samples are coupled, as in a contrastive loss, and the noise scale of single samples has no meaning"
+    )
+    warnings.warn(told, CoupledSamplesWarning, stacklevel=3)
+    return (told,)
+
+
+def rows_of(batch: Any, start: int, stop: int) -> Any:
+    """Return rows start to stop of every tensor in a batch.
+
+    Args:
+        batch: a tensor, or a tuple, list or mapping of tensors.
+        start: first row.
+        stop: row after the last.
+
+    Returns:
+        The same structure.
+
+    Example:
+        >>> rows_of((torch.arange(4), torch.arange(4)), 1, 3)
+        (tensor([1, 2]), tensor([1, 2]))
+    """
+    if isinstance(batch, Tensor):
+        return batch[start:stop]
+    if isinstance(batch, Mapping):
+        return {key: rows_of(value, start, stop) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(rows_of(value, start, stop) for value in batch)
+    return batch
+
+
+def first_tensor(batch: Any) -> Tensor:
+    """Return the first tensor of a batch.
+
+    Args:
+        batch: a tensor, or a tuple, list or mapping of tensors.
+
+    Returns:
+        The tensor whose length is the batch's.
+
+    Raises:
+        InputError: nothing that has rows.
+    """
+    if isinstance(batch, Tensor) and batch.ndim > 0:
+        return batch
+    inside = list(batch.values()) if isinstance(batch, Mapping) else batch
+    if isinstance(inside, tuple | list) and inside:
+        return first_tensor(inside[0])
+    raise InputError(f"a chunk of type {type(batch).__name__} has no rows to count; give counts=")
+
+
+def _length(batch: Any) -> int | None:
+    """Return the common number of rows, None where tensors differ or there are none."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim > 0 else None
+    inside = list(batch.values()) if isinstance(batch, Mapping) else batch
+    if not isinstance(inside, tuple | list) or not inside:
+        return None
+    lengths = {_length(value) for value in inside}
+    return lengths.pop() if len(lengths) == 1 else None
