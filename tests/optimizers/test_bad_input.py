@@ -119,7 +119,7 @@ def test_samples_that_are_no_count(samples):
         ({"reference_batch": 0}, "reference_batch=0 must be at least 1"),
         ({"reference_batch": 2.5}, "reference_batch=2.5 must be a whole number"),
         ({"micro_batch": 0}, "micro_batch=0 must be at least 1"),
-        ({"noise": "layer"}, "noise='layer' must be one of coordinate, row, tensor"),
+        ({"noise": "layer"}, "noise='layer' must be one of coordinate, factored"),
         ({"variance_every": 0}, "variance_every=0"),
         ({"lr": -1.0}, "lr=-1 must be in"),
         ({"betas": (0.9, 1.0)}, r"betas\[1\]=1 never"),

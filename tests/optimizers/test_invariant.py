@@ -163,7 +163,7 @@ def one_update(way, form="adamw", noise="coordinate"):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("noise", ["coordinate", "row", "tensor"])
+@pytest.mark.parametrize("noise", ["coordinate", "factored", "row", "tensor"])
 @pytest.mark.parametrize("way", ["split", "layers", "declared"])
 def test_one_batch_equals_micro_batches(form, noise, way):
     truth, found = one_update("plain", form, noise), one_update(way, form, noise)
@@ -230,6 +230,18 @@ def test_a_clip_told_by_scaled_scales_the_squares():
         outcomes.append((parameter.detach(), optimizer.state[parameter]["exp_avg_sq"]))
     for one, other in zip(*outcomes, strict=True):
         assert torch.allclose(one, other, rtol=1e-14)
+
+
+def test_a_new_gradient_in_an_open_window_divides_its_own_step():
+    """v alone is stale there: a coordinate that was silent would move by lr g / eps."""
+    parameter = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = InvariantAdamW([parameter], 0.01, (0.9, 0.999), 1e-12, 0.0, reference_batch=4)
+    for step in range(12):
+        feed(optimizer, parameter, [[1.0, 0.0 if step < 5 else 1.0]], [1])
+        optimizer.step()
+        optimizer.zero_grad()
+        bound = 0.01 * 0.1 / math.sqrt(0.001)
+        assert (parameter.detach().abs() <= (step + 1) * bound).all()
 
 
 def test_the_same_run_at_sixteen_times_the_batch_on_a_noisy_quadratic():

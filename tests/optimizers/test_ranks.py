@@ -68,7 +68,7 @@ JOBS = [
         (InvariantAdamW, SIZES["two a rank"], "coordinate", {}),
         (InvariantRMSprop, SIZES["two a rank"], "coordinate", {}),
         (InvariantAdamW, SIZES["unequal"], "coordinate", {}),
-        (InvariantAdamW, SIZES["unequal"], "row", {}),
+        (InvariantAdamW, SIZES["unequal"], "factored", {}),
         (InvariantAdamW, SIZES["unequal"], "tensor", {}),
         (InvariantAdamW, SIZES["two a rank"], "coordinate", {"every": 2}),
         (InvariantAdamW, SIZES["two a rank"], "coordinate", {"reference": 40}),

@@ -86,17 +86,31 @@ def test_never_negative(values, sizes, kappa):
     assert squares[0] >= 0
 
 
-@pytest.mark.parametrize("form", ["row", "tensor"])
+@pytest.mark.parametrize("form", ["factored", "row", "tensor"])
 def test_shared_noise_keeps_the_sum_and_spares_empty_rows(form):
     means = [torch.tensor([[1.0, -2.0], [0.0, 0.0], [3.0, 1.0]], dtype=torch.float64)]
-    noise = [torch.tensor([[5.0], [7.0], [20.0]])] if form == "row" else [torch.tensor([[30.0]])]
-    shared = spread([n.double() for n in noise], means, form)[0]
-    if form == "row":
-        assert shared.sum(1).tolist() == pytest.approx([5.0, 0.0, 20.0])
-    else:
-        assert float(shared.sum()) == pytest.approx(30.0)
-    assert torch.isfinite(shared).all()
+    noise, sums = {
+        "factored": ([5.0, 0.0, 20.0, 10.0, 15.0], [5.0, 0.0, 20.0]),
+        "row": ([[5.0], [7.0], [20.0]], [5.0, 0.0, 20.0]),
+        "tensor": ([[30.0]], [10.0, 0.0, 20.0]),
+    }[form]
+    shared = spread([torch.tensor(noise, dtype=torch.float64)], means, form)[0]
+    assert shared.sum(1).tolist() == pytest.approx(sums)
     assert (shared[1] == 0).all()
+    if form == "factored":
+        assert shared.sum(0).tolist() == pytest.approx([10.0, 15.0])
+
+
+def test_factored_noise_is_exact_where_it_is_a_product():
+    rows, columns = torch.rand(4, 1, dtype=torch.float64), torch.rand(1, 6, dtype=torch.float64)
+    noise = rows * columns
+    kept = torch.cat([noise.sum(1), noise.sum(0)])
+    assert torch.allclose(spread([kept], [torch.ones(4, 2, 3, dtype=torch.float64)], "factored")[0].flatten(1), noise)
+
+
+def test_no_noise_is_no_division():
+    for form, size in (("factored", (5,)), ("row", (3, 1)), ("tensor", (1, 1))):
+        assert (spread([torch.zeros(size)], [torch.zeros(3, 2)], form)[0] == 0).all()
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.999, 1 - 1e-9])

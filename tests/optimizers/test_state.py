@@ -16,6 +16,7 @@ KINDS = [InvariantAdamW, InvariantAdam, InvariantRMSprop]
 CASES = [
     {"reference_batch": 4},
     {"reference_batch": 4, "noise": "row"},
+    {"reference_batch": 4, "noise": "factored", "variance_every": 2},
     {"reference_batch": 4, "noise": "tensor", "variance_every": 3},
     {"reference_batch": 4, "variance_every": 4},
     {"reference_batch": 24},
@@ -184,10 +185,11 @@ def test_a_dropped_optimizer_stops_watching():
 
 
 @pytest.mark.parametrize(
-    ("noise", "every", "transient", "kept"), [("coordinate", 1, 26, 0), ("row", 1, 12, 0), ("coordinate", 2, 0, 26)]
+    ("noise", "every", "transient", "kept"),
+    [("coordinate", 1, 26, 0), ("factored", 1, 20, 0), ("row", 1, 12, 0), ("coordinate", 2, 0, 26)],
 )
 def test_one_extra_buffer_and_less_for_the_cheap_forms(noise, every, transient, kept):
-    """26 weights in float32; a row of a vector is one element, so rows keep 5 + 5 + 1 + 1 numbers."""
+    """26 weights in float32; vectors are kept whole, so rows keep 5 + 5 + 1 + 1 numbers and columns 3 + 5 more."""
     model, optimizer = start(InvariantAdamW, {"reference_batch": 4, "noise": noise, "variance_every": every})
     train(model, optimizer, range(1))
     assert optimizer.chunks.nbytes == 4 * transient

@@ -73,12 +73,13 @@ class InvariantAdam:
         self.window = []
 
     def root(self):
-        if self.d2 == 0:
-            N = sum(W for W, _, _ in self.window)
-            v = mean_gradient([g for _, g, _ in self.window], [W for W, _, _ in self.window]) ** 2
-            d = sum(log for _, _, log in self.window)
-            return np.sqrt(v * (1 - math.exp(d * self.B / N)) if self.rmsprop else v)
-        return np.sqrt(self.v if self.rmsprop else self.v / (1 - math.exp(self.d2)))
+        v, d = self.v, self.d2
+        if self.window:
+            L = sum(log for _, _, log in self.window)
+            S_over_N = mean_gradient([g for _, g, _ in self.window], [W for W, _, _ in self.window])
+            v = math.exp(L) * v + (1 - math.exp(L)) * S_over_N**2
+            d += L
+        return np.sqrt(v if self.rmsprop else v / (1 - math.exp(d)))
 
     def move(self, g_bar, lr, beta1, eps):
         if self.rmsprop:

@@ -3,14 +3,13 @@
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 from isobatch.errors import InputError
-from isobatch.optimizers.second_moment import NoiseForm, reduced_square
+from isobatch.optimizers.leaf import Leaf
+from isobatch.optimizers.second_moment import NoiseForm
 from isobatch.units import finite
 
 
@@ -23,7 +22,7 @@ class Chunks:
 
     Args:
         default_samples: samples of a backward pass outside `chunk`.
-        form: "coordinate" keeps a buffer of the parameter's shape, "row" and "tensor" only sums of it.
+        form: "coordinate" keeps a buffer of the parameter's shape, the other forms only sums.
     """
 
     def __init__(self, default_samples: float, form: NoiseForm):
@@ -35,13 +34,12 @@ class Chunks:
         self.factor = 1.0
         self.rescaled = False
         self._unit = 0.0
+        self._step = 0
+        self._chunk = 0
         self._declared: float | None = None
         self._any_declared = False
         self._by_hand = False
-        self._in_chunk: set[Tensor] = set()
-        self._calls: dict[Tensor, int] = {}
-        self._squares: dict[Tensor, Tensor] = {}
-        self._nodes: dict[Tensor, Any] = {}
+        self._leaves: dict[Tensor, Leaf] = {}
 
     def attach(self, parameters: Iterable[Tensor]) -> None:
         """Watch parameters that need gradients; those that are watched already are left alone.
@@ -50,10 +48,9 @@ class Chunks:
             parameters: leaf tensors.
         """
         for parameter in parameters:
-            if parameter.requires_grad and parameter not in self._nodes:
-                node = get_gradient_edge(parameter).node
-                node.register_prehook(_hook(weakref.ref(self), weakref.ref(parameter)))
-                self._nodes[parameter] = node
+            if parameter.requires_grad and parameter not in self._leaves:
+                leaf = self._leaves[parameter] = Leaf(parameter)
+                leaf.node.register_prehook(_hook(weakref.ref(self), weakref.ref(leaf)))
 
     @contextmanager
     def chunk(self, samples: float) -> Generator[None]:
@@ -82,61 +79,31 @@ class Chunks:
             self._close(self._declared)
         finally:
             self._declared = None
-            self._in_chunk.clear()
+            self._chunk += 1
 
     def add(self, parameter: Tensor, gradient: Tensor, samples: float) -> None:
         """Count one chunk's contribution to a parameter's gradient and, while `enabled`, add its square.
 
         Args:
-            parameter: whose gradient it is.
+            parameter: a watched parameter.
             gradient: c, what this chunk adds to `.grad`.
             samples: n, positive.
-
-        Raises:
-            InputError: a sparse gradient.
         """
-        if gradient.is_sparse:
-            raise InputError(
-                f"a parameter of shape {tuple(parameter.shape)} got a sparse gradient, which has no square here; "
-                "build its nn.Embedding with sparse=False"
-            )
-        called = self._calls.get(parameter, 0)
-        self._calls[parameter] = called + 1
-        if not self.enabled:
-            return
-        self._unit = self._unit or samples
-        weight = self._unit / samples
-        if gradient.dtype in (torch.float16, torch.bfloat16):
-            gradient = gradient.float()
-        buffer = self._squares.get(parameter)
-        if buffer is None or (called == 0 and self.form != "coordinate"):
-            self._squares[parameter] = reduced_square(gradient, self.form)
-            if weight != 1:
-                self._squares[parameter].mul_(weight)
-        elif called == 0:
-            torch.mul(gradient, gradient, out=buffer)
-            if weight != 1:
-                buffer.mul_(weight)
-        elif self.form == "coordinate":
-            buffer.addcmul_(gradient, gradient, value=weight)
-        else:
-            buffer.add_(reduced_square(gradient, self.form), alpha=weight)
+        self._add(self._current(self._leaves[parameter]), gradient, samples)
 
     def add_squares(self, parameter: Tensor, squares: Tensor, samples: float) -> None:
         """Add sum c^2 over chunks of equally many samples, per coordinate.
 
         Args:
-            parameter: whose gradient it is.
+            parameter: a watched parameter.
             squares: the sum, of the parameter's shape.
             samples: n of each chunk, positive.
         """
+        leaf = self._current(self._leaves[parameter])
         self._unit = self._unit or samples
         scaled = squares * (self._unit / samples)
-        if parameter in self._calls:
-            self._squares[parameter].add_(scaled)
-        else:
-            self._squares[parameter] = scaled
-        self._calls[parameter] = self._calls.get(parameter, 0) + 1
+        leaf.buffer = scaled if leaf.calls == 0 or leaf.buffer is None else leaf.buffer.add_(scaled)
+        leaf.calls += 1
 
     @contextmanager
     def from_layers(self, sizes: Sequence[float]) -> Generator[None]:
@@ -160,12 +127,13 @@ class Chunks:
         """Return the sum of c^2/n times `unit`, None where this step took none; its memory is used again.
 
         Args:
-            parameter: a watched parameter.
+            parameter: any.
 
         Returns:
             The buffer itself, to be used up by the step.
         """
-        return self._squares.get(parameter) if parameter in self._calls and self.enabled else None
+        leaf = self._leaves.get(parameter)
+        return leaf.buffer if leaf is not None and leaf.step == self._step and leaf.calls and self.enabled else None
 
     @property
     def unit(self) -> float:
@@ -175,7 +143,7 @@ class Chunks:
     @property
     def nbytes(self) -> int:
         """Bytes that the buffers hold now."""
-        return sum(squares.nbytes for squares in self._squares.values())
+        return sum(leaf.buffer.nbytes for leaf in self._leaves.values() if leaf.buffer is not None)
 
     def scaled(self, factor: float) -> None:
         """Say that every `.grad` was multiplied by a factor outside (gradient clip, loss scale), so the squares follow.
@@ -194,56 +162,80 @@ class Chunks:
         self.rescaled = False
         self._unit = 0.0
         self._any_declared = False
-        self._calls.clear()
-        self._in_chunk.clear()
+        self._step += 1
+        self._chunk += 1
 
     def release(self) -> None:
         """Free the buffers (they come back when needed)."""
-        self._squares.clear()
+        for leaf in self._leaves.values():
+            leaf.buffer = None
 
     def _close(self, samples: float) -> None:
         if samples > 0:
             self.count += 1
             self.samples += samples
 
-    def receive(self, parameter: Tensor, gradient: Tensor) -> None:
+    def receive(self, leaf: Leaf, gradient: Tensor) -> None:
         """Take one backward pass's gradient of a parameter, before it is accumulated.
 
         Args:
-            parameter: a watched parameter.
+            leaf: the watched parameter.
             gradient: what the pass adds to `.grad`.
 
         Raises:
-            InputError: a second pass in one chunk, a pass outside when others were declared, or cleared gradients.
+            InputError: a second pass in one chunk, a pass outside when others were declared, cleared or sparse
+                gradients.
         """
         if self._by_hand:
             return
-        called = self._calls.get(parameter, 0)
-        if called and parameter.grad is None:
+        calls = self._current(leaf).calls
+        samples = self._declared
+        if gradient.is_sparse:
+            raise InputError(
+                f"a parameter of shape {tuple(leaf.parameter.shape)} got a sparse gradient, which has no square here; "
+                "build its nn.Embedding with sparse=False"
+            )
+        if calls and leaf.parameter.grad is None:
             raise InputError("gradients were cleared but their squares were not; use optimizer.zero_grad()")
-        if self._declared is None and self._any_declared:
-            raise InputError("a backward pass outside optimizer.chunk() follows one inside; declare every pass")
-        if parameter in self._in_chunk:
+        if samples is None:
+            if self._any_declared:
+                raise InputError("a backward pass outside optimizer.chunk() follows one inside; declare every pass")
+            samples = self.default_samples
+            if calls == self.count:
+                self._close(samples)
+        elif leaf.chunk == self._chunk:
             raise InputError(
                 "two backward passes in one chunk; add the losses and call backward once "
                 "(with activation checkpointing: use_reentrant=False)"
             )
-        samples = self.default_samples
-        if self._declared is not None:
-            self._in_chunk.add(parameter)
-            samples = self._declared
-        elif called == self.count:
-            self._close(samples)
-        if samples > 0:
+        leaf.chunk = self._chunk
+        if samples == 0:
+            return
+        if torch.is_grad_enabled():
             with torch.no_grad():
-                self.add(parameter, gradient.detach(), samples)
+                self._add(leaf, gradient, samples)
+        else:
+            self._add(leaf, gradient, samples)
+
+    def _current(self, leaf: Leaf) -> Leaf:
+        """Return the leaf, with its count at 0 where it last heard of another step."""
+        if leaf.step != self._step:
+            leaf.step = self._step
+            leaf.calls = 0
+        return leaf
+
+    def _add(self, leaf: Leaf, gradient: Tensor, samples: float) -> None:
+        leaf.calls += 1
+        if self.enabled:
+            self._unit = self._unit or samples
+            leaf.add(gradient, self._unit / samples, self.form)
 
 
-def _hook(chunks: "weakref.ref[Chunks]", parameter: "weakref.ref[Tensor]") -> Callable[[tuple[Tensor, ...]], None]:
+def _hook(chunks: "weakref.ref[Chunks]", watched: weakref.ref[Leaf]) -> Callable[[tuple[Tensor, ...]], None]:
     """Return a hook that dies with its collector, so that a dropped optimizer leaves the model as it was."""
 
     def before_accumulation(gradients: tuple[Tensor, ...]) -> None:
-        collector, leaf = chunks(), parameter()
+        collector, leaf = chunks(), watched()
         if collector is not None and leaf is not None and gradients[0] is not None:
             collector.receive(leaf, gradients[0])
 

@@ -19,6 +19,7 @@ def move_adam(
     roots: Tensors,
     states: Sequence[dict[str, Any]],
     group: dict[str, Any],
+    lr: float,
     clock: Clock,
 ) -> None:
     """Adam's move: m = beta1 m + (1-beta1) g; theta = theta - lr m_hat / (sqrt(v_hat) + eps).
@@ -26,14 +27,15 @@ def move_adam(
     Args:
         parameters: theta.
         gradients: g, with the L2 term where there is one.
-        roots: sqrt(v_hat) + eps.
+        roots: sqrt(v) + c eps, with c^2 = 1 - the product of all beta2.
         states: with exp_avg.
-        group: with lr and betas.
+        group: with betas.
+        lr: c times the learning rate.
         clock: with the log-decay that corrects m.
     """
     first = [state["exp_avg"] for state in states]
     torch._foreach_lerp_(first, gradients, 1 - group["betas"][0])
-    torch._foreach_addcdiv_(parameters, first, roots, -group["lr"] / bias_correction(clock.log_decay1))
+    torch._foreach_addcdiv_(parameters, first, roots, -lr / bias_correction(clock.log_decay1))
 
 
 def move_rmsprop(
@@ -42,6 +44,7 @@ def move_rmsprop(
     roots: Tensors,
     states: Sequence[dict[str, Any]],
     group: dict[str, Any],
+    lr: float,
     clock: Clock,
 ) -> None:
     """RMSprop's move: b = mu b + g / (sqrt(v) + eps); theta = theta - lr b.
@@ -51,16 +54,17 @@ def move_rmsprop(
         gradients: g, with its L2 term.
         roots: sqrt(v) + eps.
         states: with momentum_buffer where there is momentum.
-        group: with lr and momentum.
+        group: with momentum.
+        lr: learning rate.
         clock: not used; RMSprop corrects no bias.
     """
     if group["momentum"] == 0:
-        torch._foreach_addcdiv_(parameters, gradients, roots, -group["lr"])
+        torch._foreach_addcdiv_(parameters, gradients, roots, -lr)
         return
     buffers = [state["momentum_buffer"] for state in states]
     torch._foreach_mul_(buffers, group["momentum"])
     torch._foreach_addcdiv_(buffers, gradients, roots)
-    torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
+    torch._foreach_add_(parameters, buffers, alpha=-lr)
 
 
 def _adam_decays(group: dict[str, Any]) -> tuple[float, float]:
@@ -108,7 +112,8 @@ class InvariantAdamW(InvariantOptimizer):
         weight_decay: decoupled, multiplied by lr.
         reference_batch: B_ref, the batch whose second moment is kept, in what `chunk` counts.
         micro_batch: samples of a backward pass outside `chunk`; None means reference_batch.
-        noise: "coordinate", or the cheaper "row" and "tensor", which share a summed noise out over m^2.
+        noise: "coordinate" (one buffer more than AdamW), or the cheaper "factored" (sums of rows and columns), "row"
+            and "tensor"; see `second_moment.spread`.
         variance_every: F; measure the noise at every F-th step only (denser early), and keep it in between.
         process_group: ranks that DDP averages over, e.g. torch.distributed.group.WORLD; None for one process.
 
@@ -170,7 +175,7 @@ class InvariantAdam(InvariantOptimizer):
         weight_decay: L2 factor.
         reference_batch: B_ref, in what `chunk` counts.
         micro_batch: samples of a backward pass outside `chunk`; None means reference_batch.
-        noise: "coordinate", "row" or "tensor".
+        noise: "coordinate", "factored", "row" or "tensor".
         variance_every: F, see InvariantAdamW.
         process_group: ranks that DDP averages over; None for one process.
 
@@ -228,7 +233,7 @@ class InvariantRMSprop(InvariantOptimizer):
         momentum: mu of the coming step.
         reference_batch: B_ref, in what `chunk` counts.
         micro_batch: samples of a backward pass outside `chunk`; None means reference_batch.
-        noise: "coordinate", "row" or "tensor".
+        noise: "coordinate", "factored", "row" or "tensor".
         variance_every: F, see InvariantAdamW.
         process_group: ranks that DDP averages over; None for one process.
 

@@ -17,7 +17,7 @@ from isobatch.optimizers.update import Batch, Form, gradients_of, update
 from isobatch.optimizers.window import Clock, refuse_endless
 from isobatch.units import finite, whole
 
-_NOISE_FORMS = ("coordinate", "row", "tensor")
+_NOISE_FORMS = ("coordinate", "factored", "row", "tensor")
 _KEPT = ("reference_batch", "noise")
 
 
@@ -30,7 +30,7 @@ class InvariantOptimizer(Optimizer):
         form: which optimizer it is.
         reference_batch: B_ref, in the samples (or tokens) that `chunk` counts.
         micro_batch: samples of a backward pass outside `chunk`; None means reference_batch.
-        noise: how finely the noise is kept: "coordinate" (exact), "row", "tensor".
+        noise: how finely the noise is kept: "coordinate" (exact), "factored", "row", "tensor".
         variance_every: F; the variance is measured anew at every F-th step, more often early on. 1 keeps no variance.
         process_group: ranks over which gradients are averaged (DDP); None for one process.
     """
@@ -106,6 +106,7 @@ class InvariantOptimizer(Optimizer):
         """
         super().zero_grad(set_to_none)
         self.chunks.discard()
+        self.chunks.enabled = self.needs_chunks
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; it must belong to the same reference batch and form of noise.
@@ -125,7 +126,6 @@ class InvariantOptimizer(Optimizer):
                     )
         super().load_state_dict(state_dict)
         self.chunks.discard()
-        self.chunks.enabled = self.needs_chunks
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise InputError(f"{type(self).__name__} watches its parameters and cannot be copied; copy its state_dict")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from isobatch.errors import InputError
 
-NoiseForm = Literal["coordinate", "row", "tensor"]
+NoiseForm = Literal["coordinate", "factored", "row", "tensor"]
 Tensors = list[Tensor] | tuple[Tensor, ...]
 _SMALLEST_DECAY = 1e-300
 
@@ -120,24 +120,31 @@ def bias_correction(total_log_decay: float) -> float:
 
 
 def reduced_square(tensor: Tensor, form: NoiseForm) -> Tensor:
-    """Return the squares of a tensor, summed over a row or over all of it by form; the number of axes is kept.
+    """Return the squares of a tensor as the form keeps them.
 
     Args:
-        tensor: a gradient; axis 0 is the row. A vector has one element a row.
-        form: "coordinate" (no sum), "row" or "tensor".
+        tensor: a gradient; axis 0 is the row, the other axes together the column. Of a vector every form but "tensor"
+            keeps each element.
+        form: "coordinate" (all), "factored" (the sums of the rows, then those of the columns, in one vector), "row"
+            (sums of the rows, axes kept) or "tensor" (one sum, axes kept).
 
     Returns:
         The squares.
 
     Example:
-        >>> reduced_square(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), "row").flatten().tolist()
-        [25.0, 1.0]
+        >>> matrix = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+        >>> reduced_square(matrix, "row").flatten().tolist(), reduced_square(matrix, "factored").tolist()
+        ([25.0, 1.0], [25.0, 1.0, 9.0, 17.0])
     """
-    if form == "coordinate" or (form == "row" and tensor.ndim < 2):
+    if form == "coordinate" or (form != "tensor" and tensor.ndim < 2):
         return tensor.square()
+    if form == "tensor":
+        flat = tensor.flatten()
+        return torch.dot(flat, flat).reshape([1] * tensor.ndim)
     if form == "row":
         return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)), keepdim=True).square()
-    return torch.linalg.vector_norm(tensor).square().reshape([1] * tensor.ndim)
+    squares = tensor.flatten(1).square()
+    return torch.cat([squares.sum(1), squares.sum(0)])
 
 
 def noise_above_mean_(squares: Tensors, means: Tensors, *, scale: float, form: NoiseForm) -> None:
@@ -158,12 +165,16 @@ def noise_above_mean_(squares: Tensors, means: Tensors, *, scale: float, form: N
 
 
 def spread(noise: Tensors, means: Tensors, form: NoiseForm) -> Tensors:
-    """Return the noise per coordinate: as it is, or a row's (tensor's) sum shared out in proportion to m^2.
+    r"""Return the noise per coordinate from what the form keeps of it.
+
+    factored: row_i column_j / total, which is exact where the noise is a product of the two, as E delta_i^2 x_j^2 is
+    for independent factors in a linear layer. row, tensor: the sum shared out in proportion to m^2, that is one noise
+    share for all its coordinates; where m is 0 everywhere there is none.
 
     Args:
         noise: reduced by form.
         means: m.
-        form: how noise is reduced. A row whose m is 0 gets no noise.
+        form: how noise is reduced.
 
     Returns:
         Tensors of the shapes of means.
@@ -171,14 +182,30 @@ def spread(noise: Tensors, means: Tensors, form: NoiseForm) -> Tensors:
     Example:
         >>> spread([torch.tensor([[10.0]])], [torch.tensor([[1.0, 3.0]])], "row")[0]
         tensor([[1., 9.]])
+        >>> spread([torch.tensor([2.0, 6.0, 4.0, 4.0])], [torch.ones(2, 2)], "factored")[0]
+        tensor([[1., 1.],
+                [3., 3.]])
+
+    References:
+        arXiv 1804.04235 (Adafactor: a second moment kept as the sums of its rows and columns).
     """
     if form == "coordinate":
         return noise
+    pairs = zip(noise, means, strict=True)
+    if form == "factored":
+        return [part if mean.ndim < 2 else _outer(part, mean) for part, mean in pairs]
     own = [reduced_square(mean, form) for mean in means]
     shares = [torch.where(total > 0, part / total, 0) for part, total in zip(noise, own, strict=True)]
     squares = torch._foreach_mul(means, means)
     torch._foreach_mul_(squares, shares)
     return squares
+
+
+def _outer(sums: Tensor, like: Tensor) -> Tensor:
+    """Return row_i column_j / total in the shape of like, 0 where the total is 0."""
+    rows, columns = sums[: len(like)], sums[len(like) :]
+    total = rows.sum()
+    return torch.outer(rows, torch.where(total > 0, columns / total, 0)).view_as(like)
 
 
 def fold_(second: Tensors, means: Tensors, decay: float) -> None:

@@ -19,7 +19,7 @@ from isobatch.optimizers.second_moment import (
     reduced_square,
     spread,
 )
-from isobatch.optimizers.window import Clock, fold_window, stand_in
+from isobatch.optimizers.window import Clock, fold_window, second_so_far
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Form:
         corrected: whether the second moment is divided by the weight it has gathered.
         decays: (beta1, beta2) of a parameter group.
         buffers: names of the state tensors that a parameter of that group needs.
-        move: changes the weights, given parameters, gradients, root of v + eps, their states, group and clock.
+        move: changes the weights, given parameters, gradients, roots, their states, group, learning rate and clock;
+            roots and rate carry the second moment's bias correction.
     """
 
     decoupled: bool
@@ -103,11 +104,12 @@ def update(
     else:
         fold_batch(states, inputs, gradients, batch, squares, decay=form.decays(group)[1])
         clock = clock._replace(log_decay2=clock.log_decay2 + logs[1])
-    roots = _roots(form, states, clock, batch.reference)
-    torch._foreach_add_(roots, group["eps"])
-    form.move(parameters, inputs, roots, states, group, clock)
+    roots, scale = _roots(form, states, clock)
+    torch._foreach_add_(roots, group["eps"] * scale)
+    form.move(parameters, inputs, roots, states, group, group["lr"] * scale, clock)
+    numbers = clock._asdict()
     for state in states:
-        state.update(clock._asdict())
+        state.update(numbers)
 
 
 def fold_batch(
@@ -176,11 +178,15 @@ def _kept_variances(states: Sequence[dict[str, Any]], gradients: Tensors, form: 
     ]
 
 
-def _roots(form: Form, states: Sequence[dict[str, Any]], clock: Clock, reference: int) -> Tensors:
-    """Return sqrt(v), bias-corrected where the form is, or its stand-in before the first window is full."""
-    if clock.log_decay2 == 0 and clock.window_steps > 0:
-        return torch._foreach_sqrt(stand_in(states, clock, reference_batch=reference, corrected=form.corrected))
-    roots = torch._foreach_sqrt([state["exp_avg_sq"] for state in states])
-    if form.corrected:
-        torch._foreach_div_(roots, math.sqrt(bias_correction(clock.log_decay2)))
-    return roots
+def _roots(form: Form, states: Sequence[dict[str, Any]], clock: Clock) -> tuple[Tensors, float]:
+    """Return sqrt(v), with an open window folded in, and what bias correction divides it by.
+
+    lr / (sqrt(v)/c + eps) = c lr / (sqrt(v) + c eps), which saves a pass over the parameters.
+    """
+    if clock.window_steps > 0:
+        roots = second_so_far(states, clock)
+        torch._foreach_sqrt_(roots)
+    else:
+        roots = torch._foreach_sqrt([state["exp_avg_sq"] for state in states])
+    gathered = bias_correction(clock.log_decay2 + clock.window_log_decay)
+    return roots, math.sqrt(gathered) if form.corrected else 1.0

@@ -2,8 +2,8 @@ r"""A batch smaller than the reference: sums over consecutive steps until a refe
 
 The steps of a window are the chunks: with S = sum W_t g_t, Q = sum W_t g_t^2 and N = sum W_t samples in k steps, m =
 S/N and q = Q/N enter v as one reference batch would, decayed by the product of the window's betas. N = B_ref gives
-v_in = (S/N)^2; where the last step overshoots, q - m^2 corrects for it, still unbiased and at least 0. Until the first
-window is full, (S/N)^2 stands in for the bias-corrected second moment, which makes the first steps cautious.
+v_in = (S/N)^2; where the last step overshoots, q - m^2 corrects for it, still unbiased and at least 0. While a window
+is open, what divides the step is v with the window so far folded in.
 """
 
 from collections.abc import Sequence
@@ -124,23 +124,22 @@ def fold_window(
     )
 
 
-def stand_in(states: Sequence[dict[str, Any]], clock: Clock, *, reference_batch: int, corrected: bool) -> Tensors:
-    """Return what stands in for the (bias-corrected) second moment until the first window is full.
+def second_so_far(states: Sequence[dict[str, Any]], clock: Clock) -> Tensors:
+    r"""Return v with the open window folded in for now: exp(L) v + (1 - exp(L)) (S/N)^2, L the window's log-decay.
 
-    (S/N)^2; for a form without bias correction times the weight that the full window would gather.
+    v itself waits for the full window, but what divides the step must know the step's own gradient: where v is stale
+    and small, a new gradient would otherwise move the weights without bound. (S/N)^2 still carries the noise of fewer
+    than B_ref samples, which adds about 1 - beta2 (at the reference batch) of the noise's part of v.
 
     Args:
-        states: with window_sum.
-        clock: the numbers of these parameters.
-        reference_batch: B_ref.
-        corrected: whether the form divides v by its gathered weight.
+        states: with exp_avg_sq and window_sum.
+        clock: the numbers of these parameters, with an open window.
 
     Returns:
-        Tensors of the parameters' shapes.
+        New tensors of the parameters' shapes.
     """
-    means = torch._foreach_div([state["window_sum"] for state in states], clock.window_samples)
-    torch._foreach_mul_(means, means)
-    if not corrected:
-        gathered = bias_correction(clock.window_log_decay * reference_batch / clock.window_samples)
-        torch._foreach_mul_(means, gathered)
-    return means
+    gathered = bias_correction(clock.window_log_decay)
+    sums = [state["window_sum"] for state in states]
+    second = torch._foreach_mul([state["exp_avg_sq"] for state in states], 1 - gathered)
+    torch._foreach_addcmul_(second, sums, sums, gathered / clock.window_samples**2)
+    return second

@@ -1,0 +1,54 @@
+"""One watched parameter and the sum of its squared chunk gradients."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from isobatch.optimizers.second_moment import NoiseForm, reduced_square
+
+_SHORT = (torch.float16, torch.bfloat16)
+
+
+class Leaf:
+    """One watched parameter: the sum of its squared chunk gradients, and which step and chunk it last heard of.
+
+    Args:
+        parameter: a leaf tensor that needs gradients.
+    """
+
+    __slots__ = ("__weakref__", "buffer", "calls", "chunk", "node", "parameter", "step")
+
+    def __init__(self, parameter: Tensor):
+        self.parameter = parameter
+        self.node: Any = get_gradient_edge(parameter).node
+        self.buffer: Tensor | None = None
+        self.calls = 0
+        self.step = -1
+        self.chunk = -1
+
+    def add(self, gradient: Tensor, weight: float, form: NoiseForm) -> None:
+        """Add the weighted square of one chunk's gradient; the first of a step overwrites, so nothing is zeroed.
+
+        Args:
+            gradient: c.
+            weight: of its square.
+            form: how squares are reduced.
+        """
+        if gradient.dtype in _SHORT:
+            gradient = gradient.float()
+        if form != "coordinate":
+            squares = reduced_square(gradient, form)
+            if self.calls > 1 and self.buffer is not None:
+                self.buffer.add_(squares, alpha=weight)
+            else:
+                self.buffer = squares.mul_(weight)
+        elif self.buffer is None:
+            self.buffer = (gradient * gradient).mul_(weight)
+        elif self.calls > 1:
+            self.buffer.addcmul_(gradient, gradient, value=weight)
+        else:
+            torch.mul(gradient, gradient, out=self.buffer)
+            if weight != 1:
+                self.buffer.mul_(weight)
