@@ -1,0 +1,85 @@
+"""Each warning once where its condition holds, and not where it does not."""
+
+import pytest
+from tests.recipes import recipe
+
+LONG = {"length": "1000 epochs", "warmup": "10 epochs"}
+SGD = {"name": "sgd", "lr": 0.01, "lr_limit": 10.0}
+ADAMW = {"name": "adamw", "lr": 1e-3}
+
+CASES = [
+    # condition, triggered: parts and batch, not triggered: parts and batch
+    ("kappa*(1-rho) = 0.16 is not small", ({}, 128), ({"ema": {"decay": 0.999}}, 128)),
+    ("kappa*(1-rho) = 0.16", ({"ema": {"every": 3}}, 128), ({"ema": None}, 128)),
+    ("betas[0] is at its floor", ({"optimizer": ADAMW}, 64), ({"optimizer": ADAMW}, 32)),
+    ("betas[1] is at its floor", ({"optimizer": ADAMW}, 512), ({"optimizer": ADAMW}, 256)),
+    (
+        "kappa/(1-mu) steps are not short",
+        ({"optimizer": {"momentum": 0.9}, "rules": {"momentum": "keep"}}, 128),
+        ({"optimizer": {"momentum": 0.9}, "rules": {"momentum": "keep"}, "schedule": LONG}, 128),
+    ),
+    (
+        "kappa/(1-mu) steps are not short",
+        ({"optimizer": {"momentum": 0.99}, "rules": {"momentum": "keep"}, "schedule": LONG}, 256 * 8),
+        ({"optimizer": {"momentum": 0.99}, "schedule": LONG}, 256 * 8),
+    ),
+    (
+        "near the stability limit",
+        ({"optimizer": {"momentum": 0.9, "lr_limit": 3.0}}, 128),
+        ({"optimizer": {"momentum": 0.9, "lr_limit": 4.0}}, 128),
+    ),
+    ("stability limit unknown", ({}, 32), ({"optimizer": SGD}, 32)),
+    ("stability limit unknown", ({}, 32), ({}, 16)),
+    ("steps are left", ({"schedule": {"warmup": "0 epochs"}}, 128), ({"schedule": {"warmup": "0 epochs"}}, 64)),
+    ("the warm-up is short", ({}, 128), ({}, 64)),
+    ("the warm-up is short", ({}, 128), ({"schedule": {"warmup": "0 samples"}}, 128)),
+    ("rule is only a convention", ({"optimizer": {"name": "lamb"}}, 16), ({"optimizer": ADAMW}, 16)),
+    (
+        "rule is only a convention",
+        ({"optimizer": {"name": "muon"}}, 16),
+        ({"optimizer": {"name": "muon"}, "rules": {"lr": "linear"}}, 16),
+    ),
+    (
+        "square root needs noise to dominate v",
+        ({"optimizer": ADAMW}, 16),
+        ({"optimizer": {"name": "invariant-adamw", "lr": 1e-3}}, 16),
+    ),
+    (
+        "square root needs noise to dominate v",
+        ({"optimizer": ADAMW, "rules": {"lr": "sqrt"}}, 16),
+        ({"optimizer": ADAMW, "rules": {"lr": "linear"}}, 16),
+    ),
+    (
+        "the square root would drift by -66%",
+        ({"optimizer": ADAMW, "rules": {"lr": "noise-aware", "noise_share": 0.5}}, 128),
+        ({"optimizer": ADAMW, "rules": {"lr": "noise-aware", "noise_share": 0.99}}, 128),
+    ),
+    ("gradient clipping", ({"optimizer": {"clip": 1.0}}, 16), ({}, 16)),
+    (
+        "batch norm sees another batch",
+        ({"batch_norm": {"momentum": 0.1}}, 16),
+        ({"batch_norm": {"momentum": 0.1}, "batch": {"micro": 8}}, 16),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("condition", "triggered", "quiet"), CASES, ids=[f"{i} {case[0]}" for i, case in enumerate(CASES)]
+)
+def test_a_warning_comes_with_its_condition_and_only_then(condition, triggered, quiet):
+    def found(parts, batch):
+        return [w for w in recipe(**parts).at(batch).warnings if condition in w.condition]
+
+    [warning] = found(*triggered)
+    assert warning.message
+    assert warning.source
+    assert not found(*quiet)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
+def test_nothing_is_warned_at_the_reference_batch(name):
+    assert recipe(optimizer={"name": name, "clip": 1.0}, batch_norm={"momentum": 0.1}).at(8).warnings == ()
+
+
+def test_a_quiet_plan_is_possible():
+    assert recipe(optimizer=SGD, ema={"decay": 0.9999}, schedule=LONG).at(32).warnings == ()
