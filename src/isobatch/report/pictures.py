@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 # Okabe and Ito's palette keeps its contrasts for colour-blind readers; line styles repeat the distinction.
 COLOURS = {
@@ -134,14 +134,29 @@ def _overlay(axes: Axes, data: dict[str, Any], model: str, *, steps: bool) -> No
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
         low, high = axes.get_ylim()
-        ticks = [t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if low <= t <= high]
-        axes.set_yticks(ticks or [low, high])
+        axes.set_yticks(_log_ticks(low, high))
     if steps:
         axes.set_xscale("log")
+    else:
+        _thousands(axes)
     name = "averaged" if model == "average" else "raw"
     axes.set_title(f"against {'steps' if steps else data['unit']}")
     axes.set_xlabel("optimizer steps (log)" if steps else f"{data['unit']} seen")
     axes.set_ylabel(f"held-out {data['metric']}, {name} model")
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    decades = [10.0**k for k in range(-4, 4)]
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)):
+        ticks = [d * s for d in decades for s in steps if low <= d * s <= high]
+        if len(ticks) >= 4:
+            return ticks
+    return [low, high]
+
+
+def _thousands(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
 
 
 def _gaps(axes: Axes, data: dict[str, Any], model: str) -> None:
@@ -159,6 +174,7 @@ def _gaps(axes: Axes, data: dict[str, Any], model: str) -> None:
         axes.plot(marks, mean, color=shade, ls=STYLES.get(arm, "--"), lw=2, marker="o", ms=4)
         axes.fill_between(marks, low, high, color=shade, alpha=0.25, lw=0)
     axes.set_ylim(-limit, limit)
+    _thousands(axes)
     axes.set_title("gap to the reference")
     axes.set_xlabel(f"{data['unit']} seen")
     gap = "log loss" if data["metric"] == "loss" else data["metric"]

@@ -5,8 +5,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 
 from isobatch import report
+from isobatch.report.pictures import RC
 
 _SHADE = {"SAME": "#9ecbe8", "UNDECIDED": "#e4e4e4", "DIFFERENT": "#f3a582"}
 
@@ -35,13 +37,13 @@ def figure(data: dict[str, Any]) -> Figure:
     rows = data["rows"]
     rules = list(dict.fromkeys(row["rule"] for row in rows))
     cells = list(dict.fromkeys((row["task"], row["batch"], row["kappa"]) for row in rows))
-    with matplotlib.rc_context(report.pictures.RC):
+    with matplotlib.rc_context(RC):
         made = Figure(figsize=(13, 1.9 + 0.36 * max(len(cells), 8)), layout="constrained")
         left, right = made.subplots(1, 2, width_ratios=(1.55, 1))
         for row in rows:
             x, y = rules.index(row["rule"]), cells.index((row["task"], row["batch"], row["kappa"]))
             verdict, worst = row["verdicts"]["average"], row["worst"]["average"]
-            left.add_patch(matplotlib.patches.Rectangle((x, y), 1, 1, fc=_SHADE[verdict], ec="white", lw=1.5))
+            left.add_patch(Rectangle((x, y), 1, 1, fc=_SHADE[verdict], ec="white", lw=1.5))
             left.text(x + 0.5, y + 0.5, f"{worst:+.3f}", ha="center", va="center", fontsize=9.5)
         left.set(xlim=(0, len(rules)), ylim=(len(cells), 0))
         left.set_xticks(np.arange(len(rules)) + 0.5, [rule.replace(", ", ",\n") for rule in rules])
@@ -49,7 +51,7 @@ def figure(data: dict[str, Any]) -> Figure:
         left.tick_params(length=0)
         left.spines[:].set_visible(False)
         left.set_title("averaged model: verdict and worst gap in log loss")
-        handles = [matplotlib.patches.Patch(fc=shade, label=name) for name, shade in _SHADE.items()]
+        handles = [Patch(fc=shade, label=name) for name, shade in _SHADE.items()]
         left.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=3)
         _prediction(right, data)
     return made
