@@ -212,11 +212,12 @@ def test_clock_links_and_strangers_do_not_matter(folder):  # fault 36
     os.utime(folder / "000002-seen-20", (0, 0))
     (folder / "latest").symlink_to(folder / "nowhere")
     (folder / "notes.txt").write_text("mine")
+    (folder / "mine.tmp-00ff").mkdir()
     (folder / "000003-seen-30.tmp-00ff").mkdir()
     assert_holds(Checkpoints(folder), 20)
     save_once(folder, False, seen=5)  # a run that went back: the newest save is the latest, not the highest seen
     assert_holds(Checkpoints(folder), 5)
-    assert names(folder) == ["000002-seen-20", "000003-seen-5", "latest", "notes.txt"]
+    assert names(folder) == ["000002-seen-20", "000003-seen-5", "latest", "mine.tmp-00ff", "notes.txt"]
 
 
 def test_nothing_non_finite_is_ever_saved(folder):  # fault 20
