@@ -1,0 +1,131 @@
+"""Tasks: one face, weights from the seed alone, a fixed split, and clear refusals of what cannot be used."""
+
+import pytest
+import torch
+from tests.recipes import recipe
+from torch import nn
+
+from isobatch.errors import InputError
+from isobatch.tasks import SHIPPED, Run, TensorSamples, find, make_run
+from isobatch.tasks.digits import _data
+from isobatch.tasks.text import corpus
+
+SIZES = {"digits": 1437, "digits-cnn": 1437, "quadratic": 256, "text": 8192}
+tasks = pytest.mark.parametrize("name", SHIPPED)
+
+
+def made(name, seed=0, **options):
+    return make_run(recipe(task=name, data_size=SIZES[name], options=options), seed)
+
+
+@tasks
+def test_the_seed_alone_gives_the_weights(name):
+    torch.manual_seed(7)
+    state = torch.random.get_rng_state()
+    one, same, other = made(name, 3), made(name, 3), made(name, 4)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    pairs = list(zip(one.model.parameters(), same.model.parameters(), other.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b, _ in pairs)
+    assert not all(torch.equal(a, c) for a, _, c in pairs)
+    assert one.facts
+
+
+@tasks
+def test_a_step_gives_a_loss_with_gradients_and_evaluation_gives_numbers(name):
+    run = made(name)
+    loss = run.step(run.samples[torch.arange(4)])
+    loss.backward()
+    assert loss.shape == ()
+    assert all(p.grad is not None for p in run.model.parameters())
+    metrics = run.evaluate()
+    assert metrics["loss"] > 0
+    assert all(isinstance(value, float) for value in metrics.values())
+    assert run.model.training
+    assert len(run.samples) == SIZES[name]
+
+
+def test_digits_are_split_once_for_all():
+    x, y, x_held, y_held = _data()
+    assert (x.shape, x_held.shape) == ((1437, 64), (360, 64))
+    assert 0 <= float(x.min()) < float(x.max()) <= 1
+    shares = torch.bincount(y) / 1437 - torch.bincount(y_held) / 360
+    assert float(shares.abs().max()) < 2e-3
+    rows = {tuple(row) for row in x.tolist()}
+    assert sum(tuple(row) in rows for row in x_held.tolist()) <= 1
+
+
+def test_text_is_hashed_and_its_windows_are_bytes():
+    train, held, digest = corpus()
+    assert (train.shape, held.shape) == ((8192, 65), (256, 65))
+    assert train.dtype == torch.uint8
+    assert len(digest) == 64
+    assert made("text").facts == {"corpus_sha256": digest}
+
+
+def test_the_noise_of_the_quadratic_has_no_mean_and_the_variance_asked_for():
+    run = make_run(recipe(task="quadratic", data_size=4096, options={"noise": 4.0, "dimension": 3}), 0)
+    xi = run.samples.tensors[0]
+    assert float(xi.mean(0).abs().max()) < 1e-6
+    assert xi.var(0).tolist() == pytest.approx([4.0] * 3, rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("digitz", r"task='digitz' is not shipped \(digits, .*quadratic, text\); your own is \"my_pkg"),
+    ("nowhere.at_all:make", r"task='nowhere.at_all:make' cannot be imported: ModuleNotFoundError.*PYTHONPATH"),
+    ("isobatch.tasks.digits:male", "isobatch.tasks.digits has no function 'male'"),
+    ("isobatch.tasks.digits:HELD_OUT", "has no function 'HELD_OUT'"),
+    (":make", "cannot be imported: ValueError"),
+])  # fmt: skip
+def test_a_task_that_cannot_be_found_is_refused(name, message):
+    with pytest.raises(InputError, match=message):
+        find(name)
+
+
+def test_a_module_that_fails_on_import_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "broken_task_module.py").write_text("def make(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="cannot be imported: SyntaxError"):
+        find("broken_task_module:make")
+
+
+def test_a_make_that_returns_something_else_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "odd_task_module.py").write_text("def make(settings, seed):\n    return 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"returned int; it must return isobatch\.tasks\.Run"):
+        make_run(recipe(task="odd_task_module:make"), 0)
+
+
+@pytest.mark.parametrize(("name", "options", "message"), [
+    ("digits", {"width": 0}, r"options\.width=0 must be at least 1"),
+    ("digits-cnn", {"width": "wide"}, r"options\.width='wide' must be a whole number"),
+    ("text", {"width": 50}, r"options\.width=50 must be a multiple of 4"),
+    ("quadratic", {"noise": -1.0}, r"options\.noise=-1 must be in \[0, inf\]"),
+    ("quadratic", {"dimension": 2.5}, r"options\.dimension=2\.5 must be a whole number"),
+])  # fmt: skip
+def test_options_outside_their_range_are_refused(name, options, message):
+    with pytest.raises(InputError, match=message):
+        made(name, **options)
+
+
+def test_a_recipe_without_a_task_or_with_another_data_size_is_refused():
+    with pytest.raises(InputError, match='the recipe names no task; add task = "digits"'):
+        make_run(recipe(), 0)
+    with pytest.raises(InputError, match="data_size=1000 but task 'digits' has 1437 samples; correct it"):
+        make_run(recipe(task="digits"), 0)
+
+
+def test_tensors_of_different_lengths_are_refused():
+    with pytest.raises(InputError, match=r"lengths \[3, 4\] must share"):
+        TensorSamples(torch.arange(3), torch.arange(4))
+
+
+def test_evaluation_restores_the_mode_also_after_an_exception():
+    def metrics(net):
+        assert not net.training
+        assert not torch.is_grad_enabled()
+        raise RuntimeError("boom")
+
+    run = Run(nn.Linear(1, 1), TensorSamples(torch.ones(2, 1)), lambda net, b: net(b[0]).mean(), metrics)
+    with pytest.raises(RuntimeError, match="boom"):
+        run.evaluate()
+    assert run.model.training
