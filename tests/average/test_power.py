@@ -68,7 +68,7 @@ def test_the_profile_has_the_width_asked_for(schedule, stride):
             averages = PowerEMA(module, sigma_rels=WIDTHS, cadence=stride)
             averages.load_state_dict(state)
     for sigma_rel in WIDTHS:
-        assert module.width(averages.average(sigma_rel)["w"]) == pytest.approx(sigma_rel, rel=0.02)
+        assert module.width(averages.average(sigma_rel)["w"]) == pytest.approx(sigma_rel, rel=0.03)
 
 
 def test_auto_keeps_the_width_and_is_cheap():

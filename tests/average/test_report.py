@@ -84,14 +84,14 @@ def test_a_watched_optimizer_is_counted():
     assert ema.report().warnings == ()
 
     def twice():
-        for _ in range(6):
+        for _ in range(30):
             optimizer.step()
             ema.update(samples=4)
             ema.update(samples=4)
 
     with pytest.warns(UserWarning, match="exactly one optimizer step"):
         twice()
-    assert "12 steps" in ema.report().warnings[0]
+    assert "36 steps" in ema.report().warnings[0]
     handle.remove()
 
 

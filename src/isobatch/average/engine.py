@@ -49,7 +49,7 @@ class Engine:
         Returns:
             Whether the averages moved; otherwise the step is pending.
         """
-        self.tracks.refresh()
+        self.tracks.refresh(quick=True)
         clock = self.clock.plus(samples, spans)
         due = clock.due(self.cadence)
         self.clock = self._applied(clock) if due else clock
