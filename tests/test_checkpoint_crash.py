@@ -176,27 +176,48 @@ def test_two_runs_in_one_folder(folder):  # fault 36
     save_once(folder, False, seen=50)
 
 
-def test_two_stores_of_one_process_and_a_child_that_lives_on(folder):
-    first, gate = Checkpoints(folder), os.pipe()
-    first.start()
-    with pytest.raises(InputError, match=f'"pid": {os.getpid()}'):
-        Checkpoints(folder).start()
-    pid = fork(lambda: os.read(gate[0], 1))  # a loader worker has the lock's file open
-    first.close()
+def test_two_stores_of_one_process(folder):
+    with Checkpoints(folder) as first:
+        first.start()
+        with pytest.raises(InputError, match=f'"pid": {os.getpid()}'):
+            Checkpoints(folder).start()
     save_once(folder, False)
+    Checkpoints(folder).start()  # dropped without close
+    save_once(folder, False)
+
+
+def test_a_child_neither_keeps_nor_drops_the_lock(folder):
+    ready, gate = os.pipe(), os.pipe()
+
+    def worker():  # a loader worker: it inherits the lock's open file
+        os.write(ready[1], b"x")
+        os.read(gate[0], 1)
+
+    def parent():
+        store = Checkpoints(folder)
+        store.start()
+        fork(worker)
+        os.read(ready[0], 1)
+        assert run(lambda: None) == 0  # a child that ends
+        with pytest.raises(InputError, match="another run saves here"):
+            Checkpoints(folder).start()
+        kill_me()
+
+    assert run(parent) == -9
+    save_once(folder, False)  # although a worker of the dead run lives on
     os.write(gate[1], b"x")
-    assert wait(pid) == 0
 
 
 def test_clock_links_and_strangers_do_not_matter(folder):  # fault 36
     os.utime(folder / "000002-seen-20", (0, 0))
     (folder / "latest").symlink_to(folder / "nowhere")
     (folder / "notes.txt").write_text("mine")
+    (folder / "mine.tmp-00ff").mkdir()
     (folder / "000003-seen-30.tmp-00ff").mkdir()
     assert_holds(Checkpoints(folder), 20)
     save_once(folder, False, seen=5)  # a run that went back: the newest save is the latest, not the highest seen
     assert_holds(Checkpoints(folder), 5)
-    assert names(folder) == ["000002-seen-20", "000003-seen-5", "latest", "notes.txt"]
+    assert names(folder) == ["000002-seen-20", "000003-seen-5", "latest", "mine.tmp-00ff", "notes.txt"]
 
 
 def test_nothing_non_finite_is_ever_saved(folder):  # fault 20

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import chain
-from operator import is_
+from operator import getitem, is_
 from typing import NamedTuple, final
 
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ Select = Callable[[str, Tensor], bool]
 
 # Segments that wrappers put into names: torch.compile, activation checkpointing, FSDP1.
 _WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+
+
+FULL = 64
 
 
 class Slot(NamedTuple):
@@ -79,6 +82,18 @@ def trainable(name: str, tensor: Tensor) -> bool:
     return tensor.requires_grad
 
 
+class Part(NamedTuple):
+    """A share of the bound places, laid out for a check without interpreted loops."""
+
+    tables: list[dict[str, Tensor | None]]
+    keys: list[str]
+    pointers: list[int]
+    parents: list[dict[str, nn.Module | None]]
+    names: list[str]
+    children: list[nn.Module | None]
+    count: int
+
+
 @final
 class Binding:
     """The averaged tensors of one model, bound once.
@@ -90,41 +105,83 @@ class Binding:
         model: the model, wrapped or bare.
         buffers: whether floating buffers are averaged too.
         select: which parameters to average, by name and tensor; None for all.
+        turns: over how many calls of unmoved() the places are checked.
     """
 
-    def __init__(self, model: nn.Module, *, buffers: bool = False, select: Select | None = None):
+    def __init__(self, model: nn.Module, *, buffers: bool = False, select: Select | None = None, turns: int = 1):
         self.root = unwrap(model)
         self._buffers = buffers
         self._select = select
+        self._turns = turns
+        self._calls = 0
         self.slots: dict[str, Slot] = {}
         self.bind()
 
     def bind(self) -> None:
         """Walk the tree and bind every tensor anew."""
-        candidates = list(self._candidates())
-        self._verdicts = [(name, slot, self._chosen(name, slot)) for name, slot in candidates]
+        self._verdicts = [(name, slot, self._chosen(name, slot)) for name, slot in self._candidates()]
         self.slots = {name: slot for name, slot, chosen in self._verdicts if chosen}
         if len(self.slots) < sum(chosen for _, _, chosen in self._verdicts):
             names = [name for name, _, chosen in self._verdicts if chosen]
             twice = sorted({name for name in names if names.count(name) > 1})
             raise InputError(f"two tensors share the names {twice[:5]} once wrapper prefixes are removed; rename one")
-        self._tables = [
-            t for m in self.root.modules() for t in (m._modules, m._parameters, m._buffers if self._buffers else {})
-        ]
-        self._filled = [t for t in self._tables if t]
-        self._bound = list(chain.from_iterable(map(dict.values, self._filled)))
+        modules = list(self.root.modules())
+        self._tables = [t for m in modules for t in (m._modules, m._parameters, m._buffers if self._buffers else {})]
+        self._bound = list(chain.from_iterable(map(dict.values, self._tables)))
+        self._children = [(m._modules, name, child) for m in modules for name, child in m._modules.items()]
+        self.pin()
+
+    def pin(self) -> None:
+        """Remember the storages that the tensors have now."""
+        tensors = self.tensors()
+        # Aliases keep the bound storages alive, so an equal address means the same storage.
+        self._aliases = [t.detach() for t in tensors.values()]
+        self._parts = [self._part(turn) for turn in range(self._turns)]
 
     def forget(self) -> None:
-        """Make the next current() answer no, so that the model is bound again."""
-        self._bound = []
+        """Make the next check fail, so that the model is bound again."""
+        self._bound, self._parts = [], [part._replace(count=-1) for part in self._parts]
+
+    def unmoved(self) -> bool:
+        """Whether the bound tensors and modules are in their places with their storages: the check of every update.
+
+        What is added to a module that had no child or tensor before is noticed by current() only, which this calls
+        every 64th time.
+        """
+        self._calls += 1
+        if self._calls % FULL == 0 or self._select is not None:
+            return self.current()
+        return self._holds(self._parts[self._calls % self._turns])
 
     def current(self) -> bool:
-        """Whether every module and tensor is still the one that was bound, and still selected as it was."""
+        """Whether the whole tree is as it was bound, and selected as it was."""
         if sum(map(len, self._tables)) != len(self._bound):
             return False
-        if not all(map(is_, chain.from_iterable(map(dict.values, self._filled)), self._bound)):
+        if not all(map(is_, chain.from_iterable(map(dict.values, self._tables)), self._bound)):
+            return False
+        if not all(map(self._holds, self._parts)):
             return False
         return self._select is None or all(self._chosen(n, slot) == was for n, slot, was in self._verdicts)
+
+    def _part(self, turn: int) -> Part:
+        slots = list(self.slots.values())[turn :: self._turns]
+        pointers = [alias.data_ptr() for alias in self._aliases[turn :: self._turns]]
+        tables, keys = [slot.table for slot in slots], [slot.key for slot in slots]
+        children = self._children[turn :: self._turns]
+        parents, names = [c[0] for c in children], [c[1] for c in children]
+        count = sum(map(len, tables)) + sum(map(len, parents))
+        return Part(tables, keys, pointers, parents, names, [c[2] for c in children], count)
+
+    @staticmethod
+    def _holds(part: Part) -> bool:
+        try:
+            return (
+                list(map(Tensor.data_ptr, map(getitem, part.tables, part.keys))) == part.pointers
+                and all(map(is_, map(getitem, part.parents, part.names), part.children))
+                and sum(map(len, part.tables)) + sum(map(len, part.parents)) == part.count
+            )
+        except (KeyError, TypeError):
+            return False
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the live tensors by canonical name."""

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, final
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
 
 from isobatch.average.weights import Hold
 from isobatch.errors import InputError
@@ -57,9 +57,7 @@ class Cadence:
         return "auto" if self.samples is None else {"samples": self.samples}
 
 
-@final
-@dataclass(frozen=True)
-class Clock:
+class Clock(NamedTuple):
     """State of the clock; every change makes a new one, so that a refused update leaves it as it was.
 
     Args:
@@ -91,13 +89,14 @@ class Clock:
             The clock with the step pending.
         """
         total = tuple(a + b for a, b in zip(self.spans, spans, strict=True))
-        return replace(
-            self,
-            seen=self.seen + samples,
-            pending=self.pending + samples,
-            spans=total,
-            calls=self.calls + 1,
-            waiting=self.waiting + 1,
+        return Clock(
+            self.seen + samples,
+            self.pending + samples,
+            total,
+            self.ages,
+            self.calls + 1,
+            self.waiting + 1,
+            self.applied,
         )
 
     def due(self, cadence: Cadence) -> bool:
@@ -129,7 +128,7 @@ class Clock:
             s.keep * (age + late) + s.before * late if s.keep else s.before * late
             for s, age in zip(shares, self.ages, strict=True)
         )
-        return replace(self, pending=0, spans=(0.0,) * len(self.spans), ages=ages, waiting=0, applied=self.applied + 1)
+        return Clock(self.seen, 0, (0.0,) * len(ages), ages, self.calls, 0, self.applied + 1)
 
     def state(self) -> dict[str, Any]:
         """Return JSON-able values."""

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import final
 
 from isobatch.average.clock import Cadence, Clock
@@ -37,7 +36,7 @@ class Engine:
         """Start the averages again at the present weights; the count of samples goes on."""
         self.tracks.reset()
         zeros = (0.0,) * len(self.clock.spans)
-        self.clock = replace(self.clock, pending=0, spans=zeros, ages=zeros, waiting=0, applied=0)
+        self.clock = self.clock._replace(pending=0, spans=zeros, ages=zeros, waiting=0, applied=0)
         self.last, self.half_lives = (), ()
 
     def advance(self, samples: float, spans: Sequence[float]) -> bool:
@@ -50,7 +49,7 @@ class Engine:
         Returns:
             Whether the averages moved; otherwise the step is pending.
         """
-        self.tracks.refresh()
+        self.tracks.refresh(quick=True)
         clock = self.clock.plus(samples, spans)
         due = clock.due(self.cadence)
         self.clock = self._applied(clock) if due else clock

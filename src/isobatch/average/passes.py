@@ -38,10 +38,6 @@ class Pass:
         previous: Stacks | None = None,
         generators: dict[torch.device, torch.Generator] | None = None,
     ):
-        self._live = list(live.values())
-        # Aliases keep the bound storages alive, so an equal address means the same storage.
-        self._aliases = [t.detach() for t in self._live]
-        self._pointers = [t.data_ptr() for t in self._live]
         self._reads: list[tuple[list[Tensor], Tensor]] = []
         self._sources: list[Tensor] = []
         self._blocks: list[Block] = []
@@ -53,10 +49,6 @@ class Pass:
             scratch = Scratch(max((sum(i.average.numel() for i in part) for part in parts), default=0))
             self._blocks += [Block(part, rounding, generator, scratch) for part in parts]
 
-    def current(self) -> bool:
-        """Whether every live tensor still has the storage that was bound."""
-        return list(map(Tensor.data_ptr, self._live)) == self._pointers
-
     def read(self) -> None:
         """Collect small weights into their buffers; call it once before finite() and move()."""
         for tensors, into in self._reads:
@@ -66,8 +58,7 @@ class Pass:
         """Whether every weight may be finite: no sum of a tensor overflowed or became NaN."""
         sums: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         for source in self._sources:
-            half = source.dtype == torch.float16
-            total = source.sum(dtype=torch.float32) if half else source.sum()
+            total = _spread(source) if source.dtype == torch.float16 else source.sum()
             sums.setdefault((total.dtype, total.device), []).append(total)
         return all(bool(torch.isfinite(torch.stack(totals)).all()) for totals in sums.values())
 
@@ -111,6 +102,12 @@ class Pass:
         into = torch.empty(pool.shape[1], dtype=live[members[0]].dtype, device=pool.device)
         self._reads.append(([alias(live[name]) for name in members], into))
         return into
+
+
+def _spread(source: Tensor) -> Tensor:
+    """Distance of the extremes, because a sum in float16 overflows; a NaN or an infinity stays visible."""
+    low, high = source.aminmax()
+    return high.float() - low.float()
 
 
 def _parts(items: list[Item], rounding: RoundingInForce) -> list[list[Item]]:

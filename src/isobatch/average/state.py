@@ -57,13 +57,13 @@ def tensors_in(tracks: Tracks, tensors: Mapping[str, Tensor], missing: Missing, 
         raise InputError(f'the state lacks {absent[:5]}; missing="weights" starts them at the present weights')
     if extra and unexpected == "refuse":
         raise InputError(f'the state holds {extra[:5]}, not averaged here; unexpected="drop" leaves them out')
-    for key in mine.keys() & saved.keys():
+    for key in sorted(mine.keys() & saved.keys()):
         if mine[key].shape != saved[key].shape:
             raise InputError(f"{key!r} has shape {tuple(saved[key].shape)} in the state, {tuple(mine[key].shape)} here")
     if absent:
         tracks.reset()
         mine = tensors_out(tracks)
-    for key in mine.keys() & saved.keys():
+    for key in sorted(mine.keys() & saved.keys()):
         mine[key].copy_(saved[key])
     for device, generator in tracks.generators.items():
         key = f"generator/{device}"

@@ -18,6 +18,7 @@ from isobatch.average.weights import Hold
 from isobatch.errors import InputError, NonFiniteError
 
 PROBES = 8
+FLAT_TURNS = 16
 
 
 @final
@@ -52,7 +53,8 @@ class Tracks:
         self.rounding = self.storage.resolve(dtype)
         self.exchanged = False
         self._count, self._hold = count, previous
-        self._binding = Binding(model, buffers=buffers == "average", select=self.storage.select)
+        turns = FLAT_TURNS if self.storage.flat else 1
+        self._binding = Binding(model, buffers=buffers == "average", select=self.storage.select, turns=turns)
         self.generators: dict[torch.device, torch.Generator] = {}
         self.roles: dict[str, Stacks] = {}
         self._bind({})
@@ -75,18 +77,21 @@ class Tracks:
             for name, stack in self.roles["previous"].tensors.items():
                 stack[0].copy_(live[name].detach())
 
-    def refresh(self) -> None:
-        """Re-bind when a module or parameter was replaced, added, removed, moved or cast."""
+    def refresh(self, *, quick: bool = False) -> None:
+        """Re-bind when a module or parameter was replaced, added, removed, moved or cast.
+
+        Args:
+            quick: whether Binding.unmoved() is enough, as in an update, where what is new has not moved yet.
+        """
         self._usable()
-        if not self._binding.current():
-            self._binding.bind()
-            try:
-                self._bind(self.roles)
-            except InputError:
-                self._binding.forget()
-                raise
-        elif not self._pass.current():
+        if self._binding.unmoved() if quick else self._binding.current():
+            return
+        self._binding.bind()
+        try:
             self._bind(self.roles)
+        except InputError:
+            self._binding.forget()
+            raise
 
     def live(self) -> dict[str, Tensor]:
         """Return the model's averaged tensors by name."""
@@ -211,6 +216,7 @@ class Tracks:
     def _bind(self, old: Mapping[str, Stacks]) -> None:
         if self.storage.flat:
             flatten(self.live())
+            self._binding.pin()
         live = self.live()
         roles = self._allocate(live)
         for role, stacks in roles.items():

@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 # Unchanged weights are reported once they are this share of the calls, and this many.
-SUSPICIOUS = 0.25
-ENOUGH = 4
+SUSPICIOUS = 0.45
+ENOUGH = 16
 
 
 @final

@@ -48,15 +48,22 @@ class FolderLock:
                 f"{self._path.parent}: another run saves here ({holder}); stop it, or give this run a folder of its own"
             ) from None
         self._handle = handle
+        self._close = weakref.finalize(self, os.close, handle)  # a store that is dropped unclosed locks nobody out
         _held.add(self)
         os.ftruncate(handle, 0)
         os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
 
     def drop(self) -> None:
-        """Give the lock back; nothing happens where it is not held."""
+        """Give the lock back, also for children that still have its file open; nothing happens where it is not held."""
         if self._handle is not None:
-            os.close(self._handle)
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
+            self.forget()
+
+    def forget(self) -> None:
+        """Close the file without giving the lock back: a forked child must not unlock its parent's folder."""
+        if self._handle is not None:
             self._handle = None
+            self._close()
 
 
 _held: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
@@ -66,7 +73,7 @@ def _forget_in_child() -> None:
     # a loader worker that outlives its killed parent would keep the folder locked against the resumed run
     for lock in list(_held):
         with contextlib.suppress(OSError):
-            lock.drop()
+            lock.forget()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -117,6 +117,8 @@ class Checkpoints:
     def check(self) -> None:
         """Raise what went wrong in an asynchronous save that has ended; call it at every step.
 
+        It looks at this rank's thread only; where ranks must fail on the same step, `wait` does.
+
         Raises:
             SaveError: the disk or a rank failed.
             NonFiniteError: the state held inf or NaN.

@@ -18,7 +18,7 @@ from isobatch.checkpoint.tree import check_finite
 from isobatch.errors import InputError, SaveError
 
 _STEP = re.compile(r"^(\d{6,})-seen-(\d+)$")
-_LEFTOVER = re.compile(r"^.+\.tmp-[0-9a-f]+$")
+_LEFTOVER = re.compile(r"^(\d{6,}-seen-\d+|trial|trial-renamed)(\.tmp-[0-9a-f]+)+$")
 
 
 @dataclass(frozen=True)

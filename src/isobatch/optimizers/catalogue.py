@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from isobatch.errors import InputError
@@ -24,6 +25,7 @@ class Numbers:
     eps: float
     weight_decay: float
     reference_batch: int | None
+    process_group: ProcessGroup | None = None
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,25 @@ def _reference(n: Numbers) -> int:
 
 def _invariant_adamw(params: Any, n: Numbers) -> Optimizer:
     return InvariantAdamW(
-        params, lr=n.lr, betas=n.betas, eps=n.eps, weight_decay=n.weight_decay, reference_batch=_reference(n)
+        params,
+        lr=n.lr,
+        betas=n.betas,
+        eps=n.eps,
+        weight_decay=n.weight_decay,
+        reference_batch=_reference(n),
+        process_group=n.process_group,
     )
 
 
 def _invariant_adam(params: Any, n: Numbers) -> Optimizer:
     return InvariantAdam(
-        params, lr=n.lr, betas=n.betas, eps=n.eps, weight_decay=n.weight_decay, reference_batch=_reference(n)
+        params,
+        lr=n.lr,
+        betas=n.betas,
+        eps=n.eps,
+        weight_decay=n.weight_decay,
+        reference_batch=_reference(n),
+        process_group=n.process_group,
     )
 
 
@@ -98,6 +112,7 @@ def _invariant_rmsprop(params: Any, n: Numbers) -> Optimizer:
         weight_decay=n.weight_decay,
         momentum=n.momentum,
         reference_batch=_reference(n),
+        process_group=n.process_group,
     )
 
 
@@ -149,6 +164,7 @@ def build(
     weight_decay: float = 0.0,
     coupled: bool | None = None,
     reference_batch: int | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> Optimizer:
     """Build an optimizer by name and bind it, so that `write_settings` can drive it.
 
@@ -166,6 +182,7 @@ def build(
         weight_decay: base weight decay, at least 0.
         coupled: None takes the optimizer's own form of decay; True or False demands L2 or decoupled decay.
         reference_batch: samples of the batch whose second moment the invariant forms keep; the others do not read it.
+        process_group: ranks over which DDP averages; only the invariant forms read it.
 
     Returns:
         The optimizer, bound to lr and weight_decay.
@@ -192,6 +209,7 @@ def build(
         eps=finite("eps", eps, 0),
         weight_decay=finite("weight_decay", weight_decay, 0),
         reference_batch=reference_batch,
+        process_group=process_group,
     )
     if numbers.momentum > 0 and not chosen.momentum:
         raise InputError(f"momentum={momentum:g} has no meaning for optimizer={name!r}; set betas[0], and momentum=0")

@@ -1,9 +1,10 @@
 """Training: the one loop, its guard, and what a change of the batch moves."""
 
 from isobatch.train.guard import Guard, Judgement, Verdict
-from isobatch.train.loop import Step, Trainer, make_average, make_optimizer
+from isobatch.train.loop import Step, Trainer
 from isobatch.train.rescaling import Rescaled, rescale
 from isobatch.train.sample_scheduler import SampleScheduler
+from isobatch.train.setup import make_average, make_optimizer
 from isobatch.train.state import rescale_state
 
 __all__ = [

@@ -66,8 +66,20 @@ class Guard:
             return _APPLY
         bad = first_bad_gradient(model)
         what = f"loss is {loss}" if not math.isfinite(loss) else "a gradient is not finite"
-        reason = f"{what}; first bad gradient: {bad}" if bad else what
-        return Judgement(Verdict.SKIP if skipped < self.patience else Verdict.STOP, reason, bad)
+        return self.refuse(f"{what}; first bad gradient: {bad}" if bad else what, skipped, bad)
+
+    def refuse(self, reason: str, skipped: int, parameter: str | None = None) -> Judgement:
+        """Return SKIP while patience lasts, STOP afterwards.
+
+        Args:
+            reason: what was wrong.
+            skipped: steps skipped in a row just before this one.
+            parameter: first parameter with a bad gradient.
+
+        Returns:
+            The judgement.
+        """
+        return Judgement(Verdict.SKIP if skipped < self.patience else Verdict.STOP, reason, parameter)
 
 
 def first_bad_gradient(model: nn.Module) -> str | None:

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import NullFormatter
 
 from isobatch import report
 from isobatch.report.pictures import RC
@@ -38,7 +39,7 @@ def figure(data: dict[str, Any]) -> Figure:
     rules = list(dict.fromkeys(row["rule"] for row in rows))
     cells = list(dict.fromkeys((row["task"], row["batch"], row["kappa"]) for row in rows))
     with matplotlib.rc_context(RC):
-        made = Figure(figsize=(13, 1.9 + 0.36 * max(len(cells), 8)), layout="constrained")
+        made = Figure(figsize=(13.5, 2.6 + 0.36 * max(len(cells), 5)), layout="constrained")
         left, right = made.subplots(1, 2, width_ratios=(1.55, 1))
         for row in rows:
             x, y = rules.index(row["rule"]), cells.index((row["task"], row["batch"], row["kappa"]))
@@ -52,7 +53,7 @@ def figure(data: dict[str, Any]) -> Figure:
         left.spines[:].set_visible(False)
         left.set_title("averaged model: verdict and worst gap in log loss")
         handles = [Patch(fc=shade, label=name) for name, shade in _SHADE.items()]
-        left.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=3)
+        left.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=3)
         _prediction(right, data)
     return made
 
@@ -61,17 +62,20 @@ def _prediction(axes: Any, data: dict[str, Any]) -> None:
     roots = [row for row in data["rows"] if row["rule"] == "square root"]
     for task, marker, shade in (("digits", "o", "#0072B2"), ("text", "s", "#D55E00")):
         mine = [row for row in roots if row["task"] == task]
-        x = [abs(row["predicted"]) for row in mine]
-        y = [max(abs(row["worst"]["average"]), 1e-4) for row in mine]
+        x = [max(abs(row["predicted"]), 1.2e-3) for row in mine]
+        y = [max(abs(row["worst"]["average"]), 3.5e-3) for row in mine]
         if mine:
             axes.scatter(x, y, marker=marker, color=shade, s=42, label=task)
     axes.axhline(0.03, color="#555555", ls="--", lw=1)
     axes.text(0.99, 0.032, "margin", ha="right", va="bottom", color="#555555", transform=axes.get_yaxis_transform())
-    axes.set_yscale("log")
-    axes.set_xlabel("predicted |drift error| of the square root, from the noise share")
+    axes.set(xscale="log", yscale="log", xlim=(1e-3, 1), ylim=(3e-3, 4))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("predicted |error in drift| of the square root")
     axes.set_ylabel("measured |worst gap|, averaged model")
     axes.set_title("what the noise share predicts")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
 
 
 def html(data: dict[str, Any]) -> str:

@@ -1,0 +1,144 @@
+"""Every average that can be timed here: ours, other libraries' where they import, plain PyTorch, and the memory limit."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from isobatch.average import Horizons, ModelEMA, Storage
+
+DECAY, BATCH = 0.999, 256
+LEFT_TO_THE_LOOP = Storage(check_finite=False)
+Update = Callable[[], Any]
+
+
+def load(name: str) -> Any:
+    """Import a peer; a torchvision built for other hardware is given the two operators that it misses."""
+    try:
+        return importlib.import_module(name)
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        load.kept = library
+        return importlib.import_module(name)
+
+
+def ours(model: nn.Module, **options: Any) -> Update:
+    ema = ModelEMA(model, decay=DECAY, batch_size=BATCH, **options)
+    return lambda: ema.update(samples=BATCH)
+
+
+def horizons(model: nn.Module, **options: Any) -> Update:
+    averages = Horizons(model, decays=[0.99, 0.999, 0.9999], batch_size=BATCH, **options)
+    return lambda: averages.update(samples=BATCH)
+
+
+def averaged_model(model: nn.Module, multi: bool = True) -> Update:
+    swa = torch.optim.swa_utils
+    function = {"multi_avg_fn": swa.get_ema_multi_avg_fn(DECAY)} if multi else {"avg_fn": swa.get_ema_avg_fn(DECAY)}
+    average = swa.AveragedModel(model, **function)
+    return lambda: average.update_parameters(model)
+
+
+def raw_foreach(model: nn.Module) -> Update:
+    weights = [p.detach() for p in model.parameters()]
+    averages = [w.clone() for w in weights]
+    return lambda: torch._foreach_lerp_(averages, weights, 1 - DECAY)
+
+
+def foreach_mul_add(model: nn.Module) -> Update:
+    weights = [p.detach() for p in model.parameters()]
+    averages = [w.to(torch.float32, copy=True) for w in weights]
+
+    def update() -> None:
+        torch._foreach_mul_(averages, DECAY)
+        torch._foreach_add_(averages, weights, alpha=1 - DECAY)
+
+    return update
+
+
+def cast_foreach(model: nn.Module) -> Update:
+    weights = [p.detach() for p in model.parameters()]
+    averages = [w.to(torch.float32, copy=True) for w in weights]
+    return lambda: torch._foreach_lerp_(averages, [w.float() for w in weights], 1 - DECAY)
+
+
+def ema_pytorch(model: nn.Module, foreach: bool) -> Update:
+    library = load("ema_pytorch")
+    average = library.EMA(model, beta=DECAY, update_after_step=0, update_every=1, use_foreach=foreach)
+    return average.update
+
+
+def diffusers(model: nn.Module, foreach: bool, dtype: torch.dtype | None = None) -> Update:
+    library = load("diffusers.training_utils")
+    average = library.EMAModel(model.parameters(), decay=DECAY, foreach=foreach)
+    if dtype is not None:
+        average.to(dtype=dtype)
+    return lambda: average.step(model.parameters())
+
+
+def torch_ema(model: nn.Module, dtype: torch.dtype | None = None) -> Update:
+    library = load("torch_ema")
+    average = library.ExponentialMovingAverage(model.parameters(), decay=DECAY)
+    if dtype is not None:
+        average.to(dtype=dtype)
+    return average.update
+
+
+def timm(model: nn.Module, **options: Any) -> Update:
+    average = load("timm.utils.model_ema").ModelEmaV3(model, decay=DECAY, **options)
+    return lambda: average.update(model)
+
+
+def ultralytics(model: nn.Module) -> Update:
+    average = load("ultralytics.utils.torch_utils").ModelEMA(model, decay=DECAY)
+    return lambda: average.update(model)
+
+
+def three(build: Callable[[nn.Module], Update]) -> Callable[[nn.Module], Update]:
+    def built(model: nn.Module) -> Update:
+        updates = [build(model) for _ in range(3)]
+        return lambda: [update() for update in updates]
+
+    return built
+
+
+FLOAT32: dict[str, Callable[[nn.Module], Update]] = {
+    "isobatch": lambda m: ours(m, storage=LEFT_TO_THE_LOOP),
+    "isobatch checked": ours,
+    "raw _foreach_lerp_, lists bound": raw_foreach,
+    "torch AveragedModel multi_avg_fn": averaged_model,
+    "torch AveragedModel avg_fn": lambda m: averaged_model(m, multi=False),
+    "ema-pytorch foreach": lambda m: ema_pytorch(m, True),
+    "ema-pytorch loop": lambda m: ema_pytorch(m, False),
+    "diffusers foreach": lambda m: diffusers(m, True),
+    "diffusers loop": lambda m: diffusers(m, False),
+    "torch-ema": torch_ema,
+    "timm": timm,
+    "ultralytics": ultralytics,
+}
+SMALL = {**FLOAT32, "isobatch flat": lambda m: ours(m, storage=Storage(check_finite=False, flat=True))}
+NARROW: dict[str, Callable[[nn.Module], Update]] = {
+    "isobatch": lambda m: ours(m, storage=LEFT_TO_THE_LOOP),
+    "isobatch checked": ours,
+    "foreach mul_ + add_, lists bound": foreach_mul_add,
+    "cast, then _foreach_lerp_": cast_foreach,
+    "torch AveragedModel multi_avg_fn": averaged_model,
+    "diffusers foreach": lambda m: diffusers(m, True, torch.float32),
+    "torch-ema": lambda m: torch_ema(m, torch.float32),
+    "timm": lambda m: timm(m, dtype=torch.float32),
+}
+SEVERAL: dict[str, Callable[[nn.Module], Update]] = {
+    "isobatch": lambda m: horizons(m, storage=LEFT_TO_THE_LOOP),
+    "isobatch checked": horizons,
+    "3 x raw _foreach_lerp_, lists bound": three(raw_foreach),
+    "3 x torch AveragedModel": three(averaged_model),
+    "3 x ema-pytorch foreach": three(lambda m: ema_pytorch(m, True)),
+    "3 x timm": three(timm),
+    "3 x ultralytics": three(ultralytics),
+}

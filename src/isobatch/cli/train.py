@@ -1,0 +1,102 @@
+"""isobatch train: the reference loop on a recipe's task."""
+
+import argparse
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from isobatch.cli.options import print_table, say
+from isobatch.errors import InputError
+
+
+def add(commands: Any) -> None:
+    """Add the command.
+
+    Args:
+        commands: the sub-parsers.
+    """
+    text = "train a recipe's task: checkpointed, resumable, at any batch size; under torchrun on many processes"
+    command = commands.add_parser("train", help=text, description=text)
+    command.add_argument("recipe", type=Path, help="recipe file (TOML) with a task")
+    command.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and result.json")
+    command.add_argument("--batch-size", type=int, help="another global batch, by the rules; also when resuming")
+    command.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint in --out")
+    command.add_argument("--seed", type=int, default=0, help="of the initial weights (0)")
+    command.add_argument("--order-seed", type=int, default=0, help="of the sample order (0)")
+    command.add_argument("--every", help='between checkpoints, such as "1000 samples" (a tenth of the run)')
+    command.add_argument("--patience", type=int, default=3, help="steps in a row that may be skipped (3)")
+    command.add_argument("--async-save", action="store_true", help="write checkpoints in a thread")
+    command.add_argument("--tensorboard", action="store_true", help="TensorBoard scalars on a samples axis")
+    command.add_argument("--json", action="store_true", help="print JSON for programs")
+    command.set_defaults(call=train)
+
+
+def train(chosen: argparse.Namespace) -> int:
+    """Train, and print the last metrics.
+
+    Args:
+        chosen: parsed arguments.
+
+    Returns:
+        0, or 128 plus the number of the signal that ended the run.
+    """
+    from dataclasses import asdict
+
+    import torch.distributed as dist
+
+    from isobatch.plan import Recipe
+    from isobatch.report import dump, prepare, write_result
+    from isobatch.train.job import Options
+    from isobatch.train.job import train as run
+
+    recipe, folder = Recipe.load(chosen.recipe), prepare(chosen.out)
+    if chosen.patience < 0:
+        raise InputError(f"--patience {chosen.patience} must be at least 0")
+    options = Options(
+        out=folder,
+        batch_size=chosen.batch_size,
+        resume=chosen.resume,
+        seed=chosen.seed,
+        order_seed=chosen.order_seed,
+        every=int(recipe.samples(chosen.every, "--every")) if chosen.every else None,
+        patience=chosen.patience,
+        asynchronous=chosen.async_save,
+        tensorboard=chosen.tensorboard,
+    )
+    many = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    with ExitStack() as stack:
+        if many:
+            dist.init_process_group("gloo")
+            stack.callback(dist.destroy_process_group)
+        first = not many or dist.get_rank() == 0
+        outcome = run(recipe, options, stack.enter_context(_bar(chosen.json or not first)))
+    if not first:
+        return outcome.exit_code
+    data = {"recipe": recipe.model_dump(mode="json", exclude_none=True), **asdict(outcome)}
+    write_result(folder, data)
+    if chosen.json:
+        say(dump(data).rstrip())
+        return outcome.exit_code
+    state = "finished" if outcome.finished else "saved, to be resumed"
+    say(f"{state}: {outcome.seen:,} {recipe.batch.unit}, {outcome.steps:,} steps, {outcome.skipped} skipped")
+    if outcome.metrics:
+        names = list(outcome.metrics["raw"])
+        rows = [[model, *(f"{values[name]:.4f}" for name in names)] for model, values in outcome.metrics.items()]
+        print_table("held-out metrics", [["weights", *names], *rows])
+    return outcome.exit_code
+
+
+def _bar(quiet: bool) -> Any:
+    from contextlib import contextmanager
+
+    @contextmanager
+    def show() -> Any:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True, quiet=quiet), transient=True) as bar:
+            task = bar.add_task("training", total=None)
+            yield lambda _, seen, length: bar.update(task, completed=seen, total=length)
+
+    return show()

@@ -1,0 +1,95 @@
+"""The gradient of one global batch: micro-batches weighted by their samples, smaller ones when memory runs out."""
+
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from isobatch.errors import InputError
+from isobatch.optimizers.invariant import InvariantOptimizer
+from isobatch.tasks import Run
+from isobatch.train.world import World
+
+
+class Accumulator:
+    """Run the backward passes of a batch, so that `.grad` ends as the gradient of the batch's mean loss.
+
+    Each pass weighs its mean loss by n/B, times the world size where DDP divides by it; gradients travel with the last
+    pass only. A pass that runs out of memory is halved and repeated, for good: the global batch stays.
+
+    Args:
+        run: the task, its model wrapped for the world.
+        optimizer: whose gradients are cleared first; an invariant one is told of every chunk.
+        world: the processes of the job.
+    """
+
+    def __init__(self, run: Run, optimizer: torch.optim.Optimizer, world: World):
+        self.run_, self.optimizer, self.world = run, optimizer, world
+        self.limit: int | None = None
+
+    def run(self, indices: torch.Tensor, size: int, most: int) -> float:
+        """Accumulate the gradient of this rank's part of a batch.
+
+        Args:
+            indices: samples of this rank.
+            size: samples of the global batch.
+            most: samples of one pass; `limit` after memory ran out.
+
+        Returns:
+            Mean loss of the global batch.
+
+        Raises:
+            InputError: one sample alone does not fit into memory.
+        """
+        while True:
+            chunk = most if self.limit is None else min(most, self.limit)
+            state = torch.get_rng_state()
+            try:
+                return self._passes(indices, size, chunk)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or self.world.size > 1:
+                    raise
+                if chunk <= 1:
+                    raise InputError("one sample does not fit into memory; use a smaller model or device") from error
+            torch.set_rng_state(state)
+            self.limit = max(1, chunk // 2)
+
+    def _passes(self, indices: torch.Tensor, size: int, most: int) -> float:
+        self.optimizer.zero_grad()
+        total = 0.0
+        # a rank without samples still takes part in the exchange, with weight 0
+        parts = indices.split(most) if len(indices) else (torch.zeros(1, dtype=torch.int64),)
+        for number, part in enumerate(parts):
+            share = len(part) / size if len(indices) else 0.0
+            with ExitStack() as stack:
+                stack.enter_context(self._quiet(number + 1 < len(parts)))
+                loss = self.run_.step(self.run_.samples[part])
+                weight = share * self.world.size
+                stack.enter_context(self._chunk(len(part) if len(indices) else 0))
+                (loss if weight == 1 else loss * weight).backward()
+            total += float(loss.detach()) * share
+        return self.world.total([total])[0]
+
+    def _quiet(self, more: bool) -> AbstractContextManager[None]:
+        model = self.run_.model
+        return model.no_sync() if more and isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def _chunk(self, samples: int) -> AbstractContextManager[None]:
+        return self.optimizer.chunk(samples) if isinstance(self.optimizer, InvariantOptimizer) else nullcontext()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on a GPU or on the CPU.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        Whether a smaller pass could help.
+
+    Example:
+        >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+        True
+    """
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text

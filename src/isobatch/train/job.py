@@ -1,0 +1,176 @@
+"""isobatch train: the loop as a job, with checkpoints, resume, signals and a log."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from isobatch.checkpoint import Checkpoints, Preemption, load
+from isobatch.errors import InputError
+from isobatch.plan import Recipe
+from isobatch.tasks import make_run
+from isobatch.train.guard import Guard, Verdict
+from isobatch.train.journal import Journal
+from isobatch.train.loop import Step, Trainer
+from isobatch.train.persistence import restore, state_of
+from isobatch.units import whole
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a job runs; nothing here changes what is learned, but batch_size and the seeds.
+
+    Args:
+        out: folder of the run.
+        batch_size: constant batch; the recipe's own, or its schedule, unless given.
+        resume: take up the newest checkpoint in `out`.
+        seed: of the initial weights.
+        order_seed: of the sample order.
+        every: samples between two checkpoints and evaluations; a tenth of the run unless given.
+        patience: steps in a row that may be skipped.
+        asynchronous: write checkpoints in a thread.
+        tensorboard: write TensorBoard scalars too.
+    """
+
+    out: Path
+    batch_size: int | None = None
+    resume: bool = False
+    seed: int = 0
+    order_seed: int = 0
+    every: int | None = None
+    patience: int = 3
+    asynchronous: bool = False
+    tensorboard: bool = False
+
+
+@dataclass
+class Outcome:
+    """How a job ended.
+
+    Args:
+        seen: samples of applied updates.
+        steps: optimizer steps.
+        skipped: steps that the guard skipped.
+        finished: whether the whole run is done.
+        exit_code: 0, or 128 plus the number of the signal that ended it.
+        metrics: model -> metric -> value, from the last evaluation.
+    """
+
+    seen: int
+    steps: int
+    skipped: int
+    finished: bool
+    exit_code: int = 0
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def train(recipe: Recipe, options: Options, on_step: Callable[[Step, int, int], None] | None = None) -> Outcome:
+    """Train a recipe's task in one process, or in the ranks of torch.distributed.
+
+    SIGTERM and SIGUSR1 save at the next step boundary and end the job. A checkpoint holds weights, optimizer, average,
+    both counters and random numbers; a resumed run equals the uninterrupted one bit for bit on the same machine and
+    world.
+
+    Args:
+        recipe: with a task and a schedule.
+        options: how the job runs.
+        on_step: called with each step, samples seen and samples in all.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        InputError: bad input, nothing to resume, or a folder that holds another run.
+        NonFiniteError: the guard stopped the run; the newest checkpoint is untouched.
+    """
+    trainer = Trainer(
+        make_run(recipe, options.seed), recipe, order_seed=options.order_seed, guard=Guard(options.patience)
+    )
+    batch_at = batches(recipe, options.batch_size)
+    every = whole("every", options.every) if options.every is not None else max(1, trainer.length // 10)
+    store = Checkpoints(options.out / "checkpoints", asynchronous=options.asynchronous)
+    if options.resume:
+        _resume(trainer, store, recipe, options)
+    elif store.list():
+        raise InputError(f"{options.out} holds a run already; give --resume to go on with it, or another --out")
+    first = trainer.world.rank == 0
+    with (
+        Preemption(grace=1.0) as stop,
+        store,
+        Journal(options.out, tensorboard=options.tensorboard, write=first) as log,
+    ):
+        due = (trainer.seen // every + 1) * every
+        metrics: dict[str, dict[str, float]] = {}
+        while trainer.seen < trainer.length:
+            step = trainer.step(min(batch_at(trainer.seen), trainer.length - trainer.seen))
+            _log(log, trainer, step)
+            store.check()
+            if on_step is not None:
+                on_step(step, trainer.seen, trainer.length)
+            ends = trainer.world.total([float(stop.requested)])[0] > 0
+            if ends or trainer.seen >= due or trainer.seen >= trainer.length:
+                store.save(state_of(trainer), seen=trainer.seen, meta=meta(trainer, recipe, options))
+                due = (trainer.seen // every + 1) * every
+                if ends:
+                    return _outcome(trainer, metrics, stop.exit_code)
+                metrics = trainer.evaluate()
+                for model, values in metrics.items():
+                    log.add(trainer.seen, **{f"{model}/{name}": value for name, value in values.items()})
+    return _outcome(trainer, metrics or trainer.evaluate(), 0)
+
+
+def batches(recipe: Recipe, batch_size: int | None) -> Callable[[int], int]:
+    """Return the batch as a function of samples seen.
+
+    Args:
+        recipe: its batch.size.
+        batch_size: a constant batch instead, None for the recipe's own.
+
+    Returns:
+        A function of samples seen.
+    """
+    size = recipe.batch.size if batch_size is None else whole("batch_size", batch_size)
+    return lambda _: size
+
+
+def meta(trainer: Trainer, recipe: Recipe, options: Options) -> dict[str, object]:
+    """Return what a checkpoint says of its run; `--resume` compares it.
+
+    Args:
+        trainer: the run.
+        recipe: the reference recipe.
+        options: its seeds.
+
+    Returns:
+        Plain values.
+    """
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "order": trainer.order.fingerprint,
+        "seed": options.seed,
+        "facts": trainer.run.facts,
+        "drawn": trainer.drawn,
+    }
+
+
+def _resume(trainer: Trainer, store: Checkpoints, recipe: Recipe, options: Options) -> None:
+    newest = store.latest(fallback=True)
+    if newest is None:
+        raise InputError(f"{options.out} holds no checkpoint to resume from; drop --resume to start")
+    expect = {key: value for key, value in meta(trainer, recipe, options).items() if key != "drawn"}
+    found = load(newest.path, rank=0, expect=expect)
+    rank = trainer.world.rank
+    same = found.world_size == trainer.world.size
+    own = found.state if rank == 0 else load(newest.path, rank=rank).state if same else None
+    restore(trainer, found.state, own if same else None)
+
+
+def _log(log: Journal, trainer: Trainer, step: Step) -> None:
+    values: dict[str, float | int | str] = {"batch": step.batch, "loss": step.loss, "lr": step.lr}
+    if step.verdict is not Verdict.APPLY:
+        values = {"batch": step.batch, "skipped": trainer.skipped, "drawn": trainer.drawn, "reason": step.reason}
+    log.add(trainer.seen, **values)
+
+
+def _outcome(trainer: Trainer, metrics: dict[str, dict[str, float]], code: int) -> Outcome:
+    finished = trainer.seen >= trainer.length
+    return Outcome(trainer.seen, trainer.steps, trainer.skipped, finished, code, metrics)

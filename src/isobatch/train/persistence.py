@@ -1,0 +1,67 @@
+"""What of a run is kept in a checkpoint, and how it is taken up again."""
+
+from typing import Any
+
+import torch
+
+from isobatch.checkpoint import load_model, load_optimizer, optimizer_state, rng_state, set_rng_state
+from isobatch.errors import InputError
+from isobatch.optimizers.invariant import InvariantOptimizer
+from isobatch.train.loop import Trainer
+
+_COUNTERS = ("seen", "drawn", "steps", "skipped", "skipped_in_a_row", "noise_share", "last_batch")
+
+
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """Return a run's state at a step boundary: tensors and plain values, all by name.
+
+    Ranks hold the same weights, so the first one stores them and the others only their own random numbers.
+
+    Args:
+        trainer: between two steps.
+
+    Returns:
+        The state; its tensors are the run's own, not copies.
+    """
+    own = {"rng": rng_state(), "world": trainer.world.size}
+    if trainer.world.rank > 0:
+        return own
+    model = trainer.run.model
+    state = {
+        **own,
+        "clock": {name: getattr(trainer, name) for name in _COUNTERS},
+        "model": dict(model.state_dict()),
+        "optimizer": optimizer_state(trainer.optimizer, model),
+    }
+    if trainer.average is not None:
+        state["average"] = trainer.average.state_dict()
+    return state
+
+
+def restore(trainer: Trainer, state: dict[str, Any], own: dict[str, Any] | None = None) -> None:
+    """Take up a run where its state was stored; batch and world size may have changed since.
+
+    Args:
+        trainer: a fresh one for the same recipe.
+        state: what `state_of` gave on the first rank.
+        own: what it gave on this rank, where the world is the same; None starts this rank's random numbers anew.
+
+    Raises:
+        InputError: other names or shapes, or an average on one side only.
+    """
+    stored = state.get("average")
+    if (stored is None) != (trainer.average is None):
+        has, lacks = ("checkpoint", "recipe") if stored is not None else ("recipe", "checkpoint")
+        raise InputError(f"the {has} has a weight average and the {lacks} has none; make [ema] agree")
+    load_model(trainer.run.model, state["model"])
+    load_optimizer(trainer.optimizer, trainer.run.model, state["optimizer"])
+    if trainer.average is not None:
+        trainer.average.load_state_dict(stored)
+    for name in _COUNTERS:
+        setattr(trainer, name, state["clock"][name])
+    if isinstance(trainer.optimizer, InvariantOptimizer):
+        trainer.optimizer.discard()
+    if own is not None:
+        set_rng_state(own["rng"])
+    else:
+        torch.manual_seed(trainer.order.seed + trainer.world.rank + trainer.seen)

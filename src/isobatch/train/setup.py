@@ -1,0 +1,82 @@
+"""What a recipe builds: its optimizer, its average, and the numbers of a step written into the optimizer."""
+
+import torch
+from torch import nn
+
+from isobatch import rules
+from isobatch.average import ModelEMA
+from isobatch.errors import InputError
+from isobatch.optimizers import build, write_settings
+from isobatch.plan import Recipe, Settings
+from isobatch.train.world import World
+
+
+def write(optimizer: torch.optim.Optimizer, recipe: Recipe, settings: Settings, lr: float) -> None:
+    """Write the numbers of one step into the optimizer; it reads those that it has.
+
+    Args:
+        optimizer: the recipe's optimizer.
+        recipe: names the optimizer.
+        settings: numbers at the batch of the step.
+        lr: learning rate of the step, the schedule's factor included.
+    """
+    family = rules.FAMILIES[recipe.optimizer.name]
+    betas = (settings.betas[0], settings.alpha) if "alpha" in family.moments else settings.betas
+    write_settings(
+        optimizer,
+        lr=lr,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum if "momentum" in family.moments else None,
+        betas=betas if family.adaptive else None,
+        eps=settings.eps if family.adaptive else None,
+    )
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, world: World | None = None) -> torch.optim.Optimizer:
+    """Build the recipe's optimizer for a model.
+
+    Args:
+        model: whose parameters are trained.
+        recipe: names the optimizer and its numbers.
+        world: the processes of the job, one unless given.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        InputError: an optimizer or a coupling of weight decay that is planned for but not shipped.
+    """
+    o = recipe.optimizer
+    if o.coupling not in ("coupled", "decoupled"):
+        raise InputError(
+            f"optimizer.decay={o.coupling!r} can be planned but not trained here; use coupled or decoupled"
+        )
+    return build(
+        o.name,
+        model.parameters(),
+        lr=o.lr,
+        momentum=o.momentum,
+        nesterov=o.nesterov,
+        betas=(o.betas[0], o.alpha) if "alpha" in rules.FAMILIES[o.name].moments else o.betas,
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+        coupled=(o.coupling == "coupled") if o.weight_decay else None,
+        reference_batch=o.reference_batch or recipe.batch.size,
+        process_group=world.group if world else None,
+    )
+
+
+def make_average(model: nn.Module, recipe: Recipe) -> ModelEMA | None:
+    """Build the recipe's weight average.
+
+    Args:
+        model: whose weights are averaged.
+        recipe: its [ema] part gives half-life, cadence and kind.
+
+    Returns:
+        The average, None for a recipe without one.
+    """
+    if recipe.ema is None:
+        return None
+    stair = recipe.staircase().stair
+    return ModelEMA(model, half_life=recipe.half_life, batch_size=stair, kind=recipe.ema.kind, cadence=recipe.ema.every)

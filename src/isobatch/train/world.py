@@ -1,0 +1,53 @@
+"""The processes of a job: one by default, torch.distributed's where it is initialised."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank and size of the job.
+
+    Args:
+        rank: of this process.
+        size: processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> "World":
+        """Return the world of the default process group, or a world of one."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The process group over which gradients are averaged, None for one process."""
+        return dist.group.WORLD if self.size > 1 else None
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model wrapped for data-parallel training, or itself in a world of one."""
+        return DistributedDataParallel(model) if self.size > 1 else model
+
+    def total(self, values: list[float], device: torch.device | None = None) -> list[float]:
+        """Return sums over all ranks.
+
+        Args:
+            values: this rank's.
+            device: where the group communicates; the CPU unless given.
+
+        Returns:
+            The sums, the same on every rank.
+        """
+        if self.size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()

@@ -1,0 +1,115 @@
+"""Two gloo processes: ranks agree bit for bit, and with one process that sees the whole batch."""
+
+import multiprocessing as mp
+import os
+import tempfile
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from isobatch.average import Horizons, ModelEMA, Storage, recalibrate
+from isobatch.errors import InputError
+
+STEPS, GLOBAL = 6, 8
+
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+
+
+def batch(step):
+    return torch.randn(GLOBAL, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+
+
+def train(module, averages, part):
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        module(batch(step)[part]).square().mean().backward()
+        optimizer.step()
+        for average in averages:
+            average.update(samples=GLOBAL)
+
+
+def kinds(module):
+    return [
+        ModelEMA(module, half_life=20),
+        ModelEMA(module, half_life=20, dtype=torch.bfloat16, storage=Storage(rounding="stochastic", seed=3)),
+        Horizons(module, half_lives=[10, 40], kind="hold"),
+    ]
+
+
+def worker(rank, folder, queue):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        wrapped = DistributedDataParallel(build())
+        averages = kinds(wrapped)
+        train(wrapped, averages, slice(4 * rank, 4 * rank + 4))
+        raw = wrapped.module[0].weight.detach().clone()
+        with averages[0].applied(wrapped):
+            lent = wrapped.module[0].weight.detach().clone()
+        restored = torch.equal(raw, wrapped.module[0].weight)
+        layer = nn.BatchNorm1d(3).double()
+        recalibrate(layer, [batch(0)[: 3 + 5 * rank], batch(1)])
+        tensors = [{k: t.float().tolist() for k, t in a.state_dict()["tensors"].items()} for a in averages]
+        queue.put((rank, tensors, lent.tolist(), restored, layer.running_mean.tolist(), layer.running_var.tolist()))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    context = mp.get_context("fork")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    queue = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        workers = [context.Process(target=worker, args=(rank, folder, queue)) for rank in range(2)]
+        for process in workers:
+            process.start()
+        found = sorted((queue.get(timeout=60) for _ in workers), key=lambda r: r[0])
+        for process in workers:
+            process.join(timeout=60)
+    torch.set_num_threads(threads)
+    return found
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs fork")
+def test_ranks_agree_bit_for_bit(ranks):
+    assert ranks[0][1] == ranks[1][1]
+
+
+def test_ddp_equals_one_process_with_the_whole_batch(ranks):
+    module = build()
+    averages = kinds(module)
+    train(module, averages, slice(None))
+    for k in (0, 2):
+        for key, value in averages[k].state_dict()["tensors"].items():
+            torch.testing.assert_close(torch.tensor(ranks[0][1][k][key]), value.float(), rtol=1e-6, atol=1e-7)
+
+
+def test_the_wrapper_lends_and_takes_back(ranks):
+    for _, tensors, lent, restored, _, _ in ranks:
+        assert restored
+        torch.testing.assert_close(torch.tensor(lent).float(), torch.tensor(tensors[0]["average/0.weight"]))
+
+
+def test_batch_norm_statistics_are_pooled_over_ranks(ranks):
+    assert ranks[0][4:] == ranks[1][4:]
+    everything = torch.cat([batch(0)[:3], batch(1), batch(0)[:8], batch(1)])
+    torch.testing.assert_close(torch.tensor(ranks[0][4], dtype=torch.float64), everything.mean(0))
+    torch.testing.assert_close(torch.tensor(ranks[0][5], dtype=torch.float64), everything.var(0))
+
+
+def test_a_bare_model_loads_what_a_wrapped_one_saved():
+    wrapped = nn.DataParallel(build())
+    ema = ModelEMA(wrapped, half_life=20)
+    bare = ModelEMA(build(), half_life=20)
+    bare.load_state_dict(ema.state_dict())
+    with pytest.raises(InputError):
+        bare.load_state_dict(None)

@@ -1,0 +1,190 @@
+"""Taking over a saved state: what must match, who wins, and what a checkpoint without averages means."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from tests.average.kinds import model, step
+from torch import nn
+
+from isobatch.average import Horizons, ModelEMA, PowerEMA, RecentMean, Storage, UniformTail
+from isobatch.errors import InputError
+
+
+def trained(**settings):
+    module = model()
+    ema = ModelEMA(module, **{"half_life": 100, **settings})
+    for j in range(5):
+        step(module, j)
+        ema.update(samples=8)
+    return module, ema
+
+
+def test_resume_at_another_batch_size_needs_nothing_from_the_user():
+    module, ema = trained(half_life=1000)
+    resumed = ModelEMA(module, half_life=1000)
+    resumed.load_state_dict(ema.state_dict())
+    kept = ema.average()["0.weight"].clone()
+    step(module, 9)
+    resumed.update(samples=48)
+    rho = 0.5 ** (48 / 1000)
+    torch.testing.assert_close(resumed.average()["0.weight"], rho * kept + (1 - rho) * module[0].weight.detach())
+    assert resumed.seen == 88
+
+
+def test_decay_at_its_batch_is_the_half_life_that_it_means():
+    module, ema = trained(half_life=None, decay=0.99, batch_size=8)
+    same = ModelEMA(module, half_life=ema.half_life)
+    same.load_state_dict(ema.state_dict())
+    twice = ModelEMA(module, decay=0.99**2, batch_size=16)
+    twice.load_state_dict(ema.state_dict())
+
+
+def test_different_settings_are_refused_with_both_values_and_won_by_choice():
+    module, ema = trained()
+    other = ModelEMA(module, half_life=300, cadence=2)
+    kept = {n: t.clone() for n, t in other.average().items()}
+    with pytest.raises(InputError, match=r"cadence=1 in the state, 2 here.*settings=\"saved\""):
+        other.load_state_dict(ema.state_dict())
+    assert all(torch.equal(t, kept[n]) for n, t in other.average().items())
+    other.load_state_dict(ema.state_dict(), settings="given")
+    assert (other.half_life, other.state_dict()["values"]["settings"]["cadence"]) == (300, 2)
+    other.load_state_dict(ema.state_dict(), settings="saved")
+    assert (other.half_life, other.state_dict()["values"]["settings"]["cadence"]) == (100, 1)
+    with pytest.raises(InputError, match="settings="):
+        other.load_state_dict(ema.state_dict(), settings="mine")
+
+
+def test_settings_that_shape_the_tensors_are_not_taken_from_a_state():
+    module, ema = trained()
+    narrow = ModelEMA(module, half_life=100, dtype=torch.bfloat16)
+    for choice in ("match", "saved"):
+        with pytest.raises(InputError, match="build it with dtype='float32'"):
+            narrow.load_state_dict(ema.state_dict(), settings=choice)
+    narrow.load_state_dict(ema.state_dict(), settings="given")
+    assert narrow.average()["0.weight"].dtype == torch.bfloat16
+
+
+def test_missing_unexpected_and_misshapen_averages_are_refused_by_name():
+    module, ema = trained()
+    state = ema.state_dict()
+    grown = model()
+    grown.add_module("extra", nn.Linear(1, 1).double())
+    bigger = ModelEMA(grown, half_life=100)
+    with pytest.raises(InputError, match=r"lacks.*extra\.bias.*missing=\"weights\""):
+        bigger.load_state_dict(state)
+    assert bigger.seen == 0
+    bigger.load_state_dict(state, missing="weights")
+    assert torch.equal(bigger.average()["0.weight"], ema.average()["0.weight"])
+    assert torch.equal(bigger.average()["extra.weight"], grown.extra.weight)
+    smaller = ModelEMA(module[0], half_life=100)
+    with pytest.raises(InputError, match='unexpected="drop"'):
+        smaller.load_state_dict(bigger.state_dict(), missing="weights")
+    wide = ModelEMA(nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).double(), half_life=100)
+    with pytest.raises(InputError, match=r"\(4,\) in the state, \(5,\) here"):
+        wide.load_state_dict(state)
+
+
+def test_a_shrunken_model_may_drop_averages_by_choice():
+    _, ema = trained()
+    shrunken = nn.Sequential(model()[0])
+    other = ModelEMA(shrunken, half_life=100)
+    other.load_state_dict(ema.state_dict(), unexpected="drop")
+    assert torch.equal(other.average()["0.bias"], ema.average()["0.bias"])
+
+
+def test_a_checkpoint_without_averages_loads_by_choice():
+    module = model()
+    ema = ModelEMA(module, half_life=100)
+    step(module, 0)
+    with pytest.raises(InputError, match=r"no average.*missing=\"weights\""):
+        ema.load_state_dict(None)
+    ema.load_state_dict(None, missing="weights")
+    assert all(torch.equal(t, dict(module.named_parameters())[n]) for n, t in ema.average().items())
+
+
+def test_other_kinds_formats_and_shapes_of_state_are_refused():
+    module, ema = trained()
+    with pytest.raises(InputError, match="of a ModelEMA, not of a UniformTail"):
+        UniformTail(module).load_state_dict(ema.state_dict())
+    newer = ema.state_dict()
+    newer["values"]["format"] = 99
+    with pytest.raises(InputError, match="format 99"):
+        ema.load_state_dict(newer)
+    with pytest.raises(InputError, match="not a state"):
+        ema.load_state_dict({"weight": torch.zeros(1)})
+    two = Horizons(module, half_lives=[1, 2])
+    with pytest.raises(InputError, match="half_lives"):
+        Horizons(module, half_lives=[1, 2, 3]).load_state_dict(two.state_dict())
+    with pytest.raises(InputError, match="averages in the state"):
+        Horizons(module, half_lives=[1, 2, 3]).load_state_dict(two.state_dict(), settings="given")
+
+
+@pytest.mark.parametrize("storage", [Storage(), Storage(flat=True), Storage(rounding="compensated")])
+def test_tensors_go_through_safetensors_and_values_through_json(storage):
+    module = model()
+    make = lambda: Horizons(module, half_lives=[10, 90], kind="hold", storage=storage)  # noqa: E731
+    averages = make()
+    for j in range(4):
+        step(module, j)
+        averages.update(samples=8)
+    state = averages.state_dict()
+    blob, text = save(state["tensors"]), json.dumps(state["values"], allow_nan=False)
+    again = make()
+    again.load_state_dict({"tensors": load(blob), "values": json.loads(text)})
+    for key, value in again.state_dict()["tensors"].items():
+        assert torch.equal(value, state["tensors"][key])
+
+
+def test_half_lives_without_limit_go_through_json():
+    module = model()
+    ema = ModelEMA(module, half_life=float("inf"), cadence=5)
+    ema.update(samples=8, half_life=0)
+    other = ModelEMA(module, half_life=float("inf"), cadence=5)
+    state = ema.state_dict()
+    other.load_state_dict({**state, "values": json.loads(json.dumps(state["values"], allow_nan=False))})
+    assert other.half_life == float("inf")
+    assert other.state_dict()["values"] == state["values"]
+
+
+def test_the_average_of_another_library_is_taken_over():
+    module = model()
+    peer = torch.optim.swa_utils.AveragedModel(module)
+    ema = ModelEMA(module, half_life=100, kind="hold")
+    step(module, 0)
+    ema.load_average(peer.state_dict(), seen=4096)
+    assert ema.seen == 4096
+    assert all(torch.equal(t, dict(peer.module.named_parameters())[n]) for n, t in ema.average().items())
+    with pytest.raises(InputError, match="lack"):
+        ema.load_average({"0.weight": torch.zeros(4, 3)})
+    with pytest.raises(InputError, match="shape"):
+        ema.load_average({n: torch.zeros(1) for n in ema.average()})
+    for several, which in ((Horizons(module, half_lives=[5, 9]), 9), (PowerEMA(module, sigma_rels=[0.1, 0.2]), 0.2)):
+        several.load_average(peer.state_dict(), which=which)
+        assert torch.equal(several.average(which)["0.bias"], peer.module[0].bias)
+
+
+def test_a_mean_of_snapshots_starts_from_a_loaded_average():
+    module = model()
+    recent = RecentMean(module, last=2, every=8)
+    peer = {n: torch.full_like(p, 3.0) for n, p in module.named_parameters()}
+    recent.load_average(peer)
+    assert float(recent.average()["0.bias"][0]) == 3.0
+
+
+def test_reset_starts_at_the_present_weights_and_keeps_the_clock():
+    module, ema = trained()
+    step(module, 9)
+    ema.reset()
+    assert ema.seen == 40
+    assert all(torch.equal(t, dict(module.named_parameters())[n]) for n, t in ema.average().items())
+
+
+def test_names_that_wrappers_changed_still_match():
+    module, ema = trained()
+    state = ema.state_dict()
+    renamed = {k.replace("/", "/_orig_mod."): t for k, t in state["tensors"].items()}
+    other = ModelEMA(module, half_life=100)
+    other.load_state_dict({"tensors": renamed, "values": state["values"]})
+    assert torch.equal(other.average()["0.weight"], ema.average()["0.weight"])

@@ -1,0 +1,265 @@
+"""How averages are held: rounding, layout, selection, and models that change under them."""
+
+import math
+
+import pytest
+import torch
+from tests.average.kinds import model, step
+from torch import nn
+
+from isobatch.average import Horizons, ModelEMA, Storage, trainable
+from isobatch.average.layout import FLAT
+from isobatch.average.rounding import compensated_, stochastic_
+from isobatch.errors import InputError
+
+LAYOUTS = {
+    "plain": {},
+    "flat": {"storage": Storage(flat=True)},
+}
+
+
+def many(dtype=torch.float32):
+    """Tensors on both sides of every size limit, tied, strided and empty."""
+    torch.manual_seed(0)
+    module = nn.Module()
+    shapes = [(3,), (5, 7), (4096,), (4097,), (600, 700), (16, 3, 3, 3), (0,), (), (FLAT,)]
+    for k, shape in enumerate(shapes):
+        module.register_parameter(f"p{k}", nn.Parameter(torch.randn(shape).to(dtype)))
+    module.p5 = nn.Parameter(torch.randn(16, 3, 3, 3).to(dtype).to(memory_format=torch.channels_last))
+    module.strided = nn.Parameter(torch.randn(6, 8).to(dtype)[:, ::2])
+    module.turned = nn.Parameter(torch.randn(6, 8).to(dtype).t())
+    module.f64 = nn.Parameter(torch.randn(9, dtype=torch.float64))
+    module.c64 = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+    return module
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("kind", ["plain", "hold"])
+def test_every_shape_and_stride_is_averaged_alike(layout, weights, count, kind):
+    module = many(weights)
+    half_lives = [40.0, 8.0, 300.0][:count]
+    averages = Horizons(module, half_lives=half_lives, kind=kind, **LAYOUTS[layout])
+    expected = {h: {n: p.detach().clone() for n, p in module.named_parameters()} for h in half_lives}
+    wide = {
+        h: {n: p.to(torch.complex128 if p.is_complex() else torch.float64) for n, p in e.items()}
+        for h, e in expected.items()
+    }
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    for j in range(3):
+        with torch.no_grad():
+            for p in module.parameters():
+                p.mul_(0.9 + 0.1 * j)
+        averages.update(samples=16)
+        for h in half_lives:
+            x = 16 / h * math.log(2)
+            first = 1 - 2 ** (-16 / h)
+            after = 1 - first / x if kind == "hold" else first
+            for n, p in module.named_parameters():
+                old, new = before[n].to(wide[h][n].dtype), p.detach().to(wide[h][n].dtype)
+                wide[h][n] = (1 - first) * wide[h][n] + (first - after) * old + after * new
+        before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    for h in half_lives:
+        for n, value in averages.average(h).items():
+            torch.testing.assert_close(value.to(wide[h][n].dtype), wide[h][n], rtol=2e-6, atol=1e-6)
+            assert value.dtype == {torch.bfloat16: torch.float32}.get(
+                dict(module.named_parameters())[n].dtype, value.dtype
+            )
+
+
+def test_flat_storage_keeps_the_parameters_and_their_values():
+    module = many()
+    objects, values = list(module.parameters()), [p.detach().clone() for p in module.parameters()]
+    ema = ModelEMA(module, half_life=10, storage=Storage(flat=True))
+    assert all(a is b for a, b in zip(objects, module.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(values, module.parameters(), strict=True))
+    assert module.p0.untyped_storage().data_ptr() == module.p2.untyped_storage().data_ptr()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    sum(p.abs().sum() for p in module.parameters() if p.numel()).backward()
+    optimizer.step()
+    ema.update(samples=10)
+    torch.testing.assert_close(ema.average()["p0"], (values[0] + module.p0.detach()) / 2)
+
+
+def test_a_model_cast_or_moved_in_place_is_followed():
+    for storage in (Storage(), Storage(flat=True)):
+        module = model(torch.float32)
+        ema = ModelEMA(module, half_life=10, storage=storage)
+        module.to(torch.bfloat16)
+        step(module, 0)
+        kept = ema.average()["0.weight"].clone()
+        ema.update(samples=10)
+        torch.testing.assert_close(ema.average()["0.weight"], (kept + module[0].weight.detach().float()) / 2)
+
+
+def test_a_replaced_parameter_or_module_is_followed():
+    module = model()
+    ema = ModelEMA(module, half_life=10)
+    kept = ema.average()["0.weight"].clone()
+    module[0].weight = nn.Parameter(torch.ones(4, 3, dtype=torch.float64))
+    ema.update(samples=10)
+    torch.testing.assert_close(ema.average()["0.weight"], (kept + 1) / 2)
+    module[2] = nn.Linear(4, 2).double()
+    with torch.no_grad():
+        module[2].weight.fill_(5.0)
+    kept = ema.average()["2.weight"].clone()
+    ema.update(samples=10)
+    torch.testing.assert_close(ema.average()["2.weight"], (kept + 5) / 2)
+
+
+def test_added_and_removed_parameters_are_told_and_followed():
+    module = model()
+    ema = ModelEMA(module, half_life=10)
+    kept = ema.average()["0.weight"].clone()
+    module.add_module("adapter", nn.Linear(2, 2).double())
+    module[0].bias = None
+    with pytest.warns(UserWarning, match=r"adapter.*0\.bias"):
+        ema.update(samples=10)
+    assert torch.equal(ema.average()["adapter.weight"], module.adapter.weight)
+    assert "0.bias" not in ema.average()
+    torch.testing.assert_close(ema.average()["0.weight"], (kept + module[0].weight.detach()) / 2)
+
+
+def test_a_changed_shape_is_refused_until_reset():
+    module = model()
+    ema = ModelEMA(module, half_life=10)
+    module[2] = nn.Linear(4, 7).double()
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"\(2, 4\) to \(7, 4\)"):
+            ema.update(samples=10)
+    ema.reset()
+    ema.update(samples=10)
+    assert ema.average()["2.weight"].shape == (7, 4)
+
+
+def test_lora_adapters_alone_are_averaged_and_unfrozen_weights_join():
+    module = model()
+    for p in module[0].parameters():
+        p.requires_grad_(False)
+    ema = ModelEMA(module, half_life=10, storage=Storage(select=trainable))
+    assert list(ema.average()) == ["1.weight", "1.bias", "2.weight", "2.bias"]
+    step(module, 0)
+    with ema.applied(module):
+        averaged = module[0].weight.clone()
+    assert torch.equal(averaged, module[0].weight)
+    module[0].requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"0\.weight"):
+        ema.update(samples=10)
+    assert torch.equal(ema.average()["0.weight"], module[0].weight)
+
+
+def test_frozen_parameters_stay_exactly_as_they_are():
+    module = model(torch.float32)
+    module[0].requires_grad_(False)
+    ema = ModelEMA(module, decay=0.999, batch_size=1)
+    for _ in range(100):
+        ema.update(samples=1)
+    assert torch.equal(ema.average()["0.weight"], module[0].weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stochastic_rounding_is_unbiased_and_takes_the_two_neighbours(dtype):
+    generator = torch.Generator().manual_seed(0)
+    for value in (1.0009765, -1.0009765, 3.14159, -2e-3, 1e-7, -1e-7, 0.0, 65000.0):
+        target = torch.empty(40_000, dtype=dtype)
+        wide = torch.full((40_000,), value)
+        stochastic_(target, wide, generator)
+        found = target.double().unique()
+        assert len(found) <= 2
+        if len(found) == 2:
+            assert found[0] < value < found[1]
+            spread = float(found[1] - found[0])
+            assert abs(float(target.double().mean()) - float(wide[0])) < 5 * spread / 2 / 200
+        else:
+            torch.testing.assert_close(found[0].float(), wide[0], rtol=0, atol=0)
+
+
+def test_compensation_keeps_what_rounding_lost():
+    target, rest = torch.zeros(3, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.bfloat16)
+    compensated_(target, rest, torch.tensor([1.001, -7.3, 1e-3]))
+    torch.testing.assert_close(target.float() + rest.float(), torch.tensor([1.001, -7.3, 1e-3]), rtol=1e-4, atol=0)
+
+
+# The simulation of the numerics: weights move by 10 % with 1 % noise; error over the distance the exact average moved.
+@pytest.mark.parametrize(
+    ("rounding", "decay", "worst"),
+    [("stochastic", 0.999, 0.12), ("compensated", 0.99, 1e-2), ("compensated", 0.999, 1e-2)],
+)
+def test_a_bfloat16_average_moves(rounding, decay, worst):
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Linear(64, 64, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.randn(64, 64, generator=generator))
+    start = module.weight.detach().clone()
+    exact = ModelEMA(module, decay=decay, batch_size=1)
+    narrow = ModelEMA(module, decay=decay, batch_size=1, dtype=torch.bfloat16, storage=Storage(rounding=rounding))
+    begin = exact.average()["weight"].clone()
+    steps = int(2 / (1 - decay))
+    for j in range(steps):
+        with torch.no_grad():
+            noise = torch.randn(64, 64, generator=generator)
+            module.weight.copy_(start * (1 + 0.1 * min(1, 2 * j / steps)) + 0.01 * start * noise)
+        exact.update(samples=1)
+        narrow.update(samples=1)
+    moved = (exact.average()["weight"] - begin).norm()
+    error = (narrow.average()["weight"].float() - exact.average()["weight"]).norm()
+    lost = (begin.bfloat16().float() - begin).norm()
+    assert float(error) < worst * float(moved) + float(lost)
+
+
+def test_narrow_rounding_to_nearest_is_refused_where_it_would_freeze():
+    module = model(torch.bfloat16)
+    ema = ModelEMA(module, decay=0.9999, batch_size=1, dtype=torch.bfloat16, storage=Storage(rounding="nearest"))
+    with pytest.raises(InputError, match=r"smallest workable weight is 0\.00195"):
+        ema.update(samples=1)
+    coarse = ModelEMA(module, decay=0.9, batch_size=1, dtype=torch.bfloat16, storage=Storage(rounding="nearest"))
+    coarse.update(samples=1)
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+def test_resume_in_narrow_dtypes_is_bit_exact(rounding):
+    def run(cut):
+        module = model(torch.float32)
+        make = lambda: ModelEMA(module, half_life=99, dtype=torch.bfloat16, storage=Storage(rounding=rounding))  # noqa: E731
+        ema = make()
+        for j in range(8):
+            step(module, j)
+            ema.update(samples=5)
+            if j == cut:
+                state = {k: v.clone() for k, v in ema.state_dict()["tensors"].items()}
+                values = ema.state_dict()["values"]
+                ema = make()
+                ema.load_state_dict({"tensors": state, "values": values})
+        return ema.state_dict()["tensors"]
+
+    whole = run(None)
+    for cut in (0, 3, 6):
+        assert all(torch.equal(t, whole[k]) for k, t in run(cut).items())
+
+
+def test_compensated_float32_equals_float64():
+    module = model(torch.float32)
+    narrow = ModelEMA(module, decay=1 - 1e-7, batch_size=1, storage=Storage(rounding="compensated"))
+    wide = ModelEMA(module, decay=1 - 1e-7, batch_size=1, dtype=torch.float64)
+    for j in range(200):
+        step(module, j)
+        narrow.update(samples=1)
+        wide.update(samples=1)
+    tensors = narrow.state_dict()["tensors"]
+    for name, value in wide.average().items():
+        kept = tensors[f"average/{name}"].double() + tensors[f"compensation/{name}"].double()
+        torch.testing.assert_close(kept, value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [{"rounding": "up"}, {"seed": -1}, {"seed": 1.5}])
+def test_bad_options_are_refused(bad):
+    with pytest.raises(InputError):
+        Storage(**bad)
+
+
+def test_bad_dtype_and_buffers_are_refused():
+    with pytest.raises(InputError, match="dtype"):
+        ModelEMA(model(), half_life=1, dtype=torch.int32)
+    with pytest.raises(InputError, match="buffers"):
+        ModelEMA(model(), half_life=1, buffers="keep")
