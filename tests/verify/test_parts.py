@@ -1,0 +1,194 @@
+"""The parts of a comparison: stops and marks, arms, jobs in processes, curves, the search for the largest kappa."""
+
+import math
+import multiprocessing
+import time
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.fabricated import comparison, curves
+from tests.recipes import recipe
+
+from isobatch.errors import InputError
+from isobatch.verify import ABLATIONS, Verdict, arms, search
+from isobatch.verify.characteristic import measure, planted
+from isobatch.verify.comparison import estimate, run, stops_for
+from isobatch.verify.workers import Job, map_jobs, train_curve
+
+QUADRATIC = {
+    "task": "quadratic",
+    "data_size": 256,
+    "optimizer": {"lr": 0.015},
+    "schedule": {"length": "512 samples", "warmup": "0 samples"},
+    "options": {"dimension": 2, "noise": 0.01},
+}
+
+
+@settings(max_examples=200)
+@given(length=st.integers(20, 200_000), batches=st.lists(st.integers(1, 512), min_size=1, max_size=3))
+def test_stops_rise_from_zero_with_ten_marks_on_whole_steps_where_possible(length, batches):
+    stops, marks = stops_for(length, *batches)
+    assert stops[0] == 0
+    assert all(a < b for a, b in pairwise(stops))
+    assert len(marks) == 10
+    assert marks[-1] == len(stops) - 1
+    assert stops[-1] <= length
+    step = math.lcm(*batches)
+    possible = step * 20 <= length
+    if possible:
+        assert all(stop % step == 0 for stop in stops)
+    slack = step if possible else length / 20
+    assert all(0 <= length * (k + 1) / 10 - stops[mark] < slack + 1 for k, mark in enumerate(marks))
+
+
+@pytest.mark.parametrize("length", [1, 19])
+def test_a_run_too_short_for_ten_marks_is_refused(length):
+    with pytest.raises(InputError, match=f"a run of {length} samples is too short for 10 marks; lengthen"):
+        stops_for(length, 8)
+
+
+def test_the_arms_leave_out_what_their_names_say():
+    made = recipe(optimizer={"momentum": 0.9, "weight_decay": 0.1}, batch_norm={"momentum": 0.1})
+    found = arms(made, 32)
+    plan, old = made.at(32).recipe, made.optimizer
+    assert list(found) == ["reference", "plan", *ABLATIONS]
+    assert found["reference"] == made
+    assert found["plan"] == plan
+    assert (found["lr-only"].optimizer, found["lr-only"].ema.decay) == (plan.optimizer, 0.99)
+    assert (found["ema-only"].optimizer, found["ema-only"].ema) == (old, plan.ema)
+    assert (found["unscaled"].optimizer, found["unscaled"].ema.decay) == (old, 0.99)
+    for name in ABLATIONS:
+        assert found[name].batch.size == 32
+        assert found[name].schedule == plan.schedule
+
+
+def test_an_unscaled_half_life_keeps_its_decay_per_update():
+    made = recipe(ema={"decay": None, "half_life": "800 samples", "every": 2})
+    assert arms(made, 32)["unscaled"].ema.decay == pytest.approx(0.5 ** (16 / 800))
+    assert arms(made, 32)["unscaled"].half_life == pytest.approx(3200)
+
+
+def test_without_an_average_only_what_differs_is_trained():
+    assert list(arms(recipe(ema=None), 32)) == ["reference", "plan", "unscaled"]
+    assert list(arms(recipe(), 32, ())) == ["reference", "plan"]
+    with pytest.raises(InputError, match="ablate='lr' must be among lr-only, ema-only, unscaled"):
+        arms(recipe(), 32, ("lr",))
+
+
+def test_the_invariant_plan_stands_beside_the_square_root():
+    found = arms(recipe(optimizer={"name": "adamw", "lr": 1e-3}), 32, (), "invariant")
+    assert found["plan"].optimizer.name == "invariant-adamw"
+    assert found["square root"].optimizer.name == "adamw"
+
+
+def test_planted_arms_move_one_setting():
+    made = recipe()
+    found, plan = planted(made, 32), made.at(32).recipe
+    assert found["A/A"] == made
+    assert found["lr x1.3"].optimizer.lr == pytest.approx(1.3 * plan.optimizer.lr)
+    assert found["half-life x1.5"].half_life == pytest.approx(1.5 * made.half_life)
+    with pytest.raises(InputError, match="seeds=39 must be at least 4 x sample = 40"):
+        measure(made, 32, seeds=39)
+
+
+def job(arm="plan", seed=0, stream=0, **parts):
+    return Job(arm, recipe(**{**QUADRATIC, **parts}), seed, stream, (0, 64, 256, 512))
+
+
+def test_arms_share_the_initial_weights_and_nothing_of_the_order():
+    one, other, again = (train_curve(job(stream=s)) for s in (0, 1, 0))
+    assert one.values["raw"]["loss"][0] == other.values["raw"]["loss"][0]
+    assert one.values["raw"]["loss"][1] != other.values["raw"]["loss"][1]
+    assert one.values == again.values
+    assert one.steps == 64
+    assert one.facts["data"].startswith("noisy quadratic")
+    seeds = {job(seed=seed, stream=stream).order_seed for seed in range(50) for stream in range(6)}
+    assert len(seeds) == 300
+
+
+def test_a_diverged_run_ends_in_nan_with_its_reason():
+    curve = train_curve(job(optimizer={"lr": 1e30}))
+    loss = curve.values["raw"]["loss"]
+    assert loss[0] > 0
+    assert math.isnan(loss[-1])
+    assert len(loss) == 4
+    assert "samples" in curve.stopped
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_the_order_of_the_jobs(workers):
+    seen = []
+    assert map_jobs(math.sqrt, [1, 4, 9, 16], workers=workers, on_done=seen.append) == [1, 2, 3, 4]
+    assert sorted(seen) == [1, 2, 3, 4]
+
+
+def test_the_error_of_a_job_arrives():
+    with pytest.raises(ValueError, match=r"math domain error|nonnegative"):
+        map_jobs(math.sqrt, [1, -4], workers=2)
+    jobs = [job(task="nowhere_at_all:make")] * 2
+    with pytest.raises(InputError, match="task='nowhere_at_all:make' cannot be imported"):
+        map_jobs(train_curve, jobs, workers=2)
+
+
+def test_an_interrupt_leaves_no_process_behind():
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    before, began = set(multiprocessing.active_children()), time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        map_jobs(time.sleep, [0.0, 60.0, 60.0, 60.0], workers=2, on_done=interrupt)
+    left = set(multiprocessing.active_children()) - before
+    for process in left:
+        process.join(10)
+    assert not any(process.is_alive() for process in left)
+    assert time.monotonic() - began < 40
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    ({"seeds": 7}, "seeds=7 must be at least 8"),
+    ({"seeds": 8.5}, r"seeds=8\.5 must be a whole number"),
+    ({"margin": 0.0}, r"margin=0 must be in \(0, inf\]"),
+    ({"margin": math.nan}, "margin=nan must be finite"),
+    ({"workers": 0}, "workers=0 must be at least 1"),
+    ({"ablate": ("ema",)}, "ablate='ema' must be among"),
+    ({"budget": 1e-9}, "estimated .* minutes exceed the budget of 0.0; raise --budget, lower --seeds"),
+])  # fmt: skip
+def test_a_run_is_refused_before_training(more, message, monkeypatch):
+    def trained(*_, **__):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr("isobatch.verify.comparison.train_curve", trained)
+    with pytest.raises(InputError, match=message):
+        run(recipe(**QUADRATIC), 16, **{"seeds": 8, "workers": 1, **more})
+
+
+def test_the_estimate_grows_with_the_jobs():
+    one = estimate([job()], workers=1)
+    assert 0 < one < 60
+    many = [replace(job(seed=seed), stops=(0, 5120)) for seed in range(40)]
+    assert estimate(many, workers=1) > one
+
+
+@pytest.mark.parametrize(("limit", "wanted", "tried"), [(2, 2, {16, 4, 2}), (8, 8, {16, 4, 8}), (1, 1, {16, 4, 2})])
+def test_the_largest_kappa_is_found_by_bisection(limit, wanted, tried, monkeypatch):
+    far = comparison({"plan": 0.5})
+    far = replace(far, plan=far.recipe.at(128))
+
+    def fake(_, jobs, **__):
+        kappa = jobs[0].recipe.batch.size / 8
+        assert len({job.stream for job in jobs}) == 1
+        return curves({"plan": 0.0 if kappa <= limit else 0.5})["plan"]
+
+    monkeypatch.setattr(search, "map_jobs", fake)
+    found = search.largest_kappa(far)
+    assert found.kappa == wanted
+    assert set(found.tried) == tried
+    assert all((found.tried[k] is Verdict.SAME) == (k <= limit) for k in tried)
+
+
+def test_nothing_is_searched_when_the_far_end_is_same(monkeypatch):
+    monkeypatch.setattr(search, "map_jobs", None)
+    assert search.largest_kappa(comparison({"plan": 0.0})).kappa == 4
