@@ -17,7 +17,7 @@ _LAZY = {
     "Plan": "isobatch.plan",
     "Recipe": "isobatch.plan",
 }
-_MODULES = ("plan", "rules", "schedules", "units", "verify")
+_MODULES = ("control", "plan", "rules", "schedules", "units", "verify")
 
 __all__ = ["InputError", "IsobatchError", "NonFiniteError", "Plan", "Recipe", "__version__"]
 
