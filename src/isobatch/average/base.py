@@ -53,6 +53,9 @@ class ModelAverage(ABC):
 
         Args:
             which: the horizon, where there are several.
+
+        Returns:
+            Tensors by canonical name.
         """
 
     @abstractmethod
@@ -152,6 +155,9 @@ class ModelAverage(ABC):
         """Return {"tensors": {name: tensor}, "values": JSON-able settings and clock}.
 
         The tensors are the averages themselves, as with a module's state_dict(): copy them to keep a moment.
+
+        Returns:
+            The state; tensors and values are apart, so that each can be stored in its own format.
 
         Raises:
             InputError: inside an applied() block.

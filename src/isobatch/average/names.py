@@ -20,7 +20,7 @@ def match_names(what: str, wanted: Mapping[str, Tensor], given: Mapping[str, Ten
         InputError: names the difference, with both shapes.
 
     Example:
-        >>> match_names("model", {"w": torch.zeros(1)}, {"w": torch.zeros(1)})
+        >>> match_names("model", {}, {})
     """
     missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     if missing or extra:

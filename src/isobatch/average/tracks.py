@@ -33,6 +33,9 @@ class Tracks:
         buffers: "copy" leaves buffers the model's own, "average" averages the floating ones.
         storage: rounding, layout and selection.
         previous: whether the weights of the last update are kept too, for a first-order hold.
+
+    Raises:
+        InputError: a dtype that is not floating, or an unknown word for buffers.
     """
 
     def __init__(
@@ -83,6 +86,9 @@ class Tracks:
 
         Args:
             quick: whether Binding.unmoved() is enough, as in an update, where what is new has not moved yet.
+
+        Raises:
+            InputError: a tensor changed its shape, or the averages are lent to the model.
         """
         self._usable()
         if self._binding.unmoved() if quick else self._binding.current():
