@@ -79,15 +79,18 @@ def stops_for(length: int, *batches: int) -> tuple[tuple[int, ...], tuple[int, .
         Stops in samples, and the indices of the ten marks among them.
 
     Raises:
-        InputError: a run too short for ten marks.
+        InputError: fewer than twenty steps of the largest batch.
     """
-    grid = math.lcm(*batches)
-    if grid > length / (MARKS * BETWEEN):
-        # no common multiple is fine enough: steps are cut at the stops, by the rules of the plan
-        grid = max(1, min(max(batches), length // (MARKS * BETWEEN)))
+    largest, grid = max(batches), math.lcm(*batches)
+    if largest * MARKS * BETWEEN > length:
+        raise InputError(
+            f"batch {largest} leaves {length // largest} steps in a run of {length} samples; {MARKS} marks need at "
+            f"least {MARKS * BETWEEN}: lower the batch or lengthen schedule.length"
+        )
+    if grid * MARKS * BETWEEN > length:
+        # no common multiple is fine enough: the smaller batch's steps are cut at the stops, by the rules of the plan
+        grid = largest
     points = [length * i // (MARKS * BETWEEN) // grid * grid for i in range(MARKS * BETWEEN + 1)]
-    if len(set(points)) < len(points):
-        raise InputError(f"a run of {length} samples is too short for {MARKS} marks; lengthen schedule.length")
     return tuple(points), tuple(range(BETWEEN, MARKS * BETWEEN + 1, BETWEEN))
 
 
