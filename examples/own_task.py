@@ -1,6 +1,6 @@
 """A task of your own, in thirty lines: make(settings, seed) -> Run.
 
-    isobatch verify run examples/own_task.toml --batch-size 32
+isobatch verify run examples/own_task.toml --batch-size 32
 """
 
 from typing import Any

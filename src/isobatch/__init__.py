@@ -26,7 +26,7 @@ _LAZY = {
     "SampleScheduler": "isobatch.train",
     "rescale": "isobatch.train",
 }
-_MODULES = ("plan", "rules", "schedules", "units", "verify")
+_MODULES = ("control", "plan", "rules", "schedules", "units", "verify")
 
 __all__ = [
     "InputError",

@@ -105,8 +105,7 @@ class InvariantOptimizer(Optimizer):
             set_to_none: as for any torch optimizer.
         """
         super().zero_grad(set_to_none)
-        self.chunks.discard()
-        self.chunks.enabled = self.needs_chunks
+        self._forget()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; it must belong to the same reference batch and form of noise.
@@ -125,7 +124,7 @@ class InvariantOptimizer(Optimizer):
                         f"the state was kept for {key}={saved[key]!r}, this one has {key}={ours!r}; build it alike"
                     )
         super().load_state_dict(state_dict)
-        self.chunks.discard()
+        self._forget()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise InputError(f"{type(self).__name__} watches its parameters and cannot be copied; copy its state_dict")
@@ -152,7 +151,7 @@ class InvariantOptimizer(Optimizer):
         parameters = [parameter for _, some in work for parameter in some]
         if parameters and self._unscaled(parameters):
             self._apply(work, parameters)
-        self.chunks.discard()
+        self._forget()
         self.chunks.attach(parameter for group in self.param_groups for parameter in group["params"])
         return loss
 
@@ -178,6 +177,10 @@ class InvariantOptimizer(Optimizer):
             group["since_variance"] = 1 if fresh else group["since_variance"] + 1
             if not known:
                 group["since_variance"] = self._every
+
+    def _forget(self) -> None:
+        """Make ready for the next step: nothing collected, squares wanted or not."""
+        self.chunks.discard()
         self.chunks.enabled = self.needs_chunks
 
     def _state_of(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:

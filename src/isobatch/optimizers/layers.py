@@ -24,6 +24,16 @@ def _linear(module: nn.Module, x: Tensor, delta: Tensor, rows: int) -> Pieces:
         yield {"weight": flat.T @ inner.flatten(0, -2), "bias": flat.sum(0)}
 
 
+def _norm(module: nn.Module, x: Tensor, delta: Tensor, rows: int) -> Pieces:
+    """Yield sum(delta_j * x_hat_j) of each chunk j, with x_hat the normalised input, computed once for the batch."""
+    if not isinstance(module, nn.LayerNorm):
+        raise InputError(f"the rule of layer norm was given a {type(module).__name__}")
+    normalised = nn.functional.layer_norm(x, module.normalized_shape, eps=module.eps)
+    kept = len(module.normalized_shape)
+    for inner, outer in zip((delta * normalised).split(rows), delta.split(rows), strict=True):
+        yield {"weight": inner.flatten(0, -kept - 1).sum(0), "bias": outer.flatten(0, -kept - 1).sum(0)}
+
+
 def _again(module: nn.Module, x: Tensor, delta: Tensor, rows: int) -> Pieces:
     """Yield the gradients of each chunk by running the layer again on its rows."""
     for inner, outer in zip(x.split(rows), delta.split(rows), strict=True):
@@ -40,7 +50,7 @@ _RULES: dict[type[nn.Module], Rule] = {
     nn.Conv1d: _again,
     nn.Conv2d: _again,
     nn.Conv3d: _again,
-    nn.LayerNorm: _again,
+    nn.LayerNorm: _norm,
     nn.GroupNorm: _again,
     nn.RMSNorm: _again,
 }

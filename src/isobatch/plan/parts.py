@@ -30,20 +30,29 @@ class Batch(Part):
         unit: what the clock counts, samples or tokens.
         micro: samples per device and forward pass; size/devices unless given.
         devices: data-parallel devices.
+        schedule: pairs (start, batch), such as [["0 epochs", 8], ["10 epochs", 128]]; the settings still hold at size.
     """
 
     size: StrictInt = Field(ge=1)
     unit: Literal["samples", "tokens"] = "samples"
     micro: StrictInt | None = Field(default=None, ge=1)
     devices: StrictInt = Field(default=1, ge=1)
+    schedule: tuple[tuple[str, StrictInt], ...] | None = None
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
         whole = self.devices * (self.micro or 1)
-        if self.size % whole:
-            lower = self.size // whole * whole
-            near = f"{lower} or {lower + whole}" if lower else f"{whole}"
-            raise ValueError(f"batch.size={self.size} is not a multiple of micro x devices = {whole}; nearest: {near}")
+        sizes = [("batch.size", self.size)]
+        sizes += [(f'batch.schedule from "{start}"', batch) for start, batch in self.schedule or ()]
+        if self.schedule is not None and not self.schedule:
+            raise ValueError('batch.schedule=[] has no stage; give [["0 epochs", 8], ["10 epochs", 128]] or remove it')
+        for name, size in sizes:
+            if size < 1:
+                raise ValueError(f"{name}: {size} must be a whole number of at least 1")
+            if size % whole:
+                lower = size // whole * whole
+                near = f"{lower} or {lower + whole}" if lower else f"{whole}"
+                raise ValueError(f"{name}={size} is not a multiple of micro x devices = {whole}; nearest: {near}")
         return self
 
     @property

@@ -13,6 +13,7 @@ from isobatch.plan.loading import validate
 from isobatch.plan.parts import Batch
 from isobatch.plan.plan import Plan, Row, show
 from isobatch.plan.settings import Settings, base, horizon, scaled
+from isobatch.plan.stages import scale_stages, show_stages
 from isobatch.rules import Confidence, Rule, average, batch_norm, betas, clip, epsilon, momentum, weight_decay
 from isobatch.rules import learning_rate as lr_rules
 from isobatch.units import decay_at, whole
@@ -55,9 +56,10 @@ def make_plan(
         recipe = invariant(recipe, optimizer)
     if noise_scale is not None:
         recipe = with_noise(recipe, noise_scale)
-    batch = recipe.batch.model_dump() | {"size": size}
+    batch = recipe.batch.model_dump() | {"size": size, "schedule": None}
     batch |= {key: value for key, value in (("micro", micro), ("devices", devices)) if value is not None}
     scaled_batch = _batch(recipe, batch)
+    scaled_batch = scaled_batch.model_copy(update={"schedule": scale_stages(recipe, scaled_batch)})
     old, new = base(recipe), scaled(recipe, size, scaled_batch.per_device)
     kappa = size / recipe.batch.size
     after = write(recipe, new, scaled_batch)
@@ -139,11 +141,15 @@ def _keep(recipe: Recipe, size: int) -> Row:
 
 def _rows(recipe: Recipe, after: Recipe, old: Settings, new: Settings, kappa: float) -> Iterator[Row]:
     steps = ""
-    if recipe.schedule is not None:
+    if recipe.schedule is not None and recipe.batch.schedule is None:
         length = recipe.staircase().length
         steps = f"{math.ceil(length / old.batch):,} steps become {math.ceil(length / new.batch):,}"
     asked = Rule(f"x {kappa:g}", "the batch you ask for", "recipe", Confidence.DERIVED)
     yield _row("batch.size", recipe.batch.size, after.batch.size, asked, steps)
+    if recipe.batch.schedule is not None and after.batch.schedule is not None:
+        was, becomes = show_stages(recipe.batch.schedule), show_stages(after.batch.schedule)
+        note = "every stage times kappa, to the nearest multiple of micro x devices"
+        yield _row("batch.schedule", was, becomes, asked, note)
     yield from _optimizer_rows(recipe, old, new, kappa)
     if recipe.optimizer.clip is not None:
         yield _row("optimizer.clip", recipe.optimizer.clip, recipe.optimizer.clip, clip.KEPT)

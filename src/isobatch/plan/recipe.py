@@ -11,6 +11,8 @@ from isobatch.plan.loading import read_toml, validate
 from isobatch.plan.parts import Average, Batch, BatchNorm, Optimizer, Part, Rules, Schedule
 from isobatch.plan.plan import Plan
 from isobatch.plan.planning import make_plan
+from isobatch.plan.settings import scaled
+from isobatch.plan.stages import batch_stages
 from isobatch.rules import scale_decay
 from isobatch.schedules import DecaySchedule, Staircase
 from isobatch.units import half_life, to_samples
@@ -54,6 +56,8 @@ class Recipe(Part):
             span = self.half_life
             if self.ema.half_life is not None and not 0 < span < math.inf:
                 raise ValueError(f'ema.half_life="{self.ema.half_life}" must be positive; use decay = 0 for a copy')
+        for _, batch in batch_stages(self):
+            scaled(self, batch)
         return self
 
     @classmethod

@@ -12,6 +12,7 @@ from isobatch.train.guard import Guard, Verdict
 from isobatch.train.journal import Journal
 from isobatch.train.loop import Step, Trainer
 from isobatch.train.persistence import restore, state_of
+from isobatch.train.setup import batches
 from isobatch.units import whole
 
 
@@ -116,20 +117,6 @@ def train(recipe: Recipe, options: Options, on_step: Callable[[Step, int, int], 
                 for model, values in metrics.items():
                     log.add(trainer.seen, **{f"{model}/{name}": value for name, value in values.items()})
     return _outcome(trainer, metrics or trainer.evaluate(), 0)
-
-
-def batches(recipe: Recipe, batch_size: int | None) -> Callable[[int], int]:
-    """Return the batch as a function of samples seen.
-
-    Args:
-        recipe: its batch.size.
-        batch_size: a constant batch instead, None for the recipe's own.
-
-    Returns:
-        A function of samples seen.
-    """
-    size = recipe.batch.size if batch_size is None else whole("batch_size", batch_size)
-    return lambda _: size
 
 
 def meta(trainer: Trainer, recipe: Recipe, options: Options) -> dict[str, object]:

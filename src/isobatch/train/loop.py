@@ -14,7 +14,7 @@ from isobatch.plan import Recipe, Settings, scaled
 from isobatch.tasks import Run
 from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, Verdict
-from isobatch.train.setup import make_average, make_optimizer, write
+from isobatch.train.setup import batches, make_average, make_optimizer, write
 from isobatch.train.state import rescale_state
 from isobatch.train.world import World
 from isobatch.units import whole
@@ -67,6 +67,7 @@ class Trainer:
         self.seen = self.drawn = self.steps = self.skipped = self.skipped_in_a_row = 0
         self.noise_share = 1.0 if recipe.rules.noise_share is None else recipe.rules.noise_share
         self.last_batch = recipe.batch.size
+        self.batch_at = batches(recipe)
         self._settings: dict[int, Settings] = {}
         self._norms = [m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._set_batch_norm(self.settings(self.last_batch))
@@ -126,7 +127,7 @@ class Trainer:
             on_step: called after each step.
         """
         while self.seen < seen:
-            step = self.step(min(self.recipe.batch.size, seen - self.seen))
+            step = self.step(min(self.batch_at(self.seen), seen - self.seen))
             if on_step is not None:
                 on_step(step)
 

@@ -1,14 +1,18 @@
 """What a recipe builds: its optimizer, its average, and the numbers of a step written into the optimizer."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from isobatch import rules
 from isobatch.average import ModelEMA
+from isobatch.control import BatchSchedule
 from isobatch.errors import InputError
 from isobatch.optimizers import build, write_settings
 from isobatch.plan import Recipe, Settings
 from isobatch.train.world import World
+from isobatch.units import whole
 
 
 def write(optimizer: torch.optim.Optimizer, recipe: Recipe, settings: Settings, lr: float) -> None:
@@ -80,3 +84,19 @@ def make_average(model: nn.Module, recipe: Recipe) -> ModelEMA | None:
         return None
     stair = recipe.staircase().stair
     return ModelEMA(model, half_life=recipe.half_life, batch_size=stair, kind=recipe.ema.kind, cadence=recipe.ema.every)
+
+
+def batches(recipe: Recipe, batch_size: int | None = None) -> Callable[[int], int]:
+    """Return the batch as a function of samples seen.
+
+    Args:
+        recipe: its batch.size.
+        batch_size: a constant batch instead, None for the recipe's own.
+
+    Returns:
+        A function of samples seen.
+    """
+    if batch_size is None and recipe.batch.schedule is not None:
+        return BatchSchedule.from_recipe(recipe).at
+    size = recipe.batch.size if batch_size is None else whole("batch_size", batch_size)
+    return lambda _: size

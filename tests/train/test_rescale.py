@@ -1,0 +1,210 @@
+"""rescale: one transaction, invertible, idempotent; torch schedulers on the sample clock."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isobatch import InputError, Recipe, SampleScheduler, rescale
+from isobatch.plan import scaled
+
+ADAMW = Recipe.parse(
+    {"batch": {"size": 8}, "optimizer": {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 0.1}}
+)
+SGD = Recipe.parse({"batch": {"size": 8}, "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9}})
+
+
+def trained(recipe: Recipe, steps: int = 5) -> torch.optim.Optimizer:
+    o = recipe.optimizer
+    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    if o.name == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD([weight], lr=o.lr, momentum=o.momentum)
+    else:
+        optimizer = torch.optim.AdamW([weight], lr=o.lr, betas=o.betas, weight_decay=o.weight_decay)
+    for _ in range(steps):
+        weight.grad = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
+        optimizer.step()
+    return optimizer
+
+
+def numbers(optimizer: torch.optim.Optimizer) -> dict:
+    group = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+    state = {k: v.clone() for k, v in next(iter(optimizer.state.values())).items() if isinstance(v, torch.Tensor)}
+    return {**group, **state}
+
+
+def test_sgd_gets_the_plan_and_its_buffer_stays_the_buffer_of_the_same_gradient():
+    optimizer = trained(SGD, steps=400)
+    new = scaled(SGD, 32)
+    moved = rescale(to=32, optimizer=optimizer, recipe=SGD)
+    group = optimizer.param_groups[0]
+    assert moved.moved
+    assert moved.settings["momentum"] == (0.9, new.momentum)
+    assert group["lr"] == pytest.approx(new.lr, rel=1e-12)
+    assert group["momentum"] == new.momentum == pytest.approx(0.9**4)
+    buffer = next(iter(optimizer.state.values()))["momentum_buffer"]
+    torch.testing.assert_close(buffer * (1 - new.momentum), torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64))
+
+
+def test_adamw_gets_the_plan_and_v_follows_the_noise_share():
+    optimizer = trained(ADAMW)
+    before = numbers(optimizer)
+    rescale(to=32, optimizer=optimizer, recipe=ADAMW, noise_share=0.5)
+    after, new = numbers(optimizer), scaled(ADAMW, 32)
+    assert after["lr"] == pytest.approx(new.lr)
+    assert after["betas"] == new.betas
+    assert after["weight_decay"] == pytest.approx(new.weight_decay)
+    torch.testing.assert_close(after["exp_avg"], before["exp_avg"], rtol=0, atol=0)
+    torch.testing.assert_close(after["exp_avg_sq"], before["exp_avg_sq"] * (0.5 + 0.5 / 4))
+    # the accumulated decay of v, and so its bias correction, is where it was
+    assert new.betas[1] ** float(after["step"]) == pytest.approx(0.99 ** float(before["step"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("recipe", [SGD, ADAMW], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("to", [2, 24, 128])
+def test_there_and_back_restores_everything(recipe, to):
+    optimizer = trained(recipe)
+    before = numbers(optimizer)
+    rescale(to=to, optimizer=optimizer, recipe=recipe, noise_share=0.7)
+    assert numbers(optimizer)["lr"] != before["lr"]
+    rescale(to=8, optimizer=optimizer, recipe=recipe)
+    after = numbers(optimizer)
+    for key, value in before.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(after[key], value, rtol=1e-6, atol=0)
+        elif key not in ("isobatch_batch", "isobatch_share"):
+            assert after[key] == (pytest.approx(value, rel=1e-12) if isinstance(value, (float, tuple)) else value), key
+
+
+def test_a_second_call_moves_nothing_also_after_a_resume():
+    optimizer = trained(ADAMW)
+    rescale(to=32, optimizer=optimizer, recipe=ADAMW)
+    resumed = trained(ADAMW)
+    resumed.load_state_dict(optimizer.state_dict())
+    before = numbers(resumed)
+    assert not rescale(to=32, optimizer=resumed, recipe=ADAMW).moved
+    after = numbers(resumed)
+    assert all(torch.equal(after[k], v) if isinstance(v, torch.Tensor) else after[k] == v for k, v in before.items())
+
+
+class Broken:
+    def rescale(self, batch_size: int):
+        raise OSError("the loader is gone")
+
+
+class Counted:
+    def __init__(self):
+        self.batch = 8
+
+    def rescale(self, batch_size: int):
+        before, self.batch = self.batch, batch_size
+
+        def back():
+            self.batch = before
+
+        return back
+
+
+def test_a_failure_leaves_everything_as_it_was(monkeypatch):
+    optimizer = trained(ADAMW)
+    before = numbers(optimizer)
+    with pytest.raises(OSError, match="the loader is gone"):
+        rescale(to=32, optimizer=optimizer, recipe=ADAMW, loader=Broken())
+    loader = Counted()
+    scheduler = SampleScheduler(torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), batch_size=8)
+    monkeypatch.setattr(scheduler, "write", lambda: (_ for _ in ()).throw(RuntimeError("no")))
+    with pytest.raises(RuntimeError, match="no"):
+        rescale(to=32, optimizer=optimizer, recipe=ADAMW, loader=loader, scheduler=scheduler)
+    after = numbers(optimizer)
+    assert loader.batch == 8
+    assert scheduler.factor == 1.0
+    assert after.keys() == before.keys() | {"initial_lr"}
+    assert all(torch.equal(after[k], v) if isinstance(v, torch.Tensor) else after[k] == v for k, v in before.items())
+
+
+def test_what_cannot_be_honoured_is_refused():
+    weight = torch.nn.Parameter(torch.ones(1))
+    adagrad = torch.optim.Adagrad([weight], lr=0.1)
+    with pytest.raises(InputError, match="Adagrad keeps state"):
+        rescale(to=16, optimizer=adagrad, recipe=SGD)
+    optimizer = trained(SGD)
+    bare = torch.optim.lr_scheduler.StepLR(optimizer, 10)
+    with pytest.raises(InputError, match="SampleScheduler"):
+        rescale(to=16, optimizer=optimizer, recipe=SGD, scheduler=bare)
+    ema = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(1, 1))
+    with pytest.raises(InputError, match="ModelEMA"):
+        rescale(to=16, optimizer=optimizer, recipe=SGD, ema=ema)
+    for bad in (0, -8, True, 8.5):
+        with pytest.raises(InputError, match="to="):
+            rescale(to=bad, optimizer=optimizer, recipe=SGD)
+
+
+def cosine(batch: int = 8) -> tuple[torch.optim.Optimizer, SampleScheduler]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    return optimizer, SampleScheduler(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50), batch_size=batch)
+
+
+def reference_rates() -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
+    rates = []
+    for _ in range(50):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_at_the_reference_batch_the_scheduler_is_its_own():
+    optimizer, scheduler = cosine()
+    seen = []
+    for _ in range(50):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step(samples=8)
+    assert seen == pytest.approx(reference_rates(), abs=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
+def test_the_sum_of_the_rate_over_samples_does_not_depend_on_the_batches(sizes):
+    optimizer, scheduler = cosine()
+    total, seen = 0.0, 0
+    for size, following in zip(sizes, [*sizes[1:], 8], strict=True):
+        if seen + size > 400:
+            break
+        if seen == 0:
+            scheduler.samples = size
+            scheduler.write()
+        total += optimizer.param_groups[0]["lr"] * size
+        optimizer.step()
+        scheduler.step(samples=size, next_samples=following)
+        seen += size
+    rates = reference_rates()
+    expected = sum(rate * max(0, min(seen, 8 * (k + 1)) - 8 * k) for k, rate in enumerate(rates))
+    assert total == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_the_scheduler_resumes_where_it_was():
+    optimizer, scheduler = cosine()
+    for size in (8, 20, 3):
+        optimizer.step()
+        scheduler.step(samples=size)
+    other, resumed = cosine()
+    resumed.load_state_dict(scheduler.state_dict())
+    for size in (8, 30, 5):
+        for o, s in ((optimizer, scheduler), (other, resumed)):
+            o.step()
+            s.step(samples=size)
+        assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+
+
+def test_a_used_scheduler_or_one_that_follows_a_metric_is_refused():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(InputError, match="not a function of steps"):
+        SampleScheduler(torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer), batch_size=8)  # type: ignore[arg-type]
+    used = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    optimizer.step()
+    used.step()
+    with pytest.raises(InputError, match="before the first"):
+        SampleScheduler(used, batch_size=8)
