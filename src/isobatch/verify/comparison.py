@@ -130,7 +130,7 @@ def run(
         Curves, comparisons and verdicts.
 
     Raises:
-        InputError: bad arguments, a recipe that cannot be trained, or an estimate above the budget.
+        InputError: bad arguments, a recipe that cannot be trained or diverges, or an estimate above the budget.
     """
     if whole("seeds", seeds) < equivalence.LEAST_SEEDS:
         raise InputError(f"seeds={seeds} must be at least {equivalence.LEAST_SEEDS} for a verdict")
@@ -154,7 +154,14 @@ def run(
             f"estimated {seconds / 60:.1f} minutes exceed the budget of {budget / 60:.1f}; "
             "raise --budget, lower --seeds (8 at least), or shorten schedule.length"
         )
-    trained = map_jobs(train_curve, jobs, workers=workers, on_done=on_done)
+
+    def finished(curve: Curve) -> None:
+        if curve.arm == "reference" and curve.stopped:
+            raise InputError(f"the reference run diverged: {curve.stopped}; lower optimizer.lr in the recipe")
+        if on_done is not None:
+            on_done(curve)
+
+    trained = map_jobs(train_curve, jobs, workers=workers, on_done=finished)
     curves = {name: sorted((c for c in trained if c.arm == name), key=lambda c: c.seed) for name in chosen}
     table, metric, bases = judge(curves, marks, margin, "average" if recipe.ema is not None else "raw")
     took = time.perf_counter() - began
