@@ -28,26 +28,28 @@ QUADRATIC = {
 
 
 @settings(max_examples=200)
-@given(length=st.integers(20, 200_000), batches=st.lists(st.integers(1, 512), min_size=1, max_size=3))
-def test_stops_rise_from_zero_with_ten_marks_on_whole_steps_where_possible(length, batches):
+@given(steps=st.floats(20, 5000), batches=st.lists(st.integers(1, 512), min_size=1, max_size=3))
+def test_stops_rise_from_zero_with_ten_marks_on_whole_steps_where_possible(steps, batches):
+    length = math.ceil(steps * max(batches))
     stops, marks = stops_for(length, *batches)
     assert stops[0] == 0
     assert all(a < b for a, b in pairwise(stops))
     assert len(marks) == 10
     assert marks[-1] == len(stops) - 1
     assert stops[-1] <= length
-    step = math.lcm(*batches)
-    possible = step * 20 <= length
-    if possible:
-        assert all(stop % step == 0 for stop in stops)
-    slack = step if possible else length / 20
-    assert all(0 <= length * (k + 1) / 10 - stops[mark] < slack + 1 for k, mark in enumerate(marks))
+    common = math.lcm(*batches) * 20 <= length
+    step = math.lcm(*batches) if common else max(batches)
+    assert all(stop % step == 0 for stop in stops)
+    assert all(0 <= length * (k + 1) / 10 - stops[mark] < step + 1 for k, mark in enumerate(marks))
 
 
-@pytest.mark.parametrize("length", [1, 19])
-def test_a_run_too_short_for_ten_marks_is_refused(length):
-    with pytest.raises(InputError, match=f"a run of {length} samples is too short for 10 marks; lengthen"):
-        stops_for(length, 8)
+@pytest.mark.parametrize(
+    ("length", "batches", "left"), [(1, (8,), 0), (19, (1,), 19), (512, (8, 600), 0), (999, (8, 50), 19)]
+)
+def test_a_batch_that_the_stops_would_cut_is_refused(length, batches, left):
+    message = f"batch {max(batches)} leaves {left} steps in a run of {length} samples; 10 marks need at least 20"
+    with pytest.raises(InputError, match=message):
+        stops_for(length, *batches)
 
 
 def test_the_arms_leave_out_what_their_names_say():

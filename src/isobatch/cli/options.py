@@ -96,8 +96,9 @@ def progress(quiet: bool) -> Generator[tuple[Callable[[float, int], None], Calla
     )
 
     console = Console(stderr=True, quiet=quiet)
+    hidden = quiet or not console.is_terminal
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as bar:
+    with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("training runs", total=None)
 
         def estimated(time: float, runs: int) -> None:

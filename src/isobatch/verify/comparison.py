@@ -79,15 +79,18 @@ def stops_for(length: int, *batches: int) -> tuple[tuple[int, ...], tuple[int, .
         Stops in samples, and the indices of the ten marks among them.
 
     Raises:
-        InputError: a run too short for ten marks.
+        InputError: fewer than twenty steps of the largest batch.
     """
-    grid = math.lcm(*batches)
-    if grid > length / (MARKS * BETWEEN):
-        # no common multiple is fine enough: steps are cut at the stops, by the rules of the plan
-        grid = max(1, min(max(batches), length // (MARKS * BETWEEN)))
+    largest, grid = max(batches), math.lcm(*batches)
+    if largest * MARKS * BETWEEN > length:
+        raise InputError(
+            f"batch {largest} leaves {length // largest} steps in a run of {length} samples; {MARKS} marks need at "
+            f"least {MARKS * BETWEEN}: lower the batch or lengthen schedule.length"
+        )
+    if grid * MARKS * BETWEEN > length:
+        # no common multiple is fine enough: the smaller batch's steps are cut at the stops, by the rules of the plan
+        grid = largest
     points = [length * i // (MARKS * BETWEEN) // grid * grid for i in range(MARKS * BETWEEN + 1)]
-    if len(set(points)) < len(points):
-        raise InputError(f"a run of {length} samples is too short for {MARKS} marks; lengthen schedule.length")
     return tuple(points), tuple(range(BETWEEN, MARKS * BETWEEN + 1, BETWEEN))
 
 
@@ -127,7 +130,7 @@ def run(
         Curves, comparisons and verdicts.
 
     Raises:
-        InputError: bad arguments, a recipe that cannot be trained, or an estimate above the budget.
+        InputError: bad arguments, a recipe that cannot be trained or diverges, or an estimate above the budget.
     """
     if whole("seeds", seeds) < equivalence.LEAST_SEEDS:
         raise InputError(f"seeds={seeds} must be at least {equivalence.LEAST_SEEDS} for a verdict")
@@ -151,7 +154,14 @@ def run(
             f"estimated {seconds / 60:.1f} minutes exceed the budget of {budget / 60:.1f}; "
             "raise --budget, lower --seeds (8 at least), or shorten schedule.length"
         )
-    trained = map_jobs(train_curve, jobs, workers=workers, on_done=on_done)
+
+    def finished(curve: Curve) -> None:
+        if curve.arm == "reference" and curve.stopped:
+            raise InputError(f"the reference run diverged: {curve.stopped}; lower optimizer.lr in the recipe")
+        if on_done is not None:
+            on_done(curve)
+
+    trained = map_jobs(train_curve, jobs, workers=workers, on_done=finished)
     curves = {name: sorted((c for c in trained if c.arm == name), key=lambda c: c.seed) for name in chosen}
     table, metric, bases = judge(curves, marks, margin, "average" if recipe.ema is not None else "raw")
     took = time.perf_counter() - began

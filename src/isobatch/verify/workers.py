@@ -170,7 +170,10 @@ def map_jobs(
             if on_done is not None:
                 on_done(results[index])
         return [results[index] for index in range(len(todo))]
-    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    if method == "fork":
+        _load()
+    context = multiprocessing.get_context(method)
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(count, len(todo)), mp_context=context, initializer=_one_thread) as pool:
         futures = {pool.submit(function, job): index for index, job in enumerate(todo)}
@@ -185,6 +188,13 @@ def map_jobs(
                 child.terminate()
             raise
     return [results[index] for index in range(len(todo))]
+
+
+def _load() -> None:
+    """Load torch and what its optimizers load on first use, once here instead of once a process."""
+    import torch
+
+    torch.optim.SGD([torch.zeros(1)], lr=0.1)
 
 
 def _one_thread() -> None:

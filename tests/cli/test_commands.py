@@ -1,0 +1,222 @@
+"""The command line in this process: exit codes, JSON, frozen options, no traceback on bad input."""
+
+import argparse
+import json
+import math
+
+import pytest
+from tests.fabricated import GAPS, comparison
+from tests.recipes import TEXT
+
+from isobatch import cli, verify
+from isobatch.verify.search import Largest
+
+OPTIONS = {
+    "plan": "--batch-size --devices --json --markdown --micro --noise-scale --optimizer recipe",
+    "verify run": "--ablate --batch-size --budget --expect --json --margin --max-kappa --optimizer --out --seeds "
+    "--workers recipe",
+    "verify characteristic": "--batch-size --json --out --sample --seeds --workers recipe",
+    "train": "--async-save --batch-size --every --json --order-seed --out --patience --resume --seed --tensorboard "
+    "recipe",
+    "study": "--json --out --quick --workers name",
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text(TEXT)
+    return str(file)
+
+
+def commands(parser, prefix=""):
+    """Every command that does something, by its words."""
+    nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not nested:
+        yield prefix.strip(), parser
+    for action in nested:
+        for name, child in action.choices.items():
+            yield from commands(child, f"{prefix} {name}")
+
+
+def planted(monkeypatch, gaps=GAPS, **more):
+    """Let `verify run` find invented curves instead of training."""
+    calls = []
+
+    def fake(recipe, batch_size, **asked):
+        calls.append((batch_size, asked))
+        asked["on_estimate"](90.0, 40)
+        return comparison(gaps, **more)
+
+    monkeypatch.setattr(verify, "run", fake)
+    return calls
+
+
+def test_the_options_are_frozen():
+    found = {}
+    for name, parser in commands(cli.parser()):
+        words = [action.option_strings[-1] if action.option_strings else action.dest for action in parser._actions]
+        found[name] = " ".join(sorted(word for word in words if word != "--help"))
+    assert found == {name: " ".join(sorted(words.split())) for name, words in OPTIONS.items()}
+
+
+@pytest.mark.parametrize("command", [[], *(name.split() for name in OPTIONS)], ids=" ".join)
+def test_help_and_version(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.run([*command, "--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: isobatch")
+    assert command or "130 interrupted" in shown
+    with pytest.raises(SystemExit, match="0"):
+        cli.run(["--version"])
+    assert capsys.readouterr().out.startswith("isobatch 0.")
+
+
+def test_plan_prints_a_table_json_or_markdown(path, capsys):
+    assert cli.run(["plan", path, "--batch-size", "128"]) == 0
+    table = capsys.readouterr()
+    assert "kappa = 16" in table.out
+    assert table.err == ""
+    assert cli.run(["plan", path, "--batch-size", "128", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["optimizer"]["lr"] == 0.32
+    assert cli.run(["plan", path, "--batch-size", "128", "--markdown"]) == 0
+    assert "| optimizer.lr | 0.02 | 0.32 | kappa*eta |" in capsys.readouterr().out
+
+
+def test_plan_hands_its_options_on(path, capsys):
+    options = ["--micro", "16", "--devices", "4", "--json"]
+    assert cli.run(["plan", path, "--batch-size", "128", *options]) == 0
+    batch = json.loads(capsys.readouterr().out)["recipe"]["batch"]
+    assert batch == {"size": 128, "unit": "samples", "micro": 16, "devices": 4}
+
+
+BAD = [
+    (["plan", "PATH", "--batch-size", "0"], "batch size=0 must be at least 1"),
+    (["plan", "PATH", "--batch-size", "-8"], "batch size=-8 must be at least 1"),
+    (["plan", "PATH", "--batch-size", "128", "--micro", "0"], "micro=0"),
+    (["plan", "PATH", "--batch-size", "128", "--micro", "3"], "not a multiple"),
+    (["plan", "PATH", "--batch-size", "128", "--noise-scale", "-1"], "noise scale=-1 must be in [0, inf]"),
+    (["plan", "PATH", "--batch-size", "128", "--noise-scale", "nan"], "noise scale=nan must be finite"),
+    (["plan", "PATH", "--batch-size", "128", "--optimizer", "invariant"], "'sgd' has no invariant form"),
+    (["plan", "nowhere.toml", "--batch-size", "128"], "cannot read the recipe nowhere.toml"),
+    (["verify", "run", "PATH", "--batch-size", "128", "--seeds", "7"], "seeds=7 must be at least 8"),
+    (["verify", "run", "PATH", "--batch-size", "128", "--budget", "10"], "such as 10m"),
+    (["verify", "run", "PATH", "--batch-size", "128", "--margin", "nan"], "margin=nan must be finite"),
+    (["verify", "run", "PATH", "--batch-size", "128", "--margin", "-1"], "margin=-1 must be in (0, inf]"),
+    (["verify", "run", "PATH", "--batch-size", "128", "--ablate", "ema"], "ablate='ema' must be among lr-only"),
+    (["verify", "run", "PATH", "--batch-size", "128", "--expect", "plan"], "must be arm=VERDICT pairs"),
+    (["verify", "run", "PATH", "--batch-size", "128", "--expect", "plan=GOOD"], "must be arm=VERDICT pairs"),
+    (["verify", "run", "PATH", "--batch-size", "128", "--workers", "0"], "workers=0 must be at least 1"),
+    (["verify", "run", "PATH", "--batch-size", "4096"], "batch 4096 leaves 10 steps"),
+    (["verify", "run", "PATH", "--batch-size", "128", "--out", "PATH/below"], "give another --out"),
+    (["verify", "characteristic", "PATH", "--batch-size", "128", "--seeds", "39"], "seeds=39 must be at least 4 x"),
+    (["study", "nothing"], "nothing"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(words[2:]) or words[-1] for words, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_two(arguments, message, path, capsys):
+    assert cli.run([word.replace("PATH", path) for word in arguments]) == 2
+    shown = capsys.readouterr()
+    [line] = shown.err.strip().splitlines()
+    assert line.startswith("isobatch: ")
+    assert message in line
+    assert shown.out == ""
+
+
+@pytest.mark.parametrize("words", [["--batch-size", "1.5"], ["--batch-size", "true"], ["--batchsize", "8"], []])
+def test_what_argparse_refuses_has_exit_code_two_as_well(words, path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(["plan", path, *words])
+    assert "isobatch plan: error:" in capsys.readouterr().err
+
+
+def test_the_folder_is_tried_before_anything_is_trained(path, monkeypatch, tmp_path):
+    calls = planted(monkeypatch)
+    (tmp_path / "file").write_text("")
+    assert cli.run(["verify", "run", path, "--batch-size", "32", "--out", str(tmp_path / "file")]) == 2
+    assert calls == []
+
+
+@pytest.mark.parametrize(("gap", "spread", "code", "verdict"), [
+    (0.0, 0.002, 0, "SAME"), (0.02, 0.1, 3, "UNDECIDED"), (0.5, 0.002, 4, "DIFFERENT"), (math.nan, 0.0, 4, "DIFFERENT"),
+])  # fmt: skip
+def test_the_verdict_of_the_plan_is_the_exit_code(gap, spread, code, verdict, path, monkeypatch, capsys):
+    planted(monkeypatch, {**GAPS, "plan": gap}, spread=spread)
+    assert cli.run(["verify", "run", path, "--batch-size", "32"]) == code
+    shown = capsys.readouterr()
+    assert f"plan: {verdict} (averaged model)" in shown.out
+    assert "estimated 1.5 minutes for 40 runs" in shown.err
+    assert "no files written" in shown.out
+
+
+def test_json_alone_is_printed_and_files_are_written(path, monkeypatch, tmp_path, capsys):
+    calls = planted(monkeypatch, {**GAPS, "plan": 0.5})
+    out = tmp_path / "deep" / "out"
+    words = ["--seeds", "9", "--ablate", "lr-only,unscaled", "--margin", "0.05", "--budget", "2h", "--workers", "3"]
+    assert cli.run(["verify", "run", path, "--batch-size", "32", "--json", "--out", str(out), *words]) == 4
+    shown = capsys.readouterr()
+    data = json.loads(shown.out)
+    assert data["verdicts"]["plan"] == data["verdict"] == "DIFFERENT"
+    assert shown.err == ""
+    stored = json.loads((out / "result.json").read_text())
+    assert stored["verdicts"] == data["verdicts"]
+    assert sorted(p.name for p in out.iterdir()) == ["overlay.png", "report.html", "result.json"]
+    [(batch, asked)] = calls
+    assert batch == 32
+    assert (asked["seeds"], asked["margin"], asked["budget"], asked["workers"]) == (9, 0.05, 7200.0, 3)
+    assert asked["ablate"] == ("lr-only", "unscaled")
+
+
+@pytest.mark.parametrize(("words", "wanted"), [([], verify.ABLATIONS), (["--ablate", "none"], ())])
+def test_all_or_no_ablations(words, wanted, path, monkeypatch):
+    calls = planted(monkeypatch)
+    cli.run(["verify", "run", path, "--batch-size", "32", *words])
+    assert calls[0][1]["ablate"] == wanted
+
+
+@pytest.mark.parametrize(("expect", "code", "words"), [
+    ("plan=SAME,lr-only=DIFFERENT,ema-only=DIFFERENT,unscaled=DIFFERENT", 0, ""),
+    ("plan=DIFFERENT", 4, "plan is SAME, expected DIFFERENT"),
+    ("plan=SAME,unscaled=UNDECIDED", 4, "unscaled is DIFFERENT, expected UNDECIDED"),
+    ("other=SAME", 4, "other is not trained, expected SAME"),
+])  # fmt: skip
+def test_an_expected_pattern_decides_the_exit_code(expect, code, words, path, monkeypatch, capsys):
+    planted(monkeypatch)
+    assert cli.run(["verify", "run", path, "--batch-size", "32", "--expect", expect]) == code
+    assert words in capsys.readouterr().err
+
+
+def test_the_largest_kappa_is_printed_and_stored(path, monkeypatch, capsys):
+    planted(monkeypatch, {**GAPS, "plan": 0.5})
+    tried = {2.0: verify.Verdict.SAME, 4.0: verify.Verdict.DIFFERENT}
+    found = Largest(2.0, tried, {2.0: 0.01, 4.0: 0.5})
+    monkeypatch.setattr("isobatch.verify.search.largest_kappa", lambda *_, **__: found)
+    assert cli.run(["verify", "run", path, "--batch-size", "32", "--max-kappa"]) == 4
+    assert "largest kappa that is SAME: 2 (to a factor of 2; tried 2: SAME, 4: DIFFERENT)" in capsys.readouterr().out
+    cli.run(["verify", "run", path, "--batch-size", "32", "--max-kappa", "--json"])
+    assert json.loads(capsys.readouterr().out)["max_kappa"]["tried"]["4"] == {"verdict": "DIFFERENT", "worst": 0.5}
+
+
+def test_an_interrupt_is_130_and_leaves_no_file(path, monkeypatch, tmp_path, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify, "run", interrupt)
+    assert cli.run(["verify", "run", path, "--batch-size", "32", "--out", str(tmp_path / "out")]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_internal_error_is_not_disguised(path, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("inside")
+
+    monkeypatch.setattr(verify, "run", broken)
+    with pytest.raises(ZeroDivisionError, match="inside"):
+        cli.run(["verify", "run", path, "--batch-size", "32"])
+
+
+def test_the_studies_are_listed(capsys):
+    assert cli.run(["study"]) == 0
+    assert "adam" in capsys.readouterr().out
