@@ -1,4 +1,4 @@
-"""Every average that can be timed here: ours, other libraries' where they import, plain PyTorch, and the memory limit."""
+"""Every average that can be timed here: ours, other libraries' where they import, and plain PyTorch."""
 
 import importlib
 from collections.abc import Callable
@@ -128,7 +128,6 @@ NARROW: dict[str, Callable[[nn.Module], Update]] = {
     "isobatch checked": ours,
     "foreach mul_ + add_, lists bound": foreach_mul_add,
     "cast, then _foreach_lerp_": cast_foreach,
-    "torch AveragedModel multi_avg_fn": averaged_model,
     "diffusers foreach": lambda m: diffusers(m, True, torch.float32),
     "torch-ema": lambda m: torch_ema(m, torch.float32),
     "timm": lambda m: timm(m, dtype=torch.float32),

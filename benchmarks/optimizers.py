@@ -13,6 +13,7 @@ import platform
 import random
 import statistics
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -197,9 +198,9 @@ def digits():
     return torch.tensor(x / 16 - 0.5)[order], torch.tensor(y)[order]
 
 
-def digits_run(data, seed: int, kappa: int, optimizer_of):
-    """Train an MLP at batch 8 kappa; return log held-out loss of raw and averaged weights at 16 matched samples."""
-    (x, y), cut, samples = data, 1437, 8 * kappa
+def digits_run(data, seed: int, reference: int, kappa: float, optimizer_of):
+    """Train an MLP at a batch; return log held-out loss of raw and averaged weights at 16 matched samples."""
+    (x, y), cut, samples = data, 1437, round(reference * kappa)
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).double()
     names = [name for name, _ in model.named_parameters()]
@@ -215,10 +216,8 @@ def digits_run(data, seed: int, kappa: int, optimizer_of):
     while seen < total:
         chosen = order[seen : seen + samples]
         optimizer.zero_grad()
-        if isinstance(optimizer, InvariantAdamW) and kappa > 1:
-            with layer_squares(model, optimizer, batch=len(chosen)):
-                loss(x[chosen], y[chosen]).backward()
-        else:
+        invariant = isinstance(optimizer, InvariantAdamW)
+        with layer_squares(model, optimizer, batch=len(chosen)) if invariant else nullcontext():
             loss(x[chosen], y[chosen]).backward()
         optimizer.step()
         seen += samples
@@ -231,35 +230,34 @@ def digits_run(data, seed: int, kappa: int, optimizer_of):
     return np.array(curve)
 
 
-def digits_errors(kappa: int, seeds: int):
-    """Worst gap in log held-out loss against the reference run at batch 8, mean over seeds paired by initialisation."""
-    data, lr, betas = digits(), 3e-4, (0.9**kappa, 0.999**kappa)
-    root = math.sqrt(kappa)
+def digits_errors(reference: int, kappa: float, lr: float, forms, seeds: int):
+    """Worst gap in log held-out loss against the reference run, mean over seeds paired by initialisation."""
+    data, betas, root = digits(), (0.9**kappa, 0.999**kappa), math.sqrt(kappa)
 
     def stock(rate, decay, eps):
         return lambda model: torch.optim.AdamW(model.parameters(), rate, betas, eps, decay, foreach=True)
 
     def invariant(form, scale=kappa, own=betas):
-        return lambda model: InvariantAdamW(model.parameters(), lr * scale, own, reference_batch=8, **form)
+        return lambda model: InvariantAdamW(model.parameters(), lr * scale, own, reference_batch=reference, **form)
 
     contenders = {
         f"{STOCK} square root": stock(lr * root, 0.01 * root, 1e-8 / root),
         f"{STOCK} linear": stock(lr * kappa, 0.01, 1e-8),
-        **{name: invariant(form) for name, form in FORMS.items()},
-        "isobatch InvariantAdamW variance_every=32": invariant({"variance_every": 32}),
+        **{name: invariant(form) for name, form in forms.items()},
     }
-    truth = [digits_run(data, seed, 1, invariant({}, 1, (0.9, 0.999))) for seed in range(seeds)]
+    truth = [digits_run(data, seed, reference, 1, invariant({}, 1, (0.9, 0.999))) for seed in range(seeds)]
     rows = []
     for name, optimizer_of in contenders.items():
-        runs = [digits_run(data, seed, kappa, optimizer_of) for seed in range(seeds)]
-        gaps = np.mean([run - reference for run, reference in zip(runs, truth, strict=True)], axis=0)
+        runs = [digits_run(data, seed, reference, kappa, optimizer_of) for seed in range(seeds)]
+        gaps = np.mean([run - other for run, other in zip(runs, truth, strict=True)], axis=0)
         raw, averaged = (float(gaps[np.abs(gaps[:, i]).argmax(), i]) for i in (0, 1))
         rows.append(
             {
-                "case": f"digits, reference batch 8, kappa {kappa}: worst gap in log held-out loss, {seeds} seeds",
+                "case": f"digits, reference batch {reference}, kappa {kappa:g}: worst gap in log held-out loss",
                 "contender": name,
                 "ratio": round(math.exp(abs(averaged)), 4),
                 "worst": {"average": round(averaged, 4), "raw": round(raw, 4)},
+                "seeds": seeds,
             }
         )
     return rows
@@ -287,7 +285,9 @@ def main():
         case = f"step: text transformer, width 64, one batch of 16 x {LENGTH} bytes, reference {micro}"
         rows += ratios(case, text_steps(64, micro, 16 // micro, whole=True), arguments.rounds)
     rows += memory_and_wire()
-    rows += digits_errors(16, arguments.seeds)
+    sparse = {"isobatch InvariantAdamW variance_every=32": {"variance_every": 32}}
+    rows += digits_errors(8, 16, 3e-4, {**FORMS, **sparse}, arguments.seeds)
+    rows += digits_errors(32, 0.25, 6e-4, {"isobatch InvariantAdamW": {}}, arguments.seeds)
     result = {
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": f"{processor()}, 1 thread of {os.cpu_count()}",

@@ -186,6 +186,34 @@ def test_average_model_is_a_separate_copy(kind):
 
 
 @every_kind
+def test_the_average_is_written_into_a_model_for_good(kind):
+    module, average = train(kind)
+    other = model(torch.float32, seed=3)
+    expected = {n: t.clone() for n, t in average.average(kind.which).items()}
+    average.copy_to(other, kind.which)
+    assert all(torch.equal(p, expected[n].float()) for n, p in other.named_parameters())
+    average.copy_to(module, kind.which)
+    assert all(torch.equal(p, expected[n]) for n, p in module.named_parameters())
+
+
+@every_kind
+def test_an_attached_average_follows_the_optimizer(kind):
+    module, called = train(kind, steps=4)
+    module = model()
+    average = kind.make(module)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+    batches = iter(BATCHES)
+    handle = average.attach(optimizer, lambda: next(batches))
+    for j in range(4):
+        step(module, j)
+        optimizer.step()
+    handle.remove()
+    optimizer.step()
+    tensors = called.state_dict()["tensors"]
+    assert all(torch.equal(t, tensors[k]) for k, t in average.state_dict()["tensors"].items())
+
+
+@every_kind
 def test_state_separates_tensors_from_json(kind):
     _, average = train(kind)
     state = average.state_dict()

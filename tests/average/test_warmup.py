@@ -11,6 +11,7 @@ from torch import nn
 
 from isobatch.average import (
     CopyUntil,
+    Debias,
     LinearRamp,
     ModelEMA,
     MomentumSchedule,
@@ -19,8 +20,10 @@ from isobatch.average import (
     cosine_momentum,
     crowson_warmup,
     diffusers_warmup,
+    ema_pytorch_warmup,
     mmengine_warmup,
     tensorflow_warmup,
+    timm_warmup,
     ultralytics_warmup,
 )
 from isobatch.average.momentum import overlaps
@@ -33,6 +36,7 @@ SAMPLE_CLOCK = [
     Ramp(0.09),
     LinearRamp(700),
     CopyUntil(300),
+    Debias(),
     tensorflow_warmup(batch_size=8),
     crowson_warmup(power=0.75, batch_size=8),
     ultralytics_warmup(20, batch_size=8),
@@ -76,6 +80,22 @@ def test_the_first_update_of_a_ramp_copies():
         assert warmup.spans(0, 8, 500.0, 0) == math.inf
 
 
+@pytest.mark.parametrize("half_life", [30.0, 1e9, math.inf])
+def test_a_debiased_average_forgets_the_weights_at_the_start(half_life):
+    module = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(module.weight, 1e6)
+    ema = ModelEMA(module, half_life=half_life, warmup=Debias())
+    seen, numerator, denominator = 0, 0.0, 0.0
+    for j, batch in enumerate([8, 3, 21, 8, 40]):
+        nn.init.constant_(module.weight, float(j))
+        ema.update(samples=batch)
+        rho, rest = (1.0, float(batch)) if half_life == math.inf else (0.5 ** (batch / half_life), None)
+        share = rest if rest is not None else -math.expm1(-batch / half_life * math.log(2))
+        numerator, denominator = rho * numerator + share * j, rho * denominator + share
+        seen += batch
+    assert ema.average()["weight"].item() == pytest.approx(numerator / denominator, rel=1e-9)
+
+
 def test_a_ramp_without_end_is_a_share_of_the_progress():
     module = nn.Linear(1, 1, bias=False).double()
     ema = ModelEMA(module, half_life=math.inf, warmup=Ramp(0.05))
@@ -92,7 +112,9 @@ def test_a_ramp_without_end_is_a_share_of_the_progress():
         (tensorflow_warmup(), lambda n: min(0.99, (2 + n) / (11 + n))),
         (crowson_warmup(power=0.7), lambda n: min(0.99, 1 - (1 + n) ** -0.7)),
         (crowson_warmup(inv_gamma=5, min_decay=0.3), lambda n: max(min(0.99, 1 - (1 + n / 5) ** (-2 / 3)), 0.3)),
-        (crowson_warmup(copies=3, first=1), lambda n: 0.0 if n < 3 else min(0.99, 1 - (n - 1) ** (-2 / 3))),
+        (ema_pytorch_warmup(update_after_step=0), lambda n: 0.0 if n == 0 else min(0.99, 1 - (1 + n) ** (-2 / 3))),
+        (ema_pytorch_warmup(), lambda n: 0.0 if n <= 100 else min(0.99, 1 - (n - 99) ** (-2 / 3))),
+        (timm_warmup(warmup_power=0.7), lambda n: 0.0 if n < 2 else min(0.99, 1 - n**-0.7)),
         (ultralytics_warmup(10), lambda n: 0.99 * (1 - math.exp(-(n + 1) / 10))),
         (mmengine_warmup(30), lambda n: 1 - max(0.01, 30 / (30 + n))),
         (diffusers_warmup(), lambda n: 0.0 if n == 0 else min(0.99, (1 + n) / (10 + n))),
@@ -107,7 +129,7 @@ def test_step_warmups_have_the_numbers_of_their_libraries(warmup, formula):
 
 
 @pytest.mark.parametrize(
-    "make", [tensorflow_warmup, crowson_warmup, ultralytics_warmup, mmengine_warmup, diffusers_warmup]
+    "make", [tensorflow_warmup, crowson_warmup, timm_warmup, ultralytics_warmup, mmengine_warmup, diffusers_warmup]
 )
 def test_reference_steps_at_the_reference_batch_are_the_calls(make):
     for n in range(50):

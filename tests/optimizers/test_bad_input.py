@@ -8,9 +8,9 @@ from isobatch.errors import InputError
 from isobatch.optimizers import InvariantAdamW, InvariantRMSprop, build, layer_squares, split_backward
 
 
-def one(reference=4, **extra):
+def one(reference=4, micro_batch=4, **extra):
     parameter = nn.Parameter(torch.ones(2))
-    return parameter, InvariantAdamW([parameter], 0.1, reference_batch=reference, **extra)
+    return parameter, InvariantAdamW([parameter], 0.1, reference_batch=reference, micro_batch=micro_batch, **extra)
 
 
 def test_one_chunk_of_more_than_the_reference_needs_a_split():
@@ -34,6 +34,29 @@ def test_one_chunk_is_enough_where_the_variance_is_kept():
     with optimizer.chunk(16):
         parameter.sum().backward()
     optimizer.step()
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_step_of_unknown_samples(by_hand):
+    parameter, optimizer = one(micro_batch=None)
+    if by_hand:
+        parameter.grad = torch.ones(2)
+    else:
+        parameter.sum().backward()
+    with pytest.raises(InputError, match="the samples of this step are not known"):
+        optimizer.step()
+    assert not optimizer.state[parameter]
+    optimizer.zero_grad()
+    with optimizer.chunk(4):
+        parameter.sum().backward()
+    optimizer.step()
+
+
+def test_gradients_set_by_hand_count_as_one_micro_batch():
+    parameter, optimizer = one()
+    parameter.grad = torch.ones(2)
+    optimizer.step()
+    assert torch.allclose(optimizer.state[parameter]["exp_avg_sq"], torch.full((2,), 1e-3))
 
 
 def test_a_reference_that_no_run_fills():
@@ -104,6 +127,16 @@ def test_a_chunk_of_nothing_is_not_counted():
             (parameter * samples).sum().backward()
     assert (optimizer.chunks.count, optimizer.chunks.samples) == (2, 8)
     optimizer.step()
+
+
+def test_a_step_of_nothing():
+    parameter, optimizer = one()
+    with optimizer.chunk(0):
+        (parameter * 0).sum().backward()
+    with pytest.raises(InputError, match=r"0 samples.*discard"):
+        optimizer.step()
+    optimizer.discard()
+    assert parameter.grad is None
 
 
 @pytest.mark.parametrize("samples", [-1, float("nan"), float("inf"), True, "8"])
@@ -193,7 +226,7 @@ def test_an_auxiliary_gradient_is_not_a_chunk():
 
 def test_unused_parameters_and_a_late_thaw():
     used, late = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2), requires_grad=False)
-    optimizer = InvariantAdamW([used, late], 0.1, reference_batch=1, variance_every=3)
+    optimizer = InvariantAdamW([used, late], 0.1, reference_batch=1, micro_batch=1, variance_every=3)
     for step in range(12):
         if step == 6:
             late.requires_grad_(True)

@@ -53,7 +53,7 @@ def test_equals_torch_at_kappa_one(form, dtype):
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).to(dtype)
     twin = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).to(dtype)
     twin.load_state_dict(model.state_dict())
-    ours, theirs = make(form, model.parameters(), 16), stock(form, twin.parameters())
+    ours, theirs = make(form, model.parameters(), 16, micro_batch=16), stock(form, twin.parameters())
     for step in range(20):
         x, y = torch.randn(16, 4, dtype=dtype), torch.randn(16, 2, dtype=dtype)
         for net, optimizer in ((model, ours), (twin, theirs)):

@@ -1,7 +1,7 @@
 """The one interface of every average of a model's weights."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -53,6 +53,9 @@ class ModelAverage(ABC):
 
         Args:
             which: the horizon, where there are several.
+
+        Returns:
+            Tensors by canonical name.
         """
 
     @abstractmethod
@@ -94,6 +97,33 @@ class ModelAverage(ABC):
         """
         return self._engine.tracks.model(self.average(which))
 
+    def copy_to(self, model: nn.Module, which: Which = None) -> None:
+        """Write the averaged weights into a model for good, such as at the end of training.
+
+        Args:
+            model: the bound model, a wrapper of it, or another model with the same names.
+            which: the horizon, where there are several.
+        """
+        self._engine.tracks.copy_to(model, self.average(which))
+
+    def attach(self, optimizer: Optimizer, samples: float | Callable[[], float]) -> RemovableHandle:
+        """Update after every step of an optimizer, without further calls of update().
+
+        A step that never happens, such as one that a gradient scaler skips, is not counted.
+
+        Args:
+            optimizer: whose steps the average follows.
+            samples: global samples of each step, or a function that tells those of the step just made.
+
+        Returns:
+            A handle whose remove() ends it.
+        """
+
+        def after_step(*_: Any) -> None:
+            self.update(samples=samples if isinstance(samples, int | float) else samples())
+
+        return optimizer.register_step_post_hook(after_step)
+
     def reset(self) -> None:
         """Start again at the model's present weights, such as after loading pretrained ones; the clock goes on."""
         self._engine.restart()
@@ -125,6 +155,9 @@ class ModelAverage(ABC):
         """Return {"tensors": {name: tensor}, "values": JSON-able settings and clock}.
 
         The tensors are the averages themselves, as with a module's state_dict(): copy them to keep a moment.
+
+        Returns:
+            The state; tensors and values are apart, so that each can be stored in its own format.
 
         Raises:
             InputError: inside an applied() block.

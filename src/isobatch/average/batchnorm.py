@@ -61,6 +61,9 @@ class Moments:
     def variance(self) -> Tensor:
         """Return the unbiased variance per channel.
 
+        Returns:
+            Of shape [C].
+
         Raises:
             InputError: fewer than two values per channel.
         """
@@ -106,7 +109,7 @@ def recalibrate(
     layers = {m: Moments() for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
     if not layers:
         return 0
-    run = forward or (lambda module, batch: module(batch[0] if isinstance(batch, tuple | list) else batch))
+    run = forward or _forward
     count = 0
     with _measuring(model, layers), torch.no_grad():
         for batch in batches:
@@ -117,12 +120,20 @@ def recalibrate(
             _pool(moments, group)
     if not any(moments.count for moments in layers.values()):
         raise InputError("no batches were given; the statistics were left as they were")
+    _write(layers, count)
+    return count
+
+
+def _forward(model: nn.Module, batch: Any) -> Any:
+    return model(batch[0] if isinstance(batch, tuple | list) else batch)
+
+
+def _write(layers: dict[_BatchNorm, Moments], count: int) -> None:
     found = {layer: (moments.mean, moments.variance()) for layer, moments in layers.items() if moments.count}
     for layer, (mean, variance) in found.items():
         layer.get_buffer("running_mean").copy_(mean)
         layer.get_buffer("running_var").copy_(variance)
         layer.get_buffer("num_batches_tracked").fill_(count)
-    return count
 
 
 @contextmanager

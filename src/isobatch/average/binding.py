@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import chain
 from operator import getitem, is_
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -85,7 +85,7 @@ def trainable(name: str, tensor: Tensor) -> bool:
 class Part(NamedTuple):
     """A share of the bound places, laid out for a check without interpreted loops."""
 
-    tables: list[dict[str, Tensor | None]]
+    tables: list[dict[str, Any]]
     keys: list[str]
     pointers: list[int]
     parents: list[dict[str, nn.Module | None]]
@@ -166,7 +166,8 @@ class Binding:
     def _part(self, turn: int) -> Part:
         slots = list(self.slots.values())[turn :: self._turns]
         pointers = [alias.data_ptr() for alias in self._aliases[turn :: self._turns]]
-        tables, keys = [slot.table for slot in slots], [slot.key for slot in slots]
+        tables: list[dict[str, Any]] = [slot.table for slot in slots]
+        keys = [slot.key for slot in slots]
         children = self._children[turn :: self._turns]
         parents, names = [c[0] for c in children], [c[1] for c in children]
         count = sum(map(len, tables)) + sum(map(len, parents))

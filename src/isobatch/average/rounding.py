@@ -1,11 +1,13 @@
 """Writing a wide result into a narrow average without losing small updates."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from isobatch.average.storage import NARROW
+from isobatch.errors import InputError
 
 RoundingInForce = Literal["nearest", "stochastic", "compensated"]
 
@@ -29,6 +31,29 @@ def work_dtype(average: torch.dtype, weights: torch.dtype, rounding: RoundingInF
         wider = {torch.float32: torch.float64, torch.complex64: torch.complex128}
         return wider.get(average, torch.float32 if average in NARROW else average)
     return torch.float32 if average in NARROW else average
+
+
+def refuse_lost(dtype: torch.dtype, shares: Sequence[float]) -> None:
+    """Refuse an update that rounding to nearest would lose even where average and weights differ by 100%.
+
+    Args:
+        dtype: of the average.
+        shares: weights of the new weights; 0 means that nothing is to move.
+
+    Raises:
+        InputError: says the smallest workable weight and the ways out.
+
+    Example:
+        >>> refuse_lost(torch.bfloat16, [0.1])
+    """
+    floor = torch.finfo(dtype).eps / 4
+    low = min((s for s in shares if s > 0), default=1.0)
+    if low < floor:
+        raise InputError(
+            f"an update of weight {low:.3g} is lost in {dtype} rounded to nearest, even where average and weights "
+            f"differ by 100%; the smallest workable weight is {floor:.3g} (decay {1 - floor:.5g}). Use "
+            'dtype=torch.float32, rounding="stochastic", or a longer cadence'
+        )
 
 
 def stochastic_(target: Tensor, value: Tensor, generator: torch.Generator | None) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, final
 
 from isobatch.average.momentum import overlaps
-from isobatch.average.warmup import CopyUntil, LinearRamp, NoWarmup, Ramp, Warmup, constant_spans
+from isobatch.average.warmup import CopyUntil, Debias, LinearRamp, NoWarmup, Ramp, Warmup, constant_spans
 from isobatch.errors import InputError
 from isobatch.units import finite, whole
 
@@ -101,116 +101,6 @@ class StepWarmup(Warmup):
         return min(span, -math.log2(self.min_decay)) if self.min_decay else span
 
 
-def tensorflow_warmup(batch_size: float | None = None) -> StepWarmup:
-    """Return the warm-up of TensorFlow and torch-ema, (1 + t) / (10 + t) from t = 1.
-
-    Args:
-        batch_size: reference batch whose steps are counted; None counts calls, which is not batch-invariant.
-
-    Returns:
-        The warm-up.
-
-    Example:
-        >>> tensorflow_warmup().first
-        1
-    """
-    return StepWarmup("tensorflow", first=1, batch_size=batch_size)
-
-
-def diffusers_warmup(
-    *,
-    use_ema_warmup: bool = False,
-    inv_gamma: float = 1.0,
-    power: float = 2 / 3,
-    update_after_step: int = 0,
-    batch_size: float | None = None,
-) -> StepWarmup:
-    """Return the warm-up of diffusers: (1 + t) / (10 + t), or crowson's with use_ema_warmup; the first step copies.
-
-    Args:
-        use_ema_warmup: as there.
-        inv_gamma: as there.
-        power: as there.
-        update_after_step: as there.
-        batch_size: reference batch whose steps are counted; None counts calls, which is not batch-invariant.
-
-    Returns:
-        The warm-up.
-
-    Example:
-        >>> diffusers_warmup().copies
-        1
-    """
-    curve: Curve = "crowson" if use_ema_warmup else "tensorflow"
-    copies = whole("update_after_step", update_after_step, 0) + 1
-    return StepWarmup(curve, scale=inv_gamma, power=power, first=1, copies=copies, batch_size=batch_size)
-
-
-def crowson_warmup(
-    *,
-    inv_gamma: float = 1.0,
-    power: float = 2 / 3,
-    min_decay: float = 0.0,
-    first: int = 0,
-    copies: int = 0,
-    batch_size: float | None = None,
-) -> StepWarmup:
-    """Return crowson's warm-up 1 - (1 + t / inv_gamma)**-power, as in k-diffusion, timm and ema-pytorch.
-
-    timm counts t from the step it is told; ema-pytorch copies up to update_after_step and then counts from 1.
-
-    Args:
-        inv_gamma: as there (timm: warmup_gamma).
-        power: as there (timm: warmup_power).
-        min_decay: as there (ema-pytorch: min_value).
-        first: t of the first step that is not a copy.
-        copies: steps at the start that copy.
-        batch_size: reference batch whose steps are counted; None counts calls, which is not batch-invariant.
-
-    Returns:
-        The warm-up.
-
-    Example:
-        >>> crowson_warmup(power=0.75).power
-        0.75
-    """
-    return StepWarmup("crowson", inv_gamma, power, first, copies, min_decay, batch_size)
-
-
-def ultralytics_warmup(tau: float = 2000.0, batch_size: float | None = None) -> StepWarmup:
-    """Return the warm-up of ultralytics, rho * (1 - exp(-t / tau)) from t = 1.
-
-    Args:
-        tau: as there.
-        batch_size: reference batch whose steps are counted; None counts calls, which is not batch-invariant.
-
-    Returns:
-        The warm-up.
-
-    Example:
-        >>> ultralytics_warmup().scale
-        2000.0
-    """
-    return StepWarmup("exponential", tau, first=1, batch_size=batch_size)
-
-
-def mmengine_warmup(gamma: float = 100.0, batch_size: float | None = None) -> StepWarmup:
-    """Return the annealing of MMEngine: the weight of new weights is max(momentum, gamma / (gamma + t)) from t = 0.
-
-    Args:
-        gamma: as there.
-        batch_size: reference batch whose steps are counted; None counts calls, which is not batch-invariant.
-
-    Returns:
-        The warm-up.
-
-    Example:
-        >>> mmengine_warmup().curve
-        'annealing'
-    """
-    return StepWarmup("annealing", gamma, batch_size=batch_size)
-
-
 def warmup_from(settings: Mapping[str, Any]) -> Warmup:
     """Return the warm-up that settings() described.
 
@@ -227,7 +117,9 @@ def warmup_from(settings: Mapping[str, Any]) -> Warmup:
         >>> warmup_from({"name": "Ramp", "ratio": 0.05})
         Ramp(ratio=0.05)
     """
-    kinds: dict[str, type[Warmup]] = {k.__name__: k for k in (NoWarmup, Ramp, LinearRamp, CopyUntil, StepWarmup)}
+    kinds: dict[str, type[Warmup]] = {
+        k.__name__: k for k in (NoWarmup, Ramp, LinearRamp, CopyUntil, Debias, StepWarmup)
+    }
     fields = dict(settings)
     name = fields.pop("name")
     if name not in kinds:

@@ -1,6 +1,5 @@
 """Averages by name beside the model they follow: the tensors that every kind of average shares."""
 
-import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -11,7 +10,9 @@ from torch import Tensor, nn
 
 from isobatch.average.binding import Binding, unwrap
 from isobatch.average.layout import Stacks, allocate, flatten
+from isobatch.average.names import match_names, tell_changes
 from isobatch.average.passes import Pass
+from isobatch.average.rounding import refuse_lost
 from isobatch.average.storage import NARROW, Buffers, Storage, kept_dtype
 from isobatch.average.swap import exchanged
 from isobatch.average.weights import Hold
@@ -32,6 +33,9 @@ class Tracks:
         buffers: "copy" leaves buffers the model's own, "average" averages the floating ones.
         storage: rounding, layout and selection.
         previous: whether the weights of the last update are kept too, for a first-order hold.
+
+    Raises:
+        InputError: a dtype that is not floating, or an unknown word for buffers.
     """
 
     def __init__(
@@ -82,6 +86,9 @@ class Tracks:
 
         Args:
             quick: whether Binding.unmoved() is enough, as in an update, where what is new has not moved yet.
+
+        Raises:
+            InputError: a tensor changed its shape, or the averages are lent to the model.
         """
         self._usable()
         if self._binding.unmoved() if quick else self._binding.current():
@@ -143,7 +150,7 @@ class Tracks:
             InputError: rounding to nearest in a narrow dtype would lose any update of this weight.
         """
         if self.rounding == "nearest" and self.dtype in NARROW:
-            self._refuse_lost([1 - s.keep for s in shares])
+            refuse_lost(self.dtype, [1 - s.keep for s in shares])
         self._pass.move(shares)
 
     @contextmanager
@@ -158,18 +165,25 @@ class Tracks:
             None, with the values in place.
         """
         self._usable()
-        if unwrap(model) is self.root:
-            self.refresh()
-            live = self.live()
-        else:
-            live = Binding(model, buffers=self.buffers == "average", select=self.storage.select).tensors()
-        match_names("model", self.live(), live)
+        live = self._targets(model)
         self.exchanged = True
         try:
             with exchanged(unwrap(model), [(live[name], value) for name, value in values.items()]):
                 yield
         finally:
             self.exchanged = False
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module, values: Mapping[str, Tensor]) -> None:
+        """Write values into a model's tensors.
+
+        Args:
+            model: the bound model, a wrapper of it, or another model with the same names.
+            values: by name, one for every averaged tensor.
+        """
+        self._usable()
+        for name, tensor in self._targets(model).items():
+            tensor.copy_(values[name])
 
     def model(self, values: Mapping[str, Tensor]) -> nn.Module:
         """Return a copy of the bare model with the given values, in evaluation mode, without gradients.
@@ -196,21 +210,19 @@ class Tracks:
             raise InputError(f"the model cannot be copied ({error}); use applied(), which copies nothing") from error
         return made.eval().requires_grad_(False)
 
+    def _targets(self, model: nn.Module) -> dict[str, Tensor]:
+        if unwrap(model) is self.root:
+            self.refresh()
+            return self.live()
+        live = Binding(model, buffers=self.buffers == "average", select=self.storage.select).tensors()
+        match_names("model", self.live(), live)
+        return live
+
     def _usable(self) -> None:
         if self.exchanged:
             raise InputError(
                 "the averaged weights are applied just now, so the model does not hold its raw weights; leave the "
                 "applied() block first"
-            )
-
-    def _refuse_lost(self, shares: Sequence[float]) -> None:
-        floor = torch.finfo(self.dtype).eps / 4
-        low = min((s for s in shares if s > 0), default=1.0)
-        if low < floor:
-            raise InputError(
-                f"an update of weight {low:.3g} is lost in {self.dtype} rounded to nearest, even where average and "
-                f"weights differ by 100%; the smallest workable weight is {floor:.3g} (decay {1 - floor:.5g}). Use "
-                'dtype=torch.float32, rounding="stochastic", or a longer cadence'
             )
 
     def _bind(self, old: Mapping[str, Stacks]) -> None:
@@ -231,7 +243,7 @@ class Tracks:
                     stack.copy_(kept[name])
                 elif role != "compensation":
                     stack.copy_(live[name].detach().expand_as(stack))
-        _tell_changes(set(old["average"].tensors) if old else set(live), set(live))
+        tell_changes(set(old["average"].tensors) if old else set(live), set(live))
         self.roles = roles
         self._seed({t.device for t in live.values()})
         trained = [t for t in live.values() if t.requires_grad]
@@ -261,35 +273,3 @@ class Tracks:
         if self.rounding == "stochastic":
             for device in devices - self.generators.keys():
                 self.generators[device] = torch.Generator(device).manual_seed(self.storage.seed)
-
-
-def match_names(what: str, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Refuse two sets of tensors that differ in names or shapes.
-
-    Args:
-        what: what `given` is, for the message.
-        wanted: tensors that are averaged here.
-        given: tensors offered.
-
-    Raises:
-        InputError: names the difference, with both shapes.
-
-    Example:
-        >>> match_names("model", {"w": torch.zeros(1)}, {"w": torch.zeros(1)})
-    """
-    missing, extra = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    if missing or extra:
-        raise InputError(f"the {what} does not match the average: missing {missing[:5]}, unexpected {extra[:5]}")
-    for name, tensor in wanted.items():
-        if tensor.shape != given[name].shape:
-            raise InputError(f"{name!r} has shape {tuple(given[name].shape)} in the {what}, {tuple(tensor.shape)} here")
-
-
-def _tell_changes(before: set[str], after: set[str]) -> None:
-    added, removed = sorted(after - before), sorted(before - after)
-    if added or removed:
-        warnings.warn(
-            f"the model's tensors changed: averages of {added[:5]} start at their present values, averages of "
-            f"{removed[:5]} were dropped",
-            stacklevel=4,
-        )

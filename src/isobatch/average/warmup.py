@@ -192,6 +192,44 @@ class CopyUntil(Warmup):
         return _settings(self)
 
 
+@final
+@dataclass(frozen=True)
+class Debias(Warmup):
+    r"""The weights at the start do not count: the average starts at zero and is divided by what it has collected.
+
+    The share kept by an update over [a, b] is r**(b - a) (1 - r**a) / (1 - r**b) with r = 2**(-1 / H), which has the
+    same product for any sequence of batches; the first update copies. Adam corrects its moments in this way.
+
+    Example:
+        >>> round(2 ** -Debias().spans(100, 100, 100.0, 0), 6)  # (1 / 2) (1 - 1 / 2) / (1 - 1 / 4)
+        0.333333
+    """
+
+    def spans(self, seen: float, samples: float, half_life: float, call: int) -> float:
+        """Return the half-lives that the update spans; see Warmup.spans().
+
+        Args:
+            seen: samples before the update.
+            samples: of the update.
+            half_life: H in samples.
+            call: not used.
+
+        Returns:
+            Half-lives; infinity for the first update, which copies.
+        """
+        steady = constant_spans(samples, half_life)
+        if seen == 0 or half_life == 0:
+            return math.inf
+        if half_life == math.inf:
+            return math.log2((seen + samples) / seen)
+        rate = math.log(2) / half_life
+        return steady + math.log2(math.expm1(-rate * (seen + samples)) / math.expm1(-rate * seen))
+
+    def settings(self) -> dict[str, Any]:
+        """Return JSON-able settings."""
+        return _settings(self)
+
+
 def _bent(seen: float, samples: float, half_life: float, bend: float, slope: float) -> float:
     """Integral of slope / n up to bend and of 1 / half_life after it."""
     stop = seen + samples

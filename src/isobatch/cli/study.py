@@ -18,6 +18,7 @@ def add(commands: Any) -> None:
     command = commands.add_parser("study", help=text, description=text)
     command.add_argument("name", nargs="?", help="which study")
     command.add_argument("--quick", action="store_true", help="the small grid; some claims stay without a verdict")
+    command.add_argument("--budget", help="begin no further cell after 30m, 2h; a second call goes on")
     add_output(command)
     command.set_defaults(call=study)
 

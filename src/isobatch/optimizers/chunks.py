@@ -21,11 +21,12 @@ class Chunks:
     that a chunk of n of W samples adds is c = (n/W) g, and the buffer is the sum of c^2/n.
 
     Args:
-        default_samples: samples of a backward pass outside `chunk`.
+        default_samples: samples of a backward pass outside `chunk`; None where every pass that is stepped on must be
+            declared.
         form: "coordinate" keeps a buffer of the parameter's shape, the other forms only sums.
     """
 
-    def __init__(self, default_samples: float, form: NoiseForm):
+    def __init__(self, default_samples: float | None, form: NoiseForm):
         self.form: NoiseForm = form
         self.default_samples = default_samples
         self.enabled = True
@@ -33,11 +34,11 @@ class Chunks:
         self.samples = 0.0
         self.factor = 1.0
         self.rescaled = False
+        self.declared = False
         self._unit = 0.0
         self._step = 0
         self._chunk = 0
-        self._declared: float | None = None
-        self._any_declared = False
+        self._open: float | None = None
         self._by_hand = False
         self._leaves: dict[Tensor, Leaf] = {}
 
@@ -65,20 +66,20 @@ class Chunks:
         Raises:
             InputError: inside another chunk, or after backward passes that no chunk declared.
         """
-        if self._declared is not None:
+        if self._open is not None:
             raise InputError(f"chunk(samples={samples}) inside another chunk; close that one first")
-        if self.count and not self._any_declared:
+        if self.count and not self.declared:
             raise InputError(
                 f"chunk(samples={samples}) after {self.count} backward passes outside any chunk; "
                 "put every backward of the step inside one, or none"
             )
-        self._declared = finite("samples", samples, 0)
-        self._any_declared = True
+        self._open = finite("samples", samples, 0)
+        self.declared = True
         try:
             yield
-            self._close(self._declared)
+            self._close(self._open)
         finally:
-            self._declared = None
+            self._open = None
             self._chunk += 1
 
     def add(self, parameter: Tensor, gradient: Tensor, samples: float) -> None:
@@ -161,7 +162,7 @@ class Chunks:
         self.factor = 1.0
         self.rescaled = False
         self._unit = 0.0
-        self._any_declared = False
+        self.declared = False
         self._step += 1
         self._chunk += 1
 
@@ -189,7 +190,7 @@ class Chunks:
         if self._by_hand:
             return
         calls = self._current(leaf).calls
-        samples = self._declared
+        samples = self._open
         if gradient.is_sparse:
             raise InputError(
                 f"a parameter of shape {tuple(leaf.parameter.shape)} got a sparse gradient, which has no square here; "
@@ -198,9 +199,9 @@ class Chunks:
         if calls and leaf.parameter.grad is None:
             raise InputError("gradients were cleared but their squares were not; use optimizer.zero_grad()")
         if samples is None:
-            if self._any_declared:
+            if self.declared:
                 raise InputError("a backward pass outside optimizer.chunk() follows one inside; declare every pass")
-            samples = self.default_samples
+            samples = self.default_samples or 1.0  # without a default the step refuses what this counts
             if calls == self.count:
                 self._close(samples)
         elif leaf.chunk == self._chunk:

@@ -101,8 +101,8 @@ class InvariantAdamW(InvariantOptimizer):
     betas**kappa, weight decay and eps unchanged keep the run when the batch grows by kappa, without the assumption of
     the square-root rule that noise dominates v. At kappa = 1 it is torch.optim.AdamW to rounding.
 
-    Call backward once for each micro-batch, its loss scaled as for any accumulation, inside `chunk(samples)`; a pass
-    outside counts as `micro_batch` samples. Batches smaller than the reference are summed over steps (`window`).
+    Call backward once for each micro-batch, its loss scaled as for any accumulation, inside `chunk(samples)`, or give
+    `micro_batch` and leave the loop as it is. Batches smaller than the reference are summed over steps (`window`).
 
     Args:
         params: as for any torch optimizer; 16-bit parameters keep 16-bit state, as in torch.
@@ -111,7 +111,7 @@ class InvariantAdamW(InvariantOptimizer):
         eps: added to the root of the second moment.
         weight_decay: decoupled, multiplied by lr.
         reference_batch: B_ref, the batch whose second moment is kept, in what `chunk` counts.
-        micro_batch: samples of a backward pass outside `chunk`; None means reference_batch.
+        micro_batch: samples of a backward pass outside `chunk`; None where every pass is declared by it.
         noise: "coordinate" (one buffer more than AdamW), or the cheaper "factored" (sums of rows and columns), "row"
             and "tensor"; see `second_moment.spread`.
         variance_every: F; measure the noise at every F-th step only (denser early), and keep it in between.
@@ -174,7 +174,7 @@ class InvariantAdam(InvariantOptimizer):
         eps: added to the root of the second moment.
         weight_decay: L2 factor.
         reference_batch: B_ref, in what `chunk` counts.
-        micro_batch: samples of a backward pass outside `chunk`; None means reference_batch.
+        micro_batch: samples of a backward pass outside `chunk`; None where every pass is declared by it.
         noise: "coordinate", "factored", "row" or "tensor".
         variance_every: F, see InvariantAdamW.
         process_group: ranks that DDP averages over; None for one process.
@@ -232,7 +232,7 @@ class InvariantRMSprop(InvariantOptimizer):
         weight_decay: L2 factor.
         momentum: mu of the coming step.
         reference_batch: B_ref, in what `chunk` counts.
-        micro_batch: samples of a backward pass outside `chunk`; None means reference_batch.
+        micro_batch: samples of a backward pass outside `chunk`; None where every pass is declared by it.
         noise: "coordinate", "factored", "row" or "tensor".
         variance_every: F, see InvariantAdamW.
         process_group: ranks that DDP averages over; None for one process.

@@ -29,7 +29,7 @@ class InvariantOptimizer(Optimizer):
         defaults: settings of the form, among them lr, eps and weight_decay.
         form: which optimizer it is.
         reference_batch: B_ref, in the samples (or tokens) that `chunk` counts.
-        micro_batch: samples of a backward pass outside `chunk`; None means reference_batch.
+        micro_batch: samples of a backward pass outside `chunk`; None means that every pass is declared.
         noise: how finely the noise is kept: "coordinate" (exact), "factored", "row", "tensor".
         variance_every: F; the variance is measured anew at every F-th step, more often early on. 1 keeps no variance.
         process_group: ranks over which gradients are averaged (DDP); None for one process.
@@ -54,7 +54,7 @@ class InvariantOptimizer(Optimizer):
         if noise not in _NOISE_FORMS:
             raise InputError(f"noise={noise!r} must be one of {', '.join(_NOISE_FORMS)}")
         self.reference_batch = whole("reference_batch", reference_batch)
-        self.chunks = Chunks(whole("micro_batch", reference_batch if micro_batch is None else micro_batch), noise)
+        self.chunks = Chunks(None if micro_batch is None else whole("micro_batch", micro_batch), noise)
         self._form = form
         self._noise: NoiseForm = noise
         self._every = whole("variance_every", variance_every)
@@ -212,12 +212,20 @@ class InvariantOptimizer(Optimizer):
 
     def _batch(self, parameters: list[Tensor]) -> Batch:
         """Return this step's batch, summed over the ranks. Gradients set by hand count as one micro-batch a rank."""
+        default = self.chunks.default_samples
+        if default is None and not self.chunks.declared:
+            raise InputError(
+                "the samples of this step are not known; call backward inside optimizer.chunk(samples), "
+                "or build the optimizer with micro_batch=the samples of one backward pass"
+            )
         samples, chunks, ranks = self.chunks.samples, self.chunks.count, 1
         if self._ranks is not None:
             totals = sum_numbers([samples, chunks], self._ranks, parameters[0].device)
             samples, chunks, ranks = totals[0], int(totals[1]), self._ranks.size()
-        if chunks == 0:
-            samples, chunks = float(self.chunks.default_samples * ranks), ranks
+        if chunks == 0 and default is not None and not self.chunks.declared:
+            samples, chunks = float(default * ranks), ranks
+        if samples == 0:
+            raise InputError("every chunk of this step has 0 samples, so it has no gradient; drop it with discard()")
         return Batch(
             samples=samples,
             chunks=chunks,

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,43 +12,50 @@ from isobatch.verify.workers import Curve, Job, map_jobs, train_curve
 
 
 def train_all(
-    jobs: Iterable[Job],
+    groups: Sequence[Sequence[Job]],
     folder: Path | None,
     *,
     workers: int | None = None,
+    budget: float | None = None,
     on_done: Callable[[Curve], None] | None = None,
-) -> list[Curve]:
-    """Train jobs, keeping each finished curve in a folder; those found there are not trained again.
+) -> dict[str, list[Curve]]:
+    """Train groups of jobs in order, keeping each finished curve in a folder; those found there are not trained again.
 
     Args:
-        jobs: the runs, each with its own (arm, seed).
+        groups: runs that belong together, each with its own (arm, seed); no group is begun after the budget.
         folder: where curves are kept; None keeps nothing.
         workers: processes, one a core unless given.
+        budget: seconds; groups that it does not reach are left for the next call.
         on_done: called with each curve, found or trained.
 
     Returns:
-        Curves in the order of the jobs.
+        arm -> curves by seed, of complete groups only.
     """
-    todo = list(jobs)
-    if folder is None:
-        return map_jobs(train_curve, todo, workers=workers, on_done=on_done)
-    place = prepare(folder / "cells")
-    names = {(job.arm, job.seed): name(job) for job in todo}
-    found = {key: curve for key, file in names.items() if (curve := _read(place / file)) is not None}
-    for curve in found.values():
-        if on_done is not None:
-            on_done(curve)
+    place = None if folder is None else prepare(folder / "cells")
+    began, curves = time.monotonic(), {}
+    for jobs in groups:
+        found = {
+            (job.arm, job.seed): curve for job in jobs if place and (curve := _read(place / name(job))) is not None
+        }
+        for curve in found.values():
+            if on_done is not None:
+                on_done(curve)
+        missing = [job for job in jobs if (job.arm, job.seed) not in found]
+        if missing and budget is not None and time.monotonic() - began > budget:
+            continue
+        files = {(job.arm, job.seed): name(job) for job in missing}
 
-    def keep(curve: Curve) -> None:
-        write(place / names[curve.arm, curve.seed], json.dumps(asdict(curve)))
-        if on_done is not None:
-            on_done(curve)
+        def keep(curve: Curve, files: dict[tuple[str, int], str] = files) -> None:
+            if place is not None:
+                write(place / files[curve.arm, curve.seed], json.dumps(asdict(curve)))
+            if on_done is not None:
+                on_done(curve)
 
-    missing = [job for job in todo if (job.arm, job.seed) not in found]
-    missing.sort(key=lambda job: job.recipe.batch.size)
-    for curve in map_jobs(train_curve, missing, workers=workers, on_done=keep) if missing else ():
-        found[curve.arm, curve.seed] = curve
-    return [found[job.arm, job.seed] for job in todo]
+        for curve in map_jobs(train_curve, missing, workers=workers, on_done=keep) if missing else ():
+            found[curve.arm, curve.seed] = curve
+        for key in sorted(found):
+            curves.setdefault(key[0], []).append(found[key])
+    return curves
 
 
 def name(job: Job) -> str:

@@ -114,28 +114,25 @@ def arm(cell: Cell, rule: str, recipe: Recipe, noise_scale: float) -> Recipe:
     return chosen.at(cell.target).recipe
 
 
-def jobs(task: str, grid: dict[str, Any], seeds: int, scales: dict[int, float]) -> list[Job]:
-    """Return every run of a task: references and arms, on stops that all batches of a reference share.
+def groups(task: str, batch: int, grid: dict[str, Any], seeds: int, noise_scale: float) -> list[list[Job]]:
+    """Return the runs of one reference batch: a group of references, then one group a cell.
 
     Args:
         task: digits or text.
+        batch: the reference batch.
         grid: the task's part of the criteria.
         seeds: seeds per arm.
-        scales: reference batch -> measured noise scale.
+        noise_scale: measured on the reference.
 
     Returns:
-        The runs.
+        Groups; a cell is judged once its group and its reference's are complete.
     """
-    todo, listed = [], cells(task, grid)
-    for index, batch in enumerate(grid["batches"]):
-        recipe = reference(task, batch, grid)
-        mine = [cell for cell in listed if cell.batch == batch]
-        length = math.floor(recipe.staircase().length)
-        arms = {f"{task} B={batch} reference": (recipe, 0)}
-        for cell in mine:
-            for number, rule in enumerate(RULES):
-                stream = 1 + len(RULES) * (index * 16 + grid["kappas"].index(cell.kappa)) + number
-                arms[cell.label(rule)] = (arm(cell, rule, recipe, scales[batch]), stream)
-        stops, _ = stops_for(length, batch, *(cell.target for cell in mine))
-        todo += [Job(name, r, seed, stream, stops) for name, (r, stream) in arms.items() for seed in range(seeds)]
-    return todo
+    recipe = reference(task, batch, grid)
+    mine = [cell for cell in cells(task, grid) if cell.batch == batch]
+    stops, _ = stops_for(math.floor(recipe.staircase().length), batch, *(cell.target for cell in mine))
+    found = [[Job(f"{task} B={batch} reference", recipe, seed, 0, stops) for seed in range(seeds)]]
+    for index, cell in enumerate(mine):
+        arms = [(cell.label(rule), arm(cell, rule, recipe, noise_scale)) for rule in RULES]
+        first = 1 + index * len(RULES)
+        found.append([Job(name, r, s, first + n, stops) for n, (name, r) in enumerate(arms) for s in range(seeds)])
+    return found

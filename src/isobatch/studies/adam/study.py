@@ -28,6 +28,7 @@ def run(
     quick: bool = False,
     out: Path | None = None,
     workers: int | None = None,
+    budget: float | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Curve], None] | None = None,
 ) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def run(
         quick: the small grid of criteria.json; claims it cannot judge stay null.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
+        budget: seconds after which no further cell is begun; the next call goes on with the rest.
         on_estimate: called with seconds (0: unknown) and the number of runs.
         on_done: called with each finished run.
 
@@ -50,22 +52,23 @@ def run(
     recipes = [layout.reference(task, batch, plan[task]) for task, batch in references]
     measured = map_jobs(partial(measure_shares, seeds=2), recipes, workers=workers)
     shares: dict[tuple[str, int], Shares] = dict(zip(references, measured, strict=True))
-    jobs = []
-    for task in tasks:
-        scales = {batch: shares[task, batch].noise_scale for batch in plan[task]["batches"]}
-        jobs += layout.jobs(task, plan[task], seeds, scales)
+    groups = []
+    # the largest reference batches take the fewest steps: a budget then judges the most cells
+    for task, batch in sorted(references, key=lambda reference: -reference[1]):
+        groups += layout.groups(task, batch, plan[task], seeds, shares[task, batch].noise_scale)
     if on_estimate is not None:
-        on_estimate(0.0, len(jobs))
-    curves: dict[str, list[Curve]] = {}
-    for curve in train_all(jobs, out, workers=workers, on_done=on_done):
-        curves.setdefault(curve.arm, []).append(curve)
-    rows = [row for task in tasks for cell in layout.cells(task, plan[task]) for row in _rows(cell, curves, shares)]
+        on_estimate(0.0, sum(map(len, groups)))
+    curves = train_all(groups, out, workers=workers, budget=budget, on_done=on_done)
+    listed = [cell for task in tasks for cell in layout.cells(task, plan[task])]
+    complete = [cell for cell in listed if cell.label("invariant") in curves]
+    rows = [row for cell in complete for row in _rows(cell, curves, shares)]
     part = plan["quadratic"]
     data = {
         "study": NAME,
         "title": rules["title"],
         "quick": quick,
         "seeds": seeds,
+        "cells": {"complete": len(complete), "of": len(listed)},
         "rows": rows,
         "shares": {f"{task} B={batch}": asdict(found) for (task, batch), found in shares.items()},
         "quadratic": sweep(part["shares"], part["kappas"], part["replicas"]),
