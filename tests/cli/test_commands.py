@@ -18,7 +18,7 @@ OPTIONS = {
     "verify characteristic": "--batch-size --json --out --sample --seeds --workers recipe",
     "train": "--async-save --batch-size --every --json --order-seed --out --patience --resume --seed --tensorboard "
     "recipe",
-    "study": "--json --out --quick --workers name",
+    "study": "--budget --json --out --quick --workers name",
 }
 
 
