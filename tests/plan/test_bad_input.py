@@ -52,8 +52,8 @@ FILES = [
     ("[ema]", '[rules]\nlr = "linar"\n[ema]', r"rules\.lr='linar'.*'auto', 'linear'"),
     ("[ema]", '[rules]\nlr = "noise-aware"\n[ema]', r"needs rules\.noise_share"),
     ("[ema]", "[rules]\nfloors = [0.5, 1.0]\n[ema]", r"rules\.floors=\[0\.5, 1\.0\] must each be in \[0, 1\)"),
-    ('task = "digits"', "options = { width = nan }", r"options\.width.*nan.*finite"),
-    ("[batch]\nsize = 8", "batch = 8", r"batch=8.*"),
+    ('task = "digits"', "options = { width = nan }", r"options\.width=nan must be a bool, a finite number or text$"),
+    ("[batch]\nsize = 8", "batch = 8", r"batch=8 must be a table; write \[batch\] with its keys below"),
     ("size = 8", "size = = 8", "is not TOML: .*line 6"),
 ]
 

@@ -56,8 +56,14 @@ def validate(model: type[_Model], values: dict[str, Any]) -> _Model:
 
 
 def _complaints(root: type[BaseModel], error: ValidationError) -> Iterator[str]:
+    told: set[str] = set()
     for item in error.errors(include_url=False):
         parts = [str(part) for part in item["loc"]]
+        if parts[:1] == ["options"] and len(parts) > 1:  # one complaint for each type that an option may have
+            if parts[1] not in told:
+                yield f"options.{parts[1]}={item['input']!r} must be a bool, a finite number or text"
+            told.add(parts[1])
+            continue
         key = ".".join(part for part in parts if not part.startswith(("function-", "constrained-")))
         if item["type"] == "extra_forbidden":
             known = _known(root, parts[:-1])
@@ -66,6 +72,8 @@ def _complaints(root: type[BaseModel], error: ValidationError) -> Iterator[str]:
             yield f"unknown key {key}; {hint}known here: {', '.join(known)}"
         elif item["type"] == "missing":
             yield f"{key} is missing; add it to the recipe"
+        elif item["type"] == "model_type":
+            yield f"{key}={item['input']!r} must be a table; write [{key}] with its keys below"
         elif item["type"] == "value_error":
             yield str(item["ctx"]["error"])
         else:
