@@ -137,6 +137,15 @@ def test_added_and_removed_parameters_are_told_and_followed():
     torch.testing.assert_close(ema.average()["0.weight"], (kept + module[0].weight.detach()) / 2)
 
 
+def test_the_average_is_lent_to_a_model_that_just_changed():
+    module = model()
+    ema = ModelEMA(module, half_life=10)
+    module.add_module("adapter", nn.Linear(2, 2).double())
+    module[0].bias = None
+    with pytest.warns(UserWarning, match="adapter"), ema.applied(module):
+        assert torch.equal(module.adapter.weight, ema.average()["adapter.weight"])
+
+
 def test_a_changed_shape_is_refused_until_reset():
     module = model()
     ema = ModelEMA(module, half_life=10)
