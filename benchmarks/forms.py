@@ -1,6 +1,6 @@
 """Which form of the momentum and beta rules stays closest to the reference at kappa 4 and 16?
 
-    python benchmarks/forms.py --json benchmarks/results/forms.json
+    python benchmarks/forms.py --only digits --json benchmarks/results/forms.json
 
 Rows: case, contender, worst gap in log loss (averaged and raw model), verdicts. The defaults of `[rules]` follow it.
 """
@@ -57,10 +57,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--only", default="", help="cases whose name holds this, such as digits")
     arguments = parser.parse_args()
-    table = [row for case in CASES for row in rows(*case, arguments.seeds, arguments.workers)]
-    if arguments.json:
-        write_result(arguments.json.parent, {"rows": table}, arguments.json.name)
+    table: list[dict] = []
+    for case in CASES:
+        if arguments.only in f"{case[0]} x{case[2]}":
+            table += rows(*case, arguments.seeds, arguments.workers)
+        if arguments.json:
+            write_result(arguments.json.parent, {"rows": table}, arguments.json.name)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,11 @@ def test_other_kinds_formats_and_shapes_of_state_are_refused():
         ema.load_state_dict(newer)
     with pytest.raises(InputError, match="not a state"):
         ema.load_state_dict({"weight": torch.zeros(1)})
+    for part, field in (("values", "clock"), ("clock", "pending")):
+        damaged = ema.state_dict()
+        (damaged["values"] if part == "values" else damaged["values"]["clock"]).pop(field)
+        with pytest.raises(InputError, match=f"lacks .*{field}"):
+            ema.load_state_dict(damaged)
     two = Horizons(module, half_lives=[1, 2])
     with pytest.raises(InputError, match="half_lives"):
         Horizons(module, half_lives=[1, 2, 3]).load_state_dict(two.state_dict())

@@ -108,6 +108,22 @@ def test_a_replaced_parameter_or_module_is_followed():
     torch.testing.assert_close(ema.average()["2.weight"], (kept + 5) / 2)
 
 
+@pytest.mark.parametrize("storage", [Storage(), Storage(flat=True)])
+def test_a_replaced_parameter_of_very_many_is_followed_within_a_round(storage):
+    module = nn.ParameterList([nn.Parameter(torch.zeros(2)) for _ in range(1000)])
+    ema = ModelEMA(module, half_life=1e9, storage=storage)
+    module[777] = nn.Parameter(torch.ones(2))
+    for _ in range(16):
+        ema.update(samples=1)
+    ema.update(samples=1, half_life=0)
+    assert float(ema.average()["777"][0]) == 1.0
+    module[333].data = torch.full((2,), 3.0)
+    with ema.applied(module):
+        pass
+    ema.update(samples=1, half_life=0)
+    assert float(ema.average()["333"][0]) == 3.0
+
+
 def test_added_and_removed_parameters_are_told_and_followed():
     module = model()
     ema = ModelEMA(module, half_life=10)
@@ -119,6 +135,15 @@ def test_added_and_removed_parameters_are_told_and_followed():
     assert torch.equal(ema.average()["adapter.weight"], module.adapter.weight)
     assert "0.bias" not in ema.average()
     torch.testing.assert_close(ema.average()["0.weight"], (kept + module[0].weight.detach()) / 2)
+
+
+def test_the_average_is_lent_to_a_model_that_just_changed():
+    module = model()
+    ema = ModelEMA(module, half_life=10)
+    module.add_module("adapter", nn.Linear(2, 2).double())
+    module[0].bias = None
+    with pytest.warns(UserWarning, match="adapter"), ema.applied(module):
+        assert torch.equal(module.adapter.weight, ema.average()["adapter.weight"])
 
 
 def test_a_changed_shape_is_refused_until_reset():

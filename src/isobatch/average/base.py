@@ -75,7 +75,8 @@ class ModelAverage(ABC):
         """Give the model the averaged weights inside the block, its raw weights and buffers back afterwards.
 
         Storages change hands, nothing is copied unless the dtypes differ; exceptions change nothing in that. Inside
-        the block update() and state_dict() are refused, because the model does not hold its raw weights.
+        the block update() and state_dict() are refused, because the model does not hold its raw weights; whoever
+        changes weights there changes the average.
 
         Args:
             model: the bound model, a wrapper of it, or another model with the same names.
@@ -84,6 +85,7 @@ class ModelAverage(ABC):
         Returns:
             A context manager.
         """
+        self._engine.tracks.refresh()
         return self._engine.tracks.applied(model, self.average(which))
 
     def average_model(self, which: Which = None) -> nn.Module:
@@ -95,6 +97,7 @@ class ModelAverage(ABC):
         Returns:
             A new module in the model's dtypes, without gradients.
         """
+        self._engine.tracks.refresh()
         return self._engine.tracks.model(self.average(which))
 
     def copy_to(self, model: nn.Module, which: Which = None) -> None:
@@ -104,6 +107,7 @@ class ModelAverage(ABC):
             model: the bound model, a wrapper of it, or another model with the same names.
             which: the horizon, where there are several.
         """
+        self._engine.tracks.refresh()
         self._engine.tracks.copy_to(model, self.average(which))
 
     def attach(self, optimizer: Optimizer, samples: float | Callable[[], float]) -> RemovableHandle:

@@ -100,6 +100,36 @@ class Scratch:
 
 
 @final
+class Shares:
+    """Weights of one update, as numbers and as columns [K, 1] made once per dtype and device.
+
+    Args:
+        holds: weights of the update, one per horizon.
+    """
+
+    def __init__(self, holds: Sequence[Hold]):
+        self.whole = [h.before + h.after for h in holds]
+        self.after = [h.after for h in holds]
+        self.before = [h.before / (1 - h.after) if h.after < 1 else 0.0 for h in holds]
+        self._columns: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+    def column(self, shares: list[float], like: Tensor) -> Tensor:
+        """Return whole, after or before as a column in the dtype and on the device of a tensor.
+
+        Args:
+            shares: one of the three lists.
+            like: whose dtype and device to take.
+
+        Returns:
+            Of shape [K, 1].
+        """
+        key = (id(shares), like.dtype, like.device)
+        if key not in self._columns:
+            self._columns[key] = torch.tensor(shares, dtype=like.dtype, device=like.device).view(-1, 1)
+        return self._columns[key]
+
+
+@final
 class Block:
     """Pieces of one dtype pair on one device, moved in a few multi-tensor operations.
 
@@ -131,34 +161,36 @@ class Block:
         differs = self._previous and self._previous[0].dtype != work
         self._before = scratch.like("previous", self._previous, work) if differs else []
 
-    def move(self, shares: Sequence[Hold]) -> None:
+    def move(self, shares: Shares) -> None:
         """Move the averages of this block.
 
         Args:
-            shares: weights of the update, one per horizon.
+            shares: weights of the update.
         """
         sources = _cast(self._weights, self._staged)
         targets = _cast(self._averages, self._wide)
         if self._rests:
             torch._foreach_add_(targets, self._rests)
         if not self._previous:
-            self._lerp(targets, sources, [s.before + s.after for s in shares])
+            self._lerp(targets, sources, shares, shares.whole)
         else:
             previous = _cast(self._previous, self._before)
-            self._lerp(targets, previous, [s.before / (1 - s.after) if s.after < 1 else 0.0 for s in shares])
-            self._lerp(targets, sources, [s.after for s in shares])
+            self._lerp(targets, previous, shares, shares.before)
+            self._lerp(targets, sources, shares, shares.after)
             torch._foreach_copy_(self._previous, self._weights)
         if self._wide:
             self._round()
 
-    def _lerp(self, targets: list[Tensor], sources: list[Tensor], shares: Sequence[float]) -> None:
-        if not any(shares):
+    def _lerp(self, targets: list[Tensor], sources: list[Tensor], shares: Shares, chosen: list[float]) -> None:
+        if not any(chosen):
             return
         if self._single:
-            torch._foreach_lerp_(targets, sources, shares[0])
+            torch._foreach_lerp_(targets, sources, chosen[0])
             return
-        share = torch.tensor(shares, dtype=targets[0].dtype, device=targets[0].device)
-        torch._foreach_lerp_(targets, sources, [share.view(-1, *[1] * s.dim()) for s in sources])
+        column = shares.column(chosen, targets[0])
+        torch._foreach_lerp_(
+            targets, sources, [column if s.dim() == 1 else column.view(-1, *[1] * s.dim()) for s in sources]
+        )
 
     def _round(self) -> None:
         if self._rounding == "nearest":

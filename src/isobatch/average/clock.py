@@ -151,16 +151,16 @@ class Clock(NamedTuple):
 
         Returns:
             The clock.
+
+        Raises:
+            InputError: a field is missing.
         """
-        return Clock(
-            seen=state["seen"],
-            pending=state["pending"],
-            spans=tuple(number_in(x) for x in state["spans"]),
-            ages=tuple(state["ages"]),
-            calls=state["calls"],
-            waiting=state["waiting"],
-            applied=state["applied"],
-        )
+        missing = sorted(set(Clock._fields) - state.keys())
+        if missing:
+            raise InputError(f"the clock in the state lacks {missing}; it was written by another version or damaged")
+        fields: dict[str, Any] = {name: state[name] for name in Clock._fields}
+        fields["spans"], fields["ages"] = tuple(number_in(x) for x in state["spans"]), tuple(state["ages"])
+        return Clock(**fields)
 
 
 def number_out(value: float) -> float | str:

@@ -6,12 +6,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from isobatch.average.blocks import Block, Item, Scratch, gather
+from isobatch.average.blocks import Block, Item, Scratch, Shares, gather
 from isobatch.average.layout import Key, Stacks, alias, dense, rows, span
 from isobatch.average.rounding import RoundingInForce, work_dtype
 from isobatch.average.weights import Hold
 
-CACHED = 1 << 18  # elements per block and thread on a CPU: 1 MiB of float32
+CACHED = 1 << 19  # elements per block and thread on a CPU: 2 MiB of float32
 STAGED = 1 << 26  # elements per block on an accelerator, where it bounds working memory only
 
 
@@ -62,12 +62,13 @@ class Pass:
             sums.setdefault((total.dtype, total.device), []).append(total)
         return all(bool(torch.isfinite(torch.stack(totals)).all()) for totals in sums.values())
 
-    def move(self, shares: Sequence[Hold]) -> None:
+    def move(self, holds: Sequence[Hold]) -> None:
         """Move every average.
 
         Args:
-            shares: weights of the update, one per horizon.
+            holds: weights of the update, one per horizon.
         """
+        shares = Shares(holds)
         for block in self._blocks:
             block.move(shares)
 

@@ -147,6 +147,9 @@ def opened(state: Mapping[str, Any] | None, kind: str) -> tuple[Mapping[str, Any
     if not {"values", "tensors"} <= state.keys():
         raise InputError(f'not a state of an average: keys {sorted(state)[:5]}, "values" and "tensors" are needed')
     values = state["values"]
+    absent = sorted({"class", "format", "settings", "clock"} - values.keys())
+    if absent:
+        raise InputError(f"the state of the average lacks {absent}; it was written by another program or damaged")
     if values["class"] != kind:
         raise InputError(f"the state is of a {values['class']}, not of a {kind}; build that kind to load it")
     if values["format"] > FORMAT:

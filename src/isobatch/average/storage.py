@@ -26,9 +26,7 @@ class Storage:
             nearest for float32 and wider, stochastic below.
         seed: of the stochastic rounding.
         flat: move the model's small parameters into one buffer per dtype, so that models of many small tensors are
-            averaged in one operation; the parameters stay the same objects. Each update then checks one place in 16
-            for replaced modules and storages, so a single parameter pointed elsewhere by hand is noticed 16 updates
-            late at most; a model moved or cast as a whole at once.
+            averaged in one operation; the parameters stay the same objects.
         select: which parameters to average, by canonical name and tensor; None for all. The rest, and buffers that
             are not averaged, stay the model's own.
         check_finite: whether an update first refuses weights that are not finite (one more read of the weights and a

@@ -19,7 +19,6 @@ from isobatch.average.weights import Hold
 from isobatch.errors import InputError, NonFiniteError
 
 PROBES = 8
-FLAT_TURNS = 16
 
 
 @final
@@ -57,8 +56,7 @@ class Tracks:
         self.rounding = self.storage.resolve(dtype)
         self.exchanged = False
         self._count, self._hold = count, previous
-        turns = FLAT_TURNS if self.storage.flat else 1
-        self._binding = Binding(model, buffers=buffers == "average", select=self.storage.select, turns=turns)
+        self._binding = Binding(model, buffers=buffers == "average", select=self.storage.select)
         self.generators: dict[torch.device, torch.Generator] = {}
         self.roles: dict[str, Stacks] = {}
         self._bind({})

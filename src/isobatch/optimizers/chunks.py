@@ -36,8 +36,10 @@ class Chunks:
         self.rescaled = False
         self.declared = False
         self._unit = 0.0
+        self._weight = 1.0
         self._step = 0
         self._chunk = 0
+        self._looked = False
         self._open: float | None = None
         self._by_hand = False
         self._leaves: dict[Tensor, Leaf] = {}
@@ -73,14 +75,15 @@ class Chunks:
                 f"chunk(samples={samples}) after {self.count} backward passes outside any chunk; "
                 "put every backward of the step inside one, or none"
             )
-        self._open = finite("samples", samples, 0)
+        size = finite("samples", samples, 0)
         self.declared = True
+        self._begin(size)
+        self._open = size
         try:
             yield
-            self._close(self._open)
+            self._close(size)
         finally:
             self._open = None
-            self._chunk += 1
 
     def add(self, parameter: Tensor, gradient: Tensor, samples: float) -> None:
         """Count one chunk's contribution to a parameter's gradient and, while `enabled`, add its square.
@@ -90,7 +93,11 @@ class Chunks:
             gradient: c, what this chunk adds to `.grad`.
             samples: n, positive.
         """
-        self._add(self._current(self._leaves[parameter]), gradient, samples)
+        leaf = self._current(self._leaves[parameter])
+        leaf.calls += 1
+        if self.enabled:
+            self._unit = self._unit or samples
+            leaf.add(gradient, self._unit / samples, self.form)
 
     def add_squares(self, parameter: Tensor, squares: Tensor, samples: float) -> None:
         """Add sum c^2 over chunks of equally many samples, per coordinate.
@@ -164,12 +171,18 @@ class Chunks:
         self._unit = 0.0
         self.declared = False
         self._step += 1
-        self._chunk += 1
 
     def release(self) -> None:
         """Free the buffers (they come back when needed)."""
         for leaf in self._leaves.values():
             leaf.buffer = None
+
+    def _begin(self, samples: float) -> None:
+        """Open the books for one backward pass."""
+        self._chunk += 1
+        self._looked = False
+        self._unit = self._unit or samples
+        self._weight = self._unit / samples if samples > 0 else 0.0
 
     def _close(self, samples: float) -> None:
         if samples > 0:
@@ -189,34 +202,44 @@ class Chunks:
         """
         if self._by_hand:
             return
-        calls = self._current(leaf).calls
         samples = self._open
-        if gradient.is_sparse:
-            raise InputError(
-                f"a parameter of shape {tuple(leaf.parameter.shape)} got a sparse gradient, which has no square here; "
-                "build its nn.Embedding with sparse=False"
-            )
-        if calls and leaf.parameter.grad is None:
-            raise InputError("gradients were cleared but their squares were not; use optimizer.zero_grad()")
         if samples is None:
-            if self.declared:
-                raise InputError("a backward pass outside optimizer.chunk() follows one inside; declare every pass")
-            samples = self.default_samples or 1.0  # without a default the step refuses what this counts
-            if calls == self.count:
-                self._close(samples)
+            samples = self._undeclared(leaf)
         elif leaf.chunk == self._chunk:
             raise InputError(
                 "two backward passes in one chunk; add the losses and call backward once "
                 "(with activation checkpointing: use_reentrant=False)"
             )
         leaf.chunk = self._chunk
+        if gradient.is_sparse:
+            raise InputError(
+                f"a parameter of shape {tuple(leaf.parameter.shape)} got a sparse gradient, which has no square here; "
+                "build its nn.Embedding with sparse=False"
+            )
+        if self._current(leaf).calls and not self._looked:
+            self._looked = True  # once a pass is enough, and this runs for every parameter
+            if leaf.parameter.grad is None:
+                raise InputError("gradients were cleared but their squares were not; use optimizer.zero_grad()")
         if samples == 0:
+            return
+        leaf.calls += 1
+        if not self.enabled:
             return
         if torch.is_grad_enabled():
             with torch.no_grad():
-                self._add(leaf, gradient, samples)
+                leaf.add(gradient, self._weight, self.form)
         else:
-            self._add(leaf, gradient, samples)
+            leaf.add(gradient, self._weight, self.form)
+
+    def _undeclared(self, leaf: Leaf) -> float:
+        """Return the samples of a pass outside `chunk`, counted where this parameter is the first to hear of it."""
+        if self.declared:
+            raise InputError("a backward pass outside optimizer.chunk() follows one inside; declare every pass")
+        samples = self.default_samples or 1.0  # without a default the step refuses what this counts
+        if self._current(leaf).calls == self.count:
+            self._begin(samples)
+            self._close(samples)
+        return samples
 
     def _current(self, leaf: Leaf) -> Leaf:
         """Return the leaf, with its count at 0 where it last heard of another step."""
@@ -224,12 +247,6 @@ class Chunks:
             leaf.step = self._step
             leaf.calls = 0
         return leaf
-
-    def _add(self, leaf: Leaf, gradient: Tensor, samples: float) -> None:
-        leaf.calls += 1
-        if self.enabled:
-            self._unit = self._unit or samples
-            leaf.add(gradient, self._unit / samples, self.form)
 
 
 def _hook(chunks: "weakref.ref[Chunks]", watched: weakref.ref[Leaf]) -> Callable[[tuple[Tensor, ...]], None]:

@@ -8,8 +8,6 @@ from torch.autograd.graph import get_gradient_edge
 
 from isobatch.optimizers.second_moment import NoiseForm, reduced_square
 
-_SHORT = (torch.float16, torch.bfloat16)
-
 
 class Leaf:
     """One watched parameter: the sum of its squared chunk gradients, and which step and chunk it last heard of.
@@ -18,10 +16,11 @@ class Leaf:
         parameter: a leaf tensor that needs gradients.
     """
 
-    __slots__ = ("__weakref__", "buffer", "calls", "chunk", "node", "parameter", "step")
+    __slots__ = ("__weakref__", "buffer", "calls", "chunk", "node", "parameter", "short", "step")
 
     def __init__(self, parameter: Tensor):
         self.parameter = parameter
+        self.short = parameter.dtype in (torch.float16, torch.bfloat16)
         self.node: Any = get_gradient_edge(parameter).node
         self.buffer: Tensor | None = None
         self.calls = 0
@@ -36,9 +35,11 @@ class Leaf:
             weight: of its square.
             form: how squares are reduced.
         """
-        if gradient.dtype in _SHORT:
+        if self.short:
             gradient = gradient.float()
-        if form != "coordinate":
+        if form == "coordinate" and self.calls > 1 and self.buffer is not None:
+            self.buffer.addcmul_(gradient, gradient, value=weight)
+        elif form != "coordinate":
             squares = reduced_square(gradient, form)
             if self.calls > 1 and self.buffer is not None:
                 self.buffer.add_(squares, alpha=weight)
@@ -46,8 +47,6 @@ class Leaf:
                 self.buffer = squares.mul_(weight)
         elif self.buffer is None:
             self.buffer = (gradient * gradient).mul_(weight)
-        elif self.calls > 1:
-            self.buffer.addcmul_(gradient, gradient, value=weight)
         else:
             torch.mul(gradient, gradient, out=self.buffer)
             if weight != 1:
