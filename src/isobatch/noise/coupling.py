@@ -1,10 +1,13 @@
 """Is the loss a mean over independent samples? Sums are named, and what couples rows is said beside every estimate."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isobatch.errors import InputError
@@ -88,6 +91,40 @@ def check_mean(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch
     )
     warnings.warn(told, CoupledSamplesWarning, stacklevel=3)
     return (told,)
+
+
+def sum_in_disguise(traces: NDArray[np.float64], batches: NDArray[np.float64]) -> str:
+    r"""Return why a loss looks like a sum: tr(Sigma) of one sample grew as the square of the batch.
+
+    Of a mean loss it does not depend on the batch. Looks at the last change of batch by a factor of 2 or more.
+
+    Args:
+        traces: tr(Sigma) of measurements, in order of time.
+        batches: samples of their steps.
+
+    Returns:
+        The reason; empty where nothing points to a sum.
+
+    Example:
+        >>> sum_in_disguise(np.array([1.0, 1.0, 16.0, 16.0]), np.array([8.0, 8.0, 32.0, 32.0]))[:27]
+        'the loss is a sum over samp'
+        >>> sum_in_disguise(np.array([1.0, 1.0, 2.0, 2.0]), np.array([8.0, 8.0, 32.0, 32.0]))
+        ''
+    """
+    steps = np.abs(np.diff(np.log(batches))) if len(batches) > 1 else np.zeros(0)
+    changes = np.flatnonzero(steps >= math.log(2))
+    if not len(changes):
+        return ""
+    last = int(changes[-1]) + 1
+    first = int(changes[-2]) + 1 if len(changes) > 1 else 0
+    before, after = float(np.median(traces[first:last])), float(np.median(traces[last:]))
+    ratio = float(np.median(batches[last:]) / np.median(batches[first:last]))
+    if min(before, after) <= 0 or math.log(after / before) / math.log(ratio) < 1.5:
+        return ""
+    return (
+        f"the loss is a sum over samples: tr(Sigma) changed {after / before:.3g}-fold when the batch changed "
+        f"{ratio:.3g}-fold; divide the loss by the samples"
+    )
 
 
 def rows_of(batch: Any, start: int, stop: int) -> Any:
