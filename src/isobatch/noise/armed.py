@@ -19,6 +19,7 @@ ONE_CHUNK = (
     "only one chunk a step, so nothing to compare: accumulate micro-batches, train on several ranks, use noise.halves, "
     "or measure rows of layers that are known"
 )
+CLEARED = "gradients were cleared between two backward passes of one step; call noise.discard() for a step not taken"
 NO_PASS = "no backward pass was seen between two calls of update()"
 
 
@@ -86,7 +87,14 @@ class Armed:
                 record = Record(columns, geometry, [p for layer in layers for p in layer.parameters.values()], trusted)
                 if layers or mode != "auto":
                     self.rows = Rows(
-                        record, layers, declared, self.watch, few=setup.rows, turn=turn, check=trusted is None
+                        record,
+                        columns.model,
+                        layers,
+                        declared,
+                        self.watch,
+                        few=setup.rows,
+                        turn=turn,
+                        check=trusted is None,
                     )
             take = {"auto": "all", "chunks": "all", "prefix": "first"}.get(mode, "none")
             self.record = self.rows.record if self.rows and take == "none" else Record(columns, geometry, trainable)
@@ -148,6 +156,8 @@ class Armed:
                 )
             if passes == 0 and group is None:
                 return Outcome(None, NO_PASS, self.mode, None, 0.0)
+            if self.passes.cleared and group is None:
+                return Outcome(None, CLEARED, self.mode, None, 0.0)
             several = passes > 1 or group is not None
             mode = self.mode if self.setup.mode != "auto" else ("chunks" if several else "rows")
             if self.rows is not None and (self.mode != "auto" or not several):

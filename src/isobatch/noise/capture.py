@@ -3,13 +3,14 @@
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from isobatch.errors import InputError
+from isobatch.noise.coupling import length
 from isobatch.noise.pace import Stopwatch
 from isobatch.noise.record import Entry, Record
 from isobatch.noise.rows import Owner, embedding_norms, few_of, linear_norms, positions_apart, run_again, wide
@@ -82,6 +83,7 @@ class Passes:
         self.witnesses = [record.witness]
         self.units: list[float] = []
         self.sums: dict[Tensor, Tensor] | None = None
+        self.cleared = False
         self._calls: dict[Tensor, int] = {}
 
     def receive(self, parameter: Tensor, gradient: Tensor) -> None:
@@ -112,6 +114,7 @@ class Passes:
         self._calls[parameter] = turn + 1
         while len(self.units) <= turn:
             self.units.append(unit)
+        self.cleared = self.cleared or (turn > 0 and parameter.grad is None)
         for witness in self.witnesses:
             if parameter in witness:
                 witness.add(parameter, gradient)
@@ -132,6 +135,7 @@ class Rows:
 
     Args:
         record: where rows go, as chunks of one row.
+        model: whose first input says how many rows a batch has.
         layers: whose rows can be told apart.
         declared: what the present pass holds.
         watch: times it.
@@ -143,6 +147,7 @@ class Rows:
     def __init__(
         self,
         record: Record,
+        model: nn.Module,
         layers: Sequence[Owner],
         declared: Declared,
         watch: Stopwatch,
@@ -157,11 +162,12 @@ class Rows:
         self.declared = declared
         self.few, self.turn = few, turn
         self.totals: dict[Tensor, Tensor] | None = {} if check else None
-        self.sizes: list[int] = []
-        self._calls: dict[str, int] = {}
+        self._uses: dict[str, set[int]] = {}
+        self._entries: dict[int, Entry] = {}
+        self._forward = 0
         self._odd: set[str] = set()
         self._batch: int | None = None
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle] = [model.register_forward_pre_hook(self._count, with_kwargs=True)]
         for owner in self.layers:
             self._handles.append(owner.module.register_forward_hook(self._before(owner)))
 
@@ -177,7 +183,7 @@ class Rows:
         Args:
             passes: backward passes of the step.
         """
-        kept = [o for o in self.layers if self._calls.get(o.name) == passes and o.name not in self._odd]
+        kept = [o for o in self.layers if len(self._uses.get(o.name, ())) == passes and o.name not in self._odd]
         self.record.covered = [p for owner in kept for p in owner.parameters.values()]
 
     def trust(self, added: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
@@ -197,35 +203,32 @@ class Rows:
             trusted[parameter] = (gap <= tolerance * torch.linalg.vector_norm(whole)).double()
         return trusted
 
+    def _count(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if torch.is_grad_enabled():
+            self._forward, self._batch = self._forward + 1, length([*inputs, *named.values()])
+
     def _before(self, owner: Owner) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if not torch.is_grad_enabled() or not output.requires_grad:
-                return
-            x = inputs[0].detach()
-            if self._batch is None and x.ndim:
-                self._batch = len(x)
-            output.register_hook(partial(self._backward, owner, x))
+            if torch.is_grad_enabled() and output.requires_grad:
+                x = inputs[0].detach()
+                output.register_hook(partial(self._backward, owner, x, self._forward, self._batch))
 
         return forward
 
-    def _backward(self, owner: Owner, x: Tensor, delta: Tensor) -> None:
+    def _backward(self, owner: Owner, x: Tensor, forward: int, batch: int | None, delta: Tensor) -> None:
         if self.declared.samples != 0:
             with self.watch, torch.no_grad():
-                self._take(owner, x, delta)
+                self._take(owner, x, forward, batch, delta)
 
-    def _take(self, owner: Owner, x: Tensor, delta: Tensor) -> None:
-        turn = self._calls.get(owner.name, 0)
-        self._calls[owner.name] = turn + 1
-        if x.ndim == 0 or len(x) != len(delta):
+    def _take(self, owner: Owner, x: Tensor, forward: int, batch: int | None, delta: Tensor) -> None:
+        uses = self._uses.setdefault(owner.name, set())
+        if forward in uses or x.ndim == 0 or len(x) != len(delta) or len(x) != (batch or len(x)):
             self._odd.add(owner.name)
             return
-        while len(self.sizes) <= turn:
-            self._open(self._batch or len(x))
-            self._batch = None
-        if len(x) != self.sizes[turn]:
-            self._odd.add(owner.name)
-            return
-        entry = self.record.entries[turn]
+        uses.add(forward)
+        if forward not in self._entries:
+            self._entries[forward] = self._open(len(x))
+        entry = self._entries[forward]
         if self.totals is not None:
             for key, total in run_again(owner.module, wide(x), wide(delta)).items():
                 if key in owner.parameters:
@@ -234,15 +237,16 @@ class Rows:
         chosen, most = few_of(len(x), self.few, self.turn), len(entry.units)
         self._rows(owner, entry, wide(x[chosen][:most]), wide(delta[chosen][:most]))
 
-    def _open(self, rows: int) -> None:
+    def _open(self, rows: int) -> Entry:
         """Open the entry of a pass of so many rows."""
         samples = float(rows) if self.declared.samples is None else self.declared.samples
         counts = self.declared.rows or [samples / rows] * rows
         if len(counts) != rows:
             raise InputError(f"chunk() was given the counts of {len(counts)} rows, but the batch has {rows}")
-        self.sizes.append(rows)
-        self.record.entries.append(Entry(counts[few_of(rows, self.few, self.turn)][: self.few]))
+        entry = Entry(counts[few_of(rows, self.few, self.turn)][: self.few])
+        self.record.entries.append(entry)
         self.record.total_units += samples
+        return entry
 
     def _rows(self, owner: Owner, entry: Entry, x: Tensor, delta: Tensor) -> None:
         done = self._without_gradients(owner, entry, x, delta)

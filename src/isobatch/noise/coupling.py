@@ -62,8 +62,7 @@ def check_mean(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch
         >>> check_mean(lambda model, x: model(x).square().mean(), nn.Linear(1, 1), torch.ones(2, 1))
         ()
     """
-    rows = _length(batch)
-    if rows is None or rows < 2:
+    if (length(batch) or 0) < 2:
         return ()
     modes = [(module, module.training) for module in model.modules()]
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
@@ -171,12 +170,22 @@ def first_tensor(batch: Any) -> Tensor:
     raise InputError(f"a chunk of type {type(batch).__name__} has no rows to count; give counts=")
 
 
-def _length(batch: Any) -> int | None:
-    """Return the common number of rows, None where tensors differ or there are none."""
+def length(batch: Any) -> int | None:
+    """Return the length of the first tensor in a batch that has one.
+
+    Args:
+        batch: anything.
+
+    Returns:
+        Its rows, None without such a tensor.
+
+    Example:
+        >>> length({"tokens": torch.zeros(3, 2), "scale": 1.0})
+        3
+    """
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim > 0 else None
     inside = list(batch.values()) if isinstance(batch, Mapping) else batch
-    if not isinstance(inside, tuple | list) or not inside:
+    if not isinstance(inside, tuple | list):
         return None
-    lengths = {_length(value) for value in inside}
-    return lengths.pop() if len(lengths) == 1 else None
+    return next((n for n in map(length, inside) if n is not None), None)

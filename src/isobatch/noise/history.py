@@ -106,7 +106,7 @@ class History:
         cell = Cell(found.values * span, kept * span, kept, 1 - kept, seen - span / 2, span, batch)
         self.cells.append(cell)
         if self.half_life is not None:
-            self.cells = [c for c in self.cells if self.weight(c.position, seen) > _FORGOTTEN]
+            self.cells = [c for c in self.cells if self.weight(c.position, cell.position) > _FORGOTTEN]
         if len(self.cells) > MOST_CELLS:
             pairs = zip(self.cells[::2], self.cells[1::2], strict=False)
             self.cells = [a.with_(b) for a, b in pairs] + self.cells[len(self.cells) // 2 * 2 :]
@@ -161,7 +161,8 @@ class History:
         each = table[live, :-3].reshape(-1, columns, 2) / weight[:, None, None]
         if data_size is not None:
             each[:, :, 1] += each[:, :, 0] / data_size
-        age = np.array([self.weight(cell.position, seen) for cell in self.cells])[live]
+        newest = self.cells[-1].position if self.half_life is not None else seen
+        age = np.array([self.weight(cell.position, newest) for cell in self.cells])[live]
         shares = age * weight
         means = np.tensordot(shares / shares.sum(), each, 1)
         spreads = [blocked_spread(each[:, i], shares) for i in range(columns)]
