@@ -2,6 +2,7 @@
 
 from isobatch.noise.coupling import CoupledSamplesWarning
 from isobatch.noise.estimate import NoiseEstimate, Verdict, judge, undefined
+from isobatch.noise.hessian import measure_hessian
 from isobatch.noise.interval import Spread, block_spread, blocked_spread, jackknife_spread, ratio_interval
 from isobatch.noise.probe import measure
 from isobatch.noise.scale import NoiseScale
@@ -20,6 +21,7 @@ __all__ = [
     "jackknife_spread",
     "judge",
     "measure",
+    "measure_hessian",
     "moments",
     "noise_scale",
     "part_moments",

@@ -20,6 +20,9 @@ ONE_CHUNK = (
     "or measure rows of layers that are known"
 )
 CLEARED = "gradients were cleared between two backward passes of one step; call noise.discard() for a step not taken"
+USED_OTHERWISE = (
+    "no layer was used once in each backward pass, on the batch's own rows; use noise.halves or accumulation"
+)
 NO_PASS = "no backward pass was seen between two calls of update()"
 
 
@@ -175,7 +178,7 @@ class Armed:
         if record.trusted is not None:
             record.covered = [p for p in record.covered if p in record.trusted]
         if not record.covered:
-            return Outcome(None, ONE_CHUNK, mode, None, 0.0)
+            return Outcome(None, USED_OTHERWISE if record.entries else ONE_CHUNK, mode, None, 0.0)
         found = record.finish(samples, self.setup.group)
         coverage = sum(p.numel() for p in record.covered) / self._trainable
         return Outcome(found, "" if found else ONE_CHUNK, mode, trusted, coverage)

@@ -1,6 +1,6 @@
 """Columns: the whole model first, then the layers or parameter groups that estimates are asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, final
 
 import torch
@@ -79,6 +79,18 @@ class Columns:
 
     def __contains__(self, parameter: Tensor) -> bool:
         return parameter in self._name_of
+
+    def members(self, column: int, parameters: Sequence[Tensor]) -> list[int]:
+        """Return which of some parameters count towards a column.
+
+        Args:
+            column: 0 for the whole model.
+            parameters: in any order.
+
+        Returns:
+            Their places in `parameters`.
+        """
+        return [i for i, p in enumerate(parameters) if column == 0 or self._column[p] == column]
 
     def add_up(self, parameters: list[Tensor], lengths: Tensor) -> Tensor:
         """Add lengths of parameters into columns.

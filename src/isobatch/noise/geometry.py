@@ -6,7 +6,7 @@ r"""Geometries: which length of a gradient the noise scale is made of.
   results" in 1812.06162, footnote 7.
 - sign: |sigma|_1^2/|G|_1^2. Led the batch schedules of Signum and AdamW at 160M parameters (2602.03001); an adaptive
   run of AdamW at 1B ended worse than a constant batch there.
-- `hessian_moments` (a probe, not a geometry of the running estimate): tr(H Sigma)/(G'HG). Beat euclidean on SVHN under
+- `measure_hessian` (a probe, not a geometry of the running estimate): tr(H Sigma)/(G'HG). Beat euclidean on SVHN under
   SGD (1812.06162); little tried elsewhere.
 """
 
@@ -143,7 +143,9 @@ def _correction(state: dict, group: dict) -> float | Tensor:
         return 1.0
     if "log_decay2" in state:
         return -math.expm1(state["log_decay2"]) or 1.0
-    return 1 - group["betas"][1] ** state["step"] if "step" in state else 1.0
+    if "step" not in state:
+        return 1.0
+    return 1 - group["betas"][1] ** (step.double() if isinstance(step := state["step"], Tensor) else step)
 
 
 def gaussian_root(freedom: Tensor) -> Tensor:

@@ -147,8 +147,7 @@ def ratio_interval(trace: float, gradient_squared: float, spread: Spread, level:
         >>> [round(end, 1) for end in ratio_interval(100.0, 0.1, known)]
         [337.7, inf]
     """
-    if not 0 < level < 1:
-        raise InputError(f"level={level} must be in (0, 1), such as 0.95")
+    coverage(level)
     if spread.freedom <= 0:
         return 0.0, math.inf
     quantile = float(stdtrit(spread.freedom, (1 + level) / 2)) ** 2
@@ -164,6 +163,27 @@ def ratio_interval(trace: float, gradient_squared: float, spread: Spread, level:
     if last <= 0 or half * half < lead * last:
         return 0.0, math.inf
     return _positive_root(lead, half, last, root), math.inf
+
+
+def coverage(level: float) -> float:
+    """Return a level of coverage, or refuse it.
+
+    Args:
+        level: in (0, 1).
+
+    Returns:
+        The level.
+
+    Raises:
+        InputError: anything else.
+
+    Example:
+        >>> coverage(0.95)
+        0.95
+    """
+    if not 0 < level < 1:
+        raise InputError(f"level={level} must be in (0, 1), such as 0.95")
+    return level
 
 
 def _positive_root(lead: float, half: float, last: float, root: float) -> float:

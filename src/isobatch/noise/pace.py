@@ -105,10 +105,17 @@ class Pace:
         self._agreed: Later | None = None
         self._ended: float | None = None
 
-    def due(self) -> bool:
-        """Count one step; return whether the next one is to be measured."""
+    def due(self, *, ready: bool = True) -> bool:
+        """Count one step; return whether the next one is to be measured.
+
+        Args:
+            ready: whether it could be; if not, the turn is kept for later.
+
+        Returns:
+            Whether it is.
+        """
         self.steps += 1
-        if self.steps - self.last < self.gap:
+        if self.steps - self.last < self.gap or not ready:
             return False
         self.last = self.steps
         return True

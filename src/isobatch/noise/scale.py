@@ -18,6 +18,7 @@ from isobatch.noise.coupling import check_mean, first_tensor, mixes_rows
 from isobatch.noise.estimate import NoiseEstimate
 from isobatch.noise.geometry import Geometry, Name
 from isobatch.noise.history import History
+from isobatch.noise.interval import coverage
 from isobatch.noise.pace import Pace, Stopwatch
 from isobatch.noise.report import report
 from isobatch.noise.state import compare, restore, values_of
@@ -88,7 +89,7 @@ class NoiseScale:
             raise InputError(f"capture={capture!r} must be one of {', '.join(MODES)}")
         self.columns = Columns(model, groups, optimizer)
         self.columns.refuse_unmeasurable()
-        self.level, self.unit = finite("level", level, 0, 1, open_low=True), unit
+        self.level, self.unit = coverage(level), unit
         self.data_size = None if data_size is None else finite("data_size", data_size, 2)
         self.geometry = Geometry(geometry, optimizer)
         if half_life is not None and half_life != math.inf:
@@ -172,7 +173,7 @@ class NoiseScale:
             device = next(self.columns.model.parameters()).device
             self.pace.measured(armed.watch, self._setup.group, device)
         self._declared.step = 0.0
-        if self.pace.due():
+        if self.pace.due(ready=self.geometry.ready):
             self._arm()
         self.pace.leave(self._watch())
 
