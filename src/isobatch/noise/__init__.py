@@ -2,21 +2,26 @@
 
 from isobatch.noise.coupling import CoupledSamplesWarning
 from isobatch.noise.estimate import NoiseEstimate, Verdict, judge, undefined
-from isobatch.noise.interval import Spread, block_spread, jackknife_spread, ratio_interval
+from isobatch.noise.hessian import measure_hessian
+from isobatch.noise.interval import Spread, block_spread, blocked_spread, jackknife_spread, ratio_interval
 from isobatch.noise.probe import measure
+from isobatch.noise.scale import NoiseScale
 from isobatch.noise.statistic import Moments, finite_data, moments, noise_scale, part_moments
 
 __all__ = [
     "CoupledSamplesWarning",
     "Moments",
     "NoiseEstimate",
+    "NoiseScale",
     "Spread",
     "Verdict",
     "block_spread",
+    "blocked_spread",
     "finite_data",
     "jackknife_spread",
     "judge",
     "measure",
+    "measure_hessian",
     "moments",
     "noise_scale",
     "part_moments",

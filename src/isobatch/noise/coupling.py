@@ -1,10 +1,13 @@
 """Is the loss a mean over independent samples? Sums are named, and what couples rows is said beside every estimate."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isobatch.errors import InputError
@@ -59,8 +62,7 @@ def check_mean(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch
         >>> check_mean(lambda model, x: model(x).square().mean(), nn.Linear(1, 1), torch.ones(2, 1))
         ()
     """
-    rows = _length(batch)
-    if rows is None or rows < 2:
+    if (length(batch) or 0) < 2:
         return ()
     modes = [(module, module.training) for module in model.modules()]
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
@@ -88,6 +90,40 @@ def check_mean(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch
     )
     warnings.warn(told, CoupledSamplesWarning, stacklevel=3)
     return (told,)
+
+
+def sum_in_disguise(traces: NDArray[np.float64], batches: NDArray[np.float64]) -> str:
+    r"""Return why a loss looks like a sum: tr(Sigma) of one sample grew as the square of the batch.
+
+    Of a mean loss it does not depend on the batch. Looks at the last change of batch by a factor of 2 or more.
+
+    Args:
+        traces: tr(Sigma) of measurements, in order of time.
+        batches: samples of their steps.
+
+    Returns:
+        The reason; empty where nothing points to a sum.
+
+    Example:
+        >>> sum_in_disguise(np.array([1.0, 1.0, 16.0, 16.0]), np.array([8.0, 8.0, 32.0, 32.0]))[:27]
+        'the loss is a sum over samp'
+        >>> sum_in_disguise(np.array([1.0, 1.0, 2.0, 2.0]), np.array([8.0, 8.0, 32.0, 32.0]))
+        ''
+    """
+    steps = np.abs(np.diff(np.log(batches))) if len(batches) > 1 else np.zeros(0)
+    changes = np.flatnonzero(steps >= math.log(2))
+    if not len(changes):
+        return ""
+    last = int(changes[-1]) + 1
+    first = int(changes[-2]) + 1 if len(changes) > 1 else 0
+    before, after = float(np.median(traces[first:last])), float(np.median(traces[last:]))
+    ratio = float(np.median(batches[last:]) / np.median(batches[first:last]))
+    if min(before, after) <= 0 or math.log(after / before) / math.log(ratio) < 1.5:
+        return ""
+    return (
+        f"the loss is a sum over samples: tr(Sigma) changed {after / before:.3g}-fold when the batch changed "
+        f"{ratio:.3g}-fold; divide the loss by the samples"
+    )
 
 
 def rows_of(batch: Any, start: int, stop: int) -> Any:
@@ -134,12 +170,22 @@ def first_tensor(batch: Any) -> Tensor:
     raise InputError(f"a chunk of type {type(batch).__name__} has no rows to count; give counts=")
 
 
-def _length(batch: Any) -> int | None:
-    """Return the common number of rows, None where tensors differ or there are none."""
+def length(batch: Any) -> int | None:
+    """Return the length of the first tensor in a batch that has one.
+
+    Args:
+        batch: anything.
+
+    Returns:
+        Its rows, None without such a tensor.
+
+    Example:
+        >>> length({"tokens": torch.zeros(3, 2), "scale": 1.0})
+        3
+    """
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim > 0 else None
     inside = list(batch.values()) if isinstance(batch, Mapping) else batch
-    if not isinstance(inside, tuple | list) or not inside:
+    if not isinstance(inside, tuple | list):
         return None
-    lengths = {_length(value) for value in inside}
-    return lengths.pop() if len(lengths) == 1 else None
+    return next((n for n in map(length, inside) if n is not None), None)

@@ -64,10 +64,11 @@ class NoiseEstimate:
         return self.sentence
 
     def to_json(self) -> dict[str, Any]:
-        """Return the estimate as JSON values; an infinite end becomes None."""
+        """Return the estimate as JSON values; what is not finite becomes None."""
         out = {name: getattr(self, name) for name in self.__dataclass_fields__}
         out["verdict"], out["caveats"] = str(self.verdict), list(self.caveats)
-        out["high"] = self.high if math.isfinite(self.high) else None
+        for name in ("high", "gradient_squared", "trace", "needed_samples"):
+            out[name] = out[name] if out[name] is not None and math.isfinite(out[name]) else None
         out["parts"] = {name: part.to_json() for name, part in self.parts.items()}
         return out
 
@@ -129,7 +130,7 @@ def judge(
         if span + needed > longest:
             sentence += f", more than the window of {_plain(longest)} holds; raise half_life"
     if excluded:
-        sentence += f"; {excluded} measurements excluded"
+        sentence += f"; {excluded} measurement{'s' if excluded > 1 else ''} excluded"
     return NoiseEstimate(
         value=value,
         low=low,

@@ -14,6 +14,7 @@ from scipy.special import stdtrit
 from isobatch.errors import InputError
 
 Array = NDArray[np.float64]
+_FEWEST_BLOCKS = 8
 
 
 class Spread(NamedTuple):
@@ -54,6 +55,49 @@ def block_spread(pairs: Array, weights: Array) -> Spread:
         return Spread(np.zeros((2, 2)), 0.0)
     residuals = shares[:, None] * (pairs - shares @ pairs)
     return Spread(residuals.T @ residuals / (1 - alike), 1 / alike - 1)
+
+
+def blocked_spread(pairs: Array, weights: Array) -> Spread:
+    r"""Return the spread of a weighted mean of a series whose neighbours may depend on each other.
+
+    As long as the residuals S - R G of neighbours are correlated beyond chance, neighbours are merged into blocks, down
+    to 8; what correlation r is left widens the covariance by (1+r)/(1-r). A series of few correlation times still
+    covers less than it says: 88% for r = 0.5 and 16 measurements, 95% from 128 on (measured on AR(1)).
+
+    Args:
+        pairs: (trace, |G|^2) in order of time, shape (cells, 2).
+        weights: of each in the mean.
+
+    Returns:
+        Covariance and degrees of freedom of the mean.
+
+    Example:
+        >>> blocked_spread(np.ones((4, 2)), np.ones(4)).freedom
+        3.0
+    """
+    while len(pairs) >= 2 * _FEWEST_BLOCKS and _dependence(pairs, weights) > 1.5 / math.sqrt(len(pairs)):
+        starts = np.arange(0, len(pairs) // 2 * 2, 2)
+        total = np.add.reduceat(weights, starts)
+        pairs = np.add.reduceat(pairs * weights[:, None], starts) / total[:, None]
+        weights = total
+    spread = block_spread(pairs, weights)
+    left = min(_dependence(pairs, weights) + 1 / max(len(pairs), 1), 0.9)
+    if spread.freedom <= 0 or left <= 0.5 / math.sqrt(len(pairs)):
+        return spread
+    fewer = spread.freedom * (1 - left**2) / (1 + left**2)
+    return Spread(spread.covariance * (1 + left) / (1 - left), max(fewer, 1.0))
+
+
+def _dependence(pairs: Array, weights: Array) -> float:
+    """Return the correlation of neighbouring residuals S - R G, 0 where there are none."""
+    if len(pairs) < 3 or not weights.sum() > 0:
+        return 0.0
+    shares = weights / weights.sum()
+    trace, signal = shares @ pairs
+    slope = trace / signal if signal != 0 else 0.0
+    residuals = shares * (pairs[:, 0] - trace - slope * (pairs[:, 1] - signal))
+    square = float(residuals @ residuals)
+    return float(residuals[1:] @ residuals[:-1]) / square if square > 0 else 0.0
 
 
 def jackknife_spread(left_out: Array) -> Spread:
@@ -103,8 +147,7 @@ def ratio_interval(trace: float, gradient_squared: float, spread: Spread, level:
         >>> [round(end, 1) for end in ratio_interval(100.0, 0.1, known)]
         [337.7, inf]
     """
-    if not 0 < level < 1:
-        raise InputError(f"level={level} must be in (0, 1), such as 0.95")
+    coverage(level)
     if spread.freedom <= 0:
         return 0.0, math.inf
     quantile = float(stdtrit(spread.freedom, (1 + level) / 2)) ** 2
@@ -120,6 +163,27 @@ def ratio_interval(trace: float, gradient_squared: float, spread: Spread, level:
     if last <= 0 or half * half < lead * last:
         return 0.0, math.inf
     return _positive_root(lead, half, last, root), math.inf
+
+
+def coverage(level: float) -> float:
+    """Return a level of coverage, or refuse it.
+
+    Args:
+        level: in (0, 1).
+
+    Returns:
+        The level.
+
+    Raises:
+        InputError: anything else.
+
+    Example:
+        >>> coverage(0.95)
+        0.95
+    """
+    if not 0 < level < 1:
+        raise InputError(f"level={level} must be in (0, 1), such as 0.95")
+    return level
 
 
 def _positive_root(lead: float, half: float, last: float, root: float) -> float:

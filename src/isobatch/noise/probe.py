@@ -1,9 +1,9 @@
 r"""One measurement at fixed weights, over chunks that the caller hands over; `.grad` and the model stay as they are."""
 
-import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from isobatch.errors import InputError
+from isobatch.noise.columns import Columns, Groups
 from isobatch.noise.coupling import check_mean, first_tensor, mixes_rows
 from isobatch.noise.estimate import NoiseEstimate, judge, undefined
-from isobatch.noise.interval import Array, jackknife_spread
-from isobatch.noise.statistic import Moments, finite_data, moments
-from isobatch.units import whole
+from isobatch.noise.geometry import Geometry, Name
+from isobatch.noise.interval import coverage, jackknife_spread
+from isobatch.noise.statistic import Moments, finite_data
+from isobatch.noise.sums import GroupSums
+from isobatch.units import finite, whole
 
 Loss = Callable[[nn.Module, Any], Tensor]
+FEWEST_CHUNKS = 4
 
 
 def measure(
@@ -27,6 +31,9 @@ def measure(
     *,
     counts: Sequence[float] | None = None,
     data_size: float | None = None,
+    geometry: Name = "euclidean",
+    optimizer: torch.optim.Optimizer | None = None,
+    groups: Groups = None,
     blocks: int = 16,
     level: float = 0.95,
     unit: str = "samples",
@@ -43,7 +50,10 @@ def measure(
         chunks: at least two; all of one size or of any sizes.
         counts: samples (or tokens) of each chunk; None takes the first tensor's length.
         data_size: D, where chunks are drawn without replacement from a finite set whose own gradient is meant.
-        blocks: groups for the interval.
+        geometry: "euclidean", "adam" or "sign".
+        optimizer: needed for "adam", and for groups "optimizer".
+        groups: also estimate by "layer", "parameter", "optimizer" group, or a function from name to group.
+        blocks: groups of chunks for the interval.
         level: coverage of the interval.
         unit: what the counts count.
         check: whether to look for a loss that is a sum, or that couples rows; costs three small forward passes.
@@ -64,95 +74,63 @@ def measure(
     References:
         arXiv 1812.06162, 2.2 and A.2.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise InputError("the model has no parameter that needs a gradient; unfreeze what is to be measured")
-    if whole("blocks", blocks, 2) and not 0 < level < 1:
-        raise InputError(f"level={level} must be in (0, 1), such as 0.95")
+    columns = Columns(model, groups, optimizer)
+    columns.refuse_unmeasurable()
+    coverage(level)
+    size = None if data_size is None else finite("data_size", data_size, 2)
     parts = list(chunks)
-    sizes = [float(n) for n in (counts if counts is not None else [len(first_tensor(part)) for part in parts])]
-    if len(sizes) != len(parts):
-        raise InputError(f"{len(parts)} chunks but {len(sizes)} counts; give one count for each chunk")
+    sizes = count_chunks(parts, counts)
     caveats = mixes_rows(model)
     if check and parts:
         caveats += check_mean(loss, model, parts[0])
+    sums = GroupSums(columns, Geometry(geometry, optimizer), max(1, min(whole("blocks", blocks, 2), len(parts))))
     with untouched(model):
-        sums, squares, kept = _gradients(loss, model, parameters, parts, sizes, blocks)
-    found = _estimate(sums, squares, kept, data_size, level, unit, excluded=len(parts) - len(kept))
-    return replace(found, caveats=caveats)
+        for part, count in zip(parts, sizes, strict=True):
+            sums.add(torch.autograd.grad(loss(model, part), sums.parameters, allow_unused=True), count)
+    found = [_estimate(sums, i, size, level, unit) for i in range(len(columns))]
+    named = dict(zip(columns.names[1:], found[1:], strict=True))
+    return replace(found[0], caveats=caveats, parts=MappingProxyType(named))
 
 
-def _gradients(
-    loss: Loss, model: nn.Module, parameters: list[nn.Parameter], parts: list[Any], sizes: list[float], blocks: int
-) -> tuple[Tensor, list[float], list[tuple[int, float]]]:
-    """Return sum n_j g_j of each group (groups, P), and |g_j|^2 and (group, n_j) of each finite chunk."""
-    groups = min(blocks, len(parts)) or 1
-    width = sum(p.numel() for p in parameters)
-    wide = max((p.dtype for p in parameters), key=lambda dtype: torch.finfo(dtype).bits)
-    kind = torch.float64 if wide == torch.float64 else torch.float32
-    sums = torch.zeros(groups, width, dtype=kind, device=parameters[0].device)
-    squares: list[float] = []
-    kept: list[tuple[int, float]] = []
-    for part, size in zip(parts, sizes, strict=True):
-        found = torch.autograd.grad(loss(model, part), parameters, allow_unused=True)
-        flat = torch.cat(
-            [
-                (torch.zeros_like(p) if g is None else g).flatten().to(kind)
-                for p, g in zip(parameters, found, strict=True)
-            ]
-        )
-        square = float(torch.linalg.vector_norm(flat, dtype=torch.float64)) ** 2
-        if math.isfinite(square):
-            group = len(kept) % groups
-            sums[group].add_(flat, alpha=size)
-            squares.append(square)
-            kept.append((group, size))
-    return sums, squares, kept
+def count_chunks(parts: Sequence[Any], counts: Sequence[float] | None) -> list[float]:
+    """Return the samples of each chunk.
+
+    Args:
+        parts: the chunks.
+        counts: as given by the caller; None takes the first tensor's length.
+
+    Returns:
+        One for each chunk.
+
+    Raises:
+        InputError: another number of counts than of chunks, or a count that is not positive.
+    """
+    sizes = counts if counts is not None else [len(first_tensor(part)) for part in parts]
+    if len(sizes) != len(parts):
+        raise InputError(f"{len(parts)} chunks but {len(sizes)} counts; give one count for each chunk")
+    return [finite("count", float(n), 0, open_low=True) for n in sizes]
 
 
-def _estimate(
-    sums: Tensor,
-    squares: list[float],
-    kept: list[tuple[int, float]],
-    data_size: float | None,
-    level: float,
-    unit: str,
-    excluded: int,
-) -> NoiseEstimate:
-    if len(kept) < 2:
-        why = "one chunk has no spread" if kept else "there is no chunk with a finite gradient"
-        return undefined(f"{why}; give at least two chunks", excluded=excluded, level=level)
-    gram = (sums.double() @ sums.double().T).cpu().numpy()
-    groups, sizes = np.array([g for g, _ in kept]), np.array([n for _, n in kept])
-    norms = np.array(squares)
+def _estimate(sums: GroupSums, column: int, data_size: float | None, level: float, unit: str) -> NoiseEstimate:
+    def of(without: int | None) -> Moments | None:
+        found = sums.moments(column, without)
+        return found if found is None or data_size is None else finite_data(found, data_size)
 
-    def of(chosen: Array) -> Moments:
-        mean = float(chosen @ gram @ chosen)
-        inside = chosen[groups] > 0
-        total = float(sizes[inside].sum())
-        found = moments(norms[inside].tolist(), sizes[inside].tolist(), mean / total**2)
-        return found if data_size is None else finite_data(found, data_size)
-
-    count = int(groups.max()) + 1
-    everything = np.zeros(len(gram))
-    everything[:count] = 1
-    left_out = []
-    for group in range(count):
-        rest = everything.copy()
-        rest[group] = 0
-        if np.count_nonzero(rest[groups]) >= 2:
-            left_out.append(of(rest))
-    pairs = np.array([(found.trace, found.gradient_squared) for found in left_out]).reshape(-1, 2)
-    found = of(everything)
+    found = of(None)
+    if found is None:
+        why = "one chunk has no spread" if sums.counts else "there is no chunk with a finite gradient"
+        return undefined(f"{why}; give at least two chunks", excluded=sums.lost, level=level)
+    left_out = [part for group in sorted(set(sums.group_of)) if (part := of(group)) is not None]
+    pairs = np.array([(part.trace, part.gradient_squared) for part in left_out]).reshape(-1, 2)
     return judge(
         found,
         jackknife_spread(pairs),
-        span=float(sizes.sum()),
-        measurements=len(kept),
+        span=sum(sums.counts),
+        measurements=len(sums.counts),
         level=level,
         unit=unit,
-        excluded=excluded,
-        fewest=4,
+        excluded=sums.lost,
+        fewest=FEWEST_CHUNKS,
     )
 
 

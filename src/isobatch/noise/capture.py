@@ -1,0 +1,277 @@
+"""The hooks of one measured step: chunks as they are accumulated, and rows of a batch where there is one chunk only."""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from isobatch.errors import InputError
+from isobatch.noise.coupling import length
+from isobatch.noise.pace import Stopwatch
+from isobatch.noise.record import Entry, Record
+from isobatch.noise.rows import Owner, embedding_norms, few_of, linear_norms, positions_apart, run_again, wide
+from isobatch.units import finite
+
+Mode = Literal["auto", "chunks", "prefix", "rows", "norms", "buckets"]
+MODES: tuple[Mode, ...] = ("auto", "chunks", "prefix", "rows", "norms", "buckets")
+
+
+@final
+class Declared:
+    """What the backward pass that runs now holds, in samples; nothing outside `chunk`.
+
+    `ever` is set by the first chunk of the run, `counts` where chunks are counted on the clock's own unit, `step` is
+    the sum over the present step.
+    """
+
+    def __init__(self) -> None:
+        self.samples: float | None = None
+        self.rows: list[float] | None = None
+        self.ever = False
+        self.counts = False
+        self.step = 0.0
+
+    @contextmanager
+    def chunk(self, samples: float, rows: Sequence[float] | None = None, *, counts: bool = True) -> Generator[None]:
+        """Declare the one backward pass inside.
+
+        Args:
+            samples: of the chunk.
+            rows: of each of its rows; None for equal ones.
+            counts: whether samples are counted as the clock counts them.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            InputError: inside another chunk, or rows that do not add up to the samples.
+        """
+        if self.samples is not None:
+            raise InputError(f"chunk({samples}) inside another chunk; close that one first")
+        size = finite("samples", samples, 0)
+        if rows is not None and abs(sum(rows) - size) > 1e-6 * max(size, 1):
+            raise InputError(f"rows hold {sum(rows):g} samples but the chunk {size:g}; give every row's own count")
+        self.samples, self.rows = size, None if rows is None else [float(n) for n in rows]
+        self.ever, self.counts = True, self.counts or counts
+        self.step += size
+        try:
+            yield
+        finally:
+            self.samples = self.rows = None
+
+
+@final
+class Passes:
+    """Takes each backward pass's gradients; one pass is one chunk.
+
+    Args:
+        record: where chunks go.
+        declared: what the present pass holds.
+        watch: times it.
+        take: which passes' norms are wanted: "all", "first", or "none" (only the witness).
+    """
+
+    def __init__(self, record: Record, declared: Declared, watch: Stopwatch, take: Literal["all", "first", "none"]):
+        self.record = record
+        self.declared = declared
+        self.watch = watch
+        self.take = take
+        self.witnesses = [record.witness]
+        self.units: list[float] = []
+        self.sums: dict[Tensor, Tensor] | None = None
+        self.cleared = False
+        self._calls: dict[Tensor, int] = {}
+
+    def receive(self, parameter: Tensor, gradient: Tensor) -> None:
+        """Take what one backward pass adds to a parameter's `.grad`.
+
+        Args:
+            parameter: a watched one.
+            gradient: what is about to be added.
+
+        Raises:
+            InputError: a sparse gradient, or passes inside and outside `chunk` in one step.
+        """
+        if gradient.is_sparse:
+            raise InputError(
+                f"parameter {self.record.columns.name_of(parameter)!r} got a sparse gradient; "
+                "build its nn.Embedding with sparse=False, or freeze it"
+            )
+        declared = self.declared.samples
+        if declared is None and self.declared.ever:
+            raise InputError("a backward pass outside noise.chunk() follows one inside; declare every pass of a run")
+        if declared == 0:
+            return
+        with self.watch, torch.no_grad():
+            self._take(parameter, gradient.detach(), 1.0 if declared is None else declared)
+
+    def _take(self, parameter: Tensor, gradient: Tensor, unit: float) -> None:
+        turn = self._calls.get(parameter, 0)
+        self._calls[parameter] = turn + 1
+        while len(self.units) <= turn:
+            self.units.append(unit)
+        self.cleared = self.cleared or (turn > 0 and parameter.grad is None)
+        for witness in self.witnesses:
+            if parameter in witness:
+                witness.add(parameter, gradient)
+        if self.sums is not None:
+            known = self.sums.get(parameter)
+            self.sums[parameter] = gradient.clone() if known is None else known + gradient
+        if self.take == "none" or (self.take == "first" and turn):
+            return
+        while len(self.record.entries) <= turn:
+            self.record.entries.append(Entry([self.units[len(self.record.entries)]]))
+        entry = self.record.entries[turn]
+        self.record.add(entry, parameter, gradient.unsqueeze(0), entry.units)
+
+
+@final
+class Rows:
+    """Takes a few rows of each backward pass, layer by layer.
+
+    Args:
+        record: where rows go, as chunks of one row.
+        model: whose first input says how many rows a batch has.
+        layers: whose rows can be told apart.
+        declared: what the present pass holds.
+        watch: times it.
+        few: rows a pass.
+        turn: counts measurements, so that other rows come next time.
+        check: whether to compare each layer's gradient with what autograd adds, and trust it only where they agree.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        model: nn.Module,
+        layers: Sequence[Owner],
+        declared: Declared,
+        watch: Stopwatch,
+        *,
+        few: int,
+        turn: int,
+        check: bool,
+    ):
+        self.record = record
+        self.watch = watch
+        self.layers = list(layers)
+        self.declared = declared
+        self.few, self.turn = few, turn
+        self.totals: dict[Tensor, Tensor] | None = {} if check else None
+        self._uses: dict[str, set[int]] = {}
+        self._entries: dict[int, Entry] = {}
+        self._forward = 0
+        self._odd: set[str] = set()
+        self._batch: int | None = None
+        self._handles: list[RemovableHandle] = [model.register_forward_pre_hook(self._count, with_kwargs=True)]
+        for owner in self.layers:
+            self._handles.append(owner.module.register_forward_hook(self._before(owner)))
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def settle(self, passes: int) -> None:
+        """Keep the layers that were used once in every pass, on the batch's own rows.
+
+        Args:
+            passes: backward passes of the step.
+        """
+        kept = [o for o in self.layers if len(self._uses.get(o.name, ())) == passes and o.name not in self._odd]
+        self.record.covered = [p for owner in kept for p in owner.parameters.values()]
+
+    def trust(self, added: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """Return 1 for each parameter whose layer explains the gradient that autograd added, else 0; on the device.
+
+        Args:
+            added: sums of what the passes added.
+
+        Returns:
+            Scalars in float64.
+        """
+        trusted = {}
+        for parameter, total in (self.totals or {}).items():
+            whole = added[parameter].to(total.dtype) if parameter in added else torch.zeros_like(total)
+            tolerance = 1e-6 if whole.dtype == torch.float64 else 0.02
+            gap = torch.linalg.vector_norm(total - whole)
+            trusted[parameter] = (gap <= tolerance * torch.linalg.vector_norm(whole)).double()
+        return trusted
+
+    def _count(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if torch.is_grad_enabled():
+            self._forward, self._batch = self._forward + 1, length([*inputs, *named.values()])
+
+    def _before(self, owner: Owner) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if torch.is_grad_enabled() and output.requires_grad:
+                x = inputs[0].detach()
+                output.register_hook(partial(self._backward, owner, x, self._forward, self._batch))
+
+        return forward
+
+    def _backward(self, owner: Owner, x: Tensor, forward: int, batch: int | None, delta: Tensor) -> None:
+        if self.declared.samples != 0:
+            with self.watch, torch.no_grad():
+                self._take(owner, x, forward, batch, delta)
+
+    def _take(self, owner: Owner, x: Tensor, forward: int, batch: int | None, delta: Tensor) -> None:
+        uses = self._uses.setdefault(owner.name, set())
+        if forward in uses or x.ndim == 0 or len(x) != len(delta) or len(x) != (batch or len(x)):
+            self._odd.add(owner.name)
+            return
+        uses.add(forward)
+        if forward not in self._entries:
+            self._entries[forward] = self._open(len(x))
+        entry = self._entries[forward]
+        if self.totals is not None:
+            for key, total in run_again(owner.module, wide(x), wide(delta)).items():
+                if key in owner.parameters:
+                    known = self.totals.get(owner.parameters[key])
+                    self.totals[owner.parameters[key]] = total if known is None else known + total
+        chosen, most = few_of(len(x), self.few, self.turn), len(entry.units)
+        self._rows(owner, entry, wide(x[chosen][:most]), wide(delta[chosen][:most]))
+
+    def _open(self, rows: int) -> Entry:
+        """Open the entry of a pass of so many rows."""
+        samples = float(rows) if self.declared.samples is None else self.declared.samples
+        counts = self.declared.rows or [samples / rows] * rows
+        if len(counts) != rows:
+            raise InputError(f"chunk() was given the counts of {len(counts)} rows, but the batch has {rows}")
+        entry = Entry(counts[few_of(rows, self.few, self.turn)][: self.few])
+        self.record.entries.append(entry)
+        self.record.total_units += samples
+        return entry
+
+    def _rows(self, owner: Owner, entry: Entry, x: Tensor, delta: Tensor) -> None:
+        done = self._without_gradients(owner, entry, x, delta)
+        wanted = {key: p for key, p in owner.parameters.items() if key not in done}
+        if not wanted:
+            return
+        start = 0
+        for piece in owner.rule(owner.module, x, delta):
+            for key, parameter in wanted.items():
+                rows = piece[key]
+                self.record.add(entry, parameter, rows, entry.units[start : start + len(rows)])
+            start += len(piece[next(iter(wanted))])
+
+    def _without_gradients(self, owner: Owner, entry: Entry, x: Tensor, delta: Tensor) -> set[str]:
+        """Take the norms that need no gradient: those of large weights, in the Euclidean geometry."""
+        if self.record.geometry.name != "euclidean" or "weight" not in owner.parameters:
+            return set()
+        norms = None
+        if isinstance(owner.module, nn.Linear):
+            norms = linear_norms(positions_apart(x), positions_apart(delta))
+        elif isinstance(owner.module, nn.Embedding):
+            norms = embedding_norms(owner.module, x, delta)
+        if norms is None:
+            return set()
+        self.record.join(entry, owner.parameters["weight"], norms)
+        if "bias" in owner.parameters:
+            self.record.add(entry, owner.parameters["bias"], positions_apart(delta).sum(1), entry.units)
+        return {"weight", "bias"}

@@ -1,0 +1,226 @@
+r"""One measured step: what its chunks added to `.grad`, and the moments that follow, all on the device.
+
+A chunk of n_j of n samples adds c_j to the gradient of its rank; after averaging over W ranks the gradient is
+gbar = sum c_j / W, so that g_j = c_j n/(n_j W). Chunks declare n_j, or count alike: then a unit stands for n_j.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from isobatch.noise.columns import Columns
+from isobatch.noise.geometry import Geometry, gaussian_root
+from isobatch.noise.witness import Witness
+
+
+@dataclass
+class Entry:
+    """Chunks that were seen together.
+
+    Args:
+        units: n_j of each, or 1 each where none were declared.
+        norms: of c_j, by parameter, each of shape (chunks,).
+    """
+
+    units: list[float]
+    norms: dict[Tensor, Tensor] = field(default_factory=dict)
+
+
+class Found(NamedTuple):
+    """Moments of one step by column, on the device.
+
+    Args:
+        values: (trace, |G|^2), shape (columns, 2), float64; zeros where they do not count.
+        counts: 1 where the step counts, 0 where something was not finite or no gradient of this step; a scalar.
+    """
+
+    values: Tensor
+    counts: Tensor
+
+
+@final
+class Record:
+    """Collects the chunks of one step.
+
+    Args:
+        columns: which parameters count towards what.
+        geometry: how norms are taken.
+        covered: parameters that are looked at.
+        trusted: 1 or 0 by covered parameter, where a check has found some of them unfit; None trusts all.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        geometry: Geometry,
+        covered: Sequence[Tensor],
+        trusted: dict[Tensor, Tensor] | None = None,
+    ):
+        self.columns = columns
+        self.geometry = geometry
+        self.covered = list(covered)
+        self.trusted = trusted
+        self.entries: list[Entry] = []
+        self.witness = Witness(self.covered)
+        self.total_units = 0.0
+        self._weights: dict[Tensor, Tensor | None] = {}
+        self._coordinates: dict[Tensor, Tensor] = {}
+
+    def add(self, entry: Entry, parameter: Tensor, gradients: Tensor, units: Sequence[float]) -> None:
+        """Take gradients of chunks, one for each entry of axis 0; parts that come later are joined to earlier ones.
+
+        Args:
+            entry: which chunks.
+            parameter: whose gradients.
+            gradients: c_j, shape (chunks, *shape).
+            units: of these chunks.
+        """
+        rows = self._weighted(parameter, gradients)
+        self.join(entry, parameter, self.geometry.norm(rows))
+        if self.geometry.by_coordinate:
+            for row, unit in zip(rows, units, strict=True):
+                self._add_square(parameter, row, unit)
+
+    def join(self, entry: Entry, parameter: Tensor, norms: Tensor) -> None:
+        """Append norms of further chunks of an entry.
+
+        Args:
+            entry: which chunks.
+            parameter: whose gradients.
+            norms: shape (more chunks,).
+        """
+        known = entry.norms.get(parameter)
+        entry.norms[parameter] = norms if known is None else torch.cat([known, norms])
+
+    @property
+    def freedom(self) -> float:
+        """Chunks that were seen, less their share of the step: 0 where one chunk is the whole step."""
+        return self._chunks - (self._seen / self.total_units if self.total_units else 0)
+
+    @torch.no_grad()
+    def finish(self, samples: float, group: dist.ProcessGroup | None) -> Found | None:
+        """Return the step's moments; None when there is nothing to compare.
+
+        Args:
+            samples: n, of all ranks.
+            group: the ranks; None for one process.
+
+        Returns:
+            Moments by column, the same on every rank.
+        """
+        ranks = 1 if group is None else group.size()
+        if ranks == 1 and self.freedom < 1e-9:
+            return None
+        device = self.covered[0].device
+        over, plain = self._sums(device)
+        squares = sum(unit * unit for entry in self.entries for unit in entry.units)
+        numbers = send([float(self._chunks), self._seen, squares, self.total_units], device)
+        sums = torch.cat([over, plain, numbers, self.witness.sums(device)])
+        if group is not None:
+            dist.all_reduce(sums, group=group)
+            self._all_reduce_coordinates(group)
+        return self._moments(sums, samples, ranks)
+
+    def _sums(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return sum |c_j|^2/unit_j and sum |c_j|^2 by column."""
+        over = torch.zeros(len(self.columns), dtype=torch.float64, device=device)
+        plain = torch.zeros_like(over)
+        for entry in self.entries:
+            found = [p for p in self.covered if p in entry.norms]
+            if not found:
+                continue
+            norms = torch.stack([entry.norms[p] for p in found]).double() * self._trust(found, 2)
+            squares = self.geometry.squared(self.columns.add_up(found, self.geometry.additive(norms)))
+            plain += squares.sum(1)
+            alike = len(set(entry.units)) == 1
+            over += (squares / (entry.units[0] if alike else send(entry.units, device))).sum(1)
+        return over, plain
+
+    def _moments(self, sums: Tensor, samples: float, ranks: int) -> Found:
+        width = len(self.columns)
+        over, plain, numbers, witnessed = sums.split([width, width, 4, len(sums) - 2 * width - 4])
+        chunks, seen, unit_squares, total = numbers
+        factor, honest = self.witness.factor(witnessed / ranks)
+        gradients = {p: self._weighted(p, p.grad) for p in self.covered if p.grad is not None}
+        mean = self._mean_square(gradients, sums.device)
+        rescaled = (factor / ranks) ** 2
+        freedom = chunks - seen / total
+        spread = (over * total**2 * rescaled - seen * mean) / freedom
+        pairs = (mean - plain * rescaled) / (1 - unit_squares / total**2)
+        signal = torch.where(seen < total * (1 - 1e-9), mean - spread / total, pairs)
+        if self.geometry.by_coordinate:
+            spread = self._sigma_squared(gradients, seen, freedom, total**2 * rescaled)
+        values = torch.stack([spread * (samples / total), signal], dim=1)
+        counts = (torch.isfinite(values).all() & honest).double()
+        return Found(torch.where(counts > 0, values, torch.zeros_like(values)), counts)
+
+    def _mean_square(self, gradients: dict[Tensor, Tensor], device: torch.device) -> Tensor:
+        """Return |gbar|^2 by column."""
+        if not gradients:
+            return torch.zeros(len(self.columns), dtype=torch.float64, device=device)
+        found = list(gradients)
+        norms = self.geometry.norms(list(gradients.values())) * self._trust(found, 1)
+        return self.geometry.squared(self.columns.add_up(found, self.geometry.additive(norms)))
+
+    def _sigma_squared(self, gradients: dict[Tensor, Tensor], seen: Tensor, freedom: Tensor, scale: Tensor) -> Tensor:
+        """Return |sigma|_1^2 by column: summed roots of sample variances, less their Gaussian bias."""
+        roots = []
+        for parameter, gradient in gradients.items():
+            squares = self._coordinates.get(parameter, torch.zeros_like(gradient))
+            variance = (squares * scale - seen * gradient.square()) / freedom
+            roots.append(variance.clamp_min_(0).sqrt_().sum().double())
+        found = list(gradients)
+        summed = self.columns.add_up(found, torch.stack(roots) * self._trust(found, 1))
+        return (summed / gaussian_root(freedom)).square()
+
+    def _weighted(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        if parameter not in self._weights:
+            self._weights[parameter] = self.geometry.weight(parameter)
+        weight = self._weights[parameter]
+        return gradient if weight is None else gradient * weight
+
+    def _trust(self, parameters: list[Tensor], dims: int) -> Tensor | float:
+        if self.trusted is None:
+            return 1.0
+        trust = torch.stack([self.trusted[p] for p in parameters])
+        return trust[:, None] if dims == 2 else trust
+
+    def _add_square(self, parameter: Tensor, gradient: Tensor, unit: float) -> None:
+        wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
+        known = self._coordinates.get(parameter)
+        if known is None:
+            self._coordinates[parameter] = wide.square().div_(unit)
+        else:
+            known.addcmul_(wide, wide, value=1 / unit)
+
+    def _all_reduce_coordinates(self, group: dist.ProcessGroup) -> None:
+        if self.geometry.by_coordinate:
+            for parameter in self.covered:
+                square = self._coordinates.setdefault(parameter, torch.zeros_like(parameter))
+                dist.all_reduce(square, group=group)
+
+    @property
+    def _chunks(self) -> int:
+        return sum(len(entry.units) for entry in self.entries)
+
+    @property
+    def _seen(self) -> float:
+        return sum(sum(entry.units) for entry in self.entries)
+
+
+def send(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """Return numbers on a device, without making the host wait for it.
+
+    Args:
+        numbers: any.
+        device: where to.
+
+    Returns:
+        float64.
+    """
+    sent = torch.tensor(numbers, dtype=torch.float64)
+    return sent.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else sent.to(device)

@@ -1,0 +1,83 @@
+r"""A witness: a few coordinates of the summed chunks, compared with the gradient that the optimizer will see.
+
+Between backward and the measurement a gradient may be divided by a loss scale or clipped; then every chunk must follow.
+The factor is read off the witness itself, so that the order of unscaling, clipping and measuring does not matter. What
+no single factor explains (element-wise clipping, gradients left over from another step) is found out.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+FEW, LONGEST = 4, 1024
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+
+@final
+class Witness:
+    """Sums of what the chunks added, for the few smallest parameters.
+
+    Args:
+        parameters: those that are looked at.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]):
+        order = sorted(range(len(parameters)), key=lambda i: parameters[i].numel())
+        self.chosen = [parameters[i] for i in order[:FEW]]
+        self._sums: dict[Tensor, Tensor] = {}
+        self._members = set(self.chosen)
+
+    def __contains__(self, parameter: Tensor) -> bool:
+        return parameter in self._members
+
+    def add(self, parameter: Tensor, gradient: Tensor) -> None:
+        """Take what one pass adds to a chosen parameter's gradient.
+
+        Args:
+            parameter: one of the chosen.
+            gradient: of its shape.
+        """
+        part = gradient.detach().flatten()[:LONGEST].double()
+        self._sums[parameter] = self._sums[parameter] + part if parameter in self._sums else part.clone()
+
+    def sums(self, device: torch.device) -> Tensor:
+        """Return the sums in one vector; zeros for parameters that no pass reached.
+
+        Args:
+            device: of the gradients.
+
+        Returns:
+            float64, as long on every rank.
+        """
+        parts = [
+            self._sums[p]
+            if p in self._sums
+            else torch.zeros(min(p.numel(), LONGEST), dtype=torch.float64, device=device)
+            for p in self.chosen
+        ]
+        return torch.cat(parts)
+
+    def factor(self, summed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the gradient was multiplied by since, and whether one factor explains it.
+
+        Args:
+            summed: the sums, averaged over ranks.
+
+        Returns:
+            The factor (1 where the sums are all 0), and a boolean scalar.
+        """
+        now = torch.cat(
+            [
+                torch.zeros(min(p.numel(), LONGEST), dtype=torch.float64, device=summed.device)
+                if p.grad is None
+                else p.grad.detach().flatten()[:LONGEST].double()
+                for p in self.chosen
+            ]
+        )
+        size = summed.square().sum()
+        factor = torch.where(size > 0, (summed @ now) / size, torch.ones_like(size))
+        left = (now - factor * summed).square().sum()
+        tolerance = max(_TOLERANCE.get(p.dtype, 0.05) for p in self.chosen)
+        return factor, left <= tolerance**2 * now.square().sum()
