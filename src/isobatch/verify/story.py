@@ -50,7 +50,7 @@ def html(data: dict[str, Any]) -> str:
             report.Section(
                 f"The {'averaged' if m == 'average' else 'raw'} model", [], [], [(m, report.model_figure(data, m))]
             )
-            for m in data["arms"]["plan"]
+            for m in sorted(data["arms"]["plan"], key=lambda m: m != data["headline"])
         ),
         report.Section(
             "The plan",
