@@ -1,0 +1,132 @@
+"""The Adam study: its grid, its resumable runs, its prediction, and how its claims are judged."""
+
+import pytest
+
+from isobatch import InputError, rules
+from isobatch.studies import cells
+from isobatch.studies.adam import grid as layout
+from isobatch.studies.adam.quadratic import sweep
+from isobatch.studies.adam.story import html, picture
+from isobatch.studies.adam.study import judge_claims
+from isobatch.studies.catalogue import STUDIES, find
+from isobatch.studies.claims import claims, criteria
+from isobatch.verify.workers import Curve
+
+DIGITS = criteria("adam")["grid"]["digits"]
+
+
+def row(task, batch, kappa, rule, verdict, predicted=0.0, worst=0.0):
+    return {
+        "task": task,
+        "batch": batch,
+        "kappa": kappa,
+        "rule": rule,
+        "share": 0.9,
+        "predicted": predicted,
+        "verdicts": {"average": verdict, "raw": verdict},
+        "worst": {"average": worst, "raw": worst},
+    }
+
+
+def full(invariant="SAME", kept="DIFFERENT", far="DIFFERENT"):
+    rows = []
+    for task, batch, kappa in (("digits", 8, 0.25), ("digits", 8, 16), ("text", 4, 8)):
+        rows.append(row(task, batch, kappa, "invariant", invariant))
+        rows.append(row(task, batch, kappa, "invariant, EMA unscaled", kept))
+    for n in range(6):
+        verdict = far if n >= 4 else "SAME"
+        rows.append(row("digits", 8, 4 + n, "square root", verdict, predicted=-0.08 * n, worst=0.1 * n))
+    return rows
+
+
+def held(rows, seeds=8):
+    return [outcome.held for outcome in judge_claims(rows, seeds)]
+
+
+def test_claims_are_judged_by_their_criteria():
+    assert held(full()) == [True, True, True, True]
+    assert held(full(invariant="UNDECIDED")) == [True, False, True, False]
+    assert held(full(kept="SAME")) == [True, True, True, False]
+    assert held(full(far="SAME")) == [False, True, True, True]
+    assert held(full(), seeds=7) == [None] * 4
+    assert held([]) == [None] * 4
+
+
+def test_every_claim_has_its_fixed_id_and_its_source():
+    assert list(claims("adam")) == [
+        "adam/sqrt-needs-noise",
+        "adam/invariant-same",
+        "adam/share-predicts-sqrt-error",
+        "adam/ema-rule-holds-with-invariant",
+    ]
+    assert all(claim.source and claim.margin and claim.seeds == 8 for claim in claims("adam").values())
+
+
+def test_cells_hold_whole_batches_and_at_least_twenty_steps():
+    found = layout.cells("digits", DIGITS)
+    assert layout.Cell("digits", 8, 16) in found
+    assert layout.Cell("digits", 1, 0.25) not in found
+    assert all(21555 / cell.target >= 20 for cell in found)
+
+
+def test_the_runs_of_a_reference_share_their_stops_and_have_orders_of_their_own():
+    groups = layout.groups("digits", 8, DIGITS, seeds=2, noise_scale=100.0)
+    jobs = [job for group in groups for job in group]
+    assert len({job.stops for job in jobs}) == 1
+    assert len({(job.arm, job.seed) for job in jobs}) == len(jobs)
+    assert len({job.order_seed for job in jobs}) == len(jobs)
+    invariant = next(job.recipe for job in jobs if job.arm == "digits B=8 x16 invariant")
+    assert invariant.optimizer.name == "invariant-adamw"
+    assert invariant.optimizer.lr == pytest.approx(16 * 3e-4)
+    assert invariant.half_life == pytest.approx(5542)
+    kept = next(job.recipe for job in jobs if job.arm == "digits B=8 x16 invariant, EMA unscaled")
+    assert kept.half_life == pytest.approx(16 * 5542)
+
+
+def test_the_quadratic_confirms_the_predicted_drift_error():
+    for found in sweep([0.5, 0.9], [0.25, 4], replicas=200):
+        assert found["predicted"] == pytest.approx(rules.drift_error(found["kappa"], found["share"]))
+        assert found["square root"] == pytest.approx(found["predicted"], abs=0.03)
+        assert abs(found["noise-aware"]) < 0.03
+        assert abs(found["invariant"]) < 0.03
+        assert abs(found["linear"]) > 0.1
+
+
+def test_finished_runs_are_not_trained_again(tmp_path, monkeypatch):
+    trained = []
+
+    def fake(function, jobs, *, workers=None, on_done=None):
+        made = [Curve(job.arm, job.seed, {"raw": {"loss": [1.0]}}, 1, 0.0) for job in jobs]
+        for curve in made:
+            trained.append((curve.arm, curve.seed))
+            on_done(curve)
+        return made
+
+    monkeypatch.setattr(cells, "map_jobs", fake)
+    groups = layout.groups("digits", 64, DIGITS, seeds=2, noise_scale=100.0)[:2]
+    first = cells.train_all(groups, tmp_path)
+    assert len(trained) == sum(map(len, groups))
+    next((tmp_path / "cells").iterdir()).write_text("{ damaged")
+    assert cells.train_all(groups, tmp_path) == first
+    assert len(trained) == sum(map(len, groups)) + 1
+    assert cells.train_all(groups, tmp_path / "other", budget=-1.0) == {}
+
+
+def test_the_page_holds_claims_and_cells_and_no_network():
+    rows = full()
+    data = {
+        "title": "Adam",
+        "rows": rows,
+        "claims": [vars(outcome) for outcome in judge_claims(rows, 8)],
+        "quadratic": sweep([0.5], [4], replicas=20),
+    }
+    page = html(data)
+    assert "adam/invariant-same" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert picture(data).startswith(b"\x89PNG")
+
+
+def test_unknown_studies_are_refused_by_name():
+    assert "adam" in STUDIES
+    with pytest.raises(InputError, match="adam"):
+        find("adma")
