@@ -187,6 +187,7 @@ class Rules(Part):
         lr: auto (the optimizer's own), linear, sqrt, noise-aware or keep.
         momentum: sample-clock or keep.
         betas: power, linear or keep.
+        average: half-life (rho**kappa) or keep (the decay per update, another average at every other batch).
         floors: smallest beta1 and beta2 that a change may reach.
         noise_share: f, the noise share of the second moment at batch.size, for noise-aware.
     """
@@ -194,6 +195,7 @@ class Rules(Part):
     lr: Literal["auto", "linear", "sqrt", "noise-aware", "keep"] = "auto"
     momentum: Literal["sample-clock", "keep"] = "sample-clock"
     betas: Literal["power", "linear", "keep"] = "power"
+    average: Literal["half-life", "keep"] = "half-life"
     floors: tuple[StrictFloat, StrictFloat] = (0.5, 0.95)
     noise_share: StrictFloat | None = Field(default=None, ge=0, le=1)
 

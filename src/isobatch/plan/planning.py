@@ -101,12 +101,13 @@ def write(recipe: Recipe, new: Settings, batch: Batch) -> Recipe:
         parts["schedule"] = recipe.schedule.model_copy(update=spans | {"stair": stairs.stair})
     if recipe.ema is not None and recipe.ema.decay is not None:
         kappa = new.batch / recipe.batch.size
-        moved = {"decay": rules.scale_decay(recipe.ema.decay, kappa)}
+        power = 1.0 if recipe.rules.average == "keep" else kappa
+        moved = {"decay": rules.scale_decay(recipe.ema.decay, power)}
         if recipe.ema.final is not None:
-            moved["final"] = rules.scale_decay(recipe.ema.final, kappa)
+            moved["final"] = rules.scale_decay(recipe.ema.final, power)
         parts["ema"] = recipe.ema.model_copy(update=moved)
     elif recipe.ema is not None:
-        parts["ema"] = recipe.ema.model_copy(update={"half_life": f"{recipe.half_life:.12g} {recipe.batch.unit}"})
+        parts["ema"] = recipe.ema.model_copy(update={"half_life": f"{new.half_life:.12g} {recipe.batch.unit}"})
     if recipe.batch_norm is not None:
         parts["batch_norm"] = recipe.batch_norm.model_copy(update={"momentum": new.batch_norm})
     if recipe.rules.noise_share is not None:
@@ -263,13 +264,16 @@ def _average_rows(recipe: Recipe, after: Recipe, old: Settings, new: Settings) -
     if recipe.ema is None or after.ema is None:
         return
     unit, every = recipe.batch.unit, recipe.ema.every
+    kept = recipe.rules.average == "keep"
+    rule = average.KEPT if kept else average.POWER
     if recipe.ema.decay is not None:
-        note = f"half-life {show(round(old.half_life, 1))} {unit}, kept"
+        note = f"half-life {show(round(old.half_life, 1))} {unit}, "
+        note += f"becomes {show(round(new.half_life, 1))}" if kept else "kept"
         if recipe.ema.final is not None:
             note += f"; the whole schedule up to {recipe.ema.final:g} is transformed pointwise"
-        yield _row("ema.decay", recipe.ema.decay, after.ema.decay, average.POWER, note)
+        yield _row("ema.decay", recipe.ema.decay, after.ema.decay, rule, note)
     else:
-        was, becomes = (decay_at(old.half_life, every * s.batch) for s in (old, new))
+        was, becomes = (decay_at(s.half_life, every * s.batch) for s in (old, new))
         note = f"decay per update {was:.6g} becomes {becomes:.6g}"
-        span = f"{old.half_life:,.12g} {unit}"
-        yield _row("ema.half_life", recipe.ema.half_life, span, average.POWER, note, "kept in samples")
+        span, formula = f"{new.half_life:,.12g} {unit}", rule.formula if kept else "kept in samples"
+        yield _row("ema.half_life", recipe.ema.half_life, span, rule, note, formula)

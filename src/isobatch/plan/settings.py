@@ -93,6 +93,7 @@ def scaled(recipe: Recipe, batch: float, per_device: float | None = None) -> Set
         betas=(moments[0], moments[1]),
         alpha=_beta(kinds.betas, old.alpha, kappa, kinds.floors[1]),
         eps=rules.scale_eps(old.eps, kappa, old.lr, rate) if adaptive else old.eps,
+        half_life=old.half_life * (kappa if kinds.average == "keep" else 1),
         weight_decay=rules.scale_weight_decay(old.weight_decay, kappa, old.lr, rate, recipe.optimizer.coupling),
         batch_norm=None if old.batch_norm is None else rules.scale_batch_norm(old.batch_norm, ratio),
     )

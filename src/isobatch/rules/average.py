@@ -11,6 +11,7 @@ POWER = Rule(
     "arXiv 2307.13813",
     Confidence.THEOREM,
 )
+KEPT = Rule("rho", "kept per update because the recipe says so: another average", "recipe", Confidence.UNKNOWN)
 
 
 def scale_decay(decay: float, kappa: float) -> float:

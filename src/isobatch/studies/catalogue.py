@@ -5,7 +5,10 @@ from typing import Any
 
 from isobatch.errors import InputError
 
-STUDIES = {"adam": "Adam at any batch size: which rule holds when"}
+STUDIES = {
+    "adam": "Adam at any batch size: which rule holds when",
+    "progressive": "Changing the batch in the middle of a run",
+}
 
 
 def find(name: str) -> Any:

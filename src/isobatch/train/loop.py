@@ -169,7 +169,7 @@ class Trainer:
         self.optimizer.step()
         if self.average is not None:
             schedule = self.average_schedule
-            span = schedule.half_life(self.seen, self.seen + size) if schedule else None
+            span = schedule.half_life(self.seen, self.seen + size) if schedule else new.half_life
             self.average.update(samples=size, half_life=span)
         return lr
 

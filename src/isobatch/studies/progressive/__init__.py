@@ -1,0 +1,1 @@
+"""The progressive study: the batch changes in the middle of the run."""
