@@ -115,6 +115,7 @@ def test_finished_runs_are_not_trained_again(tmp_path, monkeypatch):
 def test_the_page_holds_claims_and_cells_and_no_network():
     rows = full()
     data = {
+        "study": "adam",
         "title": "Adam",
         "rows": rows,
         "claims": [vars(outcome) for outcome in judge_claims(rows, 8)],

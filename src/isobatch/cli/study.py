@@ -5,8 +5,6 @@ from typing import Any
 
 from isobatch.cli.options import add_output, prepare, print_table, progress, say
 
-HELD = {True: "held", False: "did not hold", None: "no verdict"}
-
 
 def add(commands: Any) -> None:
     """Add the command.
@@ -33,6 +31,7 @@ def study(chosen: argparse.Namespace) -> int:
         0, whether or not the claims held.
     """
     from isobatch.studies.catalogue import STUDIES, find
+    from isobatch.studies.pages import HELD
 
     if chosen.name is None:
         print_table("studies", [["name", "question"], *([name, text] for name, text in STUDIES.items())])

@@ -10,6 +10,7 @@ from matplotlib.ticker import NullFormatter
 
 from isobatch import report
 from isobatch.report.pictures import RC
+from isobatch.studies.pages import page
 
 _SHADE = {"SAME": "#9ecbe8", "UNDECIDED": "#e4e4e4", "DIFFERENT": "#f3a582"}
 
@@ -87,9 +88,6 @@ def html(data: dict[str, Any]) -> str:
     Returns:
         Self-contained HTML.
     """
-    held = {True: "held", False: "did not hold", None: "no verdict"}
-    claims = [["claim", "", "evidence", "source"]]
-    claims += [[f"{c['id']}: {c['claim']}", held[c["held"]], c["evidence"], c["source"]] for c in data["claims"]]
     rows = [["task", "reference batch", "kappa", "rule", "noise share", "averaged", "gap", "raw", "gap"]]
     for r in data["rows"]:
         cell = [r["task"], str(r["batch"]), f"{r['kappa']:g}", r["rule"], f"{r['share']:.3f}"]
@@ -100,12 +98,9 @@ def html(data: dict[str, Any]) -> str:
     quadratic = [["noise share", "kappa", *names]]
     quadratic += [[f"{q['share']:g}", f"{q['kappa']:g}", *(f"{q[n]:+.3f}" for n in names)] for q in data["quadratic"]]
     sections = [
-        report.Section("Claims", ["Criteria are fixed in studies/adam/criteria.json."], claims),
         report.Section("Verdicts", [], [], [("verdicts by cell and rule", figure(data))]),
         report.Section("Every cell", [], rows),
         report.Section("Quadratic: error in drift per sample", ["Predicted: 1/sqrt(kappa(1-f)+f) - 1."], quadratic),
     ]
-    made = report.versions()
-    footer = ", ".join(f"{name} {value}" for name, value in made.items())
     lead = "Reference batch x kappa, rules as columns: which rule keeps an Adam run the same, and when."
-    return report.render(data["title"], lead, sections, footer=footer)
+    return page(data, lead, sections)

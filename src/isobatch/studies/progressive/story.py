@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from isobatch import report
 from isobatch.report.pictures import RC
+from isobatch.studies.pages import page
 
 _SHADE = {"up": "#0072B2", "down": "#009E73", "naive": "#D55E00", "large": "#56B4E9"}
 _SHADE |= {"far large": "#CC79A7", "far late": "#E69F00"}
@@ -64,19 +65,14 @@ def html(data: dict[str, Any]) -> str:
     Returns:
         Self-contained HTML.
     """
-    held = {True: "held", False: "did not hold", None: "no verdict"}
-    claims = [["claim", "", "evidence", "source"]]
-    claims += [[f"{c['id']}: {c['claim']}", held[c["held"]], c["evidence"], c["source"]] for c in data["claims"]]
     rows = [["task", "arm", "steps", "averaged", "worst gap", "raw", "worst gap", "final loss"]]
     for r in data["rows"]:
         verdicts, worst = r["verdicts"], r["worst"]
         cells = [r["task"], r["arm"], f"{r['steps']:,}", verdicts["average"], f"{worst['average']:+.3f}"]
         rows.append([*cells, verdicts["raw"], f"{worst['raw']:+.3f}", f"{r['final_loss']:.4f}"])
     sections = [
-        report.Section("Claims", ["Criteria are fixed in studies/progressive/criteria.json."], claims),
         report.Section("Gaps over the run", ["Shaded: the margin."], [], [("gaps", figure(data))]),
         report.Section("Every arm", [], rows),
     ]
-    footer = ", ".join(f"{name} {value}" for name, value in report.versions().items())
     lead = "Fixed small, fixed large, a switch that moves the learning rate only, and a switch by the plan."
-    return report.render(data["title"], lead, sections, footer=footer)
+    return page(data, lead, sections)
