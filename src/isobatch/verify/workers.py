@@ -164,6 +164,8 @@ def map_jobs(
     """
     todo, count = list(jobs), processes(workers)
     results: dict[int, _Result] = {}
+    if not todo:
+        return []
     if count == 1:
         for index, job in enumerate(todo):
             results[index] = function(job)

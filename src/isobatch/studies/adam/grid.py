@@ -9,6 +9,8 @@ from isobatch.verify.comparison import stops_for
 from isobatch.verify.workers import Job
 
 RULES = ("square root", "linear", "noise-aware", "invariant", "invariant, EMA unscaled")
+ORDER = ("invariant", "square root", "invariant, EMA unscaled", "noise-aware", "linear")
+"""In which order a budget is spent."""
 _BASE: dict[str, dict[str, Any]] = {
     "digits": {
         "task": "digits",
@@ -115,7 +117,7 @@ def arm(cell: Cell, rule: str, recipe: Recipe, noise_scale: float) -> Recipe:
 
 
 def groups(task: str, batch: int, grid: dict[str, Any], seeds: int, noise_scale: float) -> list[list[Job]]:
-    """Return the runs of one reference batch: a group of references, then one group a cell.
+    """Return the runs of one reference batch: a group of references, then one group an arm.
 
     Args:
         task: digits or text.
@@ -125,14 +127,15 @@ def groups(task: str, batch: int, grid: dict[str, Any], seeds: int, noise_scale:
         noise_scale: measured on the reference.
 
     Returns:
-        Groups; a cell is judged once its group and its reference's are complete.
+        Groups; an arm is judged once its group and its reference's are complete.
     """
     recipe = reference(task, batch, grid)
     mine = [cell for cell in cells(task, grid) if cell.batch == batch]
     stops, _ = stops_for(math.floor(recipe.staircase().length), batch, *(cell.target for cell in mine))
     found = [[Job(f"{task} B={batch} reference", recipe, seed, 0, stops) for seed in range(seeds)]]
     for index, cell in enumerate(mine):
-        arms = [(cell.label(rule), arm(cell, rule, recipe, noise_scale)) for rule in RULES]
-        first = 1 + index * len(RULES)
-        found.append([Job(name, r, s, first + n, stops) for n, (name, r) in enumerate(arms) for s in range(seeds)])
+        for rule in ORDER:
+            name, stream = cell.label(rule), 1 + index * len(RULES) + RULES.index(rule)
+            made = arm(cell, rule, recipe, noise_scale)
+            found.append([Job(name, made, seed, stream, stops) for seed in range(seeds)])
     return found

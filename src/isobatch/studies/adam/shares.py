@@ -1,6 +1,9 @@
 """The noise share along a reference run, measured at fixed points of it."""
 
+import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,6 +32,12 @@ class Shares:
     points: tuple[float, ...]
     share: tuple[float, ...]
 
+    @classmethod
+    def read(cls, path: Path) -> "Shares":
+        """Read shares that an earlier call stored as JSON."""
+        stored = json.loads(path.read_text("utf-8"))
+        return cls(stored["batch"], tuple(stored["points"]), tuple(stored["share"]))
+
     @property
     def mean(self) -> float:
         """Mean share over the points."""
@@ -43,6 +52,18 @@ class Shares:
     def drift_error(self, kappa: float) -> float:
         """Predicted error of the square root's drift, averaged over the points."""
         return float(np.mean([rules.drift_error(kappa, f) for f in self.share]))
+
+
+def shares_name(recipe: Recipe) -> str:
+    """Return the file name under which a reference's shares are kept.
+
+    Args:
+        recipe: the reference.
+
+    Returns:
+        A file name.
+    """
+    return "shares-" + hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:20] + ".json"
 
 
 def measure_shares(recipe: Recipe, seeds: int) -> Shares:

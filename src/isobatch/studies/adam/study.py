@@ -1,5 +1,6 @@
 """isobatch study adam: reference batch x kappa, rules as columns, and what the noise share predicts."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -8,10 +9,11 @@ from typing import Any
 
 from scipy import stats
 
-from isobatch.report import write, write_result
+from isobatch.plan import Recipe
+from isobatch.report import prepare, write, write_result
 from isobatch.studies.adam import grid as layout
 from isobatch.studies.adam.quadratic import sweep
-from isobatch.studies.adam.shares import Shares, measure_shares
+from isobatch.studies.adam.shares import Shares, measure_shares, shares_name
 from isobatch.studies.adam.story import html, picture
 from isobatch.studies.cells import train_all
 from isobatch.studies.claims import Outcome, as_dict, claims, criteria, outcome
@@ -50,8 +52,7 @@ def run(
     tasks = [task for task in plan if task != "quadratic"]
     references = [(task, batch) for task in tasks for batch in plan[task]["batches"]]
     recipes = [layout.reference(task, batch, plan[task]) for task, batch in references]
-    measured = map_jobs(partial(measure_shares, seeds=2), recipes, workers=workers)
-    shares: dict[tuple[str, int], Shares] = dict(zip(references, measured, strict=True))
+    shares = dict(zip(references, _measured(recipes, out, workers), strict=True))
     groups = []
     # the largest reference batches take the fewest steps: a budget then judges the most cells
     for task, batch in sorted(references, key=lambda reference: -reference[1]):
@@ -60,15 +61,15 @@ def run(
         on_estimate(0.0, sum(map(len, groups)))
     curves = train_all(groups, out, workers=workers, budget=budget, on_done=on_done)
     listed = [cell for task in tasks for cell in layout.cells(task, plan[task])]
-    complete = [cell for cell in listed if cell.label("invariant") in curves]
-    rows = [row for cell in complete for row in _rows(cell, curves, shares)]
+    arms = [(cell, [rule for rule in layout.RULES if cell.label(rule) in curves]) for cell in listed]
+    rows = [row for cell, found in arms if found for row in _rows(cell, found, curves, shares)]
     part = plan["quadratic"]
     data = {
         "study": NAME,
         "title": rules["title"],
         "quick": quick,
         "seeds": seeds,
-        "cells": {"complete": len(complete), "of": len(listed)},
+        "cells": {"complete": len(rows), "of": len(listed) * len(layout.RULES)},
         "rows": rows,
         "shares": {f"{task} B={batch}": asdict(found) for (task, batch), found in shares.items()},
         "quadratic": sweep(part["shares"], part["kappas"], part["replicas"]),
@@ -81,11 +82,25 @@ def run(
     return data
 
 
+def _measured(recipes: list[Recipe], out: Path | None, workers: int | None) -> list[Shares]:
+    """Measure the noise shares of the references, or read what an earlier call measured."""
+    files = [prepare(out / "cells") / shares_name(recipe) if out else None for recipe in recipes]
+    found = {n: Shares.read(file) for n, file in enumerate(files) if file is not None and file.exists()}
+    missing = [n for n in range(len(recipes)) if n not in found]
+    measure = partial(measure_shares, seeds=2)
+    for n, made in zip(missing, map_jobs(measure, [recipes[n] for n in missing], workers=workers), strict=True):
+        found[n] = made
+        file = files[n]
+        if file is not None:
+            write(file, json.dumps(asdict(made)))
+    return [found[n] for n in range(len(recipes))]
+
+
 def _rows(
-    cell: layout.Cell, curves: dict[str, list[Curve]], shares: dict[tuple[str, int], Shares]
+    cell: layout.Cell, rules: list[str], curves: dict[str, list[Curve]], shares: dict[tuple[str, int], Shares]
 ) -> list[dict[str, Any]]:
     arms = {"reference": curves[f"{cell.task} B={cell.batch} reference"]}
-    arms |= {rule: curves[cell.label(rule)] for rule in layout.RULES}
+    arms |= {rule: curves[cell.label(rule)] for rule in rules}
     stops = len(arms["reference"][0].values["raw"]["loss"])
     table, _, _ = judge(arms, tuple(range(2, stops, 2)), None, "average")
     found = shares[cell.task, cell.batch]
