@@ -31,6 +31,7 @@ def trainer(*, samples=None, patience=0, task="digits", **parts):
     })  # fmt: skip
     run = make_run(made, 0)
     run.model.double()
+    assert isinstance(run.samples, TensorSamples)
     tensors = [t.double() if t.is_floating_point() else t for t in run.samples.tensors]
     run.samples = TensorSamples(*(t[:samples] for t in tensors))
     return Trainer(run, made, order_seed=1, guard=Guard(patience))
