@@ -1,5 +1,6 @@
 """The gradient of one global batch: micro-batches weighted by their samples, smaller ones when memory runs out."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
@@ -27,13 +28,20 @@ class Accumulator:
         self.run_, self.optimizer, self.world = run, optimizer, world
         self.limit: int | None = None
 
-    def run(self, indices: torch.Tensor, size: int, most: int) -> float:
+    def run(
+        self,
+        indices: torch.Tensor,
+        size: int,
+        most: int,
+        statistics: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
+    ) -> float:
         """Accumulate the gradient of this rank's part of a batch.
 
         Args:
             indices: samples of this rank.
             size: samples of the global batch.
             most: samples of one pass; `limit` after memory ran out.
+            statistics: buffers that a pass moves, each with its value before; put back where a pass is repeated.
 
         Returns:
             Mean loss of the global batch.
@@ -52,6 +60,8 @@ class Accumulator:
                 if chunk <= 1:
                     raise InputError("one sample does not fit into memory; use a smaller model or device") from error
             torch.set_rng_state(state)
+            for buffer, before in statistics:
+                buffer.copy_(before)
             self.limit = max(1, chunk // 2)
 
     def _passes(self, indices: torch.Tensor, size: int, most: int) -> float:

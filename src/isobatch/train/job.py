@@ -1,6 +1,6 @@
 """isobatch train: the loop as a job, with checkpoints, resume, signals and a log."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from isobatch.tasks import make_run
 from isobatch.train.guard import Guard, Verdict
 from isobatch.train.journal import Journal
 from isobatch.train.loop import Step, Trainer
-from isobatch.train.persistence import restore, state_of
+from isobatch.train.persistence import restore, seed_rng, state_of
 from isobatch.train.setup import batches
 from isobatch.units import whole
 
@@ -93,6 +93,8 @@ def train(recipe: Recipe, options: Options, on_step: Callable[[Step, int, int], 
         _resume(trainer, store, recipe, options)
     elif store.list():
         raise InputError(f"{options.out} holds a run already; give --resume to go on with it, or another --out")
+    else:
+        seed_rng(options.seed, options.order_seed, trainer.world.rank)
     first = trainer.world.rank == 0
     with (
         Preemption(grace=1.0) as stop,
@@ -143,12 +145,30 @@ def _resume(trainer: Trainer, store: Checkpoints, recipe: Recipe, options: Optio
     newest = store.latest(fallback=True)
     if newest is None:
         raise InputError(f"{options.out} holds no checkpoint to resume from; drop --resume to start")
-    expect = {key: value for key, value in meta(trainer, recipe, options).items() if key != "drawn"}
-    found = load(newest.path, rank=0, expect=expect)
+    found = load(newest.path, rank=0)
+    _compare(options.out, found.meta, meta(trainer, recipe, options))
     rank = trainer.world.rank
     same = found.world_size == trainer.world.size
     own = found.state if rank == 0 else load(newest.path, rank=rank).state if same else None
     restore(trainer, found.state, own if same else None)
+
+
+def _compare(out: Path, stored: Mapping[str, object], now: Mapping[str, object]) -> None:
+    before, after = (dict(_leaves({key: of.get(key) for key in now if key != "drawn"})) for of in (stored, now))
+    for name in {**before, **after}:
+        if before.get(name) != after.get(name):
+            raise InputError(
+                f"{out} holds another run: {name} is {before.get(name)!r} in its checkpoint and {after.get(name)!r} "
+                "here; resume with what the run was started with, or give another --out"
+            )
+
+
+def _leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _log(log: Journal, trainer: Trainer, step: Step) -> None:

@@ -21,8 +21,6 @@ class Journal:
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool = False, write: bool = True):
-        self._path = folder / "log.jsonl"
-        self._file = self._path.open("a", encoding="utf-8") if write else None
         self._board: Any = None
         if tensorboard and write:
             try:
@@ -32,6 +30,7 @@ class Journal:
                     "TensorBoard is not installed; pip install tensorboard, or drop --tensorboard"
                 ) from None
             self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._file = (folder / "log.jsonl").open("a", encoding="utf-8") if write else None
 
     def add(self, seen: int, **values: float | int | str) -> None:
         """Append one entry.

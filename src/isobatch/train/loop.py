@@ -100,7 +100,7 @@ class Trainer:
         statistics = [(buffer, buffer.clone()) for norm in self._norms for buffer in norm.buffers()]
         self._set_batch_norm(self.settings(size))
         mine, _ = shard(self.order.indices(self.drawn, size), self.world.rank, self.world.size)
-        loss = self.gradient.run(mine, size, self._per_device(size))
+        loss = self.gradient.run(mine, size, self._per_device(size), statistics)
         judgement = self._judge(loss)
         if judgement.verdict is not Verdict.APPLY:
             for buffer, before in statistics:

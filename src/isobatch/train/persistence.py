@@ -1,7 +1,10 @@
 """What of a run is kept in a checkpoint, and how it is taken up again."""
 
+import hashlib
+import random
 from typing import Any
 
+import numpy as np
 import torch
 
 from isobatch.checkpoint import load_model, load_optimizer, optimizer_state, rng_state, set_rng_state
@@ -64,4 +67,16 @@ def restore(trainer: Trainer, state: dict[str, Any], own: dict[str, Any] | None 
     if own is not None:
         set_rng_state(own["rng"])
     else:
-        torch.manual_seed(trainer.order.seed + trainer.world.rank + trainer.seen)
+        seed_rng(trainer.order.seed, trainer.world.rank, trainer.seen)
+
+
+def seed_rng(*words: int) -> None:
+    """Start the global generators of Python, numpy and torch anew; equal words give equal streams, others unlike ones.
+
+    Args:
+        *words: what the streams depend on, such as seeds, rank and samples seen.
+    """
+    digest = hashlib.sha256("/".join(map(str, words)).encode()).digest()
+    random.seed(digest)
+    np.random.seed(int.from_bytes(digest[:4], "big"))  # noqa: NPY002 - the generator that data sets use
+    torch.manual_seed(int.from_bytes(digest[4:12], "big"))

@@ -1,0 +1,127 @@
+"""What does the loop cost? Trainer.step against a bare hand-written loop, on the text transformer.
+
+    python benchmarks/loop.py --json benchmarks/results/loop.json
+
+Both train the task of examples/text.toml with AdamW and an average at every step. The bare loop indexes a permutation,
+knows no batch but its own, looks at no gradient and keeps no clock. Rows: case, contender, ratio to the bare loop (the
+median over interleaved blocks of steps, CPU time of one thread), its quartiles, milliseconds a step.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import isobatch
+from isobatch import Recipe
+from isobatch.plan import scaled
+from isobatch.tasks import make_run
+from isobatch.train import Trainer
+
+BAR = 1.03
+Steps = Callable[[int], None]
+
+
+def trained(recipe: Recipe, batch: int) -> Steps:
+    trainer = Trainer(make_run(recipe, 0), recipe)
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            trainer.step(batch)
+
+    return steps
+
+
+def bare(recipe: Recipe, batch: int) -> Steps:
+    """The same numbers by hand: permutation, loss, backward, cosine, foreach AdamW, foreach average."""
+    run = make_run(recipe, 0)
+    new = scaled(recipe, batch)
+    optimizer = torch.optim.AdamW(
+        run.model.parameters(), lr=new.lr, betas=new.betas, eps=new.eps, weight_decay=new.weight_decay, foreach=True
+    )
+    weights = [p.detach() for p in run.model.parameters()]
+    average = [p.clone() for p in weights]
+    decay = 0.5 ** (batch / new.half_life)
+    order, total, seen = torch.randperm(len(run.samples)), recipe.staircase().length, 0
+
+    def steps(count: int) -> None:
+        nonlocal seen
+        for _ in range(count):
+            place = seen % (len(order) - batch + 1)
+            optimizer.zero_grad()
+            loss = run.loss(run.model, run.samples[order[place : place + batch]])
+            loss.backward()
+            optimizer.param_groups[0]["lr"] = new.lr * 0.5 * (1 + math.cos(math.pi * min(1, seen / total)))
+            optimizer.step()
+            torch._foreach_lerp_(average, weights, 1 - decay)
+            loss.item()
+            seen += batch
+
+    return steps
+
+
+def measure(recipe: Recipe, batch: int, rounds: int, count: int) -> dict:
+    contenders = {"isobatch": trained(recipe, batch), "bare loop": bare(recipe, batch)}
+    for steps in contenders.values():
+        steps(3 * count)
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds):
+        names = list(contenders)[:: 1 if number % 2 else -1]
+        for name in names:
+            started = time.process_time()
+            contenders[name](count)
+            times[name].append((time.process_time() - started) / count)
+    ratios = [ours / theirs for ours, theirs in zip(*times.values(), strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {
+        "case": f"text transformer, AdamW and average, batch {batch}",
+        "contender": "isobatch Trainer.step against a bare loop",
+        "ratio": round(middle, 4),
+        "quartiles": [round(low, 4), round(high, 4)],
+        "bar": BAR,
+        "milliseconds": {name: round(1e3 * statistics.median(found), 3) for name, found in times.items()},
+        "rounds": rounds,
+        "steps_a_round": count,
+    }
+
+
+def hardware() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} torch thread"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--batches", type=int, nargs="+", default=[4, 32])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = Recipe.load(Path(__file__).parents[1] / "examples" / "text.toml")
+    rows = []
+    for batch in arguments.batches:
+        rows.append(measure(recipe, batch, arguments.rounds, max(4, 160 // batch)))
+        print(rows[-1], flush=True)
+    if arguments.json:
+        versions = {"isobatch": isobatch.__version__, "torch": str(torch.__version__), "numpy": np.__version__}
+        result = {
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "hardware": hardware(),
+            "versions": {**versions, "python": platform.python_version()},
+            "rows": rows,
+        }
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

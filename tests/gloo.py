@@ -1,0 +1,28 @@
+"""Worlds of forked gloo processes; each rank does the same action and leaves files behind."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from tests.crash import fork, wait
+from torch import distributed as dist
+
+
+def world(size: int, folder: Path, action: Callable[[int], object]) -> None:
+    """Run action(rank) in `size` forked ranks that meet in a folder; fails when one of them fails."""
+    meeting = folder / f"meeting-{os.urandom(4).hex()}"
+
+    def main(rank: int) -> None:
+        torch.set_num_threads(1)
+        store = dist.FileStore(str(meeting), size)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=30))
+        try:
+            action(rank)
+        finally:
+            dist.destroy_process_group()
+
+    pids = [fork(lambda rank=rank: main(rank)) for rank in range(size)]
+    codes = [wait(pid) for pid in pids]
+    assert codes == [0] * size, codes
