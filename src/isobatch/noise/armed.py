@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -20,9 +21,7 @@ ONE_CHUNK = (
     "or measure rows of layers that are known"
 )
 CLEARED = "gradients were cleared between two backward passes of one step; call noise.discard() for a step not taken"
-USED_OTHERWISE = (
-    "no layer was used once in each backward pass, on the batch's own rows; use noise.halves or accumulation"
-)
+USED_OTHERWISE = "no layer was used once in each backward pass, on the batch's own rows; use noise.halves"
 NO_PASS = "no backward pass was seen between two calls of update()"
 
 
@@ -128,11 +127,12 @@ class Armed:
             if not self.record.entries:
                 self.passes.units.append(self.setup.declared.step or 1.0)
                 self.record.entries.append(Entry([self.passes.units[0]]))
-            entry = self.record.entries[0]
-            for parameter, gradient in zip(parameters, gradients, strict=True):
+            found = dict(zip(parameters, (g.detach() for g in gradients), strict=True))
+            for parameter, gradient in found.items():
                 if parameter in self.record.witness:
                     self.record.witness.add(parameter, gradient)
-                self.record.add(entry, parameter, gradient.detach().unsqueeze(0), entry.units)
+            with torch.no_grad():
+                self.record.add(self.record.entries[0], found)
 
     def finish(self, samples: float) -> Outcome:
         """Return what the step gave.
@@ -165,12 +165,15 @@ class Armed:
             mode = self.mode if self.setup.mode != "auto" else ("chunks" if several else "rows")
             if self.rows is not None and (self.mode != "auto" or not several):
                 return self._by_rows(self.rows, samples, passes, mode)
+            with torch.no_grad():
+                self.passes.flush()
             self.record.total_units = total
             found = self.record.finish(samples, group)
             return Outcome(found, "" if found else ONE_CHUNK, mode, None, 1.0)
 
     def _by_rows(self, rows: Rows, samples: float, passes: int, mode: Mode) -> Outcome:
-        rows.settle(passes)
+        with torch.no_grad():
+            rows.settle(passes)
         record = rows.record
         trusted = rows.trust(self.passes.sums) if self.passes.sums is not None else None
         if trusted is not None:

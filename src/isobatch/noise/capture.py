@@ -13,10 +13,13 @@ from isobatch.errors import InputError
 from isobatch.noise.coupling import length
 from isobatch.noise.pace import Stopwatch
 from isobatch.noise.record import Entry, Record
-from isobatch.noise.rows import Owner, embedding_norms, few_of, linear_norms, positions_apart, run_again, wide
+from isobatch.noise.rows import Owner, few_of, run_again, wide
+from isobatch.noise.work import Work, take_rows
 from isobatch.units import finite
 
 Mode = Literal["auto", "chunks", "prefix", "rows", "norms", "buckets"]
+# Gradients up to so many numbers wait for the end of their pass, so that their norms take one launch together.
+_LARGE = 2**16
 MODES: tuple[Mode, ...] = ("auto", "chunks", "prefix", "rows", "norms", "buckets")
 
 
@@ -85,6 +88,8 @@ class Passes:
         self.sums: dict[Tensor, Tensor] | None = None
         self.cleared = False
         self._calls: dict[Tensor, int] = {}
+        self._waiting: dict[Tensor, Tensor] = {}
+        self._entry: Entry | None = None
 
     def receive(self, parameter: Tensor, gradient: Tensor) -> None:
         """Take what one backward pass adds to a parameter's `.grad`.
@@ -107,7 +112,7 @@ class Passes:
         if declared == 0:
             return
         with self.watch, torch.no_grad():
-            self._take(parameter, gradient.detach(), 1.0 if declared is None else declared)
+            self._take(parameter, gradient, 1.0 if declared is None else declared)
 
     def _take(self, parameter: Tensor, gradient: Tensor, unit: float) -> None:
         turn = self._calls.get(parameter, 0)
@@ -123,10 +128,23 @@ class Passes:
             self.sums[parameter] = gradient.clone() if known is None else known + gradient
         if self.take == "none" or (self.take == "first" and turn):
             return
-        while len(self.record.entries) <= turn:
-            self.record.entries.append(Entry([self.units[len(self.record.entries)]]))
-        entry = self.record.entries[turn]
-        self.record.add(entry, parameter, gradient.unsqueeze(0), entry.units)
+        if len(self.record.entries) <= turn:
+            self.flush()
+            self._entry = Entry([unit])
+            self.record.entries.append(self._entry)
+        if self._entry is None:
+            return
+        if gradient.numel() > _LARGE:
+            self.record.add(self._entry, {parameter: gradient})
+        else:
+            # The tensor itself, not a view of it: while it is held, autograd copies it into .grad and leaves it alone.
+            self._waiting[parameter] = gradient
+
+    def flush(self) -> None:
+        """Take the norms of the small gradients of a pass together."""
+        if self._waiting and self._entry is not None:
+            self.record.add(self._entry, self._waiting)
+        self._waiting = {}
 
 
 @final
@@ -164,6 +182,7 @@ class Rows:
         self.totals: dict[Tensor, Tensor] | None = {} if check else None
         self._uses: dict[str, set[int]] = {}
         self._entries: dict[int, Entry] = {}
+        self._work: list[Work] = []
         self._forward = 0
         self._odd: set[str] = set()
         self._batch: int | None = None
@@ -178,13 +197,15 @@ class Rows:
         self._handles.clear()
 
     def settle(self, passes: int) -> None:
-        """Keep the layers that were used once in every pass, on the batch's own rows.
+        """Take the rows of the layers that were used once in every pass, on the batch's own rows.
 
         Args:
             passes: backward passes of the step.
         """
         kept = [o for o in self.layers if len(self._uses.get(o.name, ())) == passes and o.name not in self._odd]
         self.record.covered = [p for owner in kept for p in owner.parameters.values()]
+        names = {owner.name for owner in kept}
+        take_rows(self.record, [work for work in self._work if work.owner.name in names])
 
     def trust(self, added: dict[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """Return 1 for each parameter whose layer explains the gradient that autograd added, else 0; on the device.
@@ -234,8 +255,9 @@ class Rows:
                 if key in owner.parameters:
                     known = self.totals.get(owner.parameters[key])
                     self.totals[owner.parameters[key]] = total if known is None else known + total
-        chosen, most = few_of(len(x), self.few, self.turn), len(entry.units)
-        self._rows(owner, entry, wide(x[chosen][:most]), wide(delta[chosen][:most]))
+        chosen = few_of(len(x), self.few, self.turn)
+        # Clones, so that whole activations are not kept until the end of the step.
+        self._work.append(Work(owner, entry, wide(x[chosen].clone()), wide(delta[chosen].clone())))
 
     def _open(self, rows: int) -> Entry:
         """Open the entry of a pass of so many rows."""
@@ -243,35 +265,7 @@ class Rows:
         counts = self.declared.rows or [samples / rows] * rows
         if len(counts) != rows:
             raise InputError(f"chunk() was given the counts of {len(counts)} rows, but the batch has {rows}")
-        entry = Entry(counts[few_of(rows, self.few, self.turn)][: self.few])
+        entry = Entry(counts[few_of(rows, self.few, self.turn)])
         self.record.entries.append(entry)
         self.record.total_units += samples
         return entry
-
-    def _rows(self, owner: Owner, entry: Entry, x: Tensor, delta: Tensor) -> None:
-        done = self._without_gradients(owner, entry, x, delta)
-        wanted = {key: p for key, p in owner.parameters.items() if key not in done}
-        if not wanted:
-            return
-        start = 0
-        for piece in owner.rule(owner.module, x, delta):
-            for key, parameter in wanted.items():
-                rows = piece[key]
-                self.record.add(entry, parameter, rows, entry.units[start : start + len(rows)])
-            start += len(piece[next(iter(wanted))])
-
-    def _without_gradients(self, owner: Owner, entry: Entry, x: Tensor, delta: Tensor) -> set[str]:
-        """Take the norms that need no gradient: those of large weights, in the Euclidean geometry."""
-        if self.record.geometry.name != "euclidean" or "weight" not in owner.parameters:
-            return set()
-        norms = None
-        if isinstance(owner.module, nn.Linear):
-            norms = linear_norms(positions_apart(x), positions_apart(delta))
-        elif isinstance(owner.module, nn.Embedding):
-            norms = embedding_norms(owner.module, x, delta)
-        if norms is None:
-            return set()
-        self.record.join(entry, owner.parameters["weight"], norms)
-        if "bias" in owner.parameters:
-            self.record.add(entry, owner.parameters["bias"], positions_apart(delta).sum(1), entry.units)
-        return {"weight", "bias"}

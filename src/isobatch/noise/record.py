@@ -23,11 +23,11 @@ class Entry:
 
     Args:
         units: n_j of each, or 1 each where none were declared.
-        norms: of c_j, by parameter, each of shape (chunks,).
+        blocks: parameters, and the norms of their c_j, shape (parameters, chunks).
     """
 
     units: list[float]
-    norms: dict[Tensor, Tensor] = field(default_factory=dict)
+    blocks: list[tuple[list[Tensor], Tensor]] = field(default_factory=list)
 
 
 class Found(NamedTuple):
@@ -70,31 +70,48 @@ class Record:
         self._weights: dict[Tensor, Tensor | None] = {}
         self._coordinates: dict[Tensor, Tensor] = {}
 
-    def add(self, entry: Entry, parameter: Tensor, gradients: Tensor, units: Sequence[float]) -> None:
-        """Take gradients of chunks, one for each entry of axis 0; parts that come later are joined to earlier ones.
+    def add(self, entry: Entry, gradients: dict[Tensor, Tensor]) -> None:
+        """Take the gradients of an entry's one chunk, a few launches for all of them.
 
         Args:
-            entry: which chunks.
-            parameter: whose gradients.
-            gradients: c_j, shape (chunks, *shape).
-            units: of these chunks.
+            entry: a chunk.
+            gradients: c_j, each of its parameter's shape.
         """
-        rows = self._weighted(parameter, gradients)
-        self.join(entry, parameter, self.geometry.norm(rows))
+        weighted = {p: self.weighted(p, gradient) for p, gradient in gradients.items()}
+        entry.blocks.append((list(weighted), self.geometry.norms(list(weighted.values())).unsqueeze(1)))
         if self.geometry.by_coordinate:
-            for row, unit in zip(rows, units, strict=True):
-                self._add_square(parameter, row, unit)
+            for parameter, gradient in weighted.items():
+                self.add_square(parameter, gradient, entry.units[0])
 
-    def join(self, entry: Entry, parameter: Tensor, norms: Tensor) -> None:
-        """Append norms of further chunks of an entry.
+    def weighted(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """Return a gradient in the geometry's own coordinates.
 
         Args:
-            entry: which chunks.
-            parameter: whose gradients.
-            norms: shape (more chunks,).
+            parameter: whose it is.
+            gradient: of its shape, or with rows in front.
+
+        Returns:
+            The gradient, divided by sqrt(v) + eps where the geometry is Adam's.
         """
-        known = entry.norms.get(parameter)
-        entry.norms[parameter] = norms if known is None else torch.cat([known, norms])
+        if parameter not in self._weights:
+            self._weights[parameter] = self.geometry.weight(parameter)
+        weight = self._weights[parameter]
+        return gradient if weight is None else gradient * weight
+
+    def add_square(self, parameter: Tensor, gradient: Tensor, unit: float) -> None:
+        """Add c_j^2/unit, coordinate by coordinate.
+
+        Args:
+            parameter: whose gradient it is.
+            gradient: c_j, weighted.
+            unit: of the chunk.
+        """
+        wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
+        known = self._coordinates.get(parameter)
+        if known is None:
+            self._coordinates[parameter] = wide.square().div_(unit)
+        else:
+            known.addcmul_(wide, wide, value=1 / unit)
 
     @property
     def freedom(self) -> float:
@@ -130,10 +147,10 @@ class Record:
         over = torch.zeros(len(self.columns), dtype=torch.float64, device=device)
         plain = torch.zeros_like(over)
         for entry in self.entries:
-            found = [p for p in self.covered if p in entry.norms]
-            if not found:
+            if not entry.blocks:
                 continue
-            norms = torch.stack([entry.norms[p] for p in found]).double() * self._trust(found, 2)
+            found = [p for parameters, _ in entry.blocks for p in parameters]
+            norms = torch.cat([block for _, block in entry.blocks]).double() * self._trust(found, 2)
             squares = self.geometry.squared(self.columns.add_up(found, self.geometry.additive(norms)))
             plain += squares.sum(1)
             alike = len(set(entry.units)) == 1
@@ -145,7 +162,7 @@ class Record:
         over, plain, numbers, witnessed = sums.split([width, width, 4, len(sums) - 2 * width - 4])
         chunks, seen, unit_squares, total = numbers
         factor, honest = self.witness.factor(witnessed / ranks)
-        gradients = {p: self._weighted(p, p.grad) for p in self.covered if p.grad is not None}
+        gradients = {p: self.weighted(p, p.grad) for p in self.covered if p.grad is not None}
         mean = self._mean_square(gradients, sums.device)
         rescaled = (factor / ranks) ** 2
         freedom = chunks - seen / total
@@ -177,25 +194,11 @@ class Record:
         summed = self.columns.add_up(found, torch.stack(roots) * self._trust(found, 1))
         return (summed / gaussian_root(freedom)).square()
 
-    def _weighted(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        if parameter not in self._weights:
-            self._weights[parameter] = self.geometry.weight(parameter)
-        weight = self._weights[parameter]
-        return gradient if weight is None else gradient * weight
-
     def _trust(self, parameters: list[Tensor], dims: int) -> Tensor | float:
         if self.trusted is None:
             return 1.0
         trust = torch.stack([self.trusted[p] for p in parameters])
         return trust[:, None] if dims == 2 else trust
-
-    def _add_square(self, parameter: Tensor, gradient: Tensor, unit: float) -> None:
-        wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
-        known = self._coordinates.get(parameter)
-        if known is None:
-            self._coordinates[parameter] = wide.square().div_(unit)
-        else:
-            known.addcmul_(wide, wide, value=1 / unit)
 
     def _all_reduce_coordinates(self, group: dist.ProcessGroup) -> None:
         if self.geometry.by_coordinate:

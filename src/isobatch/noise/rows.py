@@ -231,14 +231,17 @@ def few_of(rows: int, few: int, turn: int) -> slice:
         turn: counts measurements.
 
     Returns:
-        A slice of at least min(rows, few) rows; the caller cuts the rest.
+        A slice of min(rows, few) rows.
 
     Example:
-        >>> list(range(9))[few_of(9, 2, 0)][:2], list(range(9))[few_of(9, 2, 5)][:2]
-        ([0, 4], [1, 5])
+        >>> list(range(9))[few_of(9, 2, 0)], list(range(9))[few_of(9, 2, 1)], list(range(3))[few_of(3, 4, 1)]
+        ([0, 4], [1, 5], [0, 1, 2])
     """
-    step = max(rows // few, 1)
-    return slice(turn % step, None, step)
+    if few >= rows:
+        return slice(0, rows, 1)
+    step = rows // few
+    start = turn % (rows - (few - 1) * step)
+    return slice(start, start + (few - 1) * step + 1, step)
 
 
 def wide(tensor: Tensor) -> Tensor:

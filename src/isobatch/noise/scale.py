@@ -189,6 +189,10 @@ class NoiseScale:
             self._armed.remove()
             self._arm()
 
+    def back(self) -> None:
+        """Say that the loop comes back from something else, such as an evaluation, which then is not a step's time."""
+        self.pace.leave(self._watch())
+
     def bucket_hook(self, inner: BucketHook | None = None) -> BucketHook:
         """Return a DDP communication hook that reads each bucket before it is reduced: one chunk a rank.
 
