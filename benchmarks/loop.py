@@ -72,7 +72,7 @@ def bare(recipe: Recipe, batch: int) -> Steps:
 def measure(recipe: Recipe, batch: int, rounds: int, count: int) -> dict:
     contenders = {"isobatch": trained(recipe, batch), "bare loop": bare(recipe, batch)}
     for steps in contenders.values():
-        steps(3 * count)
+        steps(2 * count)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds):
         names = list(contenders)[:: 1 if number % 2 else -1]
@@ -103,14 +103,14 @@ def hardware() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--rounds", type=int, default=151)
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 32])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     recipe = Recipe.load(Path(__file__).parents[1] / "examples" / "text.toml")
     rows = []
     for batch in arguments.batches:
-        rows.append(measure(recipe, batch, arguments.rounds, max(4, 160 // batch)))
+        rows.append(measure(recipe, batch, arguments.rounds, max(2, 40 // batch)))
         print(rows[-1], flush=True)
     if arguments.json:
         versions = {"isobatch": isobatch.__version__, "torch": str(torch.__version__), "numpy": np.__version__}

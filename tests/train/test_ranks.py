@@ -103,7 +103,7 @@ def poison(one, rank, where):
         step.loss = lambda model, batch: healthy(model, batch) * float("nan")
         return lambda: setattr(step, "loss", healthy)
     judge = one.guard.judge
-    one.guard.judge = lambda loss, model, skipped: judge(float("nan"), model, skipped)
+    one.guard.judge = lambda loss, *rest: judge(float("nan"), *rest)
     return lambda: setattr(one.guard, "judge", judge)
 
 

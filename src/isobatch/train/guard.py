@@ -1,6 +1,7 @@
 """The guard: one verdict per step, reached before anything moves, obeyed by everything that would move."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -48,18 +49,21 @@ class Guard:
     def __init__(self, patience: int = 0):
         self.patience = patience
 
-    def judge(self, loss: float, model: nn.Module, skipped: int) -> Judgement:
+    def judge(
+        self, loss: float, model: nn.Module, skipped: int, parameters: Sequence[nn.Parameter] | None = None
+    ) -> Judgement:
         """Return the verdict on a step whose gradients are complete.
 
         Args:
             loss: mean loss of the step.
             model: holds the gradients.
             skipped: steps skipped in a row just before this one.
+            parameters: the model's, where the caller holds them; walking a small model costs as much as its norms.
 
         Returns:
             The judgement.
         """
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in (parameters or model.parameters()) if p.grad is not None]
         norms = torch._foreach_norm(gradients) if gradients else ()
         total = float(torch.stack(norms).sum()) if norms else 0.0
         if math.isfinite(loss) and math.isfinite(total):

@@ -69,6 +69,7 @@ class Trainer:
         self.last_batch = recipe.batch.size
         self.batch_at = batches(recipe)
         self._settings: dict[int, Settings] = {}
+        self._parameters = list(run.model.parameters())
         self._norms = [m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._set_batch_norm(self.settings(self.last_batch))
 
@@ -149,7 +150,7 @@ class Trainer:
         return most
 
     def _judge(self, loss: float) -> Judgement:
-        judgement = self.guard.judge(loss, self.run.model, self.skipped_in_a_row)
+        judgement = self.guard.judge(loss, self.run.model, self.skipped_in_a_row, self._parameters)
         apply = judgement.verdict is Verdict.APPLY
         if self.world.size == 1 or self.world.total([0.0 if apply else 1.0])[0] == 0:
             return judgement
@@ -174,7 +175,7 @@ class Trainer:
         return lr
 
     def _clip(self, most: float) -> None:
-        norm = float(nn.utils.clip_grad_norm_(self.run.model.parameters(), most))
+        norm = float(nn.utils.clip_grad_norm_(self._parameters, most))
         if isinstance(self.optimizer, InvariantOptimizer):
             self.optimizer.chunks.scaled(min(1.0, most / (norm + 1e-6)))
 
