@@ -1,7 +1,9 @@
 """Cost of one update of an average, against the memory limit and other libraries, all interleaved in one process.
 
 Run from the repository's root: python benchmarks/averages.py --json FILE [--threads 1 2] [--rounds 21] [--cases ...]
-One thread is timed in CPU time, more in wall time. The limit is the faster of a flat add_ and lerp_ of the same bytes.
+One thread is timed in CPU time, more in wall time. The limit is the faster of a flat add_ and lerp_, scaled to the
+bytes of one ideal pass; ratios are taken within each round and their median and quartiles reported, since the load of
+a machine drifts.
 """
 
 import argparse
@@ -88,14 +90,14 @@ def measure(case: str, rounds: int, threads: int) -> tuple[list[dict[str, Any]],
     repeats = 5 if case == HOST else 1
     seconds = timed(updates, rounds, threads, repeats)
     middle = {name: statistics.median(values) for name, values in seconds.items()}
-    flat = min(value for name, value in middle.items() if name.startswith("limit"))
-    limit = flat * CASES[case][2] / 12
+    flat = min((name for name in middle if name.startswith("limit")), key=middle.__getitem__)
     rows = []
-    for name, value in sorted(middle.items(), key=lambda item: item[1]):
-        low, _, high = statistics.quantiles(seconds[name], n=4)
-        ratio = value / flat if name.startswith("limit") else value / limit
-        spread = (high - low) / value
-        rows.append(row(case, name, ratio, threads, microseconds=value * 1e6, quartile_spread=spread))
+    for name, values in seconds.items():
+        scale = 1.0 if name.startswith("limit") else 12 / CASES[case][2]
+        ratios = [value / limit * scale for value, limit in zip(values, seconds[flat], strict=True)]
+        low, ratio, high = statistics.quantiles(ratios, n=4)
+        rows.append(row(case, name, ratio, threads, microseconds=middle[name] * 1e6, low=low, high=high))
+    rows.sort(key=lambda entry: entry["ratio"])
     return rows, skipped
 
 
