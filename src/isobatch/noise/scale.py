@@ -55,6 +55,7 @@ class NoiseScale:
 
     Example:
         >>> net = nn.Linear(2, 1)
+        >>> _ = [nn.init.zeros_(parameter) for parameter in net.parameters()]
         >>> noise = NoiseScale(net, every=1)
         >>> data = torch.randn(40, 32, 2, generator=torch.Generator().manual_seed(0))
         >>> for x in data:
