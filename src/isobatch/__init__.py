@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 from isobatch.errors import InputError, IsobatchError, NonFiniteError
 
 if TYPE_CHECKING:
+    from isobatch.noise import NoiseScale
     from isobatch.plan import Plan, Recipe
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "NoiseScale": "isobatch.noise",
     "Plan": "isobatch.plan",
     "Recipe": "isobatch.plan",
 }
-_MODULES = ("plan", "rules", "schedules", "units", "verify")
+_MODULES = ("noise", "plan", "rules", "schedules", "units", "verify")
 
-__all__ = ["InputError", "IsobatchError", "NonFiniteError", "Plan", "Recipe", "__version__"]
+__all__ = ["InputError", "IsobatchError", "NoiseScale", "NonFiniteError", "Plan", "Recipe", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
