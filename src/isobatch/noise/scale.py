@@ -103,7 +103,9 @@ class NoiseScale:
             group = model.process_group
         group = group if group is not None and group.size() > 1 else None
         self._declared = Declared()
-        layers = owners(self.columns.model, norms_only=capture == "norms")
+        layers = [] if self.columns.compiled else owners(self.columns.model, norms_only=capture == "norms")
+        if self.columns.compiled and capture in ("rows", "norms"):
+            raise InputError(f'capture="{capture}" puts hooks on layers, which a compiled model passes by; use halves')
         self._setup = Setup(self.columns, self.geometry, self._declared, group, whole("rows", rows), capture, layers)
         self.caveats = mixes_rows(self.columns.model)
         self.seen = 0.0
