@@ -10,6 +10,7 @@ from isobatch.errors import InputError, IsobatchError, NonFiniteError
 
 if TYPE_CHECKING:
     from isobatch.average import ModelEMA
+    from isobatch.noise import NoiseScale
     from isobatch.optimizers import InvariantAdam, InvariantAdamW, InvariantRMSprop
     from isobatch.plan import Plan, Recipe
     from isobatch.train import SampleScheduler, rescale
@@ -21,12 +22,13 @@ _LAZY = {
     "InvariantAdamW": "isobatch.optimizers",
     "InvariantRMSprop": "isobatch.optimizers",
     "ModelEMA": "isobatch.average",
+    "NoiseScale": "isobatch.noise",
     "Plan": "isobatch.plan",
     "Recipe": "isobatch.plan",
     "SampleScheduler": "isobatch.train",
     "rescale": "isobatch.train",
 }
-_MODULES = ("control", "plan", "rules", "schedules", "units", "verify")
+_MODULES = ("control", "noise", "plan", "rules", "schedules", "units", "verify")
 
 __all__ = [
     "InputError",
@@ -35,6 +37,7 @@ __all__ = [
     "InvariantRMSprop",
     "IsobatchError",
     "ModelEMA",
+    "NoiseScale",
     "NonFiniteError",
     "Plan",
     "Recipe",

@@ -307,6 +307,36 @@ def test_groups_of_the_optimizer_and_of_a_function():
     assert set(by_name.estimate().parts) == {"bias", "weight"}
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_compiled_models_are_measured_by_chunks(in_place):
+    net, (x, y) = build(Image), image(12)
+    each = gradients(net, x, y, [4] * 3)
+    if in_place:
+        net.compile(backend="aot_eager")
+        model = net
+    else:
+        model = torch.compile(net, backend="aot_eager")
+    noise = NoiseScale(model, every=1)
+    for a, b in zip(x.split(4), y.split(4), strict=True):
+        (F.cross_entropy(model(a), b) / 3).backward()
+    noise.update(samples=12)
+    close(noise.estimate(), each, [4] * 3)
+    F.cross_entropy(model(x), y).backward()
+    noise.update(samples=12)
+    assert "one chunk" in noise.estimate().caveats[-1]
+    with pytest.raises(InputError, match="compiled"):
+        NoiseScale(model, capture="rows")
+
+
+def test_another_head_is_refused():
+    net, (x, y) = build(Image), image(12)
+    noise = NoiseScale(net, every=1)
+    F.cross_entropy(net(x), y).backward()
+    net.head = nn.Linear(30, 2).double()
+    with pytest.raises(InputError, match="anew"):
+        noise.update(samples=12)
+
+
 def test_the_model_is_left_as_it_was():
     net, (x, y) = build(Text), text(12)
     F.cross_entropy(net(x), y).backward()

@@ -95,7 +95,7 @@ def test_averages_are_weighted_by_age_on_the_sample_clock(half_life):
     history = History(half_life)
     seen = add(history, values.tolist())
     position = np.arange(20) * 10.0 + 5
-    weight = (position / seen) ** 3 if half_life is None else 0.5 ** ((seen - position) / half_life)
+    weight = (position / seen) ** 2 if half_life is None else 0.5 ** ((seen - position) / half_life)
     np.testing.assert_allclose(history.read(seen, 1).means[0], weight @ values / weight.sum(), rtol=1e-12)
 
 

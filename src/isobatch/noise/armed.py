@@ -14,7 +14,7 @@ from isobatch.noise.geometry import Geometry
 from isobatch.noise.hooks import Watched
 from isobatch.noise.pace import Stopwatch
 from isobatch.noise.record import Entry, Found, Record
-from isobatch.noise.rows import owners
+from isobatch.noise.rows import Owner, trainable_part
 
 ONE_CHUNK = (
     "only one chunk a step, so nothing to compare: accumulate micro-batches, train on several ranks, use noise.halves, "
@@ -36,6 +36,7 @@ class Setup:
         group: ranks whose gradients are averaged; None for one process.
         rows: rows a backward pass that are looked at.
         mode: which chunks are looked at.
+        layers: whose rows can be told apart.
     """
 
     columns: Columns
@@ -44,6 +45,7 @@ class Setup:
     group: dist.ProcessGroup | None
     rows: int
     mode: Mode
+    layers: list[Owner]
 
 
 class Outcome(NamedTuple):
@@ -85,7 +87,7 @@ class Armed:
         self._watched: Watched | None = None
         with self.watch:
             if mode in ("rows", "norms") or (mode == "auto" and setup.group is None):
-                layers = owners(columns.model, norms_only=mode == "norms")
+                layers = [layer for layer in map(trainable_part, setup.layers) if layer is not None]
                 record = Record(columns, geometry, [p for layer in layers for p in layer.parameters.values()], trusted)
                 if layers or mode != "auto":
                     self.rows = Rows(

@@ -34,6 +34,7 @@ class Columns:
 
     def __init__(self, model: nn.Module, groups: Groups = None, optimizer: torch.optim.Optimizer | None = None):
         self.model = unwrap(model)
+        self._wrapped = any("_orig_mod" in module._modules for module in model.modules())
         self._name_of: dict[Tensor, str] = {p: canonical(name) for name, p in self.model.named_parameters()}
         if not self._name_of:
             raise InputError("the model has no parameters; there is no gradient to measure")
@@ -47,8 +48,23 @@ class Columns:
         return len(self.names)
 
     def trainable(self) -> list[nn.Parameter]:
-        """Return the parameters that need gradients now, each once."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+        """Return the parameters that need gradients now, each once.
+
+        Returns:
+            The parameters.
+
+        Raises:
+            InputError: a parameter that was not there at the start.
+        """
+        found = [p for p in self.model.parameters() if p.requires_grad]
+        if not all(p in self._name_of for p in found):
+            raise InputError("the model has other parameters than at the start; build the measurement anew")
+        return found
+
+    @property
+    def compiled(self) -> bool:
+        """Whether torch.compile runs the model, past the hooks of its layers."""
+        return self._wrapped or self.model._compiled_call_impl is not None
 
     def refuse_unmeasurable(self) -> None:
         """Refuse a model without a gradient to measure, or whose gradients cannot be seen.

@@ -1,7 +1,7 @@
 r"""Past measurements on the sample clock: sums over cells, kept on the device until somebody reads them.
 
 |G|^2 and tr(Sigma) are averaged apart, each measurement weighted by the samples it stands for and by its age:
-2^(-age/H) for a half-life of H samples, or (s/now)^3 without one, which gives half of the weight to the last 16%.
+2^(-age/H) for a half-life of H samples, or (s/now)^2 without one, which gives half of the weight to the last 21%.
 """
 
 import math
@@ -17,7 +17,7 @@ from isobatch.noise.interval import Array, Spread, blocked_spread
 from isobatch.noise.record import Found
 
 MOST_CELLS = 128
-POWER = 3
+POWER = 2
 # Weights below this share of a fresh measurement's are dropped.
 _FORGOTTEN = 2.0**-20
 

@@ -14,7 +14,7 @@ from isobatch.noise.record import send
 from isobatch.units import finite, whole
 
 # Measurements early in a run are worth most; together they may cost this many steps' time beyond the budget, once.
-ADVANCE = 1.0
+ADVANCE = 1.5
 _KEPT = 31
 
 
@@ -81,7 +81,7 @@ class Pace:
     """Decides which steps are measured.
 
     Without `every`, the gap between measurements approaches cost/(budget * step time); before that it grows with the
-    run, so that early measurements are spread evenly over log time and cost one step's time in all beyond the budget.
+    run, so that early measurements are spread evenly over log time and cost 1.5 steps' time in all beyond the budget.
 
     Args:
         every: fixed gap in steps, None to follow the budget.
@@ -184,7 +184,7 @@ def gap(relative: float, budget: float, steps: int) -> int:
 
     Example:
         >>> [gap(0.06, 0.003, steps) for steps in (1, 20, 100, 10_000)]
-        [1, 3, 17, 20]
+        [1, 2, 11, 20]
     """
     if relative <= budget:
         return 1

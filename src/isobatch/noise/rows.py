@@ -5,7 +5,7 @@ rows a step are enough: they give tr(Sigma), and |G|^2 follows from the whole ba
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ _TOGETHER = 2**22
 
 @dataclass(frozen=True)
 class Owner:
-    """A layer whose rows can be told apart, and its trainable parameters by their local names.
+    """A layer whose rows can be told apart, and its own parameters by their local names.
 
     Args:
         name: of the layer.
@@ -58,10 +58,23 @@ def owners(model: nn.Module, *, norms_only: bool = False) -> list[Owner]:
     found = []
     for name, module in model.named_modules():
         rule = _NORMS.get(type(module)) or (None if norms_only else _OTHERS.get(type(module)))
-        mine = {k: p for k, p in module.named_parameters(recurse=False) if p.requires_grad and holders[p] == 1}
+        mine = {k: p for k, p in module.named_parameters(recurse=False) if holders[p] == 1}
         if rule is not None and mine and not _counts_tokens(module):
             found.append(Owner(name, module, rule, mine))
     return found
+
+
+def trainable_part(owner: Owner) -> Owner | None:
+    """Return a layer with those of its parameters that need gradients now.
+
+    Args:
+        owner: the layer.
+
+    Returns:
+        The layer, None where it is frozen.
+    """
+    mine = {key: p for key, p in owner.parameters.items() if p.requires_grad}
+    return replace(owner, parameters=mine) if mine else None
 
 
 def _counts_tokens(module: nn.Module) -> bool:

@@ -21,6 +21,7 @@ from isobatch.noise.history import History
 from isobatch.noise.interval import coverage
 from isobatch.noise.pace import Pace, Stopwatch
 from isobatch.noise.report import report
+from isobatch.noise.rows import owners
 from isobatch.noise.state import compare, restore, values_of
 from isobatch.noise.ways import BucketHook, backward_in_halves, reading_hook
 from isobatch.units import finite, whole
@@ -39,7 +40,7 @@ class NoiseScale:
         optimizer: needed for geometry "adam" and groups "optimizer".
         half_life: H in samples of the average; None for a window that grows with the run.
         every: measure every so many steps; None follows the budget.
-        budget: share of the run's time that measuring may take (and one step's time once, at the start).
+        budget: share of the run's time that measuring may take (and the time of 1.5 steps once, at the start).
         geometry: "euclidean", "adam" or "sign".
         groups: also estimate by "layer", "parameter", "optimizer" group, or a function from name to group.
         capture: "auto"; "chunks" (every backward pass), "prefix" (the first of a step), "rows" (single rows),
@@ -54,13 +55,13 @@ class NoiseScale:
         InputError: a setting outside its range, nothing that trains, or sharded (FSDP2) parameters.
 
     Example:
-        >>> net = nn.Linear(2, 1)
-        >>> _ = [nn.init.zeros_(parameter) for parameter in net.parameters()]
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.zeros_(net.weight)
         >>> noise = NoiseScale(net, every=1)
         >>> data = torch.randn(40, 32, 2, generator=torch.Generator().manual_seed(0))
         >>> for x in data:
         ...     net.zero_grad()
-        ...     (net(x).squeeze(1) - x.sum(1) - 1).square().mean().backward()
+        ...     (net(x).squeeze(1) - x.sum(1)).square().mean().backward()
         ...     noise.update(samples=32)
         >>> noise.estimate().verdict
         <Verdict.IDENTIFIED: 'identified'>
@@ -80,7 +81,7 @@ class NoiseScale:
         geometry: Name = "euclidean",
         groups: Groups = None,
         capture: Mode = "auto",
-        rows: int = 4,
+        rows: int = 8,
         data_size: float | None = None,
         level: float = 0.95,
         unit: str = "samples",
@@ -102,7 +103,10 @@ class NoiseScale:
             group = model.process_group
         group = group if group is not None and group.size() > 1 else None
         self._declared = Declared()
-        self._setup = Setup(self.columns, self.geometry, self._declared, group, whole("rows", rows), capture)
+        layers = [] if self.columns.compiled else owners(self.columns.model, norms_only=capture == "norms")
+        if self.columns.compiled and capture in ("rows", "norms"):
+            raise InputError(f'capture="{capture}" puts hooks on layers, which a compiled model passes by; use halves')
+        self._setup = Setup(self.columns, self.geometry, self._declared, group, whole("rows", rows), capture, layers)
         self.caveats = mixes_rows(self.columns.model)
         self.seen = 0.0
         self.measured_at = 0.0

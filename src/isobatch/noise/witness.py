@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-FEW, LONGEST = 4, 1024
+FEW, LONGEST = 2, 1024
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
@@ -26,21 +26,19 @@ class Witness:
     def __init__(self, parameters: Sequence[Tensor]):
         order = sorted(range(len(parameters)), key=lambda i: parameters[i].numel())
         self.chosen = [parameters[i] for i in order[:FEW]]
-        self._sums: dict[Tensor, Tensor] = {}
-        self._members = set(self.chosen)
+        self._added: dict[Tensor, list[Tensor]] = {p: [] for p in self.chosen}
 
     def __contains__(self, parameter: Tensor) -> bool:
-        return parameter in self._members
+        return parameter in self._added
 
     def add(self, parameter: Tensor, gradient: Tensor) -> None:
         """Take what one pass adds to a chosen parameter's gradient.
 
         Args:
             parameter: one of the chosen.
-            gradient: of its shape.
+            gradient: of its shape; kept as it is until the step is measured.
         """
-        part = gradient.detach().flatten()[:LONGEST].double()
-        self._sums[parameter] = self._sums[parameter] + part if parameter in self._sums else part.clone()
+        self._added[parameter].append(gradient.flatten()[:LONGEST].clone() if gradient.numel() > LONGEST else gradient)
 
     def sums(self, device: torch.device) -> Tensor:
         """Return the sums in one vector; zeros for parameters that no pass reached.
@@ -51,13 +49,15 @@ class Witness:
         Returns:
             float64, as long on every rank.
         """
-        parts = [
-            self._sums[p]
-            if p in self._sums
-            else torch.zeros(min(p.numel(), LONGEST), dtype=torch.float64, device=device)
-            for p in self.chosen
-        ]
-        return torch.cat(parts)
+        return torch.cat([self._sum(p, device) for p in self.chosen])
+
+    def _sum(self, parameter: Tensor, device: torch.device) -> Tensor:
+        added = self._added[parameter]
+        if not added:
+            return torch.zeros(min(parameter.numel(), LONGEST), dtype=torch.float64, device=device)
+        if len(added) == 1:
+            return added[0].flatten().double()
+        return torch.stack(added).flatten(1).double().sum(0)
 
     def factor(self, summed: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the gradient was multiplied by since, and whether one factor explains it.
@@ -68,16 +68,11 @@ class Witness:
         Returns:
             The factor (1 where the sums are all 0), and a boolean scalar.
         """
-        now = torch.cat(
-            [
-                torch.zeros(min(p.numel(), LONGEST), dtype=torch.float64, device=summed.device)
-                if p.grad is None
-                else p.grad.detach().flatten()[:LONGEST].double()
-                for p in self.chosen
-            ]
-        )
-        size = summed.square().sum()
+        nothing = [torch.zeros(min(p.numel(), LONGEST), device=summed.device) for p in self.chosen if p.grad is None]
+        parts = [p.grad.flatten()[:LONGEST] if p.grad is not None else nothing.pop(0) for p in self.chosen]
+        now = torch.cat(parts).double()
+        size = summed @ summed
         factor = torch.where(size > 0, (summed @ now) / size, torch.ones_like(size))
-        left = (now - factor * summed).square().sum()
+        left = torch.linalg.vector_norm(now - factor * summed)
         tolerance = max(_TOLERANCE.get(p.dtype, 0.05) for p in self.chosen)
-        return factor, left <= tolerance**2 * now.square().sum()
+        return factor, left <= tolerance * torch.linalg.vector_norm(now)
