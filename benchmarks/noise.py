@@ -206,7 +206,7 @@ def main() -> None:
     total = EPOCHS * size // BATCH
     order = torch.cat([torch.randperm(size, generator=torch.Generator().manual_seed(e)) for e in range(EPOCHS)])
     batches = [run.samples[i][0].long() for i in order.split(BATCH)][: arguments.pairs]
-    few = batches[:60]
+    few, some = batches[:60], batches[:200]
     model = run.model
     warm = Loop(model)
     for tokens in batches[:3]:
@@ -215,7 +215,10 @@ def main() -> None:
         "isobatch rows, default budget": lambda n: row(n, Loop(model), Isobatch(model), batches, total),
         "isobatch chunks, default budget": lambda n: row(n, Loop(model, 2), Isobatch(model, 2), batches, total),
         "isobatch halves, default budget": lambda n: row(n, Loop(model), Halves(model), batches, total),
-        "plain loop against itself": lambda n: row(n, Loop(model), Loop(model), batches, total),
+        "plain loop against itself": lambda n: row(n, Loop(model), Loop(model), some, total),
+        "isobatch norm layers, default budget": lambda n: row(
+            n, Loop(model), Isobatch(model, capture="norms"), some, total
+        ),
         "isobatch rows, every step": lambda n: row(n, Loop(model), Isobatch(model, every=1), few, total),
         "isobatch norm layers, every step": lambda n: row(
             n, Loop(model), Isobatch(model, every=1, capture="norms"), few, total
