@@ -169,6 +169,7 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     skipped: list[str] = []
+    load = [os.getloadavg()[0]]
     for threads in options.threads:
         torch.set_num_threads(threads)
         for case in options.cases:
@@ -186,6 +187,7 @@ def main() -> None:
         "machine": machine(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PEERS}},
         "rounds": options.rounds,
+        "load_average": [round(value, 2) for value in (*load, os.getloadavg()[0])],
         "rows": rows,
         "skipped": skipped,
     }
