@@ -111,6 +111,7 @@ BAD = [
     (["verify", "run", "PATH", "--batch-size", "128", "--out", "PATH/below"], "give another --out"),
     (["verify", "characteristic", "PATH", "--batch-size", "128", "--seeds", "39"], "seeds=39 must be at least 4 x"),
     (["study", "nothing"], "nothing"),
+    (["study", "progressive", "--budget", "10"], "such as 10m"),
 ]
 
 
@@ -220,3 +221,22 @@ def test_an_internal_error_is_not_disguised(path, monkeypatch):
 def test_the_studies_are_listed(capsys):
     assert cli.run(["study"]) == 0
     assert "adam" in capsys.readouterr().out
+
+
+def test_a_study_is_handed_its_options(monkeypatch, tmp_path, capsys):
+    asked = {}
+
+    def fake(**options):
+        asked.update(options)
+        claim = {"id": "adam/one", "held": None, "evidence": "no data"}
+        return {"study": "adam", "title": "Invented", "claims": [claim]}
+
+    monkeypatch.setattr("isobatch.studies.adam.study.run", fake)
+    words = ["study", "adam", "--quick", "--budget", "90s", "--workers", "3", "--out", str(tmp_path / "out"), "--json"]
+    assert cli.run(words) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "Invented"
+    handed = (asked["quick"], asked["budget"], asked["workers"], asked["out"])
+    assert handed == (True, 90.0, 3, tmp_path / "out")
+    assert cli.run(["study", "adam"]) == 0
+    assert (asked["quick"], asked["budget"], asked["workers"], asked["out"]) == (False, None, None, None)
+    assert "no verdict" in capsys.readouterr().out

@@ -190,3 +190,10 @@ def test_no_package_has_the_name_of_a_public_callable():
     assert set(isobatch.__all__) <= set(dir(isobatch))
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         isobatch.nothing  # noqa: B018
+
+
+def test_this_process_may_fork():
+    """A forked child waits for ever for threads of its parent; tests/conftest.py starts none."""
+    import torch
+
+    assert torch.get_num_threads() == 1

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from isobatch.cli.options import add_output, prepare, print_table, progress, say
+from isobatch.cli.options import add_output, prepare, print_table, progress, say, seconds
 
 
 def add(commands: Any) -> None:
@@ -36,9 +36,16 @@ def study(chosen: argparse.Namespace) -> int:
     if chosen.name is None:
         print_table("studies", [["name", "question"], *([name, text] for name, text in STUDIES.items())])
         return 0
-    module, folder = find(chosen.name), prepare(chosen.out)
+    module, budget, folder = find(chosen.name), seconds(chosen.budget), prepare(chosen.out)
     with progress(chosen.json) as (estimated, done):
-        data = module.run(quick=chosen.quick, out=folder, workers=chosen.workers, on_estimate=estimated, on_done=done)
+        data = module.run(
+            quick=chosen.quick,
+            out=folder,
+            workers=chosen.workers,
+            budget=budget,
+            on_estimate=estimated,
+            on_done=done,
+        )
     if chosen.json:
         from isobatch.report import dump
 
