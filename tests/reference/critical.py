@@ -1,0 +1,57 @@
+"""Large-batch theory as its papers state it, step by step in float64 (1812.06162, 2007.05105, 2405.14578)."""
+
+import numpy as np
+
+
+def expected_loss(eps, G, H, Sigma, B):
+    """L(theta - eps G_est) - L(theta), G_est of mean G and covariance Sigma/B, second order (1812.06162, 2.5)."""
+    return -eps * G @ G + eps**2 / 2 * (G @ H @ G + np.trace(H @ Sigma) / B)
+
+
+def best_rate(G, H, Sigma, B):
+    """The eps of the lowest expected loss, by golden section."""
+    low, high = 0.0, 4.0 * (G @ G) / (G @ H @ G)
+    golden = (np.sqrt(5) - 1) / 2
+    for _ in range(200):
+        a, b = high - golden * (high - low), low + golden * (high - low)
+        if expected_loss(a, G, H, Sigma, B) < expected_loss(b, G, H, Sigma, B):
+            high = b
+        else:
+            low = a
+    return (low + high) / 2
+
+
+def gain(S, batches):
+    """r_t of AdaScale from the gradients of S workers: E[sigma^2 + mu^2]/E[sigma^2/S + mu^2] (2007.05105).
+
+    batches: gradients, shape (trials, S, d), each of one base batch.
+    """
+    one = (batches**2).sum(-1).mean()
+    mean = (batches.mean(1) ** 2).sum(-1).mean()
+    return one / mean
+
+
+def sign_rate(mu, sigma, H, B):
+    """Best rate of sign descent, E sign(g_i) = sqrt(2B/pi) mu_i/sigma_i (2405.14578, eq. 9 with eq. 39)."""
+    E = np.sqrt(2 * B / np.pi) * mu / sigma
+    diagonal = np.diag(H)
+    return E @ mu / (diagonal.sum() + E @ H @ E - (E**2 * diagonal).sum())
+
+
+def sign_noise_batch(mu, sigma, H):
+    """Batch of the highest best rate: sum H_ii over sum_{i != j} of (2/pi) mu_i mu_j H_ij/(sigma_i sigma_j)."""
+    u = mu / sigma
+    off = u @ H @ u - (u**2 * np.diag(H)).sum()
+    return np.pi * np.diag(H).sum() / (2 * off)
+
+
+def steps(S_min, E_min, B):
+    """S with (S/S_min - 1)(E/E_min - 1) = 1 and E = B S, by bisection on the branch S > S_min, E > E_min."""
+    low, high = max(S_min, E_min / B), 1e6 * max(S_min, E_min / B)
+    for _ in range(300):
+        S = (low + high) / 2
+        if (S / S_min - 1) * (B * S / E_min - 1) < 1:
+            low = S
+        else:
+            high = S
+    return (low + high) / 2
