@@ -7,10 +7,10 @@ from torch import nn
 
 from isobatch.errors import InputError
 from isobatch.tasks import SHIPPED, Run, TensorSamples, find, make_run
-from isobatch.tasks.digits import _data
+from isobatch.tasks.folds import digits
 from isobatch.tasks.text import corpus
 
-SIZES = {"digits": 1437, "digits-cnn": 1437, "quadratic": 256, "text": 8192}
+SIZES = {"digits": 1437, "digits-cnn": 1437, "digits-lstm": 1437, "quadratic": 256, "text": 8192}
 tasks = pytest.mark.parametrize("name", SHIPPED)
 
 
@@ -45,13 +45,42 @@ def test_a_step_gives_a_loss_with_gradients_and_evaluation_gives_numbers(name):
 
 
 def test_digits_are_split_once_for_all():
-    x, y, x_held, y_held = _data()
+    data = digits(recipe(task="digits"))
+    (x, y), (x_held, y_held) = data.train, data.held
     assert (x.shape, x_held.shape) == ((1437, 64), (360, 64))
     assert 0 <= float(x.min()) < float(x.max()) <= 1
     shares = torch.bincount(y) / 1437 - torch.bincount(y_held) / 360
     assert float(shares.abs().max()) < 2e-3
     rows = {tuple(row) for row in x.tolist()}
     assert sum(tuple(row) in rows for row in x_held.tolist()) <= 1
+
+
+def test_five_folds_hold_out_every_digit_once_and_validation_comes_out_of_the_training_part():
+    held, total = 0, torch.zeros(64)
+    for fold in range(5):
+        part = digits(recipe(options={"fold": fold, "validation": 157}))
+        whole = digits(recipe(options={"fold": fold}))
+        assert part.validation is not None
+        assert torch.equal(part.held[0], whole.held[0])
+        assert len(part.train[1]) + 157 == len(whole.train[1]) == 1797 - len(part.held[1])
+        both = torch.cat([part.train[0], part.validation[0]]).sum(0)
+        torch.testing.assert_close(both, whole.train[0].sum(0))
+        held, total = held + len(part.held[1]), total + part.held[0].sum(0)
+    assert held == 1797
+    everything = digits(recipe(task="digits"))
+    torch.testing.assert_close(total, everything.train[0].sum(0) + everything.held[0].sum(0))
+    metrics = make_run(recipe(task="digits", data_size=1280, options={"fold": 0, "validation": 157}), 0).evaluate()
+    assert set(metrics) == {"loss", "accuracy", "validation_loss", "validation_accuracy"}
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"fold": 5}, r"options.fold=5 must be in \[0, 4\]"),
+    ({"fold": -1}, r"options.fold=-1 must be at least 0"),
+    ({"validation": 1437}, r"options.validation=1437 must be in \[0, 1427\]"),
+])  # fmt: skip
+def test_a_split_that_does_not_exist_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        made("digits", **options)
 
 
 def test_text_is_hashed_and_its_windows_are_bytes():
@@ -73,7 +102,7 @@ def test_the_noise_of_the_quadratic_has_no_mean_and_the_variance_asked_for():
     ("digitz", r"task='digitz' is not shipped \(digits, .*quadratic, text\); your own is \"my_pkg"),
     ("nowhere.at_all:make", r"task='nowhere.at_all:make' cannot be imported: ModuleNotFoundError.*PYTHONPATH"),
     ("isobatch.tasks.digits:male", "isobatch.tasks.digits has no function 'male'"),
-    ("isobatch.tasks.digits:HELD_OUT", "has no function 'HELD_OUT'"),
+    ("isobatch.tasks.text:CONTEXT", "has no function 'CONTEXT'"),
     (":make", "cannot be imported: ValueError"),
 ])  # fmt: skip
 def test_a_task_that_cannot_be_found_is_refused(name, message):

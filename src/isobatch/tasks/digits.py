@@ -1,9 +1,8 @@
-"""Digits: 1797 real 8x8 images of handwritten digits (scikit-learn), an MLP or a small CNN with batch norm.
+"""Digits: 1797 real 8x8 images of handwritten digits (scikit-learn); an MLP, a small CNN with batch norm, an LSTM.
 
-The split is fixed: 1437 samples train and 360 are held out, stratified by class, from split seed 0.
+The split is fixed: 1437 samples train and 360 are held out, stratified by class, from split seed 0; options.fold takes
+one of five folds instead (see `folds`).
 """
-
-from functools import cache
 
 import torch
 from torch import nn
@@ -11,27 +10,15 @@ from torch.nn import functional as F
 
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, TensorSamples, seeded
+from isobatch.tasks.folds import Part, digits
 from isobatch.units import whole
-
-HELD_OUT = 360
-
-
-@cache
-def _data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    images, labels = load_digits(return_X_y=True)
-    split = train_test_split(images / 16.0, labels, test_size=HELD_OUT, random_state=0, stratify=labels)
-    x, x_held, y, y_held = (torch.as_tensor(part) for part in split)
-    return x.float(), y.long(), x_held.float(), y_held.long()
 
 
 def make(settings: Recipe, seed: int) -> Run:
     """Make a run of the MLP 64-128-10 on digits.
 
     Args:
-        settings: the recipe; options.width sets the hidden width (128).
+        settings: the recipe; options.width sets the hidden width (128), options.fold and options.validation the data.
         seed: of the initial weights.
 
     Returns:
@@ -40,14 +27,14 @@ def make(settings: Recipe, seed: int) -> Run:
     width = whole("options.width", settings.options.get("width", 128))
     with seeded(seed):
         model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
-    return _run(model)
+    return _run(settings, model)
 
 
 def make_cnn(settings: Recipe, seed: int) -> Run:
     """Make a run of a small convolutional network with batch norm on digits.
 
     Args:
-        settings: the recipe; options.width sets the channels of the first layer (16).
+        settings: the recipe; options.width sets the channels of the first layer (16), the rest as in `make`.
         seed: of the initial weights.
 
     Returns:
@@ -67,18 +54,59 @@ def make_cnn(settings: Recipe, seed: int) -> Run:
             nn.Flatten(),
             nn.Linear(8 * width, 10),
         )
-    return _run(model)
+    return _run(settings, model)
 
 
-def _run(model: nn.Module) -> Run:
-    x, y, x_held, y_held = _data()
+class RowLSTM(nn.Module):
+    """An LSTM that reads an image row by row, and a linear layer on its last state.
+
+    Args:
+        width: hidden units.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.lstm = nn.LSTM(8, width, batch_first=True)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits of shape (batch, 10) for images of shape (batch, 64)."""
+        states, _ = self.lstm(x.view(-1, 8, 8))
+        return self.head(states[:, -1])
+
+
+def make_lstm(settings: Recipe, seed: int) -> Run:
+    """Make a run of an LSTM over the rows of each digit.
+
+    Args:
+        settings: the recipe; options.width sets the hidden units (64), the rest as in `make`.
+        seed: of the initial weights.
+
+    Returns:
+        The run.
+    """
+    width = whole("options.width", settings.options.get("width", 64))
+    with seeded(seed):
+        model = RowLSTM(width)
+    return _run(settings, model)
+
+
+def _run(settings: Recipe, model: nn.Module) -> Run:
+    data = digits(settings)
 
     def metrics(net: nn.Module) -> dict[str, float]:
-        logits = net(x_held)
-        accuracy = (logits.argmax(1) == y_held).float().mean() * 100
-        return {"loss": float(F.cross_entropy(logits, y_held)), "accuracy": float(accuracy)}
+        found = _score(net, data.held)
+        if data.validation is not None:
+            found |= {f"validation_{name}": value for name, value in _score(net, data.validation).items()}
+        return found
 
     def loss(net: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return F.cross_entropy(net(batch[0]), batch[1])
 
-    return Run(model, TensorSamples(x, y), loss, metrics, {"data": "scikit-learn digits, 1437 train, 360 held out"})
+    return Run(model, TensorSamples(*data.train), loss, metrics, data.facts)
+
+
+def _score(net: nn.Module, part: Part) -> dict[str, float]:
+    logits = net(part[0])
+    accuracy = (logits.argmax(1) == part[1]).float().mean() * 100
+    return {"loss": float(F.cross_entropy(logits, part[1])), "accuracy": float(accuracy)}

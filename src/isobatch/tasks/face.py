@@ -15,6 +15,7 @@ from isobatch.plan import Recipe
 SHIPPED = {
     "digits": "isobatch.tasks.digits:make",
     "digits-cnn": "isobatch.tasks.digits:make_cnn",
+    "digits-lstm": "isobatch.tasks.digits:make_lstm",
     "quadratic": "isobatch.tasks.quadratic:make",
     "text": "isobatch.tasks.text:make",
 }
