@@ -1,0 +1,138 @@
+"""Resumable work: every finished run is a small file, and a second call runs only what is missing."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from isobatch.report import prepare, write
+from isobatch.verify.workers import Curve, Job, map_jobs, train_curve
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def train_all(
+    groups: Sequence[Sequence[Job]],
+    folder: Path | None,
+    *,
+    workers: int | None = None,
+    budget: float | None = None,
+    on_done: Callable[[Curve], None] | None = None,
+) -> dict[str, list[Curve]]:
+    """Train groups of jobs in order, keeping each finished curve in a folder; those found there are not trained again.
+
+    Args:
+        groups: runs that belong together, each with its own (arm, seed); no group is begun after the budget.
+        folder: where curves are kept; None keeps nothing.
+        workers: processes, one a core unless given.
+        budget: seconds; groups that it does not reach are left for the next call.
+        on_done: called with each curve, found or trained.
+
+    Returns:
+        arm -> curves by seed, of complete groups only.
+    """
+    began, curves = time.monotonic(), {}
+    for jobs in groups:
+        left = None if budget is None else budget - (time.monotonic() - began)
+        found = run_all(
+            train_curve,
+            jobs,
+            folder,
+            name=name,
+            read=lambda values: Curve(**values),
+            workers=workers,
+            start=left is None or left >= 0,
+            on_done=on_done,
+        )
+        for curve in sorted(found or (), key=lambda curve: (curve.arm, curve.seed)):
+            curves.setdefault(curve.arm, []).append(curve)
+    return curves
+
+
+def run_all(
+    function: Callable[[_Item], _Result],
+    jobs: Sequence[_Item],
+    folder: Path | None,
+    *,
+    name: Callable[[_Item], str],
+    read: Callable[[dict[str, Any]], _Result],
+    workers: int | None = None,
+    start: bool = True,
+    on_done: Callable[[_Result], None] | None = None,
+) -> list[_Result] | None:
+    """Run the jobs whose results are not kept in a folder yet, and keep theirs.
+
+    Args:
+        function: of one job, importable by name; its result is a dataclass of plain values.
+        jobs: that belong together.
+        folder: where results are kept, in its `cells`; None keeps nothing.
+        name: file name of a job's result: a hash of everything that decides it.
+        read: a result from its plain values; ValueError or TypeError means that the job is run again.
+        workers: processes, one a core unless given.
+        start: whether anything missing may be run.
+        on_done: called with each result, found or new.
+
+    Returns:
+        Results in the order of the jobs; None where some are missing and must not be run.
+    """
+    place = None if folder is None else prepare(folder / "cells")
+    found: dict[int, _Result] = {}
+    for index, job in enumerate(jobs):
+        result = None if place is None else _read(place / name(job), read)
+        if result is not None:
+            found[index] = result
+            if on_done is not None:
+                on_done(result)
+    missing = [index for index in range(len(jobs)) if index not in found]
+    if missing and not start:
+        return None
+    keep = partial(_keep, function, place, name)
+    made = map_jobs(keep, [jobs[index] for index in missing], workers=workers, on_done=on_done) if missing else []
+    found |= dict(zip(missing, made, strict=True))
+    return [found[index] for index in range(len(jobs))]
+
+
+def name(job: Job) -> str:
+    """Return the file name of a job's curve: a hash of everything that decides it.
+
+    Args:
+        job: the run.
+
+    Returns:
+        A file name.
+    """
+    return hashed(job.recipe.model_dump(mode="json"), job.seed, job.stream, job.stops)
+
+
+def hashed(*values: object) -> str:
+    """Return a file name that plain values decide.
+
+    Args:
+        *values: everything that decides a run.
+
+    Returns:
+        A file name.
+    """
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24] + ".json"
+
+
+def _keep(
+    function: Callable[[_Item], _Result], place: Path | None, name: Callable[[_Item], str], job: _Item
+) -> _Result:
+    """Run one job and keep its result, in the process that ran it."""
+    result = function(job)
+    if place is not None:
+        write(place / name(job), json.dumps(asdict(cast(Any, result))))
+    return result
+
+
+def _read(path: Path, read: Callable[[dict[str, Any]], _Result]) -> _Result | None:
+    try:
+        return read(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
