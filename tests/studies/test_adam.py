@@ -3,13 +3,13 @@
 import pytest
 
 from isobatch import InputError, rules
-from isobatch.studies import cells
 from isobatch.studies.adam import grid as layout
 from isobatch.studies.adam.quadratic import sweep
 from isobatch.studies.adam.story import html, picture
 from isobatch.studies.adam.study import judge_claims
 from isobatch.studies.catalogue import STUDIES, find
 from isobatch.studies.claims import claims, criteria
+from isobatch.verify import cells
 from isobatch.verify.workers import Curve
 
 DIGITS = criteria("adam")["grid"]["digits"]
@@ -95,19 +95,16 @@ def test_the_quadratic_confirms_the_predicted_drift_error():
 def test_finished_runs_are_not_trained_again(tmp_path, monkeypatch):
     trained = []
 
-    def fake(function, jobs, *, workers=None, on_done=None):
-        made = [Curve(job.arm, job.seed, {"raw": {"loss": [1.0]}}, 1, 0.0) for job in jobs]
-        for curve in made:
-            trained.append((curve.arm, curve.seed))
-            on_done(curve)
-        return made
+    def fake(job):
+        trained.append((job.arm, job.seed))
+        return Curve(job.arm, job.seed, {"raw": {"loss": [1.0]}}, 1, 0.0)
 
-    monkeypatch.setattr(cells, "map_jobs", fake)
+    monkeypatch.setattr(cells, "train_curve", fake)
     groups = layout.groups("digits", 64, DIGITS, seeds=2, noise_scale=100.0)[:2]
-    first = cells.train_all(groups, tmp_path)
+    first = cells.train_all(groups, tmp_path, workers=1)
     assert len(trained) == sum(map(len, groups))
     next((tmp_path / "cells").iterdir()).write_text("{ damaged")
-    assert cells.train_all(groups, tmp_path) == first
+    assert cells.train_all(groups, tmp_path, workers=1) == first
     assert len(trained) == sum(map(len, groups)) + 1
     assert cells.train_all(groups, tmp_path / "other", budget=-1.0) == {}
 
