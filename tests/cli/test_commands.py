@@ -16,9 +16,9 @@ OPTIONS = {
     "verify run": "--ablate --batch-size --budget --expect --json --margin --max-kappa --optimizer --out --seeds "
     "--workers recipe",
     "verify characteristic": "--batch-size --json --out --sample --seeds --workers recipe",
-    "train": "--async-save --batch-size --every --json --order-seed --out --patience --resume --seed --tensorboard "
-    "recipe",
-    "study": "--budget --json --out --quick --workers name",
+    "train": "--async-save --batch-size --device --every --json --order-seed --out --patience --resume --seed "
+    "--tensorboard recipe",
+    "study": "--budget --device --json --out --quick --workers name",
 }
 
 

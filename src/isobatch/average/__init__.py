@@ -7,6 +7,7 @@ from isobatch.average.ema import ModelEMA as ModelEMA
 from isobatch.average.horizons import Horizons as Horizons
 from isobatch.average.momentum import MomentumSchedule as MomentumSchedule
 from isobatch.average.momentum import cosine_momentum as cosine_momentum
+from isobatch.average.observed import ObservedMean as ObservedMean
 from isobatch.average.peerwarmups import crowson_warmup as crowson_warmup
 from isobatch.average.peerwarmups import diffusers_warmup as diffusers_warmup
 from isobatch.average.peerwarmups import ema_pytorch_warmup as ema_pytorch_warmup

@@ -23,6 +23,7 @@ from isobatch.average.state import (
     tensors_out,
     winner,
 )
+from isobatch.average.teacher import Mode, Teacher
 from isobatch.errors import InputError
 
 Which = float | None
@@ -99,6 +100,36 @@ class ModelAverage(ABC):
         """
         self._engine.tracks.refresh()
         return self._engine.tracks.model(self.average(which))
+
+    def teacher(self, mode: Mode = "eval", which: Which = None) -> nn.Module:
+        """Return the averaged weights as a module beside the model, to be called in training: the average teaches.
+
+        Its parameters are the average's own storage where dtypes allow, so nothing is copied or swapped; ask for it
+        at every step, and the same module comes back until the model is moved or cast. Call it under torch.no_grad().
+
+        Args:
+            mode: "eval", or "train": batch norm uses the statistics of the teacher's batch and keeps none.
+            which: the horizon, where there are several.
+
+        Returns:
+            A module without gradients.
+
+        Example:
+            >>> import isobatch as ib
+            >>> student = nn.Linear(1, 1)
+            >>> ema = ib.ModelEMA(student, half_life=100)
+            >>> ema.teacher().weight.data_ptr() == ema.average()["weight"].data_ptr()
+            True
+        """
+        tracks = self._engine.tracks
+        tracks.refresh()
+        values, key = self.average(which), (mode, which)
+        roles, teacher = self._engine.teachers.get(key, (None, None))
+        if teacher is None or roles is not tracks.roles:
+            teacher = Teacher(tracks.root, tracks.live(), values, mode)
+            self._engine.teachers[key] = tracks.roles, teacher
+        teacher.refresh(values)
+        return teacher.module
 
     def copy_to(self, model: nn.Module, which: Which = None) -> None:
         """Write the averaged weights into a model for good, such as at the end of training.

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import final
 
 from isobatch.average.clock import Cadence, Clock
+from isobatch.average.layout import Stacks
+from isobatch.average.teacher import Teacher
 from isobatch.average.tracks import Tracks
 from isobatch.average.watch import Watch
 from isobatch.average.weights import Hold, hold, plain
@@ -31,6 +33,7 @@ class Engine:
         self.clock = Clock(spans=(0.0,) * count, ages=(0.0,) * count)
         self.last: tuple[Hold, ...] = ()
         self.half_lives: tuple[float, ...] = ()
+        self.teachers: dict[tuple[str, float | None], tuple[dict[str, Stacks], Teacher]] = {}
 
     def restart(self) -> None:
         """Start the averages again at the present weights; the count of samples goes on."""

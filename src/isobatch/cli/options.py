@@ -11,6 +11,7 @@ from typing import Any
 from isobatch.errors import InputError
 
 STYLES = {"SAME": "green", "DIFFERENT": "red", "UNDECIDED": "yellow"}
+DEVICE = "cpu, cuda, cuda:1; with bf16, channels-last, compile after commas: cuda,bf16,compile (cpu)"
 _BUDGET = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smh])$")
 
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from isobatch.cli.options import add_output, prepare, print_table, progress, say, seconds
+from isobatch.cli.options import DEVICE, add_output, prepare, print_table, progress, say, seconds
 
 
 def add(commands: Any) -> None:
@@ -17,6 +17,7 @@ def add(commands: Any) -> None:
     command.add_argument("name", nargs="?", help="which study")
     command.add_argument("--quick", action="store_true", help="the small grid; some claims stay without a verdict")
     command.add_argument("--budget", help="begin no further cell after 30m, 2h; a second call goes on")
+    command.add_argument("--device", default="cpu", help=f"of the studies where the average teaches: {DEVICE}")
     add_output(command)
     command.set_defaults(call=study)
 
@@ -30,13 +31,14 @@ def study(chosen: argparse.Namespace) -> int:
     Returns:
         0, whether or not the claims held.
     """
-    from isobatch.studies.catalogue import STUDIES, find
+    from isobatch.studies.catalogue import STUDIES, find, on_device
     from isobatch.studies.pages import HELD
 
     if chosen.name is None:
         print_table("studies", [["name", "question"], *([name, text] for name, text in STUDIES.items())])
         return 0
     module, budget, folder = find(chosen.name), seconds(chosen.budget), prepare(chosen.out)
+    extra = on_device(chosen.name, chosen.device)
     with progress(chosen.json) as (estimated, done):
         data = module.run(
             quick=chosen.quick,
@@ -45,6 +47,7 @@ def study(chosen: argparse.Namespace) -> int:
             budget=budget,
             on_estimate=estimated,
             on_done=done,
+            **extra,
         )
     if chosen.json:
         from isobatch.report import dump

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from isobatch.cli.options import print_table, say
+from isobatch.cli.options import DEVICE, print_table, say
 from isobatch.errors import InputError
 
 
@@ -28,6 +28,7 @@ def add(commands: Any) -> None:
     command.add_argument("--patience", type=int, default=3, help="steps in a row that may be skipped (3)")
     command.add_argument("--async-save", action="store_true", help="write checkpoints in a thread")
     command.add_argument("--tensorboard", action="store_true", help="TensorBoard scalars on a samples axis")
+    command.add_argument("--device", default="cpu", help=DEVICE)
     command.add_argument("--json", action="store_true", help="print JSON for programs")
     command.set_defaults(call=train)
 
@@ -63,6 +64,7 @@ def train(chosen: argparse.Namespace) -> int:
         patience=chosen.patience,
         asynchronous=chosen.async_save,
         tensorboard=chosen.tensorboard,
+        device=chosen.device,
     )
     many = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     with ExitStack() as stack:

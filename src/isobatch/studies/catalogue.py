@@ -10,6 +10,9 @@ STUDIES = {
     "progressive": "Changing the batch in the middle of a run",
 }
 
+ON_DEVICES: frozenset[str] = frozenset()
+"""Studies whose `run` takes a device."""
+
 
 def find(name: str) -> Any:
     """Return a study's module; its `run` trains, judges and writes.
@@ -26,3 +29,27 @@ def find(name: str) -> Any:
     if name not in STUDIES:
         raise InputError(f"study={name!r} must be one of {', '.join(STUDIES)}")
     return importlib.import_module(f"isobatch.studies.{name.replace('-', '_')}.study")
+
+
+def on_device(name: str, device: str) -> dict[str, str]:
+    """Return the arguments that hand a device to a study.
+
+    Args:
+        name: of the study.
+        device: device and its options in one word.
+
+    Returns:
+        Arguments of its `run`, none for the CPU.
+
+    Raises:
+        InputError: a study that runs on the CPU only.
+
+    Example:
+        >>> on_device("progressive", "cpu")
+        {}
+    """
+    if device == "cpu":
+        return {}
+    if name not in ON_DEVICES:
+        raise InputError(f"study {name} runs on the CPU only; leave --device {device} out")
+    return {"device": device}

@@ -1,5 +1,18 @@
 """Tasks: data, model, loss and metric behind one face, make(settings, seed) -> Run."""
 
-from isobatch.tasks.face import SHIPPED, Make, Run, Samples, TensorSamples, find, make_run, seeded
+from isobatch.tasks.face import SHIPPED, Make, Run, Samples, TensorSamples, device_of, find, make_run, seeded
+from isobatch.tasks.lesson import Lesson, Teaching
 
-__all__ = ["SHIPPED", "Make", "Run", "Samples", "TensorSamples", "find", "make_run", "seeded"]
+__all__ = [
+    "SHIPPED",
+    "Lesson",
+    "Make",
+    "Run",
+    "Samples",
+    "Teaching",
+    "TensorSamples",
+    "device_of",
+    "find",
+    "make_run",
+    "seeded",
+]

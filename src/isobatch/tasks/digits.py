@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from isobatch.plan import Recipe
-from isobatch.tasks.face import Run, TensorSamples, seeded
+from isobatch.tasks.face import Run, TensorSamples, device_of, seeded
 from isobatch.tasks.folds import Part, digits
 from isobatch.units import whole
 
@@ -107,6 +107,6 @@ def _run(settings: Recipe, model: nn.Module) -> Run:
 
 
 def _score(net: nn.Module, part: Part) -> dict[str, float]:
-    logits = net(part[0])
+    logits = net(part[0].to(device_of(net))).cpu()
     accuracy = (logits.argmax(1) == part[1]).float().mean() * 100
     return {"loss": float(F.cross_entropy(logits, part[1])), "accuracy": float(accuracy)}

@@ -11,6 +11,7 @@ from torch import nn
 
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
+from isobatch.tasks.lesson import Lesson, Teaching
 
 SHIPPED = {
     "digits": "isobatch.tasks.digits:make",
@@ -36,9 +37,11 @@ class Run:
     Args:
         model: the weights to train, initialised from the seed.
         samples: the training samples.
-        loss: (model, batch) -> mean loss over the batch, a scalar tensor with gradient.
+        loss: (model, batch) -> mean loss over the batch, a scalar tensor with gradient; (model, batch, lesson) with
+            `teaching`.
         metrics: (model) -> held-out metrics by name; "loss" is compared as a ratio, others in points.
         facts: what belongs beside every result, such as the hash of a corpus.
+        teaching: what the loss asks of the loop (the average as teacher, the clock), None for a plain loss.
 
     Example:
         >>> x = torch.arange(6.0)
@@ -50,20 +53,29 @@ class Run:
 
     model: nn.Module
     samples: Samples
-    loss: Callable[[nn.Module, Any], torch.Tensor]
+    loss: Callable[..., torch.Tensor]
     metrics: Callable[[nn.Module], Mapping[str, float]]
     facts: dict[str, str] = field(default_factory=dict)
+    teaching: Teaching | None = None
 
-    def step(self, batch: Any) -> torch.Tensor:
+    def step(self, batch: Any, lesson: Lesson | None = None) -> torch.Tensor:
         """Return the mean loss of one (micro-)batch, ready for backward.
 
         Args:
             batch: what `samples[indices]` gave.
+            lesson: teacher and clock, for a run with `teaching`.
 
         Returns:
             A scalar tensor.
+
+        Raises:
+            InputError: the loss needs a lesson and there is none.
         """
-        return self.loss(self.model, batch)
+        if self.teaching is None:
+            return self.loss(self.model, batch)
+        if lesson is None:
+            raise InputError("this task's loss needs a teacher or the clock; train it with isobatch.train.Trainer")
+        return self.loss(self.model, batch, lesson)
 
     def evaluate(self) -> dict[str, float]:
         """Return the held-out metrics of the model's present weights.
@@ -107,6 +119,30 @@ class TensorSamples:
 
     def __getitem__(self, indices: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(tensor[indices] for tensor in self.tensors)
+
+    def to(self, device: torch.device) -> None:
+        """Move the tensors to a device.
+
+        Args:
+            device: where batches are wanted.
+        """
+        self.tensors = tuple(tensor.to(device) for tensor in self.tensors)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model's first parameter lies, for the held-out data of a metric.
+
+    Args:
+        model: with parameters.
+
+    Returns:
+        The device.
+
+    Example:
+        >>> device_of(nn.Linear(1, 1))
+        device(type='cpu')
+    """
+    return next(model.parameters()).device
 
 
 @contextmanager

@@ -121,9 +121,10 @@ def make(settings: Recipe, seed: int) -> Run:
 
     def loss(net: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
         theta = net.get_parameter("theta")
-        return 0.5 * (a * theta.square()).sum() + (batch[0].mean(0) * theta).sum()
+        return 0.5 * (a.to(theta.device) * theta.square()).sum() + (batch[0].mean(0) * theta).sum()
 
     def metrics(net: nn.Module) -> dict[str, float]:
-        return {"loss": float(0.5 * (a * net.get_parameter("theta").square()).sum())}
+        theta = net.get_parameter("theta").cpu()
+        return {"loss": float(0.5 * (a * theta.square()).sum())}
 
     return Run(model, TensorSamples(xi), loss, metrics, {"data": f"noisy quadratic, d={dimension}, c={noise:g}"})

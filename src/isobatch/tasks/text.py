@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
-from isobatch.tasks.face import Run, TensorSamples, seeded
+from isobatch.tasks.face import Run, TensorSamples, device_of, seeded
 from isobatch.units import whole
 
 WINDOWS, HELD_OUT_WINDOWS, CONTEXT = 8192, 256, 64
@@ -127,6 +127,6 @@ def make(settings: Recipe, seed: int) -> Run:
         return F.cross_entropy(net(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
     def metrics(net: nn.Module) -> dict[str, float]:
-        return {"loss": float(loss(net, (held_tokens,)))}
+        return {"loss": float(loss(net, (held_tokens.to(device_of(net)),)))}
 
     return Run(model, TensorSamples(train), loss, metrics, {"corpus_sha256": digest})

@@ -1,5 +1,6 @@
 """Training: the one loop, its guard, and what a change of the batch moves."""
 
+from isobatch.train.device import Device
 from isobatch.train.guard import Guard, Judgement, Verdict
 from isobatch.train.loop import Step, Trainer
 from isobatch.train.rescaling import Rescaled, rescale
@@ -8,6 +9,7 @@ from isobatch.train.setup import make_average, make_optimizer
 from isobatch.train.state import rescale_state
 
 __all__ = [
+    "Device",
     "Guard",
     "Judgement",
     "Rescaled",

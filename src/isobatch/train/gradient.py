@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from isobatch.errors import InputError
 from isobatch.optimizers.invariant import InvariantOptimizer
-from isobatch.tasks import Run
+from isobatch.tasks import Lesson, Run
+from isobatch.train.device import Device
 from isobatch.train.world import World
 
 
@@ -22,10 +24,12 @@ class Accumulator:
         run: the task, its model wrapped for the world.
         optimizer: whose gradients are cleared first; an invariant one is told of every chunk.
         world: the processes of the job.
+        device: where passes run, the CPU unless given.
     """
 
-    def __init__(self, run: Run, optimizer: torch.optim.Optimizer, world: World):
+    def __init__(self, run: Run, optimizer: torch.optim.Optimizer, world: World, device: Device | None = None):
         self.run_, self.optimizer, self.world = run, optimizer, world
+        self.device = device or Device()
         self.limit: int | None = None
 
     def run(
@@ -34,6 +38,7 @@ class Accumulator:
         size: int,
         most: int,
         statistics: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
+        lesson: Lesson | None = None,
     ) -> float:
         """Accumulate the gradient of this rank's part of a batch.
 
@@ -42,6 +47,7 @@ class Accumulator:
             size: samples of the global batch.
             most: samples of one pass; `limit` after memory ran out.
             statistics: buffers that a pass moves, each with its value before; put back where a pass is repeated.
+            lesson: teacher and clock, with the places of these samples.
 
         Returns:
             Mean loss of the global batch.
@@ -53,7 +59,7 @@ class Accumulator:
             chunk = most if self.limit is None else min(most, self.limit)
             state = torch.get_rng_state()
             try:
-                return self._passes(indices, size, chunk)
+                return self._passes(indices, size, chunk, lesson)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or self.world.size > 1:
                     raise
@@ -64,20 +70,27 @@ class Accumulator:
                 buffer.copy_(before)
             self.limit = max(1, chunk // 2)
 
-    def _passes(self, indices: torch.Tensor, size: int, most: int) -> float:
+    def _passes(self, indices: torch.Tensor, size: int, most: int, lesson: Lesson | None) -> float:
         self.optimizer.zero_grad()
         total = 0.0
+        _forget(lesson)
         # a rank without samples still takes part in the exchange, with weight 0
         parts = indices.split(most) if len(indices) else (torch.zeros(1, dtype=torch.int64),)
         for number, part in enumerate(parts):
+            here = lesson
+            if lesson is not None and len(indices):
+                here = replace(lesson, places=lesson.places[number * most :][: len(part)])
             share = len(part) / size if len(indices) else 0.0
             with ExitStack() as stack:
                 stack.enter_context(self._quiet(number + 1 < len(parts)))
-                loss = self.run_.step(self.run_.samples[part])
+                with self.device.autocast():
+                    loss = self.run_.step(self.device.batch(self.run_.samples[part]), here)
                 weight = share * self.world.size
                 stack.enter_context(self._chunk(len(part) if len(indices) else 0))
                 (loss if weight == 1 else loss * weight).backward()
             total += float(loss.detach()) * share
+        if not len(indices):
+            _forget(lesson)
         return self.world.total([total])[0]
 
     def _quiet(self, more: bool) -> AbstractContextManager[None]:
@@ -86,6 +99,11 @@ class Accumulator:
 
     def _chunk(self, samples: int) -> AbstractContextManager[None]:
         return self.optimizer.chunk(samples) if isinstance(self.optimizer, InvariantOptimizer) else nullcontext()
+
+
+def _forget(lesson: Lesson | None) -> None:
+    for mean in lesson.means.values() if lesson is not None else ():
+        mean.discard()
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from isobatch.checkpoint import Checkpoints, Preemption, load
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
 from isobatch.tasks import make_run
+from isobatch.train.device import Device
 from isobatch.train.guard import Guard, Verdict
 from isobatch.train.journal import Journal
 from isobatch.train.loop import Step, Trainer
@@ -30,6 +31,7 @@ class Options:
         patience: steps in a row that may be skipped.
         asynchronous: write checkpoints in a thread.
         tensorboard: write TensorBoard scalars too.
+        device: device and its options in one word, as `Device.parse` reads it.
     """
 
     out: Path
@@ -41,6 +43,7 @@ class Options:
     patience: int = 3
     asynchronous: bool = False
     tensorboard: bool = False
+    device: str = "cpu"
 
 
 @dataclass
@@ -83,9 +86,9 @@ def train(recipe: Recipe, options: Options, on_step: Callable[[Step, int, int], 
         InputError: bad input, nothing to resume, or a folder that holds another run.
         NonFiniteError: the guard stopped the run; the newest checkpoint is untouched.
     """
-    trainer = Trainer(
-        make_run(recipe, options.seed), recipe, order_seed=options.order_seed, guard=Guard(options.patience)
-    )
+    device = Device.parse(options.device)
+    run, guard = make_run(recipe, options.seed), Guard(options.patience)
+    trainer = Trainer(run, recipe, order_seed=options.order_seed, guard=guard, device=device)
     batch_at = batches(recipe, options.batch_size)
     every = whole("every", options.every) if options.every is not None else max(1, trainer.length // 10)
     store = Checkpoints(options.out / "checkpoints", asynchronous=options.asynchronous)

@@ -4,14 +4,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from isobatch import rules
 from isobatch.data import SampleOrder, shard
-from isobatch.errors import NonFiniteError
+from isobatch.errors import InputError, NonFiniteError
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.plan import Recipe, Settings, scaled
-from isobatch.tasks import Run
+from isobatch.tasks import Lesson, Run
+from isobatch.train.device import Device
 from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, Verdict
 from isobatch.train.setup import batches, make_average, make_optimizer, write
@@ -44,26 +46,41 @@ class Trainer:
 
     seen, drawn -> indices(drawn) -> micro-batches -> gradient -> guard -> settings(seen, B) -> optimizer
     -> average(samples=B) -> seen += B. The order runs on across epoch ends and drops nothing. Under torch.distributed
-    every rank takes its part of each global batch, and all ranks obey one verdict.
+    every rank takes its part of each global batch, and all ranks obey one verdict. A loss with `teaching` is handed the
+    average as it stands after the previous step (post-step order).
 
     Args:
         run: data, model, loss and metric.
         recipe: numbers at the recipe's own batch; other batches follow its rules.
         order_seed: seed of the sample order.
         guard: judges each step; by default the first step that is not finite stops the run.
+        device: where the run computes, the CPU unless given; the run is moved there.
 
     Raises:
-        InputError: a recipe that cannot be trained (no schedule, an optimizer that only the rules know).
+        InputError: a recipe that cannot be trained (no schedule, an optimizer that only the rules know, a loss that
+            needs a teacher without an average).
     """
 
-    def __init__(self, run: Run, recipe: Recipe, *, order_seed: int = 0, guard: Guard | None = None):
+    def __init__(
+        self,
+        run: Run,
+        recipe: Recipe,
+        *,
+        order_seed: int = 0,
+        guard: Guard | None = None,
+        device: Device | None = None,
+    ):
         self.run, self.recipe, self.guard, self.world = run, recipe, guard or Guard(), World.current()
+        self.device = device or Device()
+        self.device.place(run)
         self.schedule = recipe.staircase()
         self.optimizer = make_optimizer(run.model, recipe, self.world)
         self.average = make_average(run.model, recipe)
         self.average_schedule = recipe.average_schedule()
         self.order = SampleOrder(len(run.samples), order_seed)
-        self.gradient = Accumulator(replace(run, model=self.world.wrap(run.model)), self.optimizer, self.world)
+        self.gradient = Accumulator(
+            replace(run, model=self.world.wrap(run.model)), self.optimizer, self.world, self.device
+        )
         self.seen = self.drawn = self.steps = self.skipped = self.skipped_in_a_row = 0
         self.noise_share = 1.0 if recipe.rules.noise_share is None else recipe.rules.noise_share
         self.last_batch = recipe.batch.size
@@ -101,7 +118,7 @@ class Trainer:
         statistics = [(buffer, buffer.clone()) for norm in self._norms for buffer in norm.buffers()]
         self._set_batch_norm(self.settings(size))
         mine, _ = shard(self.order.indices(self.drawn, size), self.world.rank, self.world.size)
-        loss = self.gradient.run(mine, size, self._per_device(size), statistics)
+        loss = self.gradient.run(mine, size, self._per_device(size), statistics, self._lesson(size))
         judgement = self._judge(loss)
         if judgement.verdict is not Verdict.APPLY:
             for buffer, before in statistics:
@@ -149,6 +166,21 @@ class Trainer:
             most = min(most, self.optimizer.reference_batch)
         return most
 
+    def _lesson(self, size: int) -> Lesson | None:
+        """Return what the loss may know: the average after the last step, the clock, and this rank's places."""
+        teaching = self.run.teaching
+        if teaching is None:
+            return None
+        places, _ = shard(torch.arange(self.drawn, self.drawn + size), self.world.rank, self.world.size)
+        if not len(places):
+            places = torch.zeros(1, dtype=torch.int64)
+        average = None
+        if teaching.teacher is not None:
+            if self.average is None:
+                raise InputError("this task's loss is taught by the weight average; add [ema] to the recipe")
+            average = self.device.teacher(self.average.teacher(teaching.teacher))
+        return Lesson(self.seen, size, self.length, places.to(self.device.name), teaching.means, average)
+
     def _judge(self, loss: float) -> Judgement:
         judgement = self.guard.judge(loss, self.run.model, self.skipped_in_a_row, self._parameters)
         apply = judgement.verdict is Verdict.APPLY
@@ -172,6 +204,9 @@ class Trainer:
             schedule = self.average_schedule
             span = schedule.half_life(self.seen, self.seen + size) if schedule else new.half_life
             self.average.update(samples=size, half_life=span)
+        for mean in self.run.teaching.means.values() if self.run.teaching is not None else ():
+            self.world.pool(mean)
+            mean.commit(samples=size)
         return lr
 
     def _clip(self, most: float) -> None:

@@ -38,6 +38,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     }
     if trainer.average is not None:
         state["average"] = trainer.average.state_dict()
+    if trainer.run.teaching is not None and trainer.run.teaching.means:
+        state["means"] = {name: mean.state_dict() for name, mean in trainer.run.teaching.means.items()}
     return state
 
 
@@ -60,6 +62,11 @@ def restore(trainer: Trainer, state: dict[str, Any], own: dict[str, Any] | None 
     load_optimizer(trainer.optimizer, trainer.run.model, state["optimizer"])
     if trainer.average is not None:
         trainer.average.load_state_dict(stored)
+    means = trainer.run.teaching.means if trainer.run.teaching is not None else {}
+    if means.keys() != state.get("means", {}).keys():
+        raise InputError(f"the checkpoint has running means {sorted(state.get('means', {}))}, the task {sorted(means)}")
+    for name, mean in means.items():
+        mean.load_state_dict(state["means"][name])
     for name in _COUNTERS:
         setattr(trainer, name, state["clock"][name])
     if isinstance(trainer.optimizer, InvariantOptimizer):

@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from isobatch.average.observed import ObservedMean
+
 
 @dataclass(frozen=True)
 class World:
@@ -51,3 +53,17 @@ class World:
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(tensor)
         return tensor.tolist()
+
+    def pool(self, mean: ObservedMean) -> None:
+        """Let a running mean count what every rank observed.
+
+        Args:
+            mean: with what this rank collected; ranks that collected nothing take part.
+        """
+        if self.size == 1:
+            return
+        own = torch.zeros(mean.value.numel() + 1, dtype=torch.float64, device=mean.value.device)
+        if mean.total is not None:
+            own[:-1], own[-1] = mean.total.flatten(), mean.count
+        dist.all_reduce(own)
+        mean.total, mean.count = own[:-1].view(mean.value.shape), float(own[-1])

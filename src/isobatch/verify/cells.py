@@ -47,6 +47,7 @@ def train_all(
             read=lambda values: Curve(**values),
             workers=workers,
             start=left is None or left >= 0,
+            fork=all(job.device.partition(",")[0] == "cpu" for job in jobs),
             on_done=on_done,
         )
         for curve in sorted(found or (), key=lambda curve: (curve.arm, curve.seed)):
@@ -63,6 +64,7 @@ def run_all(
     read: Callable[[dict[str, Any]], _Result],
     workers: int | None = None,
     start: bool = True,
+    fork: bool = True,
     on_done: Callable[[_Result], None] | None = None,
 ) -> list[_Result] | None:
     """Run the jobs whose results are not kept in a folder yet, and keep theirs.
@@ -75,6 +77,7 @@ def run_all(
         read: a result from its plain values; ValueError or TypeError means that the job is run again.
         workers: processes, one a core unless given.
         start: whether anything missing may be run.
+        fork: as in map_jobs.
         on_done: called with each result, found or new.
 
     Returns:
@@ -92,7 +95,8 @@ def run_all(
     if missing and not start:
         return None
     keep = partial(_keep, function, place, name)
-    made = map_jobs(keep, [jobs[index] for index in missing], workers=workers, on_done=on_done) if missing else []
+    todo = [jobs[index] for index in missing]
+    made = map_jobs(keep, todo, workers=workers, on_done=on_done, fork=fork) if missing else []
     found |= dict(zip(missing, made, strict=True))
     return [found[index] for index in range(len(jobs))]
 
@@ -106,7 +110,8 @@ def name(job: Job) -> str:
     Returns:
         A file name.
     """
-    return hashed(job.recipe.model_dump(mode="json"), job.seed, job.stream, job.stops)
+    where = () if job.device == "cpu" else (job.device,)
+    return hashed(job.recipe.model_dump(mode="json"), job.seed, job.stream, job.stops, *where)
 
 
 def hashed(*values: object) -> str:

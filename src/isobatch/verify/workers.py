@@ -30,6 +30,7 @@ class Job:
         stream: of the sample order, its own for every arm.
         stops: samples at which to evaluate, rising, the first may be 0.
         limit: stop after this many steps (timing only), None for the whole run.
+        device: device and its options in one word, as `isobatch.train.Device.parse` reads it.
     """
 
     arm: str
@@ -38,6 +39,7 @@ class Job:
     stream: int
     stops: tuple[int, ...]
     limit: int | None = None
+    device: str = "cpu"
 
     @property
     def order_seed(self) -> int:
@@ -78,11 +80,11 @@ def train_curve(job: Job) -> Curve:
         Its curve.
     """
     from isobatch.tasks import make_run
-    from isobatch.train import Trainer
+    from isobatch.train import Device, Trainer
 
     began = time.perf_counter()
     run = make_run(job.recipe, job.seed)
-    trainer = Trainer(run, job.recipe, order_seed=job.order_seed)
+    trainer = Trainer(run, job.recipe, order_seed=job.order_seed, device=Device.parse(job.device))
     seen: list[dict[str, dict[str, float]]] = []
     stopped = ""
     for stop in job.stops:
@@ -110,10 +112,11 @@ def time_step(job: Job) -> tuple[float, float, float]:
         Seconds to make it, seconds per step, seconds per evaluation.
     """
     from isobatch.tasks import make_run
-    from isobatch.train import Trainer
+    from isobatch.train import Device, Trainer
 
     began = time.perf_counter()
-    trainer = Trainer(make_run(job.recipe, job.seed), job.recipe, order_seed=job.order_seed)
+    device = Device.parse(job.device)
+    trainer = Trainer(make_run(job.recipe, job.seed), job.recipe, order_seed=job.order_seed, device=device)
     trainer.step()
     made = time.perf_counter()
     steps = job.limit or 10
@@ -150,6 +153,7 @@ def map_jobs(
     *,
     workers: int | None = None,
     on_done: Callable[[_Result], None] | None = None,
+    fork: bool = True,
 ) -> list[_Result]:
     """Run jobs in parallel processes of one thread each.
 
@@ -158,6 +162,7 @@ def map_jobs(
         jobs: the jobs; the longest should come first.
         workers: processes; one a core unless given, 1 stays in this process.
         on_done: called in this process with each result as it comes.
+        fork: fork processes where the system can; a GPU needs them spawned.
 
     Returns:
         Results in the order of the jobs.
@@ -172,7 +177,7 @@ def map_jobs(
             if on_done is not None:
                 on_done(results[index])
         return [results[index] for index in range(len(todo))]
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    method = "fork" if fork and "fork" in multiprocessing.get_all_start_methods() else "spawn"
     if method == "fork":
         _load()
     context = multiprocessing.get_context(method)

@@ -1,0 +1,110 @@
+"""Where a run computes, and in which precision: nothing of it is a setting of the recipe."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from isobatch.errors import InputError
+from isobatch.tasks import Run, TensorSamples
+
+WORDS = ("bf16", "channels-last", "compile")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device and how it is used.
+
+    Args:
+        name: such as "cpu", "cuda" or "cuda:1".
+        bf16: run the loss under bfloat16 autocast; weights, optimizer and average stay as they are.
+        channels_last: lay out images and convolutions channels-last.
+        compile: compile the forward pass of student and teacher (torch.compile).
+
+    Example:
+        >>> Device.parse("cpu,bf16").bf16
+        True
+    """
+
+    name: str = "cpu"
+    bf16: bool = False
+    channels_last: bool = False
+    compile: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> "Device":
+        """Read a device and its options from one word, such as "cuda,bf16,channels-last,compile".
+
+        Args:
+            text: device, then options, with commas between.
+
+        Returns:
+            The device.
+
+        Raises:
+            InputError: an unknown option, or a device that is not there.
+        """
+        name, *options = (part.strip() for part in text.split(","))
+        unknown = [option for option in options if option not in WORDS]
+        if unknown:
+            raise InputError(f"device option {unknown[0]!r} must be one of {', '.join(WORDS)}")
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device={name!r} cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
+        return cls(name, *(word in options for word in WORDS))
+
+    def place(self, run: Run) -> None:
+        """Move a run's model, its samples where they are tensors, and its running means to the device.
+
+        Args:
+            run: before its first step; changed in place.
+        """
+        target = torch.device(self.name)
+        run.model.to(target)
+        if self.channels_last:
+            run.model.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
+        if isinstance(run.samples, TensorSamples):
+            run.samples.to(target)
+        for mean in run.teaching.means.values() if run.teaching is not None else ():
+            mean.to(target)
+        if self.compile:
+            run.model.compile()
+
+    def batch(self, batch: Any) -> Any:
+        """Return a batch on the device; tensors are found in tuples, lists and dicts.
+
+        Args:
+            batch: what the samples gave.
+
+        Returns:
+            The same structure.
+        """
+        if isinstance(batch, torch.Tensor):
+            return batch.to(self.name, non_blocking=True)
+        if isinstance(batch, tuple | list):
+            return type(batch)(self.batch(item) for item in batch)
+        if isinstance(batch, dict):
+            return {key: self.batch(item) for key, item in batch.items()}
+        return batch
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which a loss runs."""
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast(torch.device(self.name).type, dtype=torch.bfloat16)
+
+    def teacher(self, module: nn.Module) -> nn.Module:
+        """Return a teacher, compiled where the student is.
+
+        Args:
+            module: the averaged weights as a module.
+
+        Returns:
+            The same module.
+        """
+        if self.compile and module._compiled_call_impl is None:
+            module.compile()
+        return module
