@@ -16,8 +16,8 @@ OPTIONS = {
     "verify run": "--ablate --batch-size --budget --expect --json --margin --max-kappa --optimizer --out --seeds "
     "--workers recipe",
     "verify characteristic": "--batch-size --json --out --sample --seeds --workers recipe",
-    "train": "--async-save --batch-size --device --every --json --order-seed --out --patience --resume --seed "
-    "--tensorboard recipe",
+    "train": "--adaptive --async-save --batch-size --device --every --json --noise --order-seed --out --patience "
+    "--resume --seed --tensorboard recipe",
     "study": "--budget --device --json --out --quick --workers name",
 }
 

@@ -32,6 +32,14 @@ CASES = {
     "every third": {"ema": {"decay": 0.9, "every": 3}},
     "decay schedule": {"ema": {"decay": 0.9, "final": 1.0}},
     "no average": {"ema": None},
+    "measured": {"noise": {"every": 2}},
+    "measured in halves": {"noise": {"every": 3, "capture": "halves", "half_life": "300 samples"}},
+    "adaptive, micro-batches": {
+        "batch": {"size": 48, "micro": 16, "adaptive": {"exchange_rate": 500.0, "settle": "96 samples"}},
+        "noise": {"every": 1},
+        "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
+        "schedule": {"length": "2400 samples", "warmup": "200 samples"},
+    },
     "batch norm, accumulated": {
         "task": "digits-cnn",
         "batch": {"size": 48, "micro": 16},

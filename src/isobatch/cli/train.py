@@ -29,6 +29,9 @@ def add(commands: Any) -> None:
     command.add_argument("--async-save", action="store_true", help="write checkpoints in a thread")
     command.add_argument("--tensorboard", action="store_true", help="TensorBoard scalars on a samples axis")
     command.add_argument("--device", default="cpu", help=DEVICE)
+    command.add_argument("--noise", action="store_true", help="measure the noise scale on the way, into the log")
+    adaptive = "let the batch follow the noise scale, with R samples for a saved step: B = sqrt(R * noise scale)"
+    command.add_argument("--adaptive", type=float, metavar="R", help=adaptive)
     command.add_argument("--json", action="store_true", help="print JSON for programs")
     command.set_defaults(call=train)
 
@@ -51,7 +54,8 @@ def train(chosen: argparse.Namespace) -> int:
     from isobatch.train.job import Options
     from isobatch.train.job import train as run
 
-    recipe, folder = Recipe.load(chosen.recipe), prepare(chosen.out)
+    recipe = _measured(Recipe.load(chosen.recipe), chosen.noise, chosen.adaptive)
+    folder = prepare(chosen.out)
     if chosen.patience < 0:
         raise InputError(f"--patience {chosen.patience} must be at least 0")
     options = Options(
@@ -87,6 +91,17 @@ def train(chosen: argparse.Namespace) -> int:
         rows = [[model, *(f"{values[name]:.4f}" for name in names)] for model, values in outcome.metrics.items()]
         print_table("held-out metrics", [["weights", *names], *rows])
     return outcome.exit_code
+
+
+def _measured(recipe: Any, noise: bool, exchange_rate: float | None) -> Any:
+    """Return the recipe with the noise scale measured, and the batch following it, where the options ask for that."""
+    if not noise and exchange_rate is None:
+        return recipe
+    values = recipe.model_dump(exclude_none=True)
+    values.setdefault("noise", {})
+    if exchange_rate is not None:
+        values["batch"]["adaptive"] = {**values["batch"].get("adaptive", {}), "exchange_rate": exchange_rate}
+    return type(recipe).parse(values)
 
 
 def _bar(quiet: bool) -> Any:

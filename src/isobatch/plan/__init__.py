@@ -1,14 +1,16 @@
 """Recipes and plans."""
 
-from isobatch.plan.parts import Average, Batch, BatchNorm, Optimizer, Rules, Schedule
+from isobatch.plan.parts import Adaptive, Average, Batch, BatchNorm, Noise, Optimizer, Rules, Schedule
 from isobatch.plan.plan import Plan, PlanWarning, Row
 from isobatch.plan.recipe import Recipe
 from isobatch.plan.settings import Settings, base, scaled
 
 __all__ = [
+    "Adaptive",
     "Average",
     "Batch",
     "BatchNorm",
+    "Noise",
     "Optimizer",
     "Plan",
     "PlanWarning",

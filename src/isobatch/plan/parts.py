@@ -22,6 +22,45 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Adaptive(Part):
+    """A batch that follows the gradient noise scale: B = sqrt(exchange_rate * B_simple).
+
+    Args:
+        exchange_rate: r in samples, how many more samples a saved step is worth; B**2/B_simple where a batch is right.
+        settle: shortest span between two changes, such as "2 epochs"; a twentieth of the run unless given.
+        least: smallest batch.
+        most: largest batch, by memory or by the critical batch size; the data set unless given.
+        hysteresis: relative change below which nothing is done.
+        growth: largest factor of one change.
+        drift: relative move of the reference's temperature (its learning rate) that voids the estimate.
+    """
+
+    exchange_rate: StrictFloat = Field(gt=0)
+    settle: str | None = None
+    least: StrictInt = Field(default=1, ge=1)
+    most: StrictInt | None = Field(default=None, ge=1)
+    hysteresis: StrictFloat = Field(default=0.2, ge=0)
+    growth: StrictFloat = Field(default=2.0, gt=1)
+    drift: StrictFloat = Field(default=0.25, gt=0)
+
+
+class Noise(Part):
+    """Measuring the gradient noise scale while a recipe is trained.
+
+    Args:
+        every: steps from one measurement to the next; a fixed number, so that a resumed run measures the same steps.
+        half_life: of the averages, such as "2 epochs"; batch.adaptive.settle or a twentieth of the run unless given.
+        geometry: euclidean, adam or sign.
+        capture: auto (ranks and micro-batches, else rows of known layers), chunks, rows, norms, or halves (measured
+            steps run in two passes, whatever the layers are).
+    """
+
+    every: StrictInt = Field(default=4, ge=1)
+    half_life: str | None = None
+    geometry: Literal["euclidean", "adam", "sign"] = "euclidean"
+    capture: Literal["auto", "chunks", "rows", "norms", "halves"] = "auto"
+
+
 class Batch(Part):
     """The global batch: samples (or tokens) per optimizer step, and how it is spread.
 
@@ -31,6 +70,7 @@ class Batch(Part):
         micro: samples per device and forward pass; size/devices unless given.
         devices: data-parallel devices.
         schedule: pairs (start, batch), such as [["0 epochs", 8], ["10 epochs", 128]]; the settings still hold at size.
+        adaptive: a batch that follows the noise scale from size on, instead of a schedule.
     """
 
     size: StrictInt = Field(ge=1)
@@ -38,9 +78,12 @@ class Batch(Part):
     micro: StrictInt | None = Field(default=None, ge=1)
     devices: StrictInt = Field(default=1, ge=1)
     schedule: tuple[tuple[str, StrictInt], ...] | None = None
+    adaptive: Adaptive | None = None
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
+        if self.schedule is not None and self.adaptive is not None:
+            raise ValueError("batch.schedule and batch.adaptive both set the batch; remove one of them")
         whole = self.devices * (self.micro or 1)
         sizes = [("batch.size", self.size)]
         sizes += [(f'batch.schedule from "{start}"', batch) for start, batch in self.schedule or ()]

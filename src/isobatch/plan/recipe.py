@@ -8,11 +8,11 @@ from pydantic import Field, StrictInt, model_validator
 
 from isobatch.errors import InputError
 from isobatch.plan.loading import read_toml, validate
-from isobatch.plan.parts import Average, Batch, BatchNorm, Optimizer, Part, Rules, Schedule
+from isobatch.plan.parts import Average, Batch, BatchNorm, Noise, Optimizer, Part, Rules, Schedule
 from isobatch.plan.plan import Plan
 from isobatch.plan.planning import make_plan
 from isobatch.plan.settings import scaled
-from isobatch.plan.stages import batch_stages
+from isobatch.plan.stages import batch_stages, span
 from isobatch.rules import scale_decay
 from isobatch.schedules import DecaySchedule, Staircase
 from isobatch.units import half_life, to_samples
@@ -29,6 +29,7 @@ class Recipe(Part):
         schedule: length, warm-up, shape.
         ema: the weight average, None without one.
         batch_norm: batch norm's momentum, None without batch norm.
+        noise: how the noise scale is measured in training; None where it is not, unless the batch is adaptive.
         rules: which form of each rule is used.
         options: values handed to the task as they are.
 
@@ -45,6 +46,7 @@ class Recipe(Part):
     schedule: Schedule | None = None
     ema: Average | None = None
     batch_norm: BatchNorm | None = None
+    noise: Noise | None = None
     rules: Rules = Rules()
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
@@ -53,11 +55,16 @@ class Recipe(Part):
         if self.schedule is not None:
             self.staircase()
         if self.ema is not None:
-            span = self.half_life
-            if self.ema.half_life is not None and not 0 < span < math.inf:
+            horizon = self.half_life
+            if self.ema.half_life is not None and not 0 < horizon < math.inf:
                 raise ValueError(f'ema.half_life="{self.ema.half_life}" must be positive; use decay = 0 for a copy')
         for _, batch in batch_stages(self):
             scaled(self, batch)
+        settle = self.batch.adaptive.settle if self.batch.adaptive else None
+        spans = (("batch.adaptive.settle", settle), ("noise.half_life", self.noise.half_life if self.noise else None))
+        for name, quantity in spans:
+            if quantity is not None and not 0 < span(self, quantity, name) < math.inf:
+                raise ValueError(f'{name}="{quantity}" must be positive and finite')
         return self
 
     @classmethod

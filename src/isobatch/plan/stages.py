@@ -28,10 +28,7 @@ def batch_stages(recipe: Recipe) -> tuple[tuple[int, int], ...]:
     if recipe.batch.schedule is None:
         return ((0, recipe.batch.size),)
     name = "batch.schedule"
-    for start, _ in recipe.batch.schedule:
-        if start.rstrip(" s").endswith("step"):
-            raise InputError(f'{name}="{start}" is in steps, whose size it changes; use epochs or {recipe.batch.unit}')
-    stages = [(math.ceil(recipe.samples(start, name)), batch) for start, batch in recipe.batch.schedule]
+    stages = [(math.ceil(span(recipe, start, name)), batch) for start, batch in recipe.batch.schedule]
     if stages[0][0] != 0:
         first = recipe.batch.schedule[0]
         raise InputError(f'{name} must start at 0, not at "{first[0]}"; add ["0 {recipe.batch.unit}", batch] before it')
@@ -40,6 +37,25 @@ def batch_stages(recipe: Recipe) -> tuple[tuple[int, int], ...]:
             before, after = recipe.batch.schedule[index][0], recipe.batch.schedule[index + 1][0]
             raise InputError(f'{name}="{after}" must start after "{before}"; give the stages in rising order')
     return tuple(stages)
+
+
+def span(recipe: Recipe, quantity: str, name: str) -> float:
+    """Return how many samples a quantity spans while the batch changes.
+
+    Args:
+        recipe: the recipe.
+        quantity: such as "2 epochs".
+        name: which setting it is, for messages.
+
+    Returns:
+        Samples.
+
+    Raises:
+        InputError: no quantity, or one in steps.
+    """
+    if quantity.rstrip(" s").endswith("step"):
+        raise InputError(f'{name}="{quantity}" is in steps, whose size it changes; use epochs or {recipe.batch.unit}')
+    return recipe.samples(quantity, name)
 
 
 def scale_stages(recipe: Recipe, batch: Batch) -> tuple[tuple[str, int], ...] | None:

@@ -11,6 +11,7 @@ from isobatch.errors import InputError
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.tasks import Lesson, Run
 from isobatch.train.device import Device
+from isobatch.train.following import Follower
 from isobatch.train.world import World
 
 
@@ -25,10 +26,18 @@ class Accumulator:
         optimizer: whose gradients are cleared first; an invariant one is told of every chunk.
         world: the processes of the job.
         device: where passes run, the CPU unless given.
+        follower: told of every pass where the noise scale is measured.
     """
 
-    def __init__(self, run: Run, optimizer: torch.optim.Optimizer, world: World, device: Device | None = None):
-        self.run_, self.optimizer, self.world = run, optimizer, world
+    def __init__(
+        self,
+        run: Run,
+        optimizer: torch.optim.Optimizer,
+        world: World,
+        device: Device | None = None,
+        follower: Follower | None = None,
+    ):
+        self.run_, self.optimizer, self.world, self.follower = run, optimizer, world, follower
         self.device = device or Device()
         self.limit: int | None = None
 
@@ -55,6 +64,8 @@ class Accumulator:
         Raises:
             InputError: one sample alone does not fit into memory.
         """
+        if self.follower is not None:
+            most = self.follower.passes(len(indices), most)
         while True:
             chunk = most if self.limit is None else min(most, self.limit)
             state = torch.get_rng_state()
@@ -65,6 +76,8 @@ class Accumulator:
                     raise
                 if chunk <= 1:
                     raise InputError("one sample does not fit into memory; use a smaller model or device") from error
+            if self.follower is not None:
+                self.follower.discard()
             torch.set_rng_state(state)
             for buffer, before in statistics:
                 buffer.copy_(before)
@@ -87,6 +100,8 @@ class Accumulator:
                     loss = self.run_.step(self.device.batch(self.run_.samples[part]), here)
                 weight = share * self.world.size
                 stack.enter_context(self._chunk(len(part) if len(indices) else 0))
+                if self.follower is not None:
+                    stack.enter_context(self.follower.chunk(len(part) if len(indices) else 0))
                 (loss if weight == 1 else loss * weight).backward()
             total += float(loss.detach()) * share
         if not len(indices):

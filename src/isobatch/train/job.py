@@ -89,7 +89,9 @@ def train(recipe: Recipe, options: Options, on_step: Callable[[Step, int, int], 
     device = Device.parse(options.device)
     run, guard = make_run(recipe, options.seed), Guard(options.patience)
     trainer = Trainer(run, recipe, order_seed=options.order_seed, guard=guard, device=device)
-    batch_at = batches(recipe, options.batch_size)
+    if recipe.batch.adaptive is not None and options.batch_size is not None:
+        raise InputError(f"batch_size={options.batch_size} and batch.adaptive both set the batch; drop one of them")
+    batch_at = trainer.batch_at if options.batch_size is None else batches(recipe, options.batch_size)
     every = whole("every", options.every) if options.every is not None else max(1, trainer.length // 10)
     store = Checkpoints(options.out / "checkpoints", asynchronous=options.asynchronous)
     if options.resume:
@@ -176,6 +178,8 @@ def _leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str,
 
 def _log(log: Journal, trainer: Trainer, step: Step) -> None:
     values: dict[str, float | int | str] = {"batch": step.batch, "loss": step.loss, "lr": step.lr}
+    if trainer.follower is not None:
+        values |= trainer.follower.news
     if step.verdict is not Verdict.APPLY:
         values = {"batch": step.batch, "skipped": trainer.skipped, "drawn": trainer.drawn, "reason": step.reason}
     log.add(trainer.seen, **values)

@@ -14,6 +14,7 @@ from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.plan import Recipe, Settings, scaled
 from isobatch.tasks import Lesson, Run
 from isobatch.train.device import Device
+from isobatch.train.following import Follower
 from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, Verdict
 from isobatch.train.setup import batches, make_average, make_optimizer, write
@@ -47,7 +48,8 @@ class Trainer:
     seen, drawn -> indices(drawn) -> micro-batches -> gradient -> guard -> settings(seen, B) -> optimizer
     -> average(samples=B) -> seen += B. The order runs on across epoch ends and drops nothing. Under torch.distributed
     every rank takes its part of each global batch, and all ranks obey one verdict. A loss with `teaching` is handed the
-    average as it stands after the previous step (post-step order).
+    average as it stands after the previous step (post-step order). Where the recipe asks for it, the noise scale is
+    measured on the way, and chooses the next batch.
 
     Args:
         run: data, model, loss and metric.
@@ -78,13 +80,14 @@ class Trainer:
         self.average = make_average(run.model, recipe)
         self.average_schedule = recipe.average_schedule()
         self.order = SampleOrder(len(run.samples), order_seed)
-        self.gradient = Accumulator(
-            replace(run, model=self.world.wrap(run.model)), self.optimizer, self.world, self.device
-        )
+        model = self.world.wrap(run.model)
+        measured = recipe.noise is not None or recipe.batch.adaptive is not None
+        self.follower = Follower(model, self.optimizer, recipe, self.world, len(run.samples)) if measured else None
+        self.gradient = Accumulator(replace(run, model=model), self.optimizer, self.world, self.device, self.follower)
         self.seen = self.drawn = self.steps = self.skipped = self.skipped_in_a_row = 0
         self.noise_share = 1.0 if recipe.rules.noise_share is None else recipe.rules.noise_share
         self.last_batch = recipe.batch.size
-        self.batch_at = batches(recipe)
+        self.batch_at = batches(recipe) if self.follower is None or recipe.batch.schedule else self.follower.batch
         self._settings: dict[int, Settings] = {}
         self._parameters = list(run.model.parameters())
         self._norms = [m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -123,6 +126,8 @@ class Trainer:
         if judgement.verdict is not Verdict.APPLY:
             for buffer, before in statistics:
                 buffer.copy_(before)
+            if self.follower is not None:
+                self.follower.discard()
         if judgement.verdict is Verdict.STOP:
             raise NonFiniteError(
                 f"stopped at step {self.steps + 1} with {self.seen} samples seen: {judgement.reason}",
@@ -135,6 +140,8 @@ class Trainer:
             return Step(size, loss, 0.0, judgement.verdict, judgement.reason)
         lr = self._apply(size)
         self.seen, self.steps, self.skipped_in_a_row = self.seen + size, self.steps + 1, 0
+        if self.follower is not None:
+            self.follower.applied(self.seen, self.settings(size), lr)
         return Step(size, loss, lr, judgement.verdict)
 
     def train_to(self, seen: int, on_step: Callable[[Step], None] | None = None) -> None:
@@ -191,6 +198,8 @@ class Trainer:
 
     def _apply(self, size: int) -> float:
         new = self.settings(size)
+        if self.follower is not None:
+            self.follower.measure(size)
         if size != self.last_batch:
             rescale_state(self.optimizer, self.settings(self.last_batch), new, self.noise_share)
             self.noise_share = rules.noise_share_after(self.noise_share, size / self.last_batch)

@@ -40,6 +40,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         state["average"] = trainer.average.state_dict()
     if trainer.run.teaching is not None and trainer.run.teaching.means:
         state["means"] = {name: mean.state_dict() for name, mean in trainer.run.teaching.means.items()}
+    if trainer.follower is not None:
+        state["follower"] = trainer.follower.state_dict()
     return state
 
 
@@ -67,6 +69,8 @@ def restore(trainer: Trainer, state: dict[str, Any], own: dict[str, Any] | None 
         raise InputError(f"the checkpoint has running means {sorted(state.get('means', {}))}, the task {sorted(means)}")
     for name, mean in means.items():
         mean.load_state_dict(state["means"][name])
+    if trainer.follower is not None:
+        trainer.follower.load_state_dict(state["follower"], same_world=own is not None)
     for name in _COUNTERS:
         setattr(trainer, name, state["clock"][name])
     if isinstance(trainer.optimizer, InvariantOptimizer):
