@@ -45,6 +45,10 @@ class Case:
     largest: float = 64.0
 
 
+def _slow_legw(s: State, k: int) -> State:
+    return {"lr": slow.adam_lr(s["lr"], 1.0, k), "warmup": sum([s["warmup"]] * k)}
+
+
 def _decay(s: State, k: float) -> State:
     return {"decay": rules.scale_decay(s["decay"], k)}
 
@@ -163,6 +167,13 @@ CASES = [
         lambda s, k: {"lr": slow.adam_lr(s["lr"], 1.0, k)},
         {"lr": _LR},
         [({"lr": -0.1}, r"lr=-0\.1 must be in \[0, inf\]")],
+    ),
+    Case(
+        "lr and warm-up, LEGW",
+        lambda s, k: dict(zip(("lr", "warmup"), rules.legw(s["lr"], s["warmup"], k), strict=True)),
+        _slow_legw,
+        {"lr": _LR, "warmup": (0.0, 1e6)},
+        [({"lr": 1.0, "warmup": -1.0}, r"warmup=-1 must be in \[0, inf\]")],
     ),
     Case(
         "lr, noise-aware, share kept",

@@ -28,6 +28,10 @@ CASES = {
     },
     "rmsprop": {"optimizer": {"name": "rmsprop", "lr": 1e-3, "momentum": 0.5}},
     "invariant": {"optimizer": {"name": "invariant-adamw", "lr": 1e-3, "reference_batch": 16}},
+    "legw": {
+        "rules": {"lr": "legw"},
+        "schedule": {"length": "2400 samples", "warmup": "400 samples", "shape": "cosine"},
+    },
     "hold": {"ema": {"half_life": "400 samples", "kind": "hold"}},
     "every third": {"ema": {"decay": 0.9, "every": 3}},
     "decay schedule": {"ema": {"decay": 0.9, "final": 1.0}},

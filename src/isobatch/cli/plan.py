@@ -19,6 +19,7 @@ def add(commands: Any) -> None:
     command.add_argument("--devices", type=int, help="data-parallel devices")
     command.add_argument("--noise-scale", type=float, help="gradient noise scale in samples, for the Adam family")
     command.add_argument("--optimizer", choices=["invariant"], help="plan for the batch-size invariant form")
+    command.add_argument("--rule", choices=["legw"], help="LEGW: square root, warm-up linear in epochs")
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON for programs")
     form.add_argument("--markdown", action="store_true", help="print a Markdown table to paste")
@@ -42,6 +43,7 @@ def plan(chosen: argparse.Namespace) -> int:
         devices=chosen.devices,
         noise_scale=chosen.noise_scale,
         optimizer=chosen.optimizer,
+        rule=chosen.rule,
     )
     if chosen.json:
         say(made.to_json())

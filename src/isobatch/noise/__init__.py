@@ -2,7 +2,7 @@
 
 from isobatch.noise.coupling import CoupledSamplesWarning
 from isobatch.noise.estimate import NoiseEstimate, Verdict, judge, undefined
-from isobatch.noise.hessian import measure_hessian
+from isobatch.noise.hessian import local_lipschitz, measure_hessian
 from isobatch.noise.interval import Spread, block_spread, blocked_spread, jackknife_spread, ratio_interval
 from isobatch.noise.probe import measure
 from isobatch.noise.scale import NoiseScale
@@ -20,6 +20,7 @@ __all__ = [
     "finite_data",
     "jackknife_spread",
     "judge",
+    "local_lipschitz",
     "measure",
     "measure_hessian",
     "moments",

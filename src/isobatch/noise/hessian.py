@@ -1,4 +1,4 @@
-r"""The noise scale with the Hessian, B_noise = tr(H Sigma)/(G'HG), from Hessian-vector products."""
+r"""What Hessian-vector products tell: B_noise = tr(H Sigma)/(G'HG), and the curvature along the gradient."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from isobatch.errors import InputError
 from isobatch.noise.columns import Columns
 from isobatch.noise.estimate import NoiseEstimate, judge, undefined
 from isobatch.noise.interval import Array, block_spread, coverage
@@ -81,6 +82,46 @@ def measure_hessian(
         excluded=lost,
         fewest=FEWEST_CHUNKS,
     )
+
+
+def local_lipschitz(loss: Loss, model: nn.Module, batch: Any) -> float | None:
+    r"""Return the curvature along the gradient at the model's present weights, |g'Hg|/|g|^2.
+
+    How fast the gradient changes along its own direction: LEGW's reason for a warm-up is that it rises early in a run
+    and then falls. One Hessian-vector product; `.grad`, buffers and random numbers stay as they are.
+
+    Args:
+        loss: loss(model, batch) is the mean loss over the batch, twice differentiable.
+        model: whose trainable parameters are looked at.
+        batch: on which g and H are taken.
+
+    Returns:
+        The curvature, per unit of weight squared; None where the gradient is zero or not finite.
+
+    Raises:
+        InputError: nothing to train.
+
+    Example:
+        >>> net = nn.Linear(1, 1, bias=False)
+        >>> local_lipschitz(lambda m, x: 1.5 * m(x).square().mean(), net, torch.ones(4, 1))
+        3.0
+
+    References:
+        arXiv 1901.08256 (You et al.), where it is taken by finite differences.
+    """
+    parameters = Columns(model).trainable()
+    if not parameters:
+        raise InputError("the model has nothing to train; give it a parameter with requires_grad=True")
+    with untouched(model):
+        slope = _flat(
+            torch.autograd.grad(loss(model, batch), parameters, create_graph=True, allow_unused=True), parameters
+        )
+        direction = slope.detach()
+        square = float(direction @ direction)
+        if not 0 < square < float("inf"):
+            return None
+        curved = torch.autograd.grad(slope @ direction, parameters, allow_unused=True)
+    return abs(float(direction @ _flat(curved, parameters))) / square
 
 
 def _pairs(

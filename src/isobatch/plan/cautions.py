@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 LAG = 0.05
 """Relative lag of the average above which the rule is called weak."""
+MOST_WARMUP = 0.5
+"""Share of the run above which LEGW's warm-up is called long."""
 FEW_STEPS = 100
 """Steps of a run, or of its warm-up times ten, below which it is called short."""
 
@@ -92,7 +94,8 @@ def _moments(recipe: Recipe, old: Settings, new: Settings, kappa: float) -> Iter
 
 
 def _momentum(recipe: Recipe, old: Settings, new: Settings, kappa: float) -> Iterator[PlanWarning]:
-    if not recipe.optimizer.momentum or recipe.schedule is None or recipe.rules.momentum != "keep":
+    kept = recipe.rules.momentum == "keep" and recipe.rules.lr != "legw"
+    if not recipe.optimizer.momentum or recipe.schedule is None or not kept:
         return
     share = kappa * horizon(old.momentum) * old.batch / recipe.staircase().length
     if share > 0.01:
@@ -118,7 +121,11 @@ def _stability(recipe: Recipe, old: Settings, new: Settings, kappa: float) -> It
 def _steps(recipe: Recipe, new: Settings) -> Iterator[PlanWarning]:
     if recipe.schedule is None:
         return
-    stairs = recipe.staircase()
+    stairs = recipe.staircase(new.batch)
+    share = stairs.warmup / stairs.length
+    if recipe.rules.lr == "legw" and share > MOST_WARMUP:
+        message = "too little of the run is left at the full rate; lower the batch or train longer"
+        yield PlanWarning(f"LEGW's warm-up takes {share:.0%} of the run", message, "derived from 1901.08256")
     steps = math.ceil(stairs.length / new.batch)
     if steps < FEW_STEPS:
         yield PlanWarning(

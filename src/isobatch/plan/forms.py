@@ -1,4 +1,4 @@
-"""Other forms of the same recipe: the invariant optimizer, the learning rate of a measured noise scale."""
+"""Other forms of the same recipe: the invariant optimizer, LEGW, the learning rate of a measured noise scale."""
 
 from __future__ import annotations
 
@@ -34,6 +34,25 @@ def invariant(recipe: Recipe, optimizer: str) -> Recipe:
     return recipe.model_copy(
         update={"optimizer": recipe.optimizer.model_copy(update={"name": wanted, "reference_batch": reference})}
     )
+
+
+def by_rule(recipe: Recipe, rule: str) -> Recipe:
+    """Return the recipe with another published rule in place of its own.
+
+    Args:
+        recipe: the recipe.
+        rule: "legw" is the only one.
+
+    Returns:
+        The recipe; at its own batch it is the same run.
+
+    Raises:
+        InputError: another rule, or one beside a noise scale's learning rate.
+    """
+    if rule != "legw":
+        raise InputError(f'rule={rule!r} must be "legw"; other forms are chosen under [rules] in the recipe')
+    moved = {"lr": "legw", "momentum": "keep", "betas": "keep", "noise_share": None}
+    return recipe.model_copy(update={"rules": recipe.rules.model_copy(update=moved)})
 
 
 def with_noise(recipe: Recipe, noise_scale: float) -> Recipe:

@@ -178,6 +178,7 @@ class Schedule(Part):
         shape: constant, linear or cosine.
         final: learning rate at the end, as a share of lr.
         stair: samples over which the reference held each value; one step of this recipe unless given.
+        decay_from: where the decay begins, such as "1 epoch"; the end of the warm-up unless given.
     """
 
     length: str
@@ -185,6 +186,7 @@ class Schedule(Part):
     shape: Literal["constant", "linear", "cosine"] = "constant"
     final: StrictFloat = Field(default=0.0, ge=0, le=1)
     stair: StrictFloat | None = Field(default=None, gt=0)
+    decay_from: str | None = None
 
 
 class Average(Part):
@@ -227,7 +229,7 @@ class Rules(Part):
     """Which form of a rule is used where several exist.
 
     Args:
-        lr: auto (the optimizer's own), linear, sqrt, noise-aware or keep.
+        lr: auto (the optimizer's own), linear, sqrt, noise-aware, legw (warm-up included, nothing else moves) or keep.
         momentum: sample-clock or keep.
         betas: power, linear or keep.
         average: half-life (rho**kappa) or keep (the decay per update, another average at every other batch).
@@ -235,7 +237,7 @@ class Rules(Part):
         noise_share: f, the noise share of the second moment at batch.size, for noise-aware.
     """
 
-    lr: Literal["auto", "linear", "sqrt", "noise-aware", "keep"] = "auto"
+    lr: Literal["auto", "linear", "sqrt", "noise-aware", "legw", "keep"] = "auto"
     momentum: Literal["sample-clock", "keep"] = "sample-clock"
     betas: Literal["power", "linear", "keep"] = "power"
     average: Literal["half-life", "keep"] = "half-life"

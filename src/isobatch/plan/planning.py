@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from isobatch import rules
 from isobatch.errors import InputError
 from isobatch.plan.cautions import cautions
-from isobatch.plan.forms import invariant, with_noise
+from isobatch.plan.forms import by_rule, invariant, with_noise
 from isobatch.plan.loading import validate
+from isobatch.plan.optimizer_rows import make_row, optimizer_rows
 from isobatch.plan.parts import Batch
 from isobatch.plan.plan import Plan, Row, show
-from isobatch.plan.settings import Settings, base, horizon, scaled
+from isobatch.plan.settings import Settings, base, scaled
 from isobatch.plan.stages import scale_stages, show_stages
-from isobatch.rules import Confidence, Rule, average, batch_norm, betas, clip, epsilon, momentum, weight_decay
+from isobatch.rules import Confidence, Rule, average, batch_norm, clip, linear_epoch
 from isobatch.rules import learning_rate as lr_rules
 from isobatch.units import decay_at, whole
 
@@ -34,6 +35,7 @@ def make_plan(
     devices: int | None = None,
     noise_scale: float | None = None,
     optimizer: str | None = None,
+    rule: str | None = None,
 ) -> Plan:
     """Plan the same run at another global batch.
 
@@ -44,6 +46,7 @@ def make_plan(
         devices: data-parallel devices at the new batch.
         noise_scale: gradient noise scale in samples, for the Adam family.
         optimizer: "invariant" for the invariant form of the recipe's optimizer.
+        rule: "legw" for LEGW in place of the recipe's own rules.
 
     Returns:
         The plan; its row 0 keeps the batch.
@@ -54,6 +57,8 @@ def make_plan(
     size, asked = whole("batch size", batch_size), recipe.optimizer.name
     if optimizer is not None:
         recipe = invariant(recipe, optimizer)
+    if rule is not None:
+        recipe = by_rule(recipe, rule)
     if noise_scale is not None:
         recipe = with_noise(recipe, noise_scale)
     batch = recipe.batch.model_dump() | {"size": size, "schedule": None}
@@ -63,14 +68,14 @@ def make_plan(
     old, new = base(recipe), scaled(recipe, size, scaled_batch.per_device)
     kappa = size / recipe.batch.size
     after = write(recipe, new, scaled_batch)
-    rows = (_keep(recipe, size), *_name_row(recipe, asked), *_rows(recipe, after, old, new, kappa))
+    rows = (_keep(recipe, size), *_namemake_row(recipe, asked), *_rows(recipe, after, old, new, kappa))
     return Plan(kappa, rows, tuple(cautions(recipe, after, old, new, kappa)), after)
 
 
-def _name_row(recipe: Recipe, asked: str) -> Iterator[Row]:
+def _namemake_row(recipe: Recipe, asked: str) -> Iterator[Row]:
     if recipe.optimizer.name != asked:
         note = f"second moment of {recipe.optimizer.reference_batch} {recipe.batch.unit}, whatever the batch"
-        yield _row("optimizer.name", asked, recipe.optimizer.name, lr_rules.INVARIANT, note, "invariant form")
+        yield make_row("optimizer.name", asked, recipe.optimizer.name, lr_rules.INVARIANT, note, "invariant form")
 
 
 def _batch(recipe: Recipe, values: dict[str, object]) -> Batch:
@@ -96,8 +101,10 @@ def write(recipe: Recipe, new: Settings, batch: Batch) -> Recipe:
     moves = {name: getattr(new, name) for name in names}
     parts: dict[str, object] = {"batch": batch, "optimizer": o.model_copy(update=moves)}
     if recipe.schedule is not None:
-        stairs, unit = recipe.staircase(), recipe.batch.unit
+        stairs, unit = recipe.staircase(new.batch), recipe.batch.unit
         spans = {"length": f"{stairs.length:.12g} {unit}", "warmup": f"{stairs.warmup:.12g} {unit}"}
+        if stairs.decay_from is not None:
+            spans["decay_from"] = f"{stairs.decay_from:.12g} {unit}"
         parts["schedule"] = recipe.schedule.model_copy(update=spans | {"stair": stairs.stair})
     if recipe.ema is not None and recipe.ema.decay is not None:
         kappa = new.batch / recipe.batch.size
@@ -114,11 +121,6 @@ def write(recipe: Recipe, new: Settings, batch: Batch) -> Recipe:
         f, kappa = recipe.rules.noise_share, new.batch / recipe.batch.size
         parts["rules"] = recipe.rules.model_copy(update={"noise_share": rules.noise_share_after(f, kappa)})
     return recipe.model_copy(update=parts)
-
-
-def _row(key: str, was: object, becomes: object, rule: Rule, note: str = "", formula: str | None = None) -> Row:
-    because = f"{rule.because} ({rule.source})" if rule.source not in (rule.because, "recipe") else rule.because
-    return Row(key, was, becomes, formula or rule.formula, because, rule.confidence, note)
 
 
 def _keep(recipe: Recipe, size: int) -> Row:
@@ -146,118 +148,33 @@ def _rows(recipe: Recipe, after: Recipe, old: Settings, new: Settings, kappa: fl
         length = recipe.staircase().length
         steps = f"{math.ceil(length / old.batch):,} steps become {math.ceil(length / new.batch):,}"
     asked = Rule(f"x {kappa:g}", "the batch you ask for", "recipe", Confidence.DERIVED)
-    yield _row("batch.size", recipe.batch.size, after.batch.size, asked, steps)
+    yield make_row("batch.size", recipe.batch.size, after.batch.size, asked, steps)
     if recipe.batch.schedule is not None and after.batch.schedule is not None:
         was, becomes = show_stages(recipe.batch.schedule), show_stages(after.batch.schedule)
         note = "every stage times kappa, to the nearest multiple of micro x devices"
-        yield _row("batch.schedule", was, becomes, asked, note)
-    yield from _optimizer_rows(recipe, old, new, kappa)
+        yield make_row("batch.schedule", was, becomes, asked, note)
+    yield from optimizer_rows(recipe, old, new, kappa)
     if recipe.optimizer.clip is not None:
-        yield _row("optimizer.clip", recipe.optimizer.clip, recipe.optimizer.clip, clip.KEPT)
+        yield make_row("optimizer.clip", recipe.optimizer.clip, recipe.optimizer.clip, clip.KEPT)
     if recipe.schedule is not None:
-        stairs = recipe.staircase()
-        for key, span in (("schedule.length", stairs.length), ("schedule.warmup", stairs.warmup)):
-            if span:
-                note = f"{span / old.batch:,.6g} steps become {span / new.batch:,.6g}"
-                yield _row(
-                    key, getattr(recipe.schedule, key.split(".")[1]), f"{span:,.12g} {recipe.batch.unit}", _MEAN, note
-                )
+        yield from _schedule_rows(recipe, old, new)
     yield from _average_rows(recipe, after, old, new)
     if recipe.batch_norm is not None and new.batch_norm is not None:
         note = f"b = {recipe.batch.per_device} becomes {after.batch.per_device} samples per device and pass"
-        yield _row("batch_norm.momentum", recipe.batch_norm.momentum, new.batch_norm, batch_norm.POWER, note)
+        yield make_row("batch_norm.momentum", recipe.batch_norm.momentum, new.batch_norm, batch_norm.POWER, note)
 
 
-def _optimizer_rows(recipe: Recipe, old: Settings, new: Settings, kappa: float) -> Iterator[Row]:
-    o, kinds = recipe.optimizer, recipe.rules
-    family = rules.FAMILIES[o.name]
-    rule, sample_clock = _lr_rule(recipe), kinds.momentum == "sample-clock"
-    scales_momentum = o.momentum > 0 and sample_clock
-    formula = f"{rule.formula} * (1-mu')/(1-mu)" if scales_momentum else rule.formula
-    yield _row("optimizer.lr", old.lr, new.lr, rule, _lr_note(recipe, old, new, kappa), formula)
-    if o.momentum > 0:
-        other = rules.scale_momentum(old.momentum, kappa)
-        note = _horizon(old.momentum, new.momentum, old, new)
-        note += (
-            f"; other form: keep {o.momentum:g} and lr x {kappa:g}" if sample_clock else f"; other form: {other:.6g}"
-        )
-        yield _row(
-            "optimizer.momentum",
-            old.momentum,
-            new.momentum,
-            momentum.SAMPLE_CLOCK if sample_clock else momentum.KEPT,
-            note,
-        )
-    form = {"power": betas.POWER, "linear": betas.SDE, "keep": betas.KEPT}[kinds.betas]
-    if "betas" in family.moments:
-        for index, (was, becomes) in enumerate(zip(old.betas, new.betas, strict=True)):
-            note = _horizon(was, becomes, old, new) + _other_beta(was, kappa, kinds.betas)
-            floored = kinds.betas == "power" and becomes > was**kappa * (1 + 1e-12)
-            note += f"; at its floor, the power rule gives {was**kappa:.4g}" if floored else ""
-            yield _row(f"optimizer.betas[{index}]", was, becomes, form, note)
-    if "alpha" in family.moments:
-        yield _row("optimizer.alpha", old.alpha, new.alpha, form, _horizon(old.alpha, new.alpha, old, new))
-    if family.adaptive:
-        yield _row("optimizer.eps", old.eps, new.eps, epsilon.KEPT if family.invariant else epsilon.SCALED)
-    if o.weight_decay > 0:
-        yield _row("optimizer.weight_decay", old.weight_decay, new.weight_decay, _decay_rule(recipe))
-
-
-def _lr_rule(recipe: Recipe) -> Rule:
-    family = rules.FAMILIES[recipe.optimizer.name]
-    chosen = {
-        "auto": family.lr_rule,
-        "linear": lr_rules.LINEAR_ADAM if family.adaptive else lr_rules.LINEAR,
-        "sqrt": lr_rules.SQUARE_ROOT if family.adaptive else lr_rules.SQUARE_ROOT_CONVENTION,
-        "noise-aware": lr_rules.NOISE_AWARE,
-        "keep": lr_rules.KEPT,
-    }
-    return chosen[recipe.rules.lr]
-
-
-def _lr_note(recipe: Recipe, old: Settings, new: Settings, kappa: float) -> str:
-    family, share = rules.FAMILIES[recipe.optimizer.name], recipe.rules.noise_share
-    if family.invariant:
-        return "no regime is assumed: the second moment is the reference batch's own"
-    if family.adaptive and recipe.rules.lr == "noise-aware" and share is not None:
-        after = rules.noise_share_after(share, kappa)
-        return (
-            f"noise share f = {share:.3f} becomes {after:.3f}; the square root ({math.sqrt(kappa) * old.lr:.4g}) would "
-            f"drift by {rules.drift_error(kappa, share):+.1%} per sample; recommended: {rules.recommend(kappa, share)}"
-        )
-    if family.adaptive and recipe.rules.lr in ("auto", "sqrt"):
-        low, high = sorted((math.sqrt(kappa), kappa))
-        return (
-            f"assumes that noise dominates v; without a noise scale the truth lies in "
-            f"[{low * old.lr:.4g}, {high * old.lr:.4g}] (square root to linear)"
-        )
-    if old.momentum > 0:
-        return f"lr/(1-momentum) = {old.lr / (1 - old.momentum):.4g} becomes {new.lr / (1 - new.momentum):.4g}"
-    return ""
-
-
-def _other_beta(beta: float, kappa: float, kind: str) -> str:
-    if kind == "linear":
-        return f"; power form: {beta**kappa:.6g}"
-    linear = 1 - kappa * (1 - beta)
-    return f"; linear form: {linear:.6g}" if linear >= 0 else f"; linear form ends at kappa {horizon(beta):.4g}"
-
-
-def _horizon(was: float, becomes: float, old: Settings, new: Settings) -> str:
-    before, after = horizon(was), horizon(becomes)
-    return (
-        f"horizon {before:,.4g} steps = {before * old.batch:,.6g} samples becomes "
-        f"{after:,.4g} steps = {after * new.batch:,.6g} samples"
-    )
-
-
-def _decay_rule(recipe: Recipe) -> Rule:
-    kind = recipe.optimizer.coupling
-    if kind == "coupled":
-        adaptive = rules.FAMILIES[recipe.optimizer.name].adaptive
-        return weight_decay.COUPLED_ADAPTIVE if adaptive else weight_decay.COUPLED_SGD
-    table = {"decoupled": weight_decay.DECOUPLED, "independent": weight_decay.INDEPENDENT}
-    return table.get(kind, weight_decay.TRUST_RATIO)
+def _schedule_rows(recipe: Recipe, old: Settings, new: Settings) -> Iterator[Row]:
+    if recipe.schedule is None:
+        return
+    was, becomes = recipe.staircase(), recipe.staircase(new.batch)
+    warmup = linear_epoch.WARMUP if recipe.rules.lr == "legw" else _MEAN
+    for key, rule in (("length", _MEAN), ("warmup", warmup)):
+        before, after = getattr(was, key), getattr(becomes, key)
+        if before:
+            note = f"{before / old.batch:,.6g} steps become {after / new.batch:,.6g}"
+            text = f"{after:,.12g} {recipe.batch.unit}"
+            yield make_row(f"schedule.{key}", getattr(recipe.schedule, key), text, rule, note)
 
 
 def _average_rows(recipe: Recipe, after: Recipe, old: Settings, new: Settings) -> Iterator[Row]:
@@ -271,9 +188,9 @@ def _average_rows(recipe: Recipe, after: Recipe, old: Settings, new: Settings) -
         note += f"becomes {show(round(new.half_life, 1))}" if kept else "kept"
         if recipe.ema.final is not None:
             note += f"; the whole schedule up to {recipe.ema.final:g} is transformed pointwise"
-        yield _row("ema.decay", recipe.ema.decay, after.ema.decay, rule, note)
+        yield make_row("ema.decay", recipe.ema.decay, after.ema.decay, rule, note)
     else:
         was, becomes = (decay_at(s.half_life, every * s.batch) for s in (old, new))
         note = f"decay per update {was:.6g} becomes {becomes:.6g}"
         span, formula = f"{new.half_life:,.12g} {unit}", rule.formula if kept else "kept in samples"
-        yield _row("ema.half_life", recipe.ema.half_life, span, rule, note, formula)
+        yield make_row("ema.half_life", recipe.ema.half_life, span, rule, note, formula)

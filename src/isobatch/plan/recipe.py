@@ -13,9 +13,9 @@ from isobatch.plan.plan import Plan
 from isobatch.plan.planning import make_plan
 from isobatch.plan.settings import scaled
 from isobatch.plan.stages import batch_stages, span
-from isobatch.rules import scale_decay
+from isobatch.rules import legw, scale_decay
 from isobatch.schedules import DecaySchedule, Staircase
-from isobatch.units import half_life, to_samples
+from isobatch.units import batch_ratio, half_life, to_samples
 
 
 class Recipe(Part):
@@ -53,7 +53,8 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.schedule is not None:
-            self.staircase()
+            for _, batch in batch_stages(self):
+                self.staircase(batch)
         if self.ema is not None:
             horizon = self.half_life
             if self.ema.half_life is not None and not 0 < horizon < math.inf:
@@ -108,6 +109,7 @@ class Recipe(Part):
         devices: int | None = None,
         noise_scale: float | None = None,
         optimizer: str | None = None,
+        rule: str | None = None,
     ) -> Plan:
         """Plan the same run at another global batch.
 
@@ -117,6 +119,7 @@ class Recipe(Part):
             devices: data-parallel devices; the recipe's own unless given.
             noise_scale: gradient noise scale in samples; an Adam plan then uses the noise share at this batch.
             optimizer: "invariant" plans an Adam or RMSProp recipe for its batch-size invariant form.
+            rule: "legw" plans by LEGW: square root, warm-up linear in epochs, nothing else retuned.
 
         Returns:
             Rows, warnings and the scaled recipe.
@@ -124,7 +127,9 @@ class Recipe(Part):
         Raises:
             InputError: a batch that is not a positive whole number, or beyond a rule's domain.
         """
-        return make_plan(self, batch_size, micro=micro, devices=devices, noise_scale=noise_scale, optimizer=optimizer)
+        return make_plan(
+            self, batch_size, micro=micro, devices=devices, noise_scale=noise_scale, optimizer=optimizer, rule=rule
+        )
 
     def samples(self, quantity: str, name: str = "quantity") -> float:
         """Return how many samples a quantity such as "30 epochs" spans in this recipe.
@@ -138,8 +143,11 @@ class Recipe(Part):
         """
         return to_samples(quantity, batch=self.batch.size, data_size=self.data_size, name=name, unit=self.batch.unit)
 
-    def staircase(self) -> Staircase:
+    def staircase(self, batch: float | None = None) -> Staircase:
         """Return the learning-rate schedule as a function of samples.
+
+        Args:
+            batch: global samples per step, which moves the warm-up of LEGW; the recipe's own batch unless given.
 
         Returns:
             The staircase.
@@ -149,12 +157,20 @@ class Recipe(Part):
         """
         if self.schedule is None:
             raise InputError('the recipe has no [schedule]; add length = "30 epochs" (or samples, steps)')
+        length = self.samples(self.schedule.length, "schedule.length")
+        warmup = self.samples(self.schedule.warmup, "schedule.warmup")
+        start = self.schedule.decay_from
+        decay_from = None if start is None else self.samples(start, "schedule.decay_from")
+        if self.rules.lr == "legw" and batch is not None:
+            decay_from = warmup if decay_from is None else decay_from
+            _, warmup = legw(self.optimizer.lr, warmup, batch_ratio(batch, self.batch.size), length)
         return Staircase(
-            length=self.samples(self.schedule.length, "schedule.length"),
-            warmup=self.samples(self.schedule.warmup, "schedule.warmup"),
+            length=length,
+            warmup=warmup,
             shape=self.schedule.shape,
             final=self.schedule.final,
             stair=self.schedule.stair or float(self.batch.size),
+            decay_from=decay_from,
         )
 
     @property

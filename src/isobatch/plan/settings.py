@@ -79,11 +79,15 @@ def scaled(recipe: Recipe, batch: float, per_device: float | None = None) -> Set
     """
     old, kappa = base(recipe), batch_ratio(batch, recipe.batch.size)
     kinds = recipe.rules
+    half_life = old.half_life * (kappa if kinds.average == "keep" else 1)
+    ratio = kappa if per_device is None else batch_ratio(per_device, recipe.batch.per_device)
+    norm = None if old.batch_norm is None else rules.scale_batch_norm(old.batch_norm, ratio)
+    if kinds.lr == "legw":  # nothing else is retuned
+        return replace(old, batch=batch, lr=scaled_lr(recipe, kappa), half_life=half_life, batch_norm=norm)
     rate = scaled_lr(recipe, kappa)
     sample_clock = kinds.momentum == "sample-clock"
     momentum = rules.scale_momentum(old.momentum, kappa) if sample_clock else old.momentum
     moments = tuple(_beta(kinds.betas, b, kappa, floor) for b, floor in zip(old.betas, kinds.floors, strict=True))
-    ratio = kappa if per_device is None else batch_ratio(per_device, recipe.batch.per_device)
     adaptive = rules.FAMILIES[recipe.optimizer.name].adaptive
     return replace(
         old,
@@ -93,9 +97,9 @@ def scaled(recipe: Recipe, batch: float, per_device: float | None = None) -> Set
         betas=(moments[0], moments[1]),
         alpha=_beta(kinds.betas, old.alpha, kappa, kinds.floors[1]),
         eps=rules.scale_eps(old.eps, kappa, old.lr, rate) if adaptive else old.eps,
-        half_life=old.half_life * (kappa if kinds.average == "keep" else 1),
+        half_life=half_life,
         weight_decay=rules.scale_weight_decay(old.weight_decay, kappa, old.lr, rate, recipe.optimizer.coupling),
-        batch_norm=None if old.batch_norm is None else rules.scale_batch_norm(old.batch_norm, ratio),
+        batch_norm=norm,
     )
 
 
@@ -116,7 +120,7 @@ def scaled_lr(recipe: Recipe, kappa: float) -> float:
         return lr
     if kind == "linear":
         return rules.linear(lr, kappa)
-    if kind == "sqrt":
+    if kind in ("sqrt", "legw"):
         return rules.square_root(lr, kappa)
     share = recipe.rules.noise_share
     if share is None:

@@ -8,6 +8,7 @@ from isobatch.rules.epsilon import scale_eps
 from isobatch.rules.families import FAMILIES, Family, family
 from isobatch.rules.gain import adascale_gain, efficiency, gain, goodput
 from isobatch.rules.learning_rate import linear, noise_aware, square_root
+from isobatch.rules.linear_epoch import legw
 from isobatch.rules.momentum import buffer_factor, lr_factor, scale_momentum
 from isobatch.rules.noise_share import drift_error, noise_share, noise_share_after, recommend, second_moment_factor
 from isobatch.rules.rule import Confidence, Rule
@@ -26,6 +27,7 @@ __all__ = [
     "gain",
     "goodput",
     "lag",
+    "legw",
     "linear",
     "lr_factor",
     "noise_aware",

@@ -28,6 +28,7 @@ class Staircase:
         shape: constant, linear or cosine.
         final: factor at the end of the run, in [0, 1].
         stair: samples of one reference step, positive.
+        decay_from: samples at which the decay begins; the end of the warm-up unless given.
 
     Example:
         >>> lr = Staircase(length=800, warmup=80, shape="cosine", stair=8)
@@ -40,6 +41,7 @@ class Staircase:
     shape: str = "constant"
     final: float = 0.0
     stair: float = 1.0
+    decay_from: float | None = None
     _stairs: int = field(init=False, repr=False, default=0)
 
     def __post_init__(self) -> None:
@@ -53,6 +55,8 @@ class Staircase:
                 f"schedule.warmup={self.warmup:g} samples must be in [0, {self.length:g}], the length of the run; "
                 "shorten the warm-up or lengthen the run"
             )
+        if self.decay_from is not None:
+            finite("schedule.decay_from", self.decay_from, 0, self.length)
         object.__setattr__(self, "_stairs", max(1, math.ceil(self.length / self.stair)))
 
     def at(self, seen: float) -> float:
@@ -82,8 +86,9 @@ class Staircase:
         position = index * self.stair
         if position < self.warmup:
             return min(1.0, (position + self.stair) / self.warmup)
-        span = self.length - self.warmup
-        progress = min(1.0, (position - self.warmup) / span) if span else 1.0
+        start = self.warmup if self.decay_from is None else self.decay_from
+        span = self.length - start
+        progress = min(1.0, max(0.0, position - start) / span) if span else 1.0
         if self.shape == "constant":
             return 1.0
         bend = 1 - progress if self.shape == "linear" else 0.5 * (1 + math.cos(math.pi * progress))

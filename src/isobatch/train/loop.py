@@ -12,6 +12,7 @@ from isobatch.data import SampleOrder, shard
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.plan import Recipe, Settings, scaled
+from isobatch.schedules import Staircase
 from isobatch.tasks import Lesson, Run
 from isobatch.train.device import Device
 from isobatch.train.following import Follower
@@ -89,6 +90,7 @@ class Trainer:
         self.last_batch = recipe.batch.size
         self.batch_at = batches(recipe) if self.follower is None or recipe.batch.schedule else self.follower.batch
         self._settings: dict[int, Settings] = {}
+        self._stairs: dict[int, Staircase] = {}
         self._parameters = list(run.model.parameters())
         self._norms = [m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._set_batch_norm(self.settings(self.last_batch))
@@ -206,7 +208,7 @@ class Trainer:
             self.last_batch = size
         if self.recipe.optimizer.clip is not None:
             self._clip(self.recipe.optimizer.clip)
-        lr = new.lr * self.schedule.mean(self.seen, self.seen + size)
+        lr = new.lr * self._factor(size).mean(self.seen, self.seen + size)
         write(self.optimizer, self.recipe, new, lr)
         self.optimizer.step()
         if self.average is not None:
@@ -217,6 +219,13 @@ class Trainer:
             self.world.pool(mean)
             mean.commit(samples=size)
         return lr
+
+    def _factor(self, size: int) -> Staircase:
+        if self.recipe.rules.lr != "legw":
+            return self.schedule
+        if size not in self._stairs:  # its warm-up moves with the batch
+            self._stairs[size] = self.recipe.staircase(size)
+        return self._stairs[size]
 
     def _clip(self, most: float) -> None:
         norm = float(nn.utils.clip_grad_norm_(self._parameters, most))

@@ -1,0 +1,56 @@
+"""LEGW: the learning rate by the square root, the warm-up linear in epochs, nothing else retuned."""
+
+import math
+
+from isobatch.errors import InputError
+from isobatch.rules.learning_rate import square_root
+from isobatch.rules.rule import Confidence, Rule
+from isobatch.units import finite
+
+PEAK = Rule(
+    "sqrt(kappa)*eta",
+    "LEGW: the peak grows by the square root, and nothing else is retuned",
+    "arXiv 1901.08256",
+    Confidence.CONVENTION,
+)
+WARMUP = Rule(
+    "kappa*w0",
+    "LEGW: a warm-up linear in epochs, so its number of steps stays",
+    "arXiv 1901.08256",
+    Confidence.CONVENTION,
+)
+KEPT = Rule("kept", "LEGW retunes nothing else", "arXiv 1901.08256", Confidence.CONVENTION)
+
+
+def legw(lr: float, warmup: float, kappa: float, length: float = math.inf) -> tuple[float, float]:
+    """Peak learning rate and warm-up at the new batch: sqrt(kappa)*eta0 and kappa*w0.
+
+    The warm-up has kappa*w0*N/(kappa*B0) = w0*N/B0 steps at every batch.
+
+    Args:
+        lr: eta0 at the old batch, not negative.
+        warmup: w0 at the old batch, samples or epochs, not negative.
+        kappa: new batch / old batch, positive.
+        length: of the run, in the unit of the warm-up.
+
+    Returns:
+        The peak and the warm-up at the new batch.
+
+    Raises:
+        InputError: a value outside its range, or a warm-up longer than the run.
+
+    Example:
+        >>> legw(0.1, 1437, 16, length=43110)
+        (0.4, 22992.0)
+
+    References:
+        arXiv 1901.08256 (You et al.).
+    """
+    peak, first = square_root(lr, kappa), finite("warmup", warmup, 0)
+    span = first * kappa
+    if span > length:
+        raise InputError(
+            f"LEGW's warm-up kappa*w0 = {kappa:g} x {first:g} = {span:g} is longer than the run, {length:g}; kappa may "
+            f"be at most {length / first:.4g}: lower the batch, shorten the warm-up or lengthen the run"
+        )
+    return peak, span

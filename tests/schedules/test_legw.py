@@ -1,0 +1,117 @@
+"""LEGW: square root, a warm-up of a fixed number of steps, the reference's decay; plan, loop and schedule agree."""
+
+import math
+
+import pytest
+import torch
+from tests.recipes import recipe
+from tests.reference.legw import DECAYS, learning_rate
+
+from isobatch.errors import InputError
+from isobatch.noise import local_lipschitz
+from isobatch.rules import legw
+from isobatch.schedules import SHAPES, Legw
+from isobatch.tasks import make_run
+from isobatch.train import Trainer
+
+PARTS = {
+    "task": "digits",
+    "data_size": 1437,
+    "options": {"width": 4},
+    "batch": {"size": 8},
+    "optimizer": {"name": "sgd", "lr": 0.02, "momentum": 0.9, "weight_decay": 0.01},
+    "schedule": {"length": "1600 samples", "warmup": "80 samples", "shape": "cosine"},
+    "rules": {"lr": "legw", "momentum": "keep", "betas": "keep"},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("batch", [8, 16, 64, 128])
+def test_every_step_has_the_rate_of_the_paper(shape, batch):
+    schedule = Legw(0.3, batch_size=8, length=1280, warmup=64, shape=shape)
+    for step in range(1280 // batch):
+        wanted = learning_rate(step, eta0=0.3, w0=64 / 1280, B0=8, B=batch, N=1280, epochs=1, d=DECAYS[shape])
+        assert schedule.rate(step * batch, batch) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_the_warm_up_has_the_same_number_of_steps_at_every_batch():
+    for kappa in (0.25, 2, 16):
+        peak, warmup = legw(0.1, 80.0, kappa, 10_000)
+        assert warmup / (8 * kappa) == 10
+        assert peak == pytest.approx(0.1 * math.sqrt(kappa))
+
+
+def test_the_sheet_of_known_settings():
+    """ImageNet, ResNet-50: 512 with 2^2 and 10/2^6 epochs becomes 16384 with 2^4.5 and 5 epochs."""
+    assert legw(4.0, 10 / 2**6, 32, 90) == pytest.approx((2**4.5, 5.0))
+
+
+def test_plan_and_loop_and_schedule_agree():
+    base = recipe(**PARTS, ema=None)
+    schedule = Legw(0.02, batch_size=8, length=1600, warmup=80, shape="cosine")
+    plan = base.at(64).recipe
+    assert plan.schedule is not None
+    assert (plan.schedule.warmup, plan.schedule.decay_from) == ("640 samples", "80 samples")
+    assert (plan.optimizer.momentum, plan.optimizer.weight_decay) == (0.9, 0.01)
+    again = plan.at(32).recipe
+    assert again.optimizer.lr == pytest.approx(0.04)
+    assert again.schedule is not None
+    assert again.schedule.warmup == "320 samples"
+    free, planned = Trainer(make_run(base, 0), base), Trainer(make_run(plan, 0), plan)
+    for step in range(20):
+        rates = [free.step(64).lr, planned.step().lr]
+        assert rates == pytest.approx([schedule.rate(64 * step, 64)] * 2, rel=1e-12)
+
+
+def test_rule_legw_is_the_recipe_with_its_rules():
+    base = recipe(**{**PARTS, "rules": {}}, ema=None)
+    assert base.at(64, rule="legw").recipe == recipe(**PARTS, ema=None).at(64).recipe
+    assert base.at(8, rule="legw").recipe.optimizer.lr == 0.02
+    rows = {row.key: (row.becomes, row.rule) for row in base.at(64, rule="legw").rows}
+    assert rows["schedule.warmup"] == ("640 samples", "kappa*w0")
+    assert rows["optimizer.lr"][1] == "sqrt(kappa)*eta"
+
+
+def test_a_warm_up_longer_than_the_run_is_refused_and_one_over_half_of_it_warned():
+    base = recipe(**PARTS, ema=None)
+    with pytest.raises(InputError, match=r"21 x 80 = 1680 is longer than the run, 1600; kappa may be at most 20"):
+        base.at(168)
+    with pytest.raises(InputError, match="longer than the run"):
+        Legw(0.1, batch_size=8, length=100, warmup=101)
+    with pytest.raises(InputError, match="longer than the run"):
+        recipe(**{**PARTS, "batch": {"size": 8, "schedule": [["0 samples", 8], ["800 samples", 256]]}}, ema=None)
+    with pytest.raises(InputError, match="rule='sqrt' must be"):
+        base.at(64, rule="sqrt")
+    found = [w.condition for w in base.at(88).warnings]
+    assert any("LEGW's warm-up takes 55% of the run" in text for text in found)
+    assert not any("LEGW" in w.condition for w in base.at(32).warnings)
+
+
+def test_local_lipschitz_is_the_curvature_along_the_gradient():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
+    x, y = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, 1, dtype=torch.float64)
+
+    def loss(model, batch):
+        return (model(batch[0]) - batch[1]).square().mean()
+
+    def slope():
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss(net, (x, y)), list(net.parameters()))])
+
+    g, eps = slope(), 1e-6
+    with torch.no_grad():
+        start = torch.nn.utils.parameters_to_vector(net.parameters())
+        torch.nn.utils.vector_to_parameters(start + eps * g, net.parameters())
+    moved = slope()
+    torch.nn.utils.vector_to_parameters(start, net.parameters())
+    wanted = abs(float(g @ (moved - g) / eps)) / float(g @ g)
+    assert local_lipschitz(loss, net, (x, y)) == pytest.approx(wanted, rel=1e-4)
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_local_lipschitz_where_there_is_nothing_to_say():
+    net = torch.nn.Linear(1, 1)
+    assert local_lipschitz(lambda m, x: (0 * m(x)).mean(), net, torch.ones(2, 1)) is None
+    net.requires_grad_(False)
+    with pytest.raises(InputError, match="nothing to train"):
+        local_lipschitz(lambda m, x: m(x).mean(), net, torch.ones(2, 1))
