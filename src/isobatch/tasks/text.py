@@ -81,7 +81,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a layer norm and beside the residual stream.
+    """Attention and MLP, each behind a layer norm and beside the residual stream; causal unless a mask is given.
 
     Args:
         width: of the residual stream.
@@ -95,11 +95,11 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x plus attention and MLP, shape (batch, time, width)."""
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Return x plus attention and MLP, shape (batch, time, width); `mask` says what each query may attend to."""
         batch, time, width = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(batch, time, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        seen = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
         x = x + self.out(seen.transpose(1, 2).reshape(batch, time, width))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
