@@ -18,6 +18,9 @@ from isobatch.train.persistence import restore, state_of
 OPTIMIZERS = {
     "momentum": {"name": "sgd", "lr": 0.02, "momentum": 0.9, "clip": 0.5},
     "adamw": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
+    "lars": {"name": "lars", "lr": 2.0, "momentum": 0.9, "weight_decay": 0.01},
+    "lamb": {"name": "lamb", "lr": 0.01, "weight_decay": 0.1},
+    "adamp": {"name": "adamp", "lr": 1e-3, "weight_decay": 0.1},
     "invariant": {"name": "invariant-adamw", "lr": 1e-3, "weight_decay": 0.1, "reference_batch": 1},
 }
 # even, uneven, and fewer samples than three ranks

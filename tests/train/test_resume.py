@@ -28,6 +28,9 @@ CASES = {
     },
     "rmsprop": {"optimizer": {"name": "rmsprop", "lr": 1e-3, "momentum": 0.5}},
     "invariant": {"optimizer": {"name": "invariant-adamw", "lr": 1e-3, "reference_batch": 16}},
+    "lars": {"optimizer": {"name": "lars", "lr": 2.0, "momentum": 0.9, "weight_decay": 0.01}},
+    "lamb": {"optimizer": {"name": "lamb", "lr": 0.01, "weight_decay": 0.1, "eps": 1e-6}},
+    "adamp": {"optimizer": {"name": "adamp", "lr": 1e-3, "weight_decay": 0.1}},
     "legw": {
         "rules": {"lr": "legw"},
         "schedule": {"length": "2400 samples", "warmup": "400 samples", "shape": "cosine"},

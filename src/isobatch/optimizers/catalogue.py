@@ -9,6 +9,7 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from isobatch.errors import InputError
+from isobatch.optimizers import layer_wise
 from isobatch.optimizers.family import InvariantAdam, InvariantAdamW, InvariantRMSprop
 from isobatch.optimizers.settings import bind, decay
 from isobatch.units import finite
@@ -34,14 +35,15 @@ class Row:
 
     Args:
         make: builds it from parameters (or groups) and `Numbers`.
-        coupled: True when weight decay is an L2 term inside the gradient, False when it is decoupled (AdamW).
+        coupled: True when weight decay is an L2 term inside the gradient, False when it is decoupled (AdamW), None when
+            it is inside a trust ratio (LARS, LAMB).
         settings: the per-step numbers that it reads, a subset of lr, betas, momentum, weight_decay, eps.
         momentum: whether it takes a momentum.
         invariant: whether its second moment belongs to a reference batch.
     """
 
     make: Callable[[Any, Numbers], Optimizer]
-    coupled: bool
+    coupled: bool | None
     settings: tuple[str, ...]
     momentum: bool = False
     invariant: bool = False
@@ -116,17 +118,34 @@ def _invariant_rmsprop(params: Any, n: Numbers) -> Optimizer:
     )
 
 
+def _lars(params: Any, n: Numbers) -> Optimizer:
+    return layer_wise.lars(params, lr=n.lr, momentum=n.momentum, nesterov=n.nesterov, weight_decay=n.weight_decay)
+
+
+def _lamb(params: Any, n: Numbers) -> Optimizer:
+    return layer_wise.lamb(params, lr=n.lr, betas=n.betas, eps=n.eps, weight_decay=n.weight_decay)
+
+
+def _adamp(params: Any, n: Numbers) -> Optimizer:
+    return layer_wise.adamp(params, lr=n.lr, betas=n.betas, eps=n.eps, weight_decay=n.weight_decay)
+
+
+_FORMS = {True: "L2", False: "decoupled", None: "trust-ratio"}
+_SGD = ("lr", "momentum", "weight_decay")
 _ADAM = ("lr", "betas", "weight_decay", "eps")
 _RMSPROP = ("lr", "betas", "momentum", "weight_decay", "eps")
 
 CATALOGUE: dict[str, Row] = {
-    "sgd": Row(_sgd, coupled=True, settings=("lr", "momentum", "weight_decay"), momentum=True),
+    "sgd": Row(_sgd, coupled=True, settings=_SGD, momentum=True),
     "adam": Row(_adam, coupled=True, settings=_ADAM),
     "adamw": Row(_adamw, coupled=False, settings=_ADAM),
     "rmsprop": Row(_rmsprop, coupled=True, settings=_RMSPROP, momentum=True),
     "invariant_adamw": Row(_invariant_adamw, coupled=False, settings=_ADAM, invariant=True),
     "invariant_adam": Row(_invariant_adam, coupled=True, settings=_ADAM, invariant=True),
     "invariant_rmsprop": Row(_invariant_rmsprop, coupled=True, settings=_RMSPROP, momentum=True, invariant=True),
+    "lars": Row(_lars, coupled=None, settings=_SGD, momentum=True),
+    "lamb": Row(_lamb, coupled=None, settings=_ADAM),
+    "adamp": Row(_adamp, coupled=False, settings=_ADAM),
 }
 
 
@@ -176,7 +195,7 @@ def build(
         params: parameters, (name, parameter) pairs, or groups; a group's lr and weight_decay become ratios to the base.
         lr: base learning rate, positive.
         momentum: heavy-ball momentum in [0, 1).
-        nesterov: Nesterov's form (sgd only; needs momentum).
+        nesterov: Nesterov's form (sgd and lars; needs momentum).
         betas: decays of the first and second moment, each in [0, 1).
         eps: added to the root of the second moment.
         weight_decay: base weight decay, at least 0.
@@ -198,7 +217,8 @@ def build(
     """
     chosen = row(name)
     if coupled is not None and coupled != chosen.coupled:
-        wanted, own = ("L2", "decoupled") if coupled else ("decoupled", "L2")
+        wanted = _FORMS[coupled]
+        own = _FORMS[chosen.coupled]
         others = ", ".join(key for key, other in CATALOGUE.items() if other.coupled == coupled)
         raise InputError(f"optimizer={name!r} has {own} weight decay, not {wanted}; {wanted} decay: {others}")
     numbers = Numbers(

@@ -51,9 +51,11 @@ def make_optimizer(model: nn.Module, recipe: Recipe, world: World | None = None)
         InputError: an optimizer or a coupling of weight decay that is planned for but not shipped.
     """
     o = recipe.optimizer
-    if o.coupling not in ("coupled", "decoupled"):
+    trust = rules.FAMILIES[o.name].decay == "trust-ratio"
+    if o.coupling not in ("coupled", "decoupled") and not (trust and o.coupling == "trust-ratio"):
+        own = rules.FAMILIES[o.name].decay
         raise InputError(
-            f"optimizer.decay={o.coupling!r} can be planned but not trained here; use coupled or decoupled"
+            f"optimizer.decay={o.coupling!r} can be planned but not trained with {o.name}; leave it at {own!r}"
         )
     return build(
         o.name,
@@ -64,7 +66,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, world: World | None = None)
         betas=(o.betas[0], o.alpha) if "alpha" in rules.FAMILIES[o.name].moments else o.betas,
         eps=o.eps,
         weight_decay=o.weight_decay,
-        coupled=(o.coupling == "coupled") if o.weight_decay else None,
+        coupled=(o.coupling == "coupled") if o.weight_decay and o.coupling != "trust-ratio" else None,
         reference_batch=o.reference_batch or recipe.batch.size,
         process_group=world.group if world else None,
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from isobatch import rules
 from isobatch.errors import InputError
 from isobatch.optimizers.invariant import InvariantOptimizer
+from isobatch.optimizers.layer_wise import NAMES, is_layer_wise
 from isobatch.plan import Settings
 
 _SECOND = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
@@ -36,9 +37,9 @@ def check(optimizer: torch.optim.Optimizer) -> None:
     Raises:
         InputError: an optimizer that is neither handled nor invariant.
     """
-    if isinstance(optimizer, (*_HANDLED, InvariantOptimizer)):
+    if isinstance(optimizer, (*_HANDLED, InvariantOptimizer)) or is_layer_wise(optimizer):
         return
-    names = ", ".join(kind.__name__ for kind in _HANDLED)
+    names = ", ".join([*(kind.__name__ for kind in _HANDLED), *NAMES])
     raise InputError(
         f"{type(optimizer).__name__} keeps state that isobatch does not know how to rescale; it knows {names} and the "
         "invariant forms"
@@ -74,6 +75,9 @@ def _rescale_steps(optimizer: torch.optim.Optimizer, old: Settings, new: Setting
     if before == after or not 0 < before < 1 or not 0 < after < 1:
         return
     ratio = math.log(before) / math.log(after)
+    for group in optimizer.param_groups:
+        if "step" in group:  # AdamP counts there
+            group["step"] *= ratio
     for state in optimizer.state.values():
         step: Any = state.get("step")
         if isinstance(step, Tensor):
