@@ -10,7 +10,10 @@ from isobatch.tasks import SHIPPED, Run, TensorSamples, find, make_run
 from isobatch.tasks.folds import digits
 from isobatch.tasks.text import corpus
 
-SIZES = {"digits": 1437, "digits-cnn": 1437, "digits-lstm": 1437, "quadratic": 256, "text": 8192}
+SIZES = {
+    "a2c-cartpole": 500, "autoencoder": 1437, "digits": 1437, "digits-cnn": 1437, "digits-lstm": 1437, "quadratic": 256,
+    "text": 8192, "text-lstm": 8192, "vae": 1437,
+}  # fmt: skip
 tasks = pytest.mark.parametrize("name", SHIPPED)
 
 
@@ -99,7 +102,7 @@ def test_the_noise_of_the_quadratic_has_no_mean_and_the_variance_asked_for():
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("digitz", r"task='digitz' is not shipped \(digits, .*quadratic, text\); your own is \"my_pkg"),
+    ("digitz", r"task='digitz' is not shipped \(a2c-.*digits, .*quadratic, text, .*vae\); your own is \"my_pkg"),
     ("nowhere.at_all:make", r"task='nowhere.at_all:make' cannot be imported: ModuleNotFoundError.*PYTHONPATH"),
     ("isobatch.tasks.digits:male", "isobatch.tasks.digits has no function 'male'"),
     ("isobatch.tasks.text:CONTEXT", "has no function 'CONTEXT'"),

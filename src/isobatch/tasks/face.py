@@ -14,11 +14,15 @@ from isobatch.plan import Recipe
 from isobatch.tasks.lesson import Lesson, Teaching
 
 SHIPPED = {
+    "a2c-cartpole": "isobatch.tasks.cartpole:make",
+    "autoencoder": "isobatch.tasks.generative:make",
     "digits": "isobatch.tasks.digits:make",
     "digits-cnn": "isobatch.tasks.digits:make_cnn",
     "digits-lstm": "isobatch.tasks.digits:make_lstm",
     "quadratic": "isobatch.tasks.quadratic:make",
     "text": "isobatch.tasks.text:make",
+    "text-lstm": "isobatch.tasks.text:make_lstm",
+    "vae": "isobatch.tasks.generative:make_vae",
 }
 
 

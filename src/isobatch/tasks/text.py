@@ -104,6 +104,41 @@ class Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
+class LSTM(nn.Module):
+    """An LSTM over bytes, one layer, with an embedding before and a linear layer after it.
+
+    Args:
+        width: hidden units; the embedding has as many.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.embed = nn.Embedding(256, width)
+        self.lstm = nn.LSTM(width, width, batch_first=True)
+        self.head = nn.Linear(width, 256)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return logits of shape (batch, time, 256) for bytes of shape (batch, time)."""
+        states, _ = self.lstm(self.embed(tokens))
+        return self.head(states)
+
+
+def make_lstm(settings: Recipe, seed: int) -> Run:
+    """Make a run of an LSTM language model on the same windows.
+
+    Args:
+        settings: the recipe; options.width (64) sets the hidden units.
+        seed: of the initial weights.
+
+    Returns:
+        The run; one sample is one window of 64 bytes.
+    """
+    width = whole("options.width", settings.options.get("width", 64))
+    with seeded(seed):
+        model = LSTM(width)
+    return _run(model)
+
+
 def make(settings: Recipe, seed: int) -> Run:
     """Make a run of a byte transformer on the standard library.
 
@@ -117,9 +152,13 @@ def make(settings: Recipe, seed: int) -> Run:
     width, layers = (whole(f"options.{n}", settings.options.get(n, d)) for n, d in (("width", 48), ("layers", 2)))
     if width % HEADS:
         raise InputError(f"options.width={width} must be a multiple of {HEADS}, the attention heads")
-    train, held, digest = corpus()
     with seeded(seed):
         model = Transformer(width, layers)
+    return _run(model)
+
+
+def _run(model: nn.Module) -> Run:
+    train, held, digest = corpus()
     held_tokens = held.long()
 
     def loss(net: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:

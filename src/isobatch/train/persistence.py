@@ -10,6 +10,7 @@ import torch
 from isobatch.checkpoint import load_model, load_optimizer, optimizer_state, rng_state, set_rng_state
 from isobatch.errors import InputError
 from isobatch.optimizers.invariant import InvariantOptimizer
+from isobatch.tasks.games import Stream
 from isobatch.train.loop import Trainer
 
 _COUNTERS = ("seen", "drawn", "steps", "skipped", "skipped_in_a_row", "noise_share", "last_batch")
@@ -40,6 +41,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         state["average"] = trainer.average.state_dict()
     if trainer.run.teaching is not None and trainer.run.teaching.means:
         state["means"] = {name: mean.state_dict() for name, mean in trainer.run.teaching.means.items()}
+    if isinstance(trainer.run.samples, Stream):
+        state["stream"] = trainer.run.samples.state_dict()
     if trainer.follower is not None:
         state["follower"] = trainer.follower.state_dict()
     return state
@@ -69,6 +72,8 @@ def restore(trainer: Trainer, state: dict[str, Any], own: dict[str, Any] | None 
         raise InputError(f"the checkpoint has running means {sorted(state.get('means', {}))}, the task {sorted(means)}")
     for name, mean in means.items():
         mean.load_state_dict(state["means"][name])
+    if isinstance(trainer.run.samples, Stream):
+        trainer.run.samples.load_state_dict(state["stream"])
     if trainer.follower is not None:
         trainer.follower.load_state_dict(state["follower"], same_world=own is not None)
     for name in _COUNTERS:
