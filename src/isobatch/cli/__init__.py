@@ -12,7 +12,7 @@ from pathlib import Path
 # pydantic looks for plugins through importlib.metadata, a fifth of its start-up; this command needs none
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
-from isobatch.cli import plan, study, train, verify
+from isobatch.cli import noise, plan, study, train, verify
 from isobatch.errors import IsobatchError
 
 CODES = "exit codes: 0 done or SAME, 1 internal error, 2 bad input, 3 UNDECIDED, 4 DIFFERENT, 130 interrupted"
@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(required=True, metavar="COMMAND")
     plan.add(commands)
     verify.add(commands)
+    noise.add(commands)
     train.add(commands)
     study.add(commands)
     return root
