@@ -21,9 +21,6 @@ OPTIONS = {
     "study": "--budget --device --json --out --quick --workers name",
     "noise sweep": "--batches --budget --goals --json --limit --lrs --metric --out --seeds --smoothing --workers "
     "recipe",
-    "train": "--async-save --batch-size --every --json --order-seed --out --patience --resume --seed --tensorboard "
-    "recipe",
-    "study": "--budget --json --out --quick --workers name",
 }
 
 

@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,40 +156,80 @@ def sweep(
     ends, count = _limit(recipe, limit), whole("seeds", seeds)
     finite("smoothing", smoothing, 0, 1, open_high=True)
     _check_rates(lrs or {})
-    began, tracks, left = time.monotonic(), [], []
-    scores: dict[int, dict[float, Sequence[float]]] = {}
     if on_estimate is not None:
         on_estimate(0.0, sum(len(lrs[b]) if lrs and b in lrs else 5 for b in sizes) * count)
-
-    def try_rates(batch: int, new: list[float]) -> dict[float, Sequence[float]] | None:
-        trials = [
-            Trial(at(recipe, batch, lr), seed, wanted[-1], metric, smoothing, ends)
-            for lr in new
-            for seed in range(count)
-        ]
-        start = budget is None or time.monotonic() - began < budget
-        found = run_all(train, trials, out, name=file_name, read=_read, workers=workers, start=start, on_done=on_done)
-        if found is None:
-            return None
-        tracks.extend(found)
-        _check_start(found, wanted, metric)
-        return {lr: _scores([t for t in found if t.lr == lr], wanted, metric, smoothing) for lr in new}
-
+    began = time.monotonic()
+    ends_at = math.inf if budget is None else began + budget
+    runs = _Runs(recipe, wanted, metric, smoothing, count, ends, out, workers, ends_at, on_done)
+    scores: dict[int, dict[float, Sequence[float]]] = {}
     centre, before = recipe.optimizer.lr, recipe.batch.size
     for batch in sizes:
-        given = lrs.get(batch) if lrs else None
         guess = centre * math.sqrt(batch / before)
-        explored = rates.explore(guess, given, lambda new, batch=batch: try_rates(batch, new))
-        if explored is None:
-            left.append(batch)
-            continue
-        scores[batch] = explored
-        centre, before = rates.best(explored, len(wanted) - 1), batch
-    made = tuple(
-        _goal(index, goal, scores, tracks, metric, smoothing, level, recipe.batch.unit)
-        for index, goal in enumerate(wanted)
-    )
-    return Sweep(recipe, metric, made, count, tuple(tracks), tuple(left), time.monotonic() - began)
+        explored = rates.explore(guess, lrs.get(batch) if lrs else None, partial(runs.try_rates, batch))
+        if explored is not None:
+            scores[batch] = explored
+            centre, before = rates.best(explored, len(wanted) - 1), batch
+    made = tuple(_goal(index, scores, runs, level) for index in range(len(wanted)))
+    left = tuple(batch for batch in sizes if batch not in scores)
+    return Sweep(recipe, metric, made, count, tuple(runs.tracks), left, time.monotonic() - began)
+
+
+@dataclass
+class _Runs:
+    """The runs of a sweep, as they are asked for."""
+
+    recipe: Recipe
+    goals: list[float]
+    metric: str
+    smoothing: float
+    seeds: int
+    limit: int
+    out: Path | None
+    workers: int | None
+    ends_at: float
+    on_done: Callable[[Track], None] | None
+    tracks: list[Track] = field(default_factory=list)
+
+    def try_rates(self, batch: int, new: Sequence[float]) -> dict[float, Sequence[float]] | None:
+        """Train a batch at new learning rates; scores by rate, None where the budget forbids it."""
+        trials = [
+            Trial(at(self.recipe, batch, lr), seed, self.goals[-1], self.metric, self.smoothing, self.limit)
+            for lr in new
+            for seed in range(self.seeds)
+        ]
+        found = run_all(
+            train,
+            trials,
+            self.out,
+            name=file_name,
+            read=lambda values: Track(**values),
+            workers=self.workers,
+            start=time.monotonic() < self.ends_at,
+            on_done=self.on_done,
+        )
+        if found is None:
+            return None
+        self.tracks += found
+        _check_start(found, self.goals, self.metric)
+        return {lr: self._scores([track for track in found if track.lr == lr]) for lr in new}
+
+    def steps(self, tracks: Sequence[Track], goal: float) -> list[float]:
+        """Steps of each run to a goal, infinity where it was not reached."""
+        return [reached(track, goal, self.metric, self.smoothing) for track in tracks]
+
+    def _scores(self, tracks: Sequence[Track]) -> list[float]:
+        """Mean log steps to each goal; where a seed missed it, how near they all came."""
+        found = []
+        for goal in self.goals:
+            steps = self.steps(tracks, goal)
+            if max(steps) < math.inf:
+                found.append(float(np.mean(np.log(steps))))
+            elif any(track.stopped for track in tracks):
+                found.append(math.inf)
+            else:
+                ends = float(np.mean([smoothed(track.values[1:], self.smoothing)[-1] for track in tracks]))
+                found.append(_UNREACHED + (ends if self.metric == "loss" else -ends))
+        return found
 
 
 def _goals(goals: Sequence[float], metric: str) -> list[float]:
@@ -228,47 +269,18 @@ def _check_start(tracks: Sequence[Track], goals: Sequence[float], metric: str) -
         raise InputError(f"goal={done[0]:g} is reached before training: {metric} starts at {start:.4g}; give others")
 
 
-def _scores(tracks: Sequence[Track], goals: Sequence[float], metric: str, smoothing: float) -> list[float]:
-    """Mean log steps to each goal; where a seed missed it, how near they all came."""
-    found = []
-    for goal in goals:
-        steps = [reached(track, goal, metric, smoothing) for track in tracks]
-        if max(steps) < math.inf:
-            found.append(float(np.mean(np.log(steps))))
-        elif any(track.stopped for track in tracks):
-            found.append(math.inf)
-        else:
-            ends = [smoothed(track.values[1:], smoothing)[-1] for track in tracks]
-            sign = 1.0 if metric == "loss" else -1.0
-            found.append(_UNREACHED + sign * float(np.mean(ends)))
-    return found
-
-
-def _goal(
-    index: int,
-    goal: float,
-    scores: Mapping[int, Mapping[float, Sequence[float]]],
-    tracks: Sequence[Track],
-    metric: str,
-    smoothing: float,
-    level: float,
-    unit: str,
-) -> Goal:
-    points, missed = [], []
+def _goal(index: int, scores: Mapping[int, Mapping[float, Sequence[float]]], runs: _Runs, level: float) -> Goal:
+    goal, points, missed = runs.goals[index], [], []
     for batch, found in scores.items():
         lr = rates.best(found, index)
         if found[lr][index] >= _UNREACHED / 2:
             missed.append(batch)
             continue
-        runs = sorted((t for t in tracks if t.batch == batch and t.lr == lr), key=lambda t: t.seed)
-        steps = [reached(track, goal, metric, smoothing) for track in runs]
+        tracks = sorted((t for t in runs.tracks if t.batch == batch and t.lr == lr), key=lambda t: t.seed)
+        steps = runs.steps(tracks, goal)
         spread = float(np.std(np.log(steps), ddof=1)) if len(steps) > 1 else math.nan
         edge = len(found) > 1 and lr in (min(found), max(found))
         points.append(Point(batch, lr, math.exp(found[lr][index]), spread, tuple(steps), edge))
     fitted = fit([p.batch for p in points], [p.steps for p in points], level) if len(points) >= 3 else None
-    sentence = sweep_sentence(metric, goal, fitted, len(points), unit)
+    sentence = sweep_sentence(runs.metric, goal, fitted, len(points), runs.recipe.batch.unit)
     return Goal(goal, tuple(points), tuple(missed), fitted, sentence)
-
-
-def _read(values: dict[str, Any]) -> Track:
-    return Track(**values)
