@@ -1,5 +1,6 @@
 """Recipes and plans."""
 
+from isobatch.plan.extras import Adversary, Augment
 from isobatch.plan.parts import Adaptive, Average, Batch, BatchNorm, Noise, Optimizer, Rules, Schedule
 from isobatch.plan.plan import Plan, PlanWarning, Row
 from isobatch.plan.recipe import Recipe
@@ -7,6 +8,8 @@ from isobatch.plan.settings import Settings, base, scaled
 
 __all__ = [
     "Adaptive",
+    "Adversary",
+    "Augment",
     "Average",
     "Batch",
     "BatchNorm",

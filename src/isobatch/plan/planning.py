@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from isobatch import rules
 from isobatch.errors import InputError
 from isobatch.plan.cautions import cautions
+from isobatch.plan.extras import extras_in_samples
 from isobatch.plan.forms import by_rule, invariant, with_noise
 from isobatch.plan.loading import validate
 from isobatch.plan.optimizer_rows import make_row, optimizer_rows
@@ -120,7 +121,7 @@ def write(recipe: Recipe, new: Settings, batch: Batch) -> Recipe:
     if recipe.rules.noise_share is not None:
         f, kappa = recipe.rules.noise_share, new.batch / recipe.batch.size
         parts["rules"] = recipe.rules.model_copy(update={"noise_share": rules.noise_share_after(f, kappa)})
-    return recipe.model_copy(update=parts)
+    return recipe.model_copy(update=parts | extras_in_samples(recipe))
 
 
 def _keep(recipe: Recipe, size: int) -> Row:

@@ -7,6 +7,7 @@ from typing import Any, Self
 from pydantic import Field, StrictInt, model_validator
 
 from isobatch.errors import InputError
+from isobatch.plan.extras import Adversary, Augment
 from isobatch.plan.loading import read_toml, validate
 from isobatch.plan.parts import Average, Batch, BatchNorm, Noise, Optimizer, Part, Rules, Schedule
 from isobatch.plan.plan import Plan
@@ -30,6 +31,8 @@ class Recipe(Part):
         ema: the weight average, None without one.
         batch_norm: batch norm's momentum, None without batch norm.
         noise: how the noise scale is measured in training; None where it is not, unless the batch is adaptive.
+        augment: many views of each sample in one update, None for none.
+        adversary: an adversarial loss beside the clean one, None for none.
         rules: which form of each rule is used.
         options: values handed to the task as they are.
 
@@ -47,6 +50,8 @@ class Recipe(Part):
     ema: Average | None = None
     batch_norm: BatchNorm | None = None
     noise: Noise | None = None
+    augment: Augment | None = None
+    adversary: Adversary | None = None
     rules: Rules = Rules()
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
 

@@ -12,6 +12,7 @@ from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.tasks import Lesson, Run
 from isobatch.train.device import Device
 from isobatch.train.following import Follower
+from isobatch.train.turn import PLAIN, Turn
 from isobatch.train.world import World
 
 
@@ -40,6 +41,8 @@ class Accumulator:
         self.run_, self.optimizer, self.world, self.follower = run, optimizer, world, follower
         self.device = device or Device()
         self.limit: int | None = None
+        self.turns: Sequence[Turn] = PLAIN
+        self.factor = 1.0  # times the gradient, not the loss
 
     def run(
         self,
@@ -89,16 +92,17 @@ class Accumulator:
         _forget(lesson)
         # a rank without samples still takes part in the exchange, with weight 0
         parts = indices.split(most) if len(indices) else (torch.zeros(1, dtype=torch.int64),)
-        for number, part in enumerate(parts):
+        passes = [(place * most, part, turn) for turn in self.turns for place, part in enumerate(parts)]
+        for number, (start, part, turn) in enumerate(passes):
             here = lesson
             if lesson is not None and len(indices):
-                here = replace(lesson, places=lesson.places[number * most :][: len(part)])
-            share = len(part) / size if len(indices) else 0.0
+                here = replace(lesson, places=lesson.places[start:][: len(part)])
+            share = turn.weight * len(part) / size if len(indices) else 0.0
             with ExitStack() as stack:
-                stack.enter_context(self._quiet(number + 1 < len(parts)))
-                with self.device.autocast():
-                    loss = self.run_.step(self.device.batch(self.run_.samples[part]), here)
-                weight = share * self.world.size
+                stack.enter_context(self._quiet(number + 1 < len(passes)))
+                with self.device.autocast(), turn.around():
+                    loss = self.run_.step(turn.batch(self.device.batch(self.run_.samples[part]), start), here)
+                weight = share * self.world.size * self.factor
                 stack.enter_context(self._chunk(len(part) if len(indices) else 0))
                 if self.follower is not None:
                     stack.enter_context(self.follower.chunk(len(part) if len(indices) else 0))

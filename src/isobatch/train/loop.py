@@ -20,6 +20,7 @@ from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, Verdict
 from isobatch.train.setup import batches, make_average, make_optimizer, write
 from isobatch.train.state import rescale_state
+from isobatch.train.turns import Turns
 from isobatch.train.world import World
 from isobatch.units import whole
 
@@ -77,10 +78,12 @@ class Trainer:
         self.device = device or Device()
         self.device.place(run)
         self.schedule = recipe.staircase()
+        self.order = SampleOrder(len(run.samples), order_seed)
+        extras = recipe.augment is not None or recipe.adversary is not None
+        self.turns = Turns(run, recipe, self.order, self.world, self.device) if extras else None
         self.optimizer = make_optimizer(run.model, recipe, self.world)
         self.average = make_average(run.model, recipe)
         self.average_schedule = recipe.average_schedule()
-        self.order = SampleOrder(len(run.samples), order_seed)
         model = self.world.wrap(run.model)
         measured = recipe.noise is not None or recipe.batch.adaptive is not None
         self.follower = Follower(model, self.optimizer, recipe, self.world, len(run.samples)) if measured else None
@@ -123,6 +126,8 @@ class Trainer:
         statistics = [(buffer, buffer.clone()) for norm in self._norms for buffer in norm.buffers()]
         self._set_batch_norm(self.settings(size))
         mine, _ = shard(self.order.indices(self.drawn, size), self.world.rank, self.world.size)
+        if self.turns is not None:
+            self.turns.begin(self.gradient, self.drawn, size, self.seen, self._per_device(size))
         loss = self.gradient.run(mine, size, self._per_device(size), statistics, self._lesson(size))
         judgement = self._judge(loss)
         if judgement.verdict is not Verdict.APPLY:
@@ -161,6 +166,8 @@ class Trainer:
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return the held-out metrics of the raw weights, and of the averaged ones where there is an average."""
         result = {"raw": self.run.evaluate()}
+        if self.turns is not None:
+            result |= self.turns.evaluate()
         if self.average is not None:
             with self.average.applied(self.run.model):
                 result["average"] = self.run.evaluate()

@@ -28,6 +28,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         The state; its tensors are the run's own, not copies.
     """
     own = {"rng": rng_state(), "world": trainer.world.size}
+    if trainer.turns is not None:
+        own["turns"] = trainer.turns.state_dict()
     if trainer.world.rank > 0:
         return own
     model = trainer.run.model
@@ -76,6 +78,8 @@ def restore(trainer: Trainer, state: dict[str, Any], own: dict[str, Any] | None 
         trainer.run.samples.load_state_dict(state["stream"])
     if trainer.follower is not None:
         trainer.follower.load_state_dict(state["follower"], same_world=own is not None)
+    if trainer.turns is not None:
+        trainer.turns.load_state_dict((own or state)["turns"], same_world=own is not None)
     for name in _COUNTERS:
         setattr(trainer, name, state["clock"][name])
     if isinstance(trainer.optimizer, InvariantOptimizer):

@@ -1,0 +1,34 @@
+"""Augmentation that changes the gradient of a batch: many views a sample, and adversarial examples made ahead."""
+
+from isobatch.augment.batch_augmentation import BatchAugmentation, ViewAverage
+from isobatch.augment.concurrent_adversarial import directions, perturbed
+from isobatch.augment.draws import Draws
+from isobatch.augment.look_ahead import LookAhead, Prepared, StaleAdversary
+from isobatch.augment.norms import TwoNorms, adversarial_rows, two_norms
+from isobatch.augment.variance import ViewVariance, measure_views, two_terms
+from isobatch.augment.views import VIEWS, View, cutout, find_view, identity, shift, shift_cutout, viewed
+
+__all__ = [
+    "VIEWS",
+    "BatchAugmentation",
+    "Draws",
+    "LookAhead",
+    "Prepared",
+    "StaleAdversary",
+    "TwoNorms",
+    "View",
+    "ViewAverage",
+    "ViewVariance",
+    "adversarial_rows",
+    "cutout",
+    "directions",
+    "find_view",
+    "identity",
+    "measure_views",
+    "perturbed",
+    "shift",
+    "shift_cutout",
+    "two_norms",
+    "two_terms",
+    "viewed",
+]
