@@ -183,7 +183,7 @@ class StaleAdversary:
                 f"tau={self.tau} is more than the loader's look-ahead of {batches.ahead}; give LookAhead(..., "
                 f"ahead={self.tau}), or a smaller tau"
             )
-        size_at = eps if callable(eps) else _constant(finite("eps", eps, 0))
+        size_at = _constant(finite("eps", eps, 0)) if isinstance(eps, (int, float)) else eps
         number = seen = 0
 
         def make(key: int) -> Pending:

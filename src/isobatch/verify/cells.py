@@ -15,6 +15,9 @@ from isobatch.verify.workers import Curve, Job, map_jobs, train_curve
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+_LATER = ("noise", "augment", "adversary")
+"""Parts that recipes gained: a recipe without them keeps the name that its curves had before."""
+
 
 def train_all(
     groups: Sequence[Sequence[Job]],
@@ -111,7 +114,9 @@ def name(job: Job) -> str:
         A file name.
     """
     where = () if job.device == "cpu" else (job.device,)
-    return hashed(job.recipe.model_dump(mode="json"), job.seed, job.stream, job.stops, *where)
+    parts = job.recipe.model_dump(mode="json")
+    recipe = {key: value for key, value in parts.items() if value is not None or key not in _LATER}
+    return hashed(recipe, job.seed, job.stream, job.stops, *where)
 
 
 def hashed(*values: object) -> str:
