@@ -47,6 +47,14 @@ CASES = {
         "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
         "schedule": {"length": "2400 samples", "warmup": "200 samples"},
     },
+    "views, their gradient adjusted": {
+        "augment": {"view": "shift-cutout", "views": 2, "passes": "copies", "adjust_norm": "96 samples"},
+    },
+    "adversary, two batch norms": {
+        "task": "digits-cnn",
+        "options": {"width": 4},
+        "adversary": {"eps": 0.1, "weights": [0.5, 0.5], "tau": 2, "norms": "two", "warmup": "480 samples"},
+    },
     "batch norm, accumulated": {
         "task": "digits-cnn",
         "batch": {"size": 48, "micro": 16},
@@ -132,7 +140,8 @@ def test_a_skipped_step_moves_the_position_and_nothing_else(case):
     t.gradient.run_.loss = healthy
     after = everything(t)
     assert (t.seen, t.drawn, t.skipped) == (seen, drawn + 48, 1)
-    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    ahead = "/turns/prepared/"  # what is made for the batches to come follows the position
+    moved = {name for name, value in before.items() if not (name.startswith(ahead) or torch.equal(value, after[name]))}
     assert moved == {"/clock/drawn", "/clock/skipped", "/clock/skipped_in_a_row"}
     assert t.step(48).verdict is Verdict.APPLY
 

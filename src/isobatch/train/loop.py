@@ -209,6 +209,8 @@ class Trainer:
         new = self.settings(size)
         if self.follower is not None:
             self.follower.measure(size)
+        if self.turns is not None:
+            self.turns.applied()
         if size != self.last_batch:
             rescale_state(self.optimizer, self.settings(self.last_batch), new, self.noise_share)
             self.noise_share = rules.noise_share_after(self.noise_share, size / self.last_batch)

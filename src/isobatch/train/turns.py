@@ -56,7 +56,10 @@ class Turns:
         if part is not None:
             self.views = BatchAugmentation(find_view(part.view), part.views, part.passes, part.seed)
         self.every = recipe.samples(part.adjust_norm, "augment.adjust_norm") if part and part.adjust_norm else 0.0
+        if part and part.adjust_norm and not self.every > 0:
+            raise InputError(f'augment.adjust_norm="{part.adjust_norm}" must be positive; remove it to adjust nothing')
         self.factor, self.measured = 1.0, -1
+        self._fresh = (self.factor, self.measured)
         self.prepared: Prepared | None = None
         if adversary is not None:
             if adversary.norms == "two":
@@ -100,10 +103,15 @@ class Turns:
             turns = [Turn(clean * turn.weight, turn.batch) for turn in turns]
             turns.append(Turn(other, moved, partial(adversarial_rows, self.run.model)))
         gradient.turns = turns
+        self._fresh = (self.factor, self.measured)
         if self.views is not None and self.every and int(seen // self.every) != self.measured:
-            self.measured = int(seen // self.every)
-            self.factor = norm_ratio(self.views, self.run, self._rows(most, size), self.world) or self.factor
-        gradient.factor = self.factor
+            ratio = norm_ratio(self.views, self.run, self._rows(most, size), self.world)
+            self._fresh = (self.factor if ratio is None else ratio, int(seen // self.every))
+        gradient.factor = self._fresh[0]
+
+    def applied(self) -> None:
+        """Keep what was measured for this step: it was applied."""
+        self.factor, self.measured = self._fresh
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return the metrics of predictions averaged over views; empty where the recipe does not ask for them."""
