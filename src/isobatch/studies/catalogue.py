@@ -7,6 +7,7 @@ from isobatch.errors import InputError
 
 STUDIES = {
     "adam": "Adam at any batch size: which rule holds when",
+    "legw": "LEGW: sixteen times the batch with nothing retuned",
     "progressive": "Changing the batch in the middle of a run",
 }
 

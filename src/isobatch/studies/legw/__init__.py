@@ -1,0 +1,1 @@
+"""The LEGW study: sixteen times the batch with nothing retuned."""
