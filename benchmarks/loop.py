@@ -3,8 +3,10 @@
     python benchmarks/loop.py --json benchmarks/results/loop.json
 
 Both train the task of examples/text.toml with AdamW and an average at every step. The bare loop indexes a permutation,
-knows no batch but its own, looks at no gradient and keeps no clock. Rows: case, contender, ratio to the bare loop (the
-median over interleaved blocks of steps, CPU time of one thread), its quartiles, milliseconds a step.
+knows no batch but its own, looks at no gradient and keeps no clock. It is written three ways: with torch's multi-tensor
+AdamW (the bar), with torch's default one, and with the one-pass kernel that Trainer takes itself, which leaves the
+bookkeeping alone. Rows: case, contender, ratio to the bare loop (the median over interleaved blocks of steps, CPU time
+of one thread), its quartiles and a 95% interval of the median, milliseconds a step.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import json
 import math
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -28,6 +31,11 @@ from isobatch.tasks import make_run
 from isobatch.train import Trainer
 
 BAR = 1.03
+KERNELS = {
+    "a bare loop, AdamW(foreach=True)": {"foreach": True},
+    "a bare loop, AdamW() as torch gives it": {},
+    "a bare loop, AdamW(fused=True), as Trainer takes it": {"fused": True},
+}
 Steps = Callable[[int], None]
 
 
@@ -41,12 +49,12 @@ def trained(recipe: Recipe, batch: int) -> Steps:
     return steps
 
 
-def bare(recipe: Recipe, batch: int) -> Steps:
-    """The same numbers by hand: permutation, loss, backward, cosine, foreach AdamW, foreach average."""
+def bare(recipe: Recipe, batch: int, **kernel: bool) -> Steps:
+    """The same numbers by hand: permutation, loss, backward, cosine, stock AdamW, foreach average."""
     run = make_run(recipe, 0)
     new = scaled(recipe, batch)
     optimizer = torch.optim.AdamW(
-        run.model.parameters(), lr=new.lr, betas=new.betas, eps=new.eps, weight_decay=new.weight_decay, foreach=True
+        run.model.parameters(), lr=new.lr, betas=new.betas, eps=new.eps, weight_decay=new.weight_decay, **kernel
     )
     weights = [p.detach() for p in run.model.parameters()]
     average = [p.clone() for p in weights]
@@ -69,27 +77,37 @@ def bare(recipe: Recipe, batch: int) -> Steps:
     return steps
 
 
-def measure(recipe: Recipe, batch: int, rounds: int, count: int) -> dict:
-    contenders = {"isobatch": trained(recipe, batch), "bare loop": bare(recipe, batch)}
+def measure(recipe: Recipe, batch: int, rounds: int, count: int) -> list[dict]:
+    contenders = {"isobatch": trained(recipe, batch)}
+    contenders |= {name: bare(recipe, batch, **kernel) for name, kernel in KERNELS.items()}
     for steps in contenders.values():
         steps(2 * count)
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds):
-        names = list(contenders)[:: 1 if number % 2 else -1]
-        for name in names:
+    order = random.Random(0)
+    for _ in range(rounds):
+        for name in order.sample(list(contenders), len(contenders)):
             started = time.process_time()
             contenders[name](count)
             times[name].append((time.process_time() - started) / count)
-    ratios = [ours / theirs for ours, theirs in zip(*times.values(), strict=True)]
+    return [row(batch, name, times["isobatch"], times[name], count) for name in KERNELS]
+
+
+def row(batch: int, name: str, ours: list[float], theirs: list[float], count: int) -> dict:
+    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     low, middle, high = statistics.quantiles(ratios, n=4)
+    # ranks of a distribution-free interval of the median
+    half, last = 0.98 * math.sqrt(len(ratios)), len(ratios) - 1
+    ends = [max(0, math.floor(last / 2 - half)), min(last, math.ceil(last / 2 + half))]
+    found = {"isobatch": ours, "bare loop": theirs}
     return {
         "case": f"text transformer, AdamW and average, batch {batch}",
-        "contender": "isobatch Trainer.step against a bare loop",
+        "contender": f"isobatch Trainer.step against {name}",
         "ratio": round(middle, 4),
+        "interval": [round(ratios[end], 4) for end in ends],
         "quartiles": [round(low, 4), round(high, 4)],
-        "bar": BAR,
-        "milliseconds": {name: round(1e3 * statistics.median(found), 3) for name, found in times.items()},
-        "rounds": rounds,
+        "bar": BAR if "foreach" in name else None,
+        "milliseconds": {key: round(1e3 * statistics.median(times), 3) for key, times in found.items()},
+        "rounds": len(ratios),
         "steps_a_round": count,
     }
 
@@ -110,13 +128,14 @@ def main() -> None:
     recipe = Recipe.load(Path(__file__).parents[1] / "examples" / "text.toml")
     rows = []
     for batch in arguments.batches:
-        rows.append(measure(recipe, batch, arguments.rounds, max(2, 40 // batch)))
-        print(rows[-1], flush=True)
+        rows += measure(recipe, batch, arguments.rounds, max(1, 8 // batch))
+        print(*rows[-len(KERNELS) :], sep="\n", flush=True)
     if arguments.json:
         versions = {"isobatch": isobatch.__version__, "torch": str(torch.__version__), "numpy": np.__version__}
         result = {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "hardware": hardware(),
+            "load": [round(load, 1) for load in os.getloadavg()],
             "versions": {**versions, "python": platform.python_version()},
             "rows": rows,
         }

@@ -43,6 +43,8 @@ def finite(
         >>> finite("lr", 0.1, 0.0)
         0.1
     """
+    if type(value) is float and low < value < high and math.isfinite(value):
+        return value  # the common case, without the words of a refusal
     bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{name}={value!r} must be a number in {bounds}; got {type(value).__name__}")
@@ -72,6 +74,8 @@ def whole(name: str, value: object, low: int = 1) -> int:
         >>> whole("batch size", 128)
         128
     """
+    if type(value) is int and value >= low:
+        return value
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputError(f"{name}={value!r} must be a whole number of at least {low}")
     if int(value) < low:

@@ -131,3 +131,23 @@ def test_a_setting_that_the_optimizer_lacks_is_refused(setting):
     optimizer = build("sgd", [torch.nn.Parameter(torch.ones(1))], lr=0.1)
     with pytest.raises(InputError, match="SGD has no"):
         write_settings(optimizer, **setting)
+
+
+def test_adam_takes_one_pass_over_all_state_where_torch_has_one():
+    real, complex_ = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    late = torch.nn.Parameter(torch.ones(2))
+    for name in ("adam", "adamw"):
+        for params in ([real, late], [("a", real), ("b", late)], [{"params": [real]}, {"params": late}]):
+            optimizer = build(name, iter(params), lr=0.1)
+            assert all(group["fused"] for group in optimizer.param_groups)
+            for _ in range(2):  # one parameter has no gradient yet
+                real.grad, late.grad = torch.ones(2), None
+                optimizer.step()
+            late.grad = torch.ones(2)
+            optimizer.step()
+            assert [float(optimizer.state[p]["step"]) for p in (real, late)] == [3, 1]
+        optimizer = build(name, [real, complex_], lr=0.1)
+        assert optimizer.param_groups[0]["foreach"]
+        complex_.grad = torch.ones(2, dtype=torch.complex64)
+        optimizer.step()
+        assert not torch.equal(complex_, torch.ones_like(complex_))

@@ -10,6 +10,7 @@ from torch import nn
 from isobatch.errors import NonFiniteError
 from isobatch.tasks import Run, TensorSamples, make_run
 from isobatch.train import Guard, Trainer, Verdict
+from isobatch.train.guard import all_finite
 
 
 class Net(nn.Module):
@@ -183,3 +184,23 @@ def test_without_an_average_only_the_raw_model_is_evaluated():
     one = trainer(ema=None)
     one.step()
     assert one.evaluate() == {"raw": {"loss": 1.0}}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64])
+def test_the_guard_sees_every_bad_element_and_changes_no_value(dtype):
+    edges = torch.tensor([-0.0, 1.0, -3.5, 6e-8, 6e4], dtype=torch.float32)
+    tensors = [edges.to(dtype), torch.ones(2, 3, dtype=dtype).t(), torch.zeros((), dtype=dtype)]
+    if not dtype.is_complex:
+        # all but the largest number: a norm would overflow, the check does not
+        tensors.append(torch.tensor([torch.finfo(dtype).max, torch.finfo(dtype).tiny / 2], dtype=dtype))
+    before = [t.clone() for t in tensors]
+    assert all_finite(tensors)
+    for t, kept in zip(tensors, before, strict=True):
+        assert torch.equal(t, kept)
+        assert dtype.is_complex or torch.equal(torch.signbit(t), torch.signbit(kept))
+    for value in (math.nan, math.inf, -math.inf):
+        for number, t in enumerate(before):
+            spoiled = [kept.clone() for kept in before]
+            spoiled[number][(-1,) * t.dim()] = value
+            assert not all_finite(spoiled), (value, number)
+    assert all_finite([])

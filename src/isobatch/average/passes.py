@@ -1,5 +1,6 @@
 """The tensors of one model bound once, so that an update is a few multi-tensor calls and no tree walk."""
 
+from cmath import isfinite
 from collections.abc import Iterator, Sequence
 from typing import final
 
@@ -59,7 +60,10 @@ class Pass:
         sums: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         for source in self._sources:
             total = _spread(source) if source.dtype == torch.float16 else source.sum()
-            sums.setdefault((total.dtype, total.device), []).append(total)
+            if total.device.type != "cpu":
+                sums.setdefault((total.dtype, total.device), []).append(total)
+            elif not isfinite(total.item()):
+                return False
         return all(bool(torch.isfinite(torch.stack(totals)).all()) for totals in sums.values())
 
     def move(self, holds: Sequence[Hold]) -> None:

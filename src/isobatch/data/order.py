@@ -69,13 +69,15 @@ class SampleOrder:
             [2, 0, 1]
         """
         position, left = whole("start", start, 0), whole("count", count, 0)
+        if (place := position % self.size) + left <= self.size:
+            return self._permutation(position // self.size)[place : place + left].clone()
         parts = []
         while left:
             epoch, place = divmod(position, self.size)
             part = self._permutation(epoch)[place : place + left]
             parts.append(part)
             position, left = position + len(part), left - len(part)
-        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+        return torch.cat(parts)
 
     def epoch(self, start: int) -> int:
         """Return the epoch, counted from 0, in which position start lies.

@@ -3,7 +3,7 @@
 from isobatch.optimizers.catalogue import CATALOGUE, Row, build
 from isobatch.optimizers.family import InvariantAdam, InvariantAdamW, InvariantRMSprop
 from isobatch.optimizers.layers import layer_squares
-from isobatch.optimizers.settings import bind, write_settings
+from isobatch.optimizers.settings import bind, put, ready, write_settings
 from isobatch.optimizers.split import split_backward
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "bind",
     "build",
     "layer_squares",
+    "put",
+    "ready",
     "split_backward",
     "write_settings",
 ]

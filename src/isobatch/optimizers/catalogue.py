@@ -1,6 +1,6 @@
 """Optimizers by name, and the one place that writes per-step numbers into their parameter groups."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,23 @@ class Row:
     invariant: bool = False
 
 
+def _kernel(params: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return the parameters and torch's fastest kernel for them: one pass over all state, where it can be had."""
+    chosen = list(params)
+    listed = [entry["params"] if isinstance(entry, dict) else entry for entry in chosen]
+    tensors = [t for t in _flat(listed) if isinstance(t, torch.Tensor)]
+    fused = all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
+    return chosen, {"fused": True} if fused and tensors else {"foreach": True}
+
+
+def _flat(entries: Iterable[Any]) -> Iterator[Any]:
+    for entry in entries:
+        if isinstance(entry, list | tuple):
+            yield from _flat(entry)
+        else:
+            yield entry
+
+
 def _sgd(params: Any, n: Numbers) -> Optimizer:
     return torch.optim.SGD(
         params, lr=n.lr, momentum=n.momentum, nesterov=n.nesterov, weight_decay=n.weight_decay, foreach=True
@@ -56,11 +73,13 @@ def _sgd(params: Any, n: Numbers) -> Optimizer:
 
 
 def _adam(params: Any, n: Numbers) -> Optimizer:
-    return torch.optim.Adam(params, lr=n.lr, betas=n.betas, eps=n.eps, weight_decay=n.weight_decay, foreach=True)
+    chosen, kernel = _kernel(params)
+    return torch.optim.Adam(chosen, lr=n.lr, betas=n.betas, eps=n.eps, weight_decay=n.weight_decay, **kernel)
 
 
 def _adamw(params: Any, n: Numbers) -> Optimizer:
-    return torch.optim.AdamW(params, lr=n.lr, betas=n.betas, eps=n.eps, weight_decay=n.weight_decay, foreach=True)
+    chosen, kernel = _kernel(params)
+    return torch.optim.AdamW(chosen, lr=n.lr, betas=n.betas, eps=n.eps, weight_decay=n.weight_decay, **kernel)
 
 
 def _rmsprop(params: Any, n: Numbers) -> Optimizer:

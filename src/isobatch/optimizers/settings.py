@@ -1,5 +1,7 @@
 """The one place that writes per-step numbers into an optimizer's parameter groups, keeping each group's ratios."""
 
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -85,9 +87,34 @@ def write_settings(
         >>> optimizer.param_groups[0]["alpha"]
         0.5
     """
+    rows = ready(optimizer, betas=betas, momentum=momentum, weight_decay=weight_decay, eps=eps)
+    put(optimizer, rows, lr)
+
+
+def ready(
+    optimizer: Optimizer,
+    *,
+    betas: tuple[float, float] | None = None,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
+    eps: float | None = None,
+) -> list[dict[str, Any]]:
+    """Check numbers that many steps share, once; `put` writes them.
+
+    Args:
+        optimizer: an optimizer from `build`, or one that `bind` has seen.
+        betas: as in `write_settings`.
+        momentum: as in `write_settings`.
+        weight_decay: as in `write_settings`.
+        eps: as in `write_settings`.
+
+    Returns:
+        For each parameter group what it gets.
+
+    Raises:
+        InputError: as in `write_settings`.
+    """
     numbers: dict[str, Any] = {}
-    if lr is not None:
-        numbers["lr"] = finite("lr", lr, 0)
     if weight_decay is not None:
         numbers["weight_decay"] = finite("weight_decay", weight_decay, 0)
     if eps is not None:
@@ -96,9 +123,36 @@ def write_settings(
         numbers["momentum"] = decay("momentum", momentum)
     if betas is not None:
         numbers["betas"] = (decay("betas[0]", betas[0]), decay("betas[1]", betas[1]))
-    writes = [_writes(optimizer, index, group, numbers) for index, group in enumerate(optimizer.param_groups)]
-    for index, group in enumerate(optimizer.param_groups):
-        for key, value in writes[index].items():
+    return [_writes(optimizer, index, group, numbers) for index, group in enumerate(optimizer.param_groups)]
+
+
+def put(optimizer: Optimizer, rows: Sequence[Mapping[str, Any]], lr: float | None = None) -> None:
+    """Write what `ready` prepared, and the learning rate of this step, into every parameter group.
+
+    Args:
+        optimizer: the one given to `ready`.
+        rows: what it returned.
+        lr: base learning rate of this step; None leaves it as it is.
+
+    Raises:
+        InputError: an lr out of range, or a group that was never bound; nothing was written.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
+        >>> bind(optimizer)
+        >>> rows = ready(optimizer, momentum=0.5)
+        >>> put(optimizer, rows, lr=0.2)
+        >>> optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]
+        (0.2, 0.5)
+    """
+    rates: list[dict[str, Any]] = [{} for _ in rows]
+    if lr is not None:
+        numbers = {"lr": finite("lr", lr, 0)}
+        rates = [_writes(optimizer, index, group, numbers) for index, group in enumerate(optimizer.param_groups)]
+    for group, row, rate in zip(optimizer.param_groups, rows, rates, strict=True):
+        for key, value in chain(row.items(), rate.items()):
+            if group[key] is value:
+                continue
             if isinstance(group[key], torch.Tensor):
                 group[key].fill_(value)
             else:

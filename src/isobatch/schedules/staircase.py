@@ -148,9 +148,9 @@ def _mean(value: Callable[[int], float], start: float, stop: float, stair: float
     if not stop > start >= 0:
         raise InputError(f"the step [{start:g}, {stop:g}) must hold samples: stop > start >= 0")
     first, last = int(start / stair), math.ceil(stop / stair) - 1
-    clipped = partial(min, stairs - 1)
     if first >= last:
-        return value(clipped(first))
+        return value(min(first, stairs - 1))
+    clipped = partial(min, stairs - 1)
     total = (first + 1) * stair - start
     weighted = total * value(clipped(first))
     for index in range(first + 1, last):

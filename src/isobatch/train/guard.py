@@ -63,10 +63,8 @@ class Guard:
         Returns:
             The judgement.
         """
-        gradients = [p.grad for p in (parameters or model.parameters()) if p.grad is not None]
-        norms = torch._foreach_norm(gradients) if gradients else ()
-        total = float(torch.stack(norms).sum()) if norms else 0.0
-        if math.isfinite(loss) and math.isfinite(total):
+        gradients = [g for p in (parameters or model.parameters()) if (g := p.grad) is not None]
+        if math.isfinite(loss) and all_finite(gradients):
             return _APPLY
         bad = first_bad_gradient(model)
         what = f"loss is {loss}" if not math.isfinite(loss) else "a gradient is not finite"
@@ -84,6 +82,30 @@ class Guard:
             The judgement.
         """
         return Judgement(Verdict.SKIP if skipped < self.patience else Verdict.STOP, reason, parameter)
+
+
+def all_finite(tensors: list[torch.Tensor]) -> bool:
+    """Return whether every element is finite, in one pass and one wait for the device.
+
+    Args:
+        tensors: dense tensors; their values stay as they are.
+
+    Returns:
+        Whether there is no NaN and no infinity.
+
+    Example:
+        >>> all_finite([torch.ones(2), torch.tensor([1.0, math.inf])])
+        False
+    """
+    if not tensors:
+        return True
+    found, one = (make((), device=tensors[0].device) for make in (torch.zeros, torch.ones))
+    try:
+        # the pass of gradient scalers: it multiplies by 1, which changes no value
+        torch._amp_foreach_non_finite_check_and_unscale_(tensors, found, one)
+    except RuntimeError:  # complex numbers, several devices
+        return all(bool(torch.isfinite(t).all()) for t in tensors)
+    return found.item() == 0
 
 
 def first_bad_gradient(model: nn.Module) -> str | None:

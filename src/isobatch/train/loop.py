@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from isobatch import rules
 from isobatch.data import SampleOrder, shard
 from isobatch.errors import InputError, NonFiniteError
+from isobatch.optimizers import put
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.plan import Recipe, Settings, scaled
 from isobatch.schedules import Staircase
@@ -18,7 +20,7 @@ from isobatch.train.device import Device
 from isobatch.train.following import Follower
 from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, Verdict
-from isobatch.train.setup import batches, make_average, make_optimizer, write
+from isobatch.train.setup import batches, make_average, make_optimizer, written
 from isobatch.train.state import rescale_state
 from isobatch.train.turns import Turns
 from isobatch.train.world import World
@@ -94,6 +96,7 @@ class Trainer:
         self.batch_at = batches(recipe) if self.follower is None or recipe.batch.schedule else self.follower.batch
         self._settings: dict[int, Settings] = {}
         self._stairs: dict[int, Staircase] = {}
+        self._written: dict[int, list[dict[str, Any]]] = {}
         self._parameters = list(run.model.parameters())
         self._norms = [m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._set_batch_norm(self.settings(self.last_batch))
@@ -125,7 +128,7 @@ class Trainer:
         size = whole("batch", batch) if batch is not None else self.recipe.batch.size
         statistics = [(buffer, buffer.clone()) for norm in self._norms for buffer in norm.buffers()]
         self._set_batch_norm(self.settings(size))
-        mine, _ = shard(self.order.indices(self.drawn, size), self.world.rank, self.world.size)
+        mine = self._mine(self.order.indices(self.drawn, size))
         if self.turns is not None:
             self.turns.begin(self.gradient, self.drawn, size, self.seen, self._per_device(size))
         loss = self.gradient.run(mine, size, self._per_device(size), statistics, self._lesson(size))
@@ -182,12 +185,15 @@ class Trainer:
             most = min(most, self.optimizer.reference_batch)
         return most
 
+    def _mine(self, positions: torch.Tensor) -> torch.Tensor:
+        return positions if self.world.size == 1 else shard(positions, self.world.rank, self.world.size)[0]
+
     def _lesson(self, size: int) -> Lesson | None:
         """Return what the loss may know: the average after the last step, the clock, and this rank's places."""
         teaching = self.run.teaching
         if teaching is None:
             return None
-        places, _ = shard(torch.arange(self.drawn, self.drawn + size), self.world.rank, self.world.size)
+        places = self._mine(torch.arange(self.drawn, self.drawn + size))
         if not len(places):
             places = torch.zeros(1, dtype=torch.int64)
         average = None
@@ -218,7 +224,9 @@ class Trainer:
         if self.recipe.optimizer.clip is not None:
             self._clip(self.recipe.optimizer.clip)
         lr = new.lr * self._factor(size).mean(self.seen, self.seen + size)
-        write(self.optimizer, self.recipe, new, lr)
+        if size not in self._written:
+            self._written[size] = written(self.optimizer, self.recipe, new)
+        put(self.optimizer, self._written[size], lr)
         self.optimizer.step()
         if self.average is not None:
             schedule = self.average_schedule

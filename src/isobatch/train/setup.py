@@ -1,6 +1,7 @@
 """What a recipe builds: its optimizer, its average, and the numbers of a step written into the optimizer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,26 +10,27 @@ from isobatch import rules
 from isobatch.average import ModelEMA
 from isobatch.control import BatchSchedule
 from isobatch.errors import InputError
-from isobatch.optimizers import build, write_settings
+from isobatch.optimizers import build, ready
 from isobatch.plan import Recipe, Settings
 from isobatch.train.world import World
 from isobatch.units import whole
 
 
-def write(optimizer: torch.optim.Optimizer, recipe: Recipe, settings: Settings, lr: float) -> None:
-    """Write the numbers of one step into the optimizer; it reads those that it has.
+def written(optimizer: torch.optim.Optimizer, recipe: Recipe, settings: Settings) -> list[dict[str, Any]]:
+    """Return the numbers that steps of one batch write into the optimizer's groups, for `put`.
 
     Args:
         optimizer: the recipe's optimizer.
         recipe: names the optimizer.
-        settings: numbers at the batch of the step.
-        lr: learning rate of the step, the schedule's factor included.
+        settings: numbers at the batch of the steps.
+
+    Returns:
+        Numbers by group; an optimizer gets those that it reads.
     """
     family = rules.FAMILIES[recipe.optimizer.name]
     betas = (settings.betas[0], settings.alpha) if "alpha" in family.moments else settings.betas
-    write_settings(
+    return ready(
         optimizer,
-        lr=lr,
         weight_decay=settings.weight_decay,
         momentum=settings.momentum if "momentum" in family.moments else None,
         betas=betas if family.adaptive else None,
