@@ -12,7 +12,7 @@ from isobatch import cli, verify
 from isobatch.verify.search import Largest
 
 OPTIONS = {
-    "plan": "--batch-size --devices --json --markdown --micro --noise-scale --optimizer --rule recipe",
+    "plan": "--batch-size --devices --goal --json --markdown --micro --noise-scale --optimizer --rule recipe",
     "verify run": "--ablate --batch-size --budget --expect --json --margin --max-kappa --optimizer --out --seeds "
     "--workers recipe",
     "verify characteristic": "--batch-size --json --out --sample --seeds --workers recipe",

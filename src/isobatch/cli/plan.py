@@ -17,9 +17,13 @@ def add(commands: Any) -> None:
     add_recipe(command)
     command.add_argument("--micro", type=int, help="samples per device and forward pass")
     command.add_argument("--devices", type=int, help="data-parallel devices")
-    command.add_argument("--noise-scale", type=float, help="gradient noise scale in samples, for the Adam family")
+    command.add_argument(
+        "--noise-scale", type=float, help="gradient noise scale in samples, for the Adam family or a goal of speed"
+    )
     command.add_argument("--optimizer", choices=["invariant"], help="plan for the batch-size invariant form")
     command.add_argument("--rule", choices=["legw"], help="LEGW: square root, warm-up linear in epochs")
+    text = "equivalence: the same run; speed: the fastest to the same loss, by [critical] or --noise-scale"
+    command.add_argument("--goal", choices=["equivalence", "speed"], default="equivalence", help=text)
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON for programs")
     form.add_argument("--markdown", action="store_true", help="print a Markdown table to paste")
@@ -44,6 +48,7 @@ def plan(chosen: argparse.Namespace) -> int:
         noise_scale=chosen.noise_scale,
         optimizer=chosen.optimizer,
         rule=chosen.rule,
+        goal=chosen.goal,
     )
     if chosen.json:
         say(made.to_json())

@@ -1,6 +1,22 @@
 """The critical batch, measured directly: sweeps, branches, and the advice that follows."""
 
+from isobatch.critical.advising import Advice, Option, advise
 from isobatch.critical.hyperbola import Hyperbola, Interval, fit
+from isobatch.critical.machine import Network, StepTime, fit_steps
 from isobatch.critical.sweeping import Goal, Point, Sweep, sweep
 
-__all__ = ["Goal", "Hyperbola", "Interval", "Point", "Sweep", "fit", "sweep"]
+__all__ = [
+    "Advice",
+    "Goal",
+    "Hyperbola",
+    "Interval",
+    "Network",
+    "Option",
+    "Point",
+    "StepTime",
+    "Sweep",
+    "advise",
+    "fit",
+    "fit_steps",
+    "sweep",
+]

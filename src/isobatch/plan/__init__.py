@@ -1,5 +1,6 @@
 """Recipes and plans."""
 
+from isobatch.plan.calibration import Critical
 from isobatch.plan.extras import Adversary, Augment
 from isobatch.plan.parts import Adaptive, Average, Batch, BatchNorm, Noise, Optimizer, Rules, Schedule
 from isobatch.plan.plan import Plan, PlanWarning, Row
@@ -13,6 +14,7 @@ __all__ = [
     "Average",
     "Batch",
     "BatchNorm",
+    "Critical",
     "Noise",
     "Optimizer",
     "Plan",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from isobatch import rules
 from isobatch.plan.plan import PlanWarning
 from isobatch.plan.settings import horizon
+from isobatch.plan.speed import speed_cautions
 from isobatch.units import decay_at
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def cautions(recipe: Recipe, after: Recipe, old: Settings, new: Settings, kappa:
     """
     if kappa == 1:
         return
+    if recipe.rules.lr == "speed":
+        yield from speed_cautions(recipe)
     yield from _average(recipe, old, kappa)
     yield from _moments(recipe, old, new, kappa)
     yield from _momentum(recipe, old, new, kappa)

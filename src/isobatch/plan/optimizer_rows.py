@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from isobatch import rules
 from isobatch.plan.plan import Row
 from isobatch.plan.settings import Settings, horizon
+from isobatch.plan.speed import speed_note, speed_rule
 from isobatch.rules import Rule, betas, epsilon, linear_epoch, momentum, weight_decay
 from isobatch.rules import learning_rate as lr_rules
 
@@ -89,12 +90,15 @@ def _lr_rule(recipe: Recipe) -> Rule:
         "sqrt": lr_rules.SQUARE_ROOT if family.adaptive else lr_rules.SQUARE_ROOT_CONVENTION,
         "noise-aware": lr_rules.NOISE_AWARE,
         "legw": linear_epoch.PEAK,
+        "speed": speed_rule(recipe),
         "keep": lr_rules.KEPT,
     }
     return chosen[recipe.rules.lr]
 
 
 def _lr_note(recipe: Recipe, old: Settings, new: Settings, kappa: float) -> str:
+    if recipe.rules.lr == "speed":
+        return speed_note(recipe, new.batch)
     family, share = rules.FAMILIES[recipe.optimizer.name], recipe.rules.noise_share
     if family.invariant:
         return "no regime is assumed: the second moment is the reference batch's own"

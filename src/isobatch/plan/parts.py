@@ -237,7 +237,7 @@ class Rules(Part):
         noise_share: f, the noise share of the second moment at batch.size, for noise-aware.
     """
 
-    lr: Literal["auto", "linear", "sqrt", "noise-aware", "legw", "keep"] = "auto"
+    lr: Literal["auto", "linear", "sqrt", "noise-aware", "legw", "speed", "keep"] = "auto"
     momentum: Literal["sample-clock", "keep"] = "sample-clock"
     betas: Literal["power", "linear", "keep"] = "power"
     average: Literal["half-life", "keep"] = "half-life"

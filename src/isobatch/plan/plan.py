@@ -93,7 +93,7 @@ class Plan:
         """
         return {
             "kappa": self.kappa,
-            "goal": "equivalence",
+            "goal": "speed" if self.recipe.rules.lr == "speed" else "equivalence",
             "rows": [asdict(row) for row in self.rows],
             "warnings": [asdict(warning) for warning in self.warnings],
             "recipe": self.recipe.model_dump(mode="json", exclude_none=True),

@@ -15,6 +15,7 @@ from isobatch.plan.optimizer_rows import make_row, optimizer_rows
 from isobatch.plan.parts import Batch
 from isobatch.plan.plan import Plan, Row, show
 from isobatch.plan.settings import Settings, base, scaled
+from isobatch.plan.speed import GOALS, by_speed, length_rule
 from isobatch.plan.stages import scale_stages, show_stages
 from isobatch.rules import Confidence, Rule, average, batch_norm, clip, linear_epoch
 from isobatch.rules import learning_rate as lr_rules
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from isobatch.plan.recipe import Recipe
 
+_STRETCHED = Rule("the same share of the run", "stretched with its length", "convention", Confidence.CONVENTION)
 _MEAN = Rule("samples kept", "indexed by samples, through its mean over each step", "derived", Confidence.DERIVED)
 
 
@@ -37,6 +39,7 @@ def make_plan(
     noise_scale: float | None = None,
     optimizer: str | None = None,
     rule: str | None = None,
+    goal: str = "equivalence",
 ) -> Plan:
     """Plan the same run at another global batch.
 
@@ -48,6 +51,7 @@ def make_plan(
         noise_scale: gradient noise scale in samples, for the Adam family.
         optimizer: "invariant" for the invariant form of the recipe's optimizer.
         rule: "legw" for LEGW in place of the recipe's own rules.
+        goal: "speed" for the fastest run to the same loss, by a critical batch.
 
     Returns:
         The plan; its row 0 keeps the batch.
@@ -60,7 +64,13 @@ def make_plan(
         recipe = invariant(recipe, optimizer)
     if rule is not None:
         recipe = by_rule(recipe, rule)
-    if noise_scale is not None:
+    if goal not in GOALS:
+        raise InputError(f"goal={goal!r} must be one of {', '.join(GOALS)}")
+    if goal == "speed":
+        if rule is not None or optimizer is not None:
+            raise InputError('goal="speed" has its own learning rate; drop rule and optimizer')
+        recipe = by_speed(recipe, noise_scale)
+    elif noise_scale is not None:
         recipe = with_noise(recipe, noise_scale)
     batch = recipe.batch.model_dump() | {"size": size, "schedule": None}
     batch |= {key: value for key, value in (("micro", micro), ("devices", devices)) if value is not None}
@@ -146,8 +156,8 @@ def _keep(recipe: Recipe, size: int) -> Row:
 def _rows(recipe: Recipe, after: Recipe, old: Settings, new: Settings, kappa: float) -> Iterator[Row]:
     steps = ""
     if recipe.schedule is not None and recipe.batch.schedule is None:
-        length = recipe.staircase().length
-        steps = f"{math.ceil(length / old.batch):,} steps become {math.ceil(length / new.batch):,}"
+        length, after_length = recipe.staircase().length, recipe.staircase(new.batch).length
+        steps = f"{math.ceil(length / old.batch):,} steps become {math.ceil(after_length / new.batch):,}"
     asked = Rule(f"x {kappa:g}", "the batch you ask for", "recipe", Confidence.DERIVED)
     yield make_row("batch.size", recipe.batch.size, after.batch.size, asked, steps)
     if recipe.batch.schedule is not None and after.batch.schedule is not None:
@@ -170,7 +180,10 @@ def _schedule_rows(recipe: Recipe, old: Settings, new: Settings) -> Iterator[Row
         return
     was, becomes = recipe.staircase(), recipe.staircase(new.batch)
     warmup = linear_epoch.WARMUP if recipe.rules.lr == "legw" else _MEAN
-    for key, rule in (("length", _MEAN), ("warmup", warmup)):
+    whole_run = _MEAN
+    if recipe.rules.lr == "speed":
+        warmup, whole_run = _STRETCHED, length_rule(recipe)
+    for key, rule in (("length", whole_run), ("warmup", warmup)):
         before, after = getattr(was, key), getattr(becomes, key)
         if before:
             note = f"{before / old.batch:,.6g} steps become {after / new.batch:,.6g}"

@@ -7,12 +7,14 @@ from typing import Any, Self
 from pydantic import Field, StrictInt, model_validator
 
 from isobatch.errors import InputError
+from isobatch.plan.calibration import Critical
 from isobatch.plan.extras import Adversary, Augment
 from isobatch.plan.loading import read_toml, validate
 from isobatch.plan.parts import Average, Batch, BatchNorm, Noise, Optimizer, Part, Rules, Schedule
 from isobatch.plan.plan import Plan
 from isobatch.plan.planning import make_plan
 from isobatch.plan.settings import scaled
+from isobatch.plan.speed import stretch
 from isobatch.plan.stages import batch_stages, span
 from isobatch.rules import legw, scale_decay
 from isobatch.schedules import DecaySchedule, Staircase
@@ -33,6 +35,7 @@ class Recipe(Part):
         noise: how the noise scale is measured in training; None where it is not, unless the batch is adaptive.
         augment: many views of each sample in one update, None for none.
         adversary: an adversarial loss beside the clean one, None for none.
+        critical: a measured critical batch, None without one; only goal="speed" and advice use it.
         rules: which form of each rule is used.
         options: values handed to the task as they are.
 
@@ -52,6 +55,7 @@ class Recipe(Part):
     noise: Noise | None = None
     augment: Augment | None = None
     adversary: Adversary | None = None
+    critical: Critical | None = None
     rules: Rules = Rules()
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
@@ -115,6 +119,7 @@ class Recipe(Part):
         noise_scale: float | None = None,
         optimizer: str | None = None,
         rule: str | None = None,
+        goal: str = "equivalence",
     ) -> Plan:
         """Plan the same run at another global batch.
 
@@ -125,6 +130,7 @@ class Recipe(Part):
             noise_scale: gradient noise scale in samples; an Adam plan then uses the noise share at this batch.
             optimizer: "invariant" plans an Adam or RMSProp recipe for its batch-size invariant form.
             rule: "legw" plans by LEGW: square root, warm-up linear in epochs, nothing else retuned.
+            goal: "equivalence" for the same run; "speed" for the fastest to the same loss, by the critical batch.
 
         Returns:
             Rows, warnings and the scaled recipe.
@@ -133,7 +139,14 @@ class Recipe(Part):
             InputError: a batch that is not a positive whole number, or beyond a rule's domain.
         """
         return make_plan(
-            self, batch_size, micro=micro, devices=devices, noise_scale=noise_scale, optimizer=optimizer, rule=rule
+            self,
+            batch_size,
+            micro=micro,
+            devices=devices,
+            noise_scale=noise_scale,
+            optimizer=optimizer,
+            rule=rule,
+            goal=goal,
         )
 
     def samples(self, quantity: str, name: str = "quantity") -> float:
@@ -152,7 +165,8 @@ class Recipe(Part):
         """Return the learning-rate schedule as a function of samples.
 
         Args:
-            batch: global samples per step, which moves the warm-up of LEGW; the recipe's own batch unless given.
+            batch: global samples per step, which moves the warm-up of LEGW and the length of a speed plan; the
+                recipe's own batch unless given.
 
         Returns:
             The staircase.
@@ -169,12 +183,17 @@ class Recipe(Part):
         if self.rules.lr == "legw" and batch is not None:
             decay_from = warmup if decay_from is None else decay_from
             _, warmup = legw(self.optimizer.lr, warmup, batch_ratio(batch, self.batch.size), length)
+        stair = self.schedule.stair or float(self.batch.size)
+        if self.rules.lr == "speed" and batch is not None and batch != self.batch.size:
+            times = stretch(self, batch)
+            length, warmup, stair = length * times, warmup * times, float(batch)
+            decay_from = None if decay_from is None else decay_from * times
         return Staircase(
             length=length,
             warmup=warmup,
             shape=self.schedule.shape,
             final=self.schedule.final,
-            stair=self.schedule.stair or float(self.batch.size),
+            stair=stair,
             decay_from=decay_from,
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from isobatch import rules
 from isobatch.errors import InputError
+from isobatch.plan.speed import speed_lr
 from isobatch.units import batch_ratio
 
 if TYPE_CHECKING:
@@ -118,6 +119,8 @@ def scaled_lr(recipe: Recipe, kappa: float) -> float:
         kind = "linear" if rules.FAMILIES[recipe.optimizer.name].exponent == 1 else "sqrt"
     if kind == "keep" or kappa == 1:
         return lr
+    if kind == "speed":
+        return speed_lr(recipe, kappa * recipe.batch.size)
     if kind == "linear":
         return rules.linear(lr, kappa)
     if kind in ("sqrt", "legw"):

@@ -26,7 +26,8 @@ def render(plan: Plan) -> Iterator[Any]:
     Yields:
         Renderables for rich.
     """
-    title = f"kappa = {plan.kappa:g}: the same run at batch {plan.recipe.batch.size}"
+    run = "the fastest run" if plan.recipe.rules.lr == "speed" else "the same run"
+    title = f"kappa = {plan.kappa:g}: {run} at batch {plan.recipe.batch.size}"
     table = Table(title=title, title_style="bold", show_lines=False, pad_edge=False, expand=False)
     for name, least in (("key", 12), ("was", 8), ("becomes", 8), ("rule", 8), ("because", 20), ("confidence", 10)):
         table.add_column(name, overflow="fold", min_width=least)
