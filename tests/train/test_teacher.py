@@ -38,10 +38,10 @@ def run(mode="eval", norm=False):
     return Run(model, TensorSamples(x), loss, lambda net: {"loss": float(net(x).square().mean())}, {}, teaching)
 
 
-def trainer(*, mode="eval", norm=False, patience=0, **parts):
+def trainer(*, mode="eval", norm=False, patience=0, device="cpu", **parts):
     parts = {"batch": {"size": 12}, "optimizer": {"lr": 0.05, "momentum": 0.5}, "ema": {"decay": 0.9}, **parts}
     made = recipe(data_size=100, **parts, **({"batch_norm": {"momentum": 0.1}} if norm else {}))
-    return Trainer(run(mode, norm), made, order_seed=1, guard=Guard(patience))
+    return Trainer(run(mode, norm), made, order_seed=1, guard=Guard(patience), device=Device.parse(device))
 
 
 def numbers(one):
@@ -112,8 +112,9 @@ def test_a_refused_step_moves_neither_average_nor_centre(norm):
     assert not torch.equal(numbers(one)["centre"], before["centre"])
 
 
-def test_micro_batches_are_one_batch():
-    one, parts = trainer(), trainer(batch={"size": 12, "micro": 2})
+@pytest.mark.parametrize("given", [{"batch": {"size": 12, "micro": 2}}, {"device": "cpu,most=5"}])
+def test_micro_batches_are_one_batch(given):
+    one, parts = trainer(), trainer(**given)
     for size in SIZES:
         one.step(size), parts.step(size)
     same(numbers(parts), numbers(one), within=1e-12)
@@ -153,7 +154,9 @@ def test_a_checkpoint_without_the_means_is_refused():
 @pytest.mark.parametrize(("text", "message"), [
     ("cuda:99", r"device='cuda:99' cannot be used here .*; use cpu"),
     ("gpu", "device='gpu' cannot be used here"),
-    ("cpu,fp8", "device option 'fp8' must be one of bf16, channels-last, compile"),
+    ("cpu,fp8", "device option 'fp8' must be one of bf16, channels-last, compile, most=4096"),
+    ("cpu,most=0", "device option most=0 must be at least 1"),
+    ("cpu,most=many", "device option most=many must be a whole number"),
 ])  # fmt: skip
 def test_a_device_that_is_not_there_is_refused(text, message):
     with pytest.raises(InputError, match=message):

@@ -1,8 +1,9 @@
-"""Augmentation that changes the gradient of a batch: many views a sample, and adversarial examples made ahead."""
+"""Augmentation by place in the stream: views of a sample, random views of images, adversarial examples made ahead."""
 
 from isobatch.augment.batch_augmentation import BatchAugmentation, ViewAverage
 from isobatch.augment.concurrent_adversarial import directions, perturbed
 from isobatch.augment.draws import Draws
+from isobatch.augment.images import Views, augment
 from isobatch.augment.look_ahead import LookAhead, Prepared, StaleAdversary
 from isobatch.augment.norms import TwoNorms, adversarial_rows, two_norms
 from isobatch.augment.variance import ViewVariance, measure_views, two_terms
@@ -19,7 +20,9 @@ __all__ = [
     "View",
     "ViewAverage",
     "ViewVariance",
+    "Views",
     "adversarial_rows",
+    "augment",
     "cutout",
     "directions",
     "find_view",

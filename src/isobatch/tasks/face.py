@@ -16,9 +16,12 @@ from isobatch.tasks.lesson import Lesson, Teaching
 SHIPPED = {
     "a2c-cartpole": "isobatch.tasks.cartpole:make",
     "autoencoder": "isobatch.tasks.generative:make",
+    "byol": "isobatch.tasks.byol:make",
     "digits": "isobatch.tasks.digits:make",
     "digits-cnn": "isobatch.tasks.digits:make_cnn",
     "digits-lstm": "isobatch.tasks.digits:make_lstm",
+    "dino": "isobatch.tasks.dino:make",
+    "polyak": "isobatch.tasks.polyak:make",
     "quadratic": "isobatch.tasks.quadratic:make",
     "text": "isobatch.tasks.text:make",
     "text-lstm": "isobatch.tasks.text:make_lstm",

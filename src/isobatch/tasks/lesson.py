@@ -34,8 +34,8 @@ class Lesson:
         seen: samples of applied updates before this step.
         batch: global samples of this step.
         length: samples of the whole run.
-        places: place of each sample of this pass in the stream of drawn samples, int64; random choices that are a
-            function of it do not depend on micro-batches, ranks, resumes or batch changes.
+        places: place of each sample of this pass in the stream of drawn samples, int64 on the CPU; random choices that
+            are a function of it do not depend on micro-batches, ranks, resumes or batch changes.
         means: the running means; call add() on them, and read `value`.
         average: the averaged weights as a module without gradients; None where the loss asked for none.
     """

@@ -9,6 +9,7 @@ from torch import nn
 
 from isobatch.errors import InputError
 from isobatch.tasks import Run, TensorSamples
+from isobatch.units import whole
 
 WORDS = ("bf16", "channels-last", "compile")
 
@@ -22,6 +23,7 @@ class Device:
         bf16: run the loss under bfloat16 autocast; weights, optimizer and average stay as they are.
         channels_last: lay out images and convolutions channels-last.
         compile: compile the forward pass of student and teacher (torch.compile).
+        most: samples of one forward pass that memory allows, None for no limit; a larger batch is accumulated.
 
     Example:
         >>> Device.parse("cpu,bf16").bf16
@@ -32,10 +34,11 @@ class Device:
     bf16: bool = False
     channels_last: bool = False
     compile: bool = False
+    most: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Device":
-        """Read a device and its options from one word, such as "cuda,bf16,channels-last,compile".
+        """Read a device and its options from one word, such as "cuda,bf16,channels-last,compile,most=4096".
 
         Args:
             text: device, then options, with commas between.
@@ -47,14 +50,18 @@ class Device:
             InputError: an unknown option, or a device that is not there.
         """
         name, *options = (part.strip() for part in text.split(","))
-        unknown = [option for option in options if option not in WORDS]
+        limits = [option.removeprefix("most=") for option in options if option.startswith("most=")]
+        unknown = [option for option in options if option not in WORDS and not option.startswith("most=")]
         if unknown:
-            raise InputError(f"device option {unknown[0]!r} must be one of {', '.join(WORDS)}")
+            raise InputError(f"device option {unknown[0]!r} must be one of {', '.join(WORDS)}, most=4096")
+        if limits and not limits[-1].isdecimal():
+            raise InputError(f"device option most={limits[-1]} must be a whole number of samples")
         try:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"device={name!r} cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
-        return cls(name, *(word in options for word in WORDS))
+        most = whole("device option most", int(limits[-1])) if limits else None
+        return cls(name, *(word in options for word in WORDS), most=most)
 
     def place(self, run: Run) -> None:
         """Move a run's model, its samples where they are tensors, and its running means to the device.

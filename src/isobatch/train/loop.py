@@ -181,6 +181,7 @@ class Trainer:
         parts = self.recipe.batch
         devices = max(parts.devices, self.world.size)
         most = min(parts.micro, size) if parts.micro else math.ceil(size / devices)
+        most = min(most, self.device.most or most)
         if isinstance(self.optimizer, InvariantOptimizer):
             most = min(most, self.optimizer.reference_batch)
         return most
@@ -201,7 +202,7 @@ class Trainer:
             if self.average is None:
                 raise InputError("this task's loss is taught by the weight average; add [ema] to the recipe")
             average = self.device.teacher(self.average.teacher(teaching.teacher))
-        return Lesson(self.seen, size, self.length, places.to(self.device.name), teaching.means, average)
+        return Lesson(self.seen, size, self.length, places, teaching.means, average)
 
     def _judge(self, loss: float) -> Judgement:
         judgement = self.guard.judge(loss, self.run.model, self.skipped_in_a_row, self._parameters)
