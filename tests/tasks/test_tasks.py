@@ -1,24 +1,36 @@
 """Tasks: one face, weights from the seed alone, a fixed split, and clear refusals of what cannot be used."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from tests.recipes import recipe
 from torch import nn
 
 from isobatch.errors import InputError
-from isobatch.tasks import SHIPPED, Run, TensorSamples, find, make_run
+from isobatch.tasks import SHIPPED, Lesson, Run, TensorSamples, find, make_run
 from isobatch.tasks.folds import digits
 from isobatch.tasks.text import corpus
 
 SIZES = {
     "a2c-cartpole": 500, "autoencoder": 1437, "digits": 1437, "digits-cnn": 1437, "digits-lstm": 1437, "quadratic": 256,
-    "text": 8192, "text-lstm": 8192, "vae": 1437,
+    "text": 8192, "text-lstm": 8192, "vae": 1437, "byol": 124, "dino": 124, "polyak": 124,
 }  # fmt: skip
+GLYPHS = {"data": "glyphs", "side": 8, "frames": 124, "width": 8, "stages": 2, "hidden": 8}
+OPTIONS = {"byol": GLYPHS, "dino": GLYPHS, "polyak": GLYPHS}
 tasks = pytest.mark.parametrize("name", SHIPPED)
 
 
 def made(name, seed=0, **options):
-    return make_run(recipe(task=name, data_size=SIZES[name], options=options), seed)
+    return make_run(recipe(task=name, data_size=SIZES[name], options=OPTIONS.get(name, {}) | options), seed)
+
+
+def lesson(run):
+    """What the loop would hand to the first pass."""
+    if run.teaching is None:
+        return None
+    average = deepcopy(run.model).requires_grad_(False) if run.teaching.teacher else None
+    return Lesson(0, 4, 1000, torch.arange(4), run.teaching.means, average)
 
 
 @tasks
@@ -36,7 +48,7 @@ def test_the_seed_alone_gives_the_weights(name):
 @tasks
 def test_a_step_gives_a_loss_with_gradients_and_evaluation_gives_numbers(name):
     run = made(name)
-    loss = run.step(run.samples[torch.arange(4)])
+    loss = run.step(run.samples[torch.arange(4)], lesson(run))
     loss.backward()
     assert loss.shape == ()
     assert all(p.grad is not None for p in run.model.parameters())

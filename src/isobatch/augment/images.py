@@ -22,7 +22,8 @@ class Views:
 
     Args:
         size: side of the view in pixels.
-        crop: least and largest share of the area that is cropped; the ratio of its sides is in [3/4, 4/3].
+        crop: least and largest share of the area that is cropped.
+        ratio: largest ratio of its sides, either way.
         flip: probability of a mirror image.
         jitter: probability of a change of colour.
         brightness: factor in 1 +- this.
@@ -42,6 +43,7 @@ class Views:
 
     size: int = 32
     crop: tuple[float, float] = (0.2, 1.0)
+    ratio: float = 4 / 3
     flip: float = 0.5
     jitter: float = 0.8
     brightness: float = 0.4
@@ -59,6 +61,7 @@ class Views:
             raise InputError(f"crop={self.crop} must rise: least share of the area, then the largest")
         for name in ("flip", "jitter", "brightness", "contrast", "saturation", "grey", "blur", "solarize"):
             finite(name, getattr(self, name), 0, 1)
+        finite("ratio", self.ratio, 1)
         finite("hue", self.hue, 0, 0.5)
 
 
@@ -98,7 +101,7 @@ def _cropped(x: Tensor, u: Tensor, views: Views) -> Tensor:
     """Sample a rectangle of random area, ratio and place, mirrored or not, at the size of the view."""
     low, high = views.crop
     area = low + (high - low) * u[:, 0]
-    bend = torch.exp((2 * u[:, 1] - 1) * (math.log(4 / 3) / 2))
+    bend = torch.exp((2 * u[:, 1] - 1) * (math.log(views.ratio) / 2))
     width, height = (area.sqrt() * bend).clamp(max=1.0), (area.sqrt() / bend).clamp(max=1.0)
     mirror = torch.where(u[:, 2] < views.flip, -1.0, 1.0)
     theta = x.new_zeros(len(x), 2, 3)

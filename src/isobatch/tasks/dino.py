@@ -119,8 +119,8 @@ def agreement(taught: Tensor, student: Tensor, teachers: int, crops: int, heat: 
         Mean over pairs and samples.
 
     Example:
-        >>> agreement(torch.zeros(2, 4), torch.zeros(2, 4), 2, 2, 0.04).item() == math.log(4)
-        True
+        >>> round(agreement(torch.zeros(2, 4), torch.zeros(2, 4), 2, 2, 0.04).item(), 4)  # log 4
+        1.3863
     """
     target = (taught / heat).softmax(1).chunk(teachers)
     logs = (student / cool).log_softmax(1).chunk(crops)
