@@ -178,3 +178,24 @@ def test_another_number_of_devices_is_refused_and_nothing_moves():
     with pytest.raises(InputError, match="9 GPU generators in the checkpoint, 0 GPUs here"):
         set_rng_state(state)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_state_lies_as_its_parameter_does_because_fused_kernels_walk_flat_memory(kind):
+    options = {"lr": 0.1, "fused": True} | ({"momentum": 0.9} if kind is torch.optim.SGD else {})
+    ends = []
+    for resumed in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        optimizer = kind(model.parameters(), **options)
+        for step in range(4):
+            if resumed and step == 2:
+                stored = optimizer_state(optimizer, model)
+                state = {n: {k: v.contiguous() for k, v in e.items()} for n, e in stored["state"].items()}
+                optimizer = kind(model.parameters(), **options)
+                load_optimizer(optimizer, model, {**stored, "state": state})
+            optimizer.zero_grad()
+            model(torch.ones(2, 3, 5, 5) * step).square().mean().backward()
+            optimizer.step()
+        ends.append(model.weight.detach().clone())
+    assert torch.equal(*ends)

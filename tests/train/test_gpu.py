@@ -6,7 +6,7 @@ from tests.recipes import recipe
 from torch import nn
 
 from isobatch import ModelEMA
-from isobatch.augment import Views, augment, uniform
+from isobatch.augment import Views, augment
 from isobatch.checkpoint import Checkpoints
 from isobatch.optimizers import build
 from isobatch.tasks import make_run
@@ -159,6 +159,5 @@ def test_shipped_optimizers_step_on_the_device(name):
 
 def test_views_are_those_of_the_cpu():
     x, places = torch.rand(64, 3, 32, 32), torch.arange(1000, 1064)
-    assert torch.equal(uniform(3, places.cuda(), 14).cpu(), uniform(3, places, 14))
-    one, other = augment(x, places, 3, Views()), augment(x.cuda(), places.cuda(), 3, Views()).cpu()
+    one, other = augment(x, places, 3, Views()), augment(x.cuda(), places, 3, Views()).cpu()
     assert float((one - other).abs().mean()) < 1e-4

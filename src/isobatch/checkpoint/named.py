@@ -68,7 +68,8 @@ def load_optimizer(
 ) -> None:
     """Load what `optimizer_state` gave; groups are matched by the names in them, in whatever order they stand.
 
-    State tensors keep their stored dtype bit for bit, also where torch would convert them to that of the parameter.
+    State tensors keep their stored dtype bit for bit, also where torch would convert them to that of the parameter, and
+    lie in memory as their parameter does (channels-last), which fused kernels rely on.
 
     Args:
         optimizer: over parameters of the model.
@@ -97,7 +98,14 @@ def load_optimizer(
         held = optimizer.state[parameters[name]]
         for key, value in entry.items():
             if isinstance(value, torch.Tensor):
-                held[key] = value.detach().to(held[key].device, copy=True)
+                held[key] = _laid_out(value.detach().to(held[key].device, copy=True), parameters[name])
+
+
+def _laid_out(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Return a state tensor with the strides of its parameter: fused kernels walk both as flat memory."""
+    if value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _options(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

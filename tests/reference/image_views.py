@@ -1,22 +1,8 @@
-"""Augmentation in float64, image by image and pixel by pixel; splitmix64 in Python integers."""
+"""Random views of images in float64, image by image and pixel by pixel, from fourteen uniform numbers."""
 
 import math
 
 import numpy as np
-
-MASK = (1 << 64) - 1
-
-
-def mixed(x):
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
-    return x ^ (x >> 31)
-
-
-def uniform(seed, place, count):
-    golden = 0x9E3779B97F4A7C15
-    state = mixed((place + seed * golden) & MASK)
-    return [(mixed((state + k * golden) & MASK) >> 40) * 2.0**-24 for k in range(1, count + 1)]
 
 
 def bilinear(image, y, x):

@@ -5,12 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
-from tests.reference import augment as slow
+from tests.reference import image_views as slow
 
-from isobatch.augment import Views, augment, uniform
+from isobatch.augment import Draws, Views, augment
 from isobatch.errors import InputError
 
 OFF = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarize": 0.0, "flip": 0.0, "crop": (1.0, 1.0), "ratio": 1.0}
@@ -20,25 +17,13 @@ def images(n=12, side=9, channels=3):
     return torch.rand(n, channels, side, side, generator=torch.Generator().manual_seed(1))
 
 
-@given(st.integers(0, 2**62), st.integers(0, 2**62), st.integers(1, 5))
-def test_draws_are_those_of_splitmix_in_python_integers(seed, place, count):
-    got = uniform(seed, torch.tensor([place]), count)[0]
-    assert got.tolist() == slow.uniform(seed, place, count)
-
-
-def test_draws_are_uniform_and_independent():
-    u = uniform(5, torch.arange(40_000), 6).double().numpy()
-    assert all(stats.kstest(column, "uniform").pvalue > 1e-3 for column in u.T)
-    mixed = np.column_stack([u[:-1], u[1:], uniform(6, torch.arange(39_999), 2).numpy()])
-    assert np.abs(np.corrcoef(mixed.T) - np.eye(14)).max() < 0.025
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_view_is_that_of_the_slow_twin(channels):
     x, views = images(channels=channels), Views(size=7)
-    got = augment(x, torch.arange(100, 112), 4, views)
+    places, copies = torch.arange(100, 112), torch.full((12,), 3)
+    got, numbers = augment(x, places, 4, views, 3), Draws(4, places, copies).uniform(14)
     for index in range(12):
-        wanted = slow.view(x[index].double().numpy(), slow.uniform(4, 100 + index, 14), vars(views))
+        wanted = slow.view(x[index].double().numpy(), numbers[index].tolist(), vars(views))
         assert np.abs(got[index].numpy() - wanted).max() < 2e-5, index
 
 
@@ -49,6 +34,7 @@ def test_micro_batches_and_order_do_not_change_a_view():
     torch.testing.assert_close(augment(x[shuffled], places[shuffled], 0, Views(size=9)), whole[shuffled])
     assert not torch.allclose(augment(x, places, 1, Views(size=9)), whole)
     assert not torch.allclose(augment(x, places + 12, 0, Views(size=9)), whole)
+    assert not torch.allclose(augment(x, places, 0, Views(size=9), 1), whole)
 
 
 def test_nothing_switched_on_changes_nothing_and_each_part_does_what_it_says():
