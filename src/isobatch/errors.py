@@ -26,3 +26,18 @@ class NonFiniteError(IsobatchError, ArithmeticError):
         super().__init__(message)
         self.seen = seen
         self.parameter = parameter
+
+
+class PeerError(IsobatchError):
+    """A node of decentralized training is gone or silent; this node's weights are those of its last whole step.
+
+    Args:
+        message: who, at which step, and what to do.
+        node: the lost node, None where it is not known.
+        step: steps that were complete.
+    """
+
+    def __init__(self, message: str, node: int | None = None, step: int = 0):
+        super().__init__(message)
+        self.node = node
+        self.step = step

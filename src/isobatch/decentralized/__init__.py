@@ -1,8 +1,12 @@
 """Decentralized training: each node averages with its neighbours alone; one update, real processes or virtual nodes."""
 
+from isobatch.decentralized.flat import consensus_distance as consensus_distance
+from isobatch.decentralized.flat import relative_error as relative_error
 from isobatch.decentralized.methods import METHODS as METHODS
 from isobatch.decentralized.methods import Method as Method
 from isobatch.decentralized.methods import find as find
+from isobatch.decentralized.neighbourhood import Incident as Incident
+from isobatch.decentralized.optimizer import Decentralized as Decentralized
 from isobatch.decentralized.updates import Everyone as Everyone
 from isobatch.decentralized.updates import advance as advance
 from isobatch.decentralized.updates import awc as awc
@@ -15,3 +19,4 @@ from isobatch.decentralized.updates import lars_ratio as lars_ratio
 from isobatch.decentralized.updates import pmsgd as pmsgd
 from isobatch.decentralized.updates import qg as qg
 from isobatch.decentralized.updates import slow_outer as slow_outer
+from isobatch.decentralized.virtual import VirtualNodes as VirtualNodes

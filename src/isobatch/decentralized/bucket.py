@@ -1,0 +1,171 @@
+"""A bucket of parameters: one flat vector that is exchanged while the gradients of the next are still computed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isobatch.decentralized.flat import Layout
+from isobatch.decentralized.mail import Exchange
+from isobatch.decentralized.methods import Method, PmSGDLars
+from isobatch.decentralized.neighbourhood import Neighbourhood
+from isobatch.decentralized.updates import Everyone, Step
+from isobatch.errors import InputError
+
+
+class Bucket:
+    """Parameters of one group that are updated and exchanged together.
+
+    Args:
+        parameters: of one dtype and device.
+        group: their options: lr, momentum, weight_decay.
+        method: its update.
+        place: number of this bucket.
+        count: number of buckets.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], group: dict[str, Any], method: Method, place: int, count: int
+    ):
+        self.parameters: list[Tensor] = list(parameters)
+        self.group, self.method = group, method
+        self.layout = Layout([p.detach() for p in parameters])
+        self.ready: set[int] = set()
+        self.finite = True
+        self._slots = max(1, method.exchanges)
+        self._place, self._exchanges = place, count * self._slots
+        self._installed: dict[str, Tensor] = {}
+        self._step: Step | None = None
+        self._message: Any = None
+        self._sent: Exchange | None = None
+        self._began: tuple[Any, ...] = ()
+        self._used = 0
+
+    @property
+    def started(self) -> bool:
+        """Whether this step's first message is on its way."""
+        return self._step is not None
+
+    def start(self, around: Neighbourhood, state: Mapping[Tensor, Any], count: int) -> None:
+        """Begin the step: gather gradient and state, and send the first message.
+
+        Args:
+            around: the neighbours.
+            state: the optimizer's, by parameter.
+            count: steps before this one.
+
+        Raises:
+            InputError: a learning rate of 0 for a method that divides by it.
+        """
+        gamma = float(self.group["lr"])
+        if self.method.divides and not gamma > 0:
+            raise InputError(f"lr={gamma} must be above 0: {self.method.name} divides by it")
+        x, self._used = _flat([p.detach() for p in self.parameters]), 0
+        self._gradient = torch.empty_like(x)
+        if not self.method.early:
+            self._gather(x, around)
+        scale, decay = None, self.group["weight_decay"]
+        if isinstance(self.method, PmSGDLars):
+            scale = self.layout.lars(self.method.trust, decay)
+        self._x, self._lr = x, gamma
+        self._step = self.method.step(x, self._state(x, state), self._gradient, gamma, count, scale)
+        self._post(around, count, next(self._step))
+
+    def finish(self, around: Neighbourhood, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """End the step.
+
+        Args:
+            around: the neighbours.
+            count: steps before this one.
+
+        Returns:
+            New weights and state, flat; nothing is written yet.
+
+        Raises:
+            InputError: gradients or learning rate changed after they were sent.
+            PeerError: a neighbour is lost.
+        """
+        step = self._step
+        assert step is not None
+        if self.method.early:
+            self._gather(self._x, around)
+        elif [_version(p) for p in self.parameters] != self._versions or self._lr != float(self.group["lr"]):
+            raise InputError(
+                "gradients or lr changed between backward and step, after they were sent; to clip or unscale "
+                "gradients give overlap=False"
+            )
+        while True:
+            if isinstance(self._message, Everyone):
+                answer = around.mean(self._message.value, count)
+            else:
+                answer = around.receive(self._message, self._sent, count)
+            try:
+                self._post(around, count, step.send(answer))
+            except StopIteration as end:
+                return end.value
+
+    def abandon(self) -> None:
+        """Forget the step that was begun."""
+        self._step, self._message, self._sent = None, None, None
+        self.ready.clear()
+
+    def write(self, x: Tensor, values: Mapping[str, Tensor], state: dict[Tensor, Any]) -> None:
+        """Write the result of a step into the parameters and the optimizer's state.
+
+        Args:
+            x: weights, flat.
+            values: state by slot, flat.
+            state: the optimizer's, by parameter.
+        """
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.layout.split(x))
+        self._installed = dict(values)
+        views = {slot: self.layout.split(value) for slot, value in values.items()}
+        for place, parameter in enumerate(self.parameters):
+            state[parameter] = {slot: parts[place] for slot, parts in views.items()}
+
+    def flat(self) -> Tensor:
+        """Return the present weights as one vector."""
+        return _flat([p.detach() for p in self.parameters])
+
+    def _post(self, around: Neighbourhood, count: int, message: Any) -> None:
+        self._message = message
+        if not isinstance(message, Everyone):
+            slot = self._place * self._slots + self._used
+            self._sent = around.send(message, count, slot, self._exchanges)
+            self._used += 1
+
+    def _gather(self, x: Tensor, around: Neighbourhood) -> None:
+        """Fill in the gradient of the node, decay included; LARS adds its own."""
+        self._versions = [_version(p) for p in self.parameters]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters]
+        torch._foreach_copy_(self.layout.split(self._gradient), grads)
+        self.finite = bool(torch.isfinite(self._gradient).all())
+        around.within(self._gradient)
+        if self.group["weight_decay"] and not isinstance(self.method, PmSGDLars):
+            self._gradient.add_(x, alpha=self.group["weight_decay"])
+
+    def _state(self, x: Tensor, state: Mapping[Tensor, Any]) -> dict[str, Tensor]:
+        """Return the state by slot; flattened again where somebody loaded another one."""
+        kept = [state.get(p) or {} for p in self.parameters]
+        if not all(slot in entry for entry in kept for slot in self.method.slots):
+            return self.method.start(x)
+        return {slot: self._flattened(slot, [entry[slot] for entry in kept], x) for slot in self.method.slots}
+
+    def _flattened(self, slot: str, parts: list[Tensor], x: Tensor) -> Tensor:
+        installed = self._installed.get(slot)
+        if installed is not None:
+            views = self.layout.split(installed)
+            if all(view.data_ptr() == part.data_ptr() for view, part in zip(views, parts, strict=True)):
+                return installed
+        return _flat([part.to(x) for part in parts])
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _version(parameter: Tensor) -> tuple[int, int]:
+    grad = parameter.grad
+    return (0, 0) if grad is None else (id(grad), grad._version)

@@ -1,0 +1,177 @@
+"""Virtual nodes: the parameters of all nodes stacked along one axis in one process, trained by the same updates."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from isobatch.decentralized.flat import Layout, consensus_distance, relative_error
+from isobatch.decentralized.methods import Method, PmSGDLars, find
+from isobatch.decentralized.updates import advance
+from isobatch.errors import InputError
+from isobatch.topologies import Topology
+from isobatch.units import finite
+
+
+class VirtualNodes:
+    """n nodes of decentralized training in one process, exact and deterministic.
+
+    Every node has its own weights and its own batch; gradients come from one vmapped call, exchanges are products with
+    the mixing matrix. All nodes start at the model's weights.
+
+    Args:
+        model: gives the architecture and the first weights; it is not trained itself. No batch norm: its running
+            statistics have no node axis.
+        loss: (net, batch) -> mean loss of a node's batch, a scalar tensor.
+        topology: who averages with whom.
+        method: name of a method, or a method.
+        lr: gamma.
+        momentum: beta, where the method is given by name.
+        weight_decay: coupled L2, added to the gradient.
+
+    Raises:
+        InputError: no such method, a topology that it cannot use, a setting out of range, or batch norm.
+
+    Example:
+        >>> from isobatch.topologies import ring
+        >>> nodes = VirtualNodes(nn.Linear(2, 1), lambda net, x: net(x).square().mean(), ring(4), lr=0.1)
+        >>> nodes.step(torch.ones(4, 3, 2)).shape
+        torch.Size([4])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor],
+        topology: Topology,
+        method: str | Method = "decentlam",
+        *,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ):
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+            raise InputError("virtual nodes cannot hold batch norm; use group or layer norm, or real processes")
+        self.topology, self.lr = topology, finite("lr", lr, 0)
+        self.weight_decay = finite("weight_decay", weight_decay, 0)
+        self.method = find(method, momentum)
+        self.method.check(topology)
+        self._model, self._loss = model, loss
+        parameters = dict(model.named_parameters())
+        self._names, first = list(parameters), [value.detach() for value in parameters.values()]
+        self.layout = Layout(first)
+        self.weights = torch.cat([value.reshape(-1) for value in first]).repeat(topology.size, 1)
+        self.state = self.method.start(self.weights)
+        self.steps = 0
+        self._matrices = {}
+        self._scale = None
+        if isinstance(self.method, PmSGDLars):
+            self._scale = self.layout.lars(self.method.trust, self.weight_decay)
+
+    @property
+    def size(self) -> int:
+        """Number of nodes."""
+        return self.topology.size
+
+    def step(self, batch: Any, lr: float | None = None) -> Tensor:
+        """Take one step on every node.
+
+        Args:
+            batch: tensors (or a tuple of them) [nodes, samples, ...]; the global batch is their sum.
+            lr: gamma of this step; the one given at the start otherwise.
+
+        Returns:
+            Each node's loss before the step [nodes].
+
+        Raises:
+            InputError: a learning rate of 0 for a method that divides by it.
+        """
+        gamma = self.lr if lr is None else lr
+        if self.method.divides and not gamma > 0:
+            raise InputError(f"lr={gamma} must be above 0: {self.method.name} divides by it")
+        g, losses = self.gradient(batch)
+        if self.weight_decay and self._scale is None:
+            g = g + self.weight_decay * self.weights
+        step = self.method.step(self.weights, self.state, g, gamma, self.steps, self._scale)
+        self.weights, self.state = advance(step, self.mix, lambda z: z.mean(0, keepdim=True).expand_as(z))
+        self.steps += 1
+        return losses
+
+    def gradient(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return every node's gradient at its own weights.
+
+        Args:
+            batch: as in `step`.
+
+        Returns:
+            Gradients [nodes, size] and losses [nodes].
+        """
+
+        def of_node(parameters: dict[str, Tensor], part: Any) -> Tensor:
+            return self._loss(lambda *inputs: functional_call(self._model, parameters, inputs), part)
+
+        stacked = dict(zip(self._names, self.layout.split(self.weights), strict=True))
+        gradients, losses = vmap(grad_and_value(of_node), randomness="different")(stacked, batch)
+        flat = [gradients[name].reshape(self.size, -1) for name in self._names]
+        return torch.cat(flat, dim=1), losses
+
+    def mix(self, z: Tensor) -> Tensor:
+        """Return W z for the present step.
+
+        Args:
+            z: values [nodes, size].
+
+        Returns:
+            Averages over neighbours [nodes, size].
+        """
+        place = self.steps % self.topology.period
+        if place not in self._matrices:
+            self._matrices[place] = torch.tensor(self.topology.at(place).dense(), dtype=z.dtype, device=z.device)
+        return self._matrices[place] @ z
+
+    def average(self) -> Tensor:
+        """Return the exact mean of the nodes' weights [size]."""
+        return self.weights.mean(0)
+
+    def consensus_distance(self) -> float:
+        """Return `consensus_distance` of the nodes' weights."""
+        return consensus_distance(self.weights)
+
+    def bias(self, reference: Tensor) -> float:
+        """Return the nodes' relative squared distance to a known solution.
+
+        Args:
+            reference: x* [size].
+
+        Returns:
+            mean_i |x_i - x*|**2 / |x*|**2.
+        """
+        return relative_error(self.weights, reference)
+
+    @contextmanager
+    def applied(self, node: int | None = None) -> Generator[nn.Module]:
+        """Give the model the exact average, or one node's weights, inside the block.
+
+        Args:
+            node: whose weights; None for the average.
+
+        Yields:
+            nn.Module: The model; its own weights come back afterwards.
+        """
+        parameters = list(self._model.parameters())
+        before = [parameter.detach().clone() for parameter in parameters]
+        chosen = self.layout.split(self.average() if node is None else self.weights[node])
+        try:
+            _copy(parameters, chosen)
+            yield self._model
+        finally:
+            _copy(parameters, before)
+
+
+def _copy(to: list[nn.Parameter], values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(to, values, strict=True):
+            parameter.copy_(value)
