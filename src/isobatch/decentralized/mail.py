@@ -191,9 +191,24 @@ class Mail:
         """
         return self._excuses.get(peer, -math.inf) >= since
 
-    def close(self) -> None:
-        """Say goodbye, and let the waiting threads end."""
+    def flush(self, timeout: float) -> None:
+        """Wait until what was sent has been read; a process that ends before takes it along.
+
+        Args:
+            timeout: seconds to wait at most.
+        """
+        deadline = time.monotonic() + timeout
+        for receipt in self._sending:
+            receipt.done.wait(max(0.0, deadline - time.monotonic()))
+
+    def close(self, timeout: float = 0.0) -> None:
+        """Say goodbye, and let the waiting threads end.
+
+        Args:
+            timeout: seconds to wait for messages to be read.
+        """
         self.excuse(self._excuses, _BYE)
+        self.flush(timeout)
         for waiting in self._queues.values():
             waiting.put(None)
         self._queues.clear()

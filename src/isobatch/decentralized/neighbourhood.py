@@ -220,6 +220,7 @@ class Neighbourhood:
                 found = self._collected(self.mail.post(value, tag, others, ()), step)
                 whole_mean = torch.stack([value, *found.values()]).mean(0)
                 self.mail.post(whole_mean, tag, (), self._ranks(list(found)))
+                self.mail.flush(self.timeout)
                 return whole_mean
             rank = self._ranks([root])
             self.mail.post(value, tag, (), rank)

@@ -210,8 +210,8 @@ class Decentralized(torch.optim.Optimizer):
         return {"consensus": consensus, **sent, **counts, "stale": float(mail.stale), "skipped": float(self.skipped)}
 
     def close(self) -> None:
-        """Let the threads that wait for messages end."""
-        self.neighbourhood.mail.close()
+        """Wait until the neighbours have read what was sent to them; call it before the process ends."""
+        self.neighbourhood.mail.close(self.neighbourhood.timeout)
 
     def _start(self, upto: int) -> None:
         for bucket in self.buckets[:upto]:
