@@ -22,6 +22,7 @@ SHIPPED = {
     "digits-lstm": "isobatch.tasks.digits:make_lstm",
     "dino": "isobatch.tasks.dino:make",
     "polyak": "isobatch.tasks.polyak:make",
+    "pseudo-label": "isobatch.tasks.speech.task:make",
     "quadratic": "isobatch.tasks.quadratic:make",
     "text": "isobatch.tasks.text:make",
     "text-lstm": "isobatch.tasks.text:make_lstm",

@@ -40,7 +40,7 @@ class Recogniser(nn.Module):
 
         Features have shape (batch, frames, bands) and are 0 beyond each of `lengths`.
         """
-        x = F.gelu(self.conv1(features.transpose(1, 2)))
+        x = F.gelu(self.conv1(features.to(self.head.weight.dtype).transpose(1, 2)))
         lengths = (lengths + STRIDE - 1) // STRIDE
         valid = torch.arange(x.shape[2], device=x.device) < lengths[:, None]
         # the bias has filled the padding, which the second convolution must not see

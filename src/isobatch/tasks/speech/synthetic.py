@@ -20,7 +20,7 @@ from isobatch.tasks.speech.espeak import speak
 from isobatch.tasks.speech.features import log_mel
 from isobatch.tasks.speech.utterances import Utterances, quantise, restore
 
-_WORDS = "zero one two three four five six seven eight nine yes no up down left right on off stop go"
+_WORDS = "zero one two three four five six seven eight nine yes no stop go"
 ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-us-nyc", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
 _VARIANTS = (
     "Alex Andrea Andy Annie AnxiousAndy Denis Diogo Gene Gene2 Henrique Hugo Jacky Lee Marco Mario Michael Mike "
@@ -50,8 +50,8 @@ class Sizes:
 
     labelled: int = 512
     unlabelled: int = 1536
-    dev: int = 64
-    test: int = 256
+    dev: int = 96
+    test: int = 384
     labelled_voices: int = 4
     dev_voices: int = 8
     test_voices: int = 16
@@ -61,7 +61,7 @@ Phrase = tuple[str, str, int, int]
 
 
 def phrases(sizes: Sizes, seed: int) -> dict[str, list[Phrase]]:
-    """Return what is said by whom: two or three words, any speed from 140 to 200 words a minute.
+    """Return what is said by whom: one or two words, any speed from 140 to 200 words a minute.
 
     Args:
         sizes: of the parts.
@@ -89,7 +89,7 @@ def phrases(sizes: Sizes, seed: int) -> dict[str, list[Phrase]]:
     ):
         found[part] = [
             (
-                " ".join(chance.choices(WORDS, k=chance.randint(2, 3))),
+                " ".join(chance.choices(WORDS, k=chance.randint(1, 2))),
                 f"{chance.choice(accents)}+{chance.choice(voices)}",
                 chance.randint(140, 200),
                 chance.randint(25, 75),

@@ -67,6 +67,15 @@ class Utterances:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def __add__(self, other: "Utterances") -> "Utterances":
+        whole = Utterances.__new__(Utterances)
+        whole.texts, whole.voices = self.texts + other.texts, self.voices + other.voices
+        whole.lengths = torch.cat((self.lengths, other.lengths))
+        whole.frames = torch.cat((self.frames, other.frames))
+        whole.starts = whole.lengths.cumsum(0) - whole.lengths
+        whole.targets = self.targets + other.targets
+        return whole
+
     def batch(self, indices: torch.Tensor, labelled: torch.Tensor | None = None) -> Batch:
         """Return utterances as a padded batch.
 

@@ -1,0 +1,1 @@
+"""The pseudo-label study: continual pseudo-labelling at other batches, with the EMA rule and without."""

@@ -1,0 +1,88 @@
+"""How the study's claims are judged from its rows."""
+
+from typing import Any
+
+from isobatch.studies.claims import Outcome, as_dict, claims, outcome
+from isobatch.studies.pseudo_label.grid import AGAIN, SUPERVISED
+
+NAME = "pseudo-label"
+Row = dict[str, Any]
+
+
+def judge_claims(rows: list[Row], seeds: int, part: dict[str, Any]) -> list[dict[str, Any]]:
+    """Compute `held` of every claim from the criteria.
+
+    Args:
+        rows: one an arm, the reference first.
+        seeds: that were run.
+        part: grid or quick of the criteria, which says what arms there must be.
+
+    Returns:
+        Outcomes as plain values; None where arms that a criterion takes are missing.
+    """
+    known = claims(NAME)
+    judged = {
+        "rule-same": _all(rows, part, "rule", "square root", "SAME"),
+        "invariant-same": _all(rows, part, "rule", "invariant", "SAME"),
+        "unscaled-different": _unscaled(rows, part),
+        "progressive-mends": _mends(rows, part),
+        "labels-help": _help(rows),
+        "control-same": _control(rows),
+    }
+    found: list[Outcome] = []
+    for name, claim in known.items():
+        held, evidence = judged[name.partition("/")[2]]
+        found.append(outcome(claim, seeds, held, evidence))
+    return as_dict(found)
+
+
+def _picked(rows: list[Row], kind: str, form: str) -> list[Row]:
+    return sorted((row for row in rows if row["kind"] == kind and row["form"] == form), key=lambda row: row["kappa"])
+
+
+def _all(rows: list[Row], part: dict[str, Any], kind: str, form: str, verdict: str) -> tuple[bool | None, str]:
+    found = _picked(rows, kind, form)
+    evidence = ", ".join(f"x{r['kappa']:g} {r['verdicts']['average']} ({r['worst']['average']:+.3f})" for r in found)
+    whole = form in part["forms"] and [row["kappa"] for row in found] == [0.5, 2, 4, 8]
+    held = all(row["verdicts"]["average"] == verdict for row in found) if whole else None
+    return held, evidence or "no such arm was run"
+
+
+def _unscaled(rows: list[Row], part: dict[str, Any]) -> tuple[bool | None, str]:
+    both = [_all(rows, part, "unscaled", form, "DIFFERENT") for form in part["forms"]]
+    text = "; ".join(f"{form}: {evidence}" for form, (_, evidence) in zip(part["forms"], both, strict=True))
+    verdicts = [held for held, _ in both]
+    return (None if None in verdicts else all(verdicts)), text
+
+
+def _mends(rows: list[Row], part: dict[str, Any]) -> tuple[bool | None, str]:
+    """At the largest kappa: the arms that are not SAME from the start, and what switching later makes of them."""
+    most, texts, mended = max(part["kappas"]), [], []
+    for form in part["forms"]:
+        start = [row for row in _picked(rows, "rule", form) if row["kappa"] == most]
+        later = [row for row in _picked(rows, "progressive", form) if row["kappa"] == most]
+        if not start or len(later) < len(part["progressive"]):
+            return None, f"{form}: arms are missing"
+        before = start[0]["verdicts"]["average"]
+        parts = [f"{row['arm']} {row['verdicts']['average']} ({row['worst']['average']:+.3f})" for row in later]
+        texts.append(f"{form} x{most:g} from the start {before} ({start[0]['worst']['average']:+.3f}), {', '.join(parts)}")
+        if before != "SAME":
+            mended.append(any(row["verdicts"]["average"] == "SAME" for row in later))
+    text = "; ".join(texts)
+    return (all(mended), text) if mended else (None, f"nothing to mend: {text}")
+
+
+def _help(rows: list[Row]) -> tuple[bool | None, str]:
+    alone = next((row for row in rows if row["arm"] == SUPERVISED), None)
+    if alone is None:
+        return None, "the supervised arm was not run"
+    mean, low, high = alone["wer_gap"]
+    return low > 0, f"without pseudo-labels the word error rate is {mean:+.1f} points higher [{low:.1f}, {high:.1f}]"
+
+
+def _control(rows: list[Row]) -> tuple[bool | None, str]:
+    again = next((row for row in rows if row["arm"] == AGAIN), None)
+    if again is None:
+        return None, "the reference was not run again"
+    verdict = again["verdicts"]["average"]
+    return verdict == "SAME", f"the reference in another order: {verdict} ({again['worst']['average']:+.3f})"
