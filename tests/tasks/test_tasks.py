@@ -5,20 +5,28 @@ from copy import deepcopy
 import pytest
 import torch
 from tests.recipes import recipe
+from tests.tasks.speech import small
 from torch import nn
 
 from isobatch.errors import InputError
 from isobatch.tasks import SHIPPED, Lesson, Run, TensorSamples, find, make_run
 from isobatch.tasks.folds import digits
+from isobatch.tasks.speech import pools
 from isobatch.tasks.text import corpus
 
 SIZES = {
     "a2c-cartpole": 500, "autoencoder": 1437, "digits": 1437, "digits-cnn": 1437, "digits-lstm": 1437, "quadratic": 256,
     "text": 8192, "text-lstm": 8192, "vae": 1437, "byol": 124, "dino": 124, "polyak": 124,
+    "pseudo-label": small.SLOTS,
 }  # fmt: skip
 GLYPHS = {"data": "glyphs", "side": 8, "frames": 124, "width": 8, "stages": 2, "hidden": 8}
-OPTIONS = {"byol": GLYPHS, "dino": GLYPHS, "polyak": GLYPHS}
+OPTIONS = {"byol": GLYPHS, "dino": GLYPHS, "polyak": GLYPHS, "pseudo-label": small.OPTIONS}
 tasks = pytest.mark.parametrize("name", SHIPPED)
+
+
+@pytest.fixture(autouse=True)
+def noise_for_speech(monkeypatch):
+    monkeypatch.setattr(pools, "corpus", small.corpus)
 
 
 def made(name, seed=0, **options):

@@ -14,7 +14,7 @@ TINY = Sizes(labelled=6, unlabelled=8, dev=3, test=4)
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("ISOBATCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ISOBATCH_DATA", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 

@@ -65,7 +65,9 @@ def _mends(rows: list[Row], part: dict[str, Any]) -> tuple[bool | None, str]:
             return None, f"{form}: arms are missing"
         before = start[0]["verdicts"]["average"]
         parts = [f"{row['arm']} {row['verdicts']['average']} ({row['worst']['average']:+.3f})" for row in later]
-        texts.append(f"{form} x{most:g} from the start {before} ({start[0]['worst']['average']:+.3f}), {', '.join(parts)}")
+        texts.append(
+            f"{form} x{most:g} from the start {before} ({start[0]['worst']['average']:+.3f}), {', '.join(parts)}"
+        )
         if before != "SAME":
             mended.append(any(row["verdicts"]["average"] == "SAME" for row in later))
     text = "; ".join(texts)

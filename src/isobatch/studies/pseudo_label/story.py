@@ -84,7 +84,17 @@ def html(data: dict[str, Any]) -> str:
     Returns:
         Self-contained HTML.
     """
-    head = ["arm", "steps", "averaged", "worst gap", "raw", "WER averaged", "against the reference", "start", "collapsed"]
+    head = [
+        "arm",
+        "steps",
+        "averaged",
+        "worst gap",
+        "raw",
+        "WER averaged",
+        "against the reference",
+        "start",
+        "collapsed",
+    ]
     table = [head]
     for row in data["rows"]:
         verdicts = row.get("verdicts", {"average": "", "raw": ""})
@@ -97,8 +107,9 @@ def html(data: dict[str, Any]) -> str:
         table.append([*cells, _words(row["wer"]["average"], ".1f"), gap, start, ends])
     notes = [
         f"Data: {data['data']['data']}. No evidence about human speech.",
-        f"Gaps are in log held-out CTC loss; the margin is {data['margin']:g}. Word error rates are in percent at the end "
-        "of the run, with 95% intervals over seeds. A run has collapsed when its teacher says nothing or nothing right.",
+        f"Gaps are in log held-out CTC loss; the margin is {data['margin']:g}. Word error rates are in percent at the "
+        "end of the run, with 95% intervals over seeds.",
+        "A run has collapsed when its teacher says nothing, or nothing right.",
     ]
     sections = [
         report.Section("Word error rate over the run", notes, [], [("curves", figure(data))]),

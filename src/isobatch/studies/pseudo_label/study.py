@@ -104,7 +104,7 @@ def _row(arm: layout.Arm, curves: dict[str, list[Curve]], margin: float, places:
 
 
 def collapsed(curve: Curve) -> bool:
-    """Return whether pseudo-labelling has collapsed: it began, and at the end the teacher says nothing, or nothing right.
+    """Return whether pseudo-labelling has collapsed: it began, and the teacher ends with nothing said or nothing right.
 
     Args:
         curve: of a run.

@@ -79,8 +79,8 @@ def pools(settings: Recipe) -> Pools:
 
     Args:
         settings: options.share of pseudo-labelled samples (0.5). With options.folder, LibriSpeech: the splits are
-            options.labelled_split, unlabelled_split, dev_split and test_split, options.limit recordings of each. Without
-            it the synthetic corpus: options by the names of `Sizes`, and options.corpus_seed (0).
+            options.labelled_split, unlabelled_split, dev_split and test_split, options.limit recordings of each.
+            Without it the synthetic corpus: options by the names of `Sizes`, and options.corpus_seed (0).
 
     Returns:
         The pools.

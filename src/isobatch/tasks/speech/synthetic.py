@@ -142,12 +142,12 @@ def fingerprint(parts: Mapping[str, Utterances]) -> str:
 
 
 def cache_folder() -> Path:
-    """Return where made corpora are kept: $ISOBATCH_CACHE, or isobatch in the user's cache.
+    """Return where made corpora are kept: $ISOBATCH_DATA, or isobatch in the user's cache folder.
 
     Returns:
         A folder; it need not exist.
     """
-    own = os.environ.get("ISOBATCH_CACHE")
+    own = os.environ.get("ISOBATCH_DATA")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(own) if own else Path(base) / "isobatch"
 

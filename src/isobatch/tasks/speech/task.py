@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isobatch.augment import uniform
+from isobatch.augment import Draws
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, device_of, seeded
@@ -107,7 +107,7 @@ def make(settings: Recipe, seed: int) -> Run:
         batch = data.batch(slots.cpu(), mixed).to(device_of(net))
         if mixed:
             pseudo_label(lesson.teacher, batch)
-        scores, lengths = net(masked(batch, uniform(masks, lesson.places, 4)), batch.lengths)
+        scores, lengths = net(masked(batch, Draws(masks, lesson.places).uniform(4).float()), batch.lengths)
         return per_utterance(scores, lengths, batch).mean()
 
     def metrics(net: nn.Module) -> dict[str, float]:
