@@ -31,6 +31,15 @@ CASES = {
     "lars": {"optimizer": {"name": "lars", "lr": 2.0, "momentum": 0.9, "weight_decay": 0.01}},
     "lamb": {"optimizer": {"name": "lamb", "lr": 0.01, "weight_decay": 0.1, "eps": 1e-6}},
     "adamp": {"optimizer": {"name": "adamp", "lr": 1e-3, "weight_decay": 0.1}},
+    "autowu": {
+        "optimizer": {"name": "adamp", "lr": 1.0},
+        "schedule": {"length": "2400 samples", "shape": "autowu", "search": {"tests": "48 samples"}},
+    },
+    "autowu, rollback": {
+        "batch": {"size": 12},
+        "optimizer": {"name": "sgd", "lr": 30.0, "momentum": 0.5},
+        "schedule": {"length": "2400 samples", "shape": "autowu", "search": {"tests": "24 samples", "rollback": True}},
+    },
     "legw": {
         "rules": {"lr": "legw"},
         "schedule": {"length": "2400 samples", "warmup": "400 samples", "shape": "cosine"},

@@ -51,7 +51,7 @@ def optimizer_rows(recipe: Recipe, old: Settings, new: Settings, kappa: float) -
     o, kinds = recipe.optimizer, recipe.rules
     family = rules.FAMILIES[o.name]
     rule, sample_clock = _lr_rule(recipe), kinds.momentum == "sample-clock"
-    scales_momentum = o.momentum > 0 and sample_clock
+    scales_momentum = o.momentum > 0 and sample_clock and rule is not lr_rules.SEARCHED
     formula = f"{rule.formula} * (1-mu')/(1-mu)" if scales_momentum else rule.formula
     yield make_row("optimizer.lr", old.lr, new.lr, rule, _lr_note(recipe, old, new, kappa), formula)
     if o.momentum > 0:
@@ -83,6 +83,8 @@ def optimizer_rows(recipe: Recipe, old: Settings, new: Settings, kappa: float) -
 
 
 def _lr_rule(recipe: Recipe) -> Rule:
+    if recipe.schedule is not None and recipe.schedule.shape == "autowu":
+        return lr_rules.SEARCHED
     family = rules.FAMILIES[recipe.optimizer.name]
     chosen = {
         "auto": family.lr_rule,
@@ -100,6 +102,8 @@ def _lr_note(recipe: Recipe, old: Settings, new: Settings, kappa: float) -> str:
     if recipe.rules.lr == "speed":
         return speed_note(recipe, new.batch)
     family, share = rules.FAMILIES[recipe.optimizer.name], recipe.rules.noise_share
+    if _lr_rule(recipe) is lr_rules.SEARCHED:
+        return ""
     if family.invariant:
         return "no regime is assumed: the second moment is the reference batch's own"
     if family.adaptive and recipe.rules.lr == "noise-aware" and share is not None:

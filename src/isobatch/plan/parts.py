@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from isobatch.plan.search import Search
 from isobatch.rules import FAMILIES, family
 
 
@@ -175,18 +176,29 @@ class Schedule(Part):
     Args:
         length: such as "30 epochs", "20_000 samples", "500 steps" (steps of this recipe's batch).
         warmup: linear warm-up, same form.
-        shape: constant, linear or cosine.
+        shape: constant, linear, cosine, or autowu (see `search`).
         final: learning rate at the end, as a share of lr.
         stair: samples over which the reference held each value; one step of this recipe unless given.
         decay_from: where the decay begins, such as "1 epoch"; the end of the warm-up unless given.
+        search: how autowu looks for the peak.
     """
 
     length: str
     warmup: str = "0 samples"
-    shape: Literal["constant", "linear", "cosine"] = "constant"
+    shape: Literal["constant", "linear", "cosine", "autowu"] = "constant"
     final: StrictFloat = Field(default=0.0, ge=0, le=1)
     stair: StrictFloat | None = Field(default=None, gt=0)
     decay_from: str | None = None
+    search: Search | None = None
+
+    @model_validator(mode="after")
+    def _searches(self) -> Self:
+        if self.shape != "autowu":
+            if self.search is not None:
+                raise ValueError('schedule.search needs schedule.shape = "autowu"; set it, or drop the search')
+        elif self.warmup != "0 samples" or self.final or self.decay_from is not None:
+            raise ValueError("autowu has a warm-up and a decay of its own; drop schedule.warmup, final and decay_from")
+        return self
 
 
 class Average(Part):

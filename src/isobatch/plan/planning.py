@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from isobatch import rules
@@ -77,6 +78,8 @@ def make_plan(
     scaled_batch = _batch(recipe, batch)
     scaled_batch = scaled_batch.model_copy(update={"schedule": scale_stages(recipe, scaled_batch)})
     old, new = base(recipe), scaled(recipe, size, scaled_batch.per_device)
+    if recipe.schedule is not None and recipe.schedule.shape == "autowu":
+        new = replace(new, lr=old.lr)  # the search finds the peak
     kappa = size / recipe.batch.size
     after = write(recipe, new, scaled_batch)
     rows = (_keep(recipe, size), *_namemake_row(recipe, asked), *_rows(recipe, after, old, new, kappa))

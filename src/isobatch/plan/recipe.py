@@ -13,11 +13,12 @@ from isobatch.plan.loading import read_toml, validate
 from isobatch.plan.parts import Average, Batch, BatchNorm, Noise, Optimizer, Part, Rules, Schedule
 from isobatch.plan.plan import Plan
 from isobatch.plan.planning import make_plan
+from isobatch.plan.search import Search
 from isobatch.plan.settings import scaled
 from isobatch.plan.speed import stretch
 from isobatch.plan.stages import batch_stages, span
 from isobatch.rules import legw, scale_decay
-from isobatch.schedules import DecaySchedule, Staircase
+from isobatch.schedules import AutoWU, DecaySchedule, Staircase
 from isobatch.units import batch_ratio, half_life, to_samples
 
 
@@ -64,6 +65,7 @@ class Recipe(Part):
         if self.schedule is not None:
             for _, batch in batch_stages(self):
                 self.staircase(batch)
+            self.search()
         if self.ema is not None:
             horizon = self.half_life
             if self.ema.half_life is not None and not 0 < horizon < math.inf:
@@ -191,11 +193,26 @@ class Recipe(Part):
         return Staircase(
             length=length,
             warmup=warmup,
-            shape=self.schedule.shape,
+            shape="constant" if self.schedule.shape == "autowu" else self.schedule.shape,
             final=self.schedule.final,
             stair=stair,
             decay_from=decay_from,
         )
+
+    def search(self) -> AutoWU | None:
+        """Return a fresh search for the learning rate, None for a recipe whose schedule is fixed.
+
+        Returns:
+            AutoWU before its first step.
+
+        Raises:
+            ValueError: bounds that cannot be kept, or patience longer than the warm-up.
+        """
+        if self.schedule is None or self.schedule.shape != "autowu":
+            return None
+        stairs, part = self.staircase(), self.schedule.search or Search()
+        tests = None if part.tests is None else self.samples(part.tests, "schedule.search.tests")
+        return AutoWU(part.growth(self.optimizer.lr, stairs.length, stairs.stair, tests))
 
     @property
     def half_life(self) -> float:

@@ -47,6 +47,12 @@ LINEAR_CONVENTION = Rule(
     "convention",
     Confidence.CONVENTION,
 )
+SEARCHED = Rule(
+    "eta",
+    "the highest rate that the warm-up tries; the search finds the peak at the new batch",
+    "arXiv 2107.05855",
+    Confidence.CONVENTION,
+)
 KEPT = Rule("eta", "kept because the recipe says so; not an equivalent run", "recipe", Confidence.UNKNOWN)
 
 

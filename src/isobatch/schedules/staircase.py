@@ -80,7 +80,7 @@ class Staircase:
         Returns:
             The mean of the stairs, weighted by their overlap.
         """
-        return _mean(self._value, start, stop, self.stair, self._stairs)
+        return mean_of(self._value, start, stop, self.stair, self._stairs)
 
     def _value(self, index: int) -> float:
         position = index * self.stair
@@ -135,7 +135,7 @@ class DecaySchedule:
             H in samples, from 0 to infinity.
         """
         stairs = max(1, math.ceil(self.length / self.stair))
-        rate = -_mean(self._log_decay, start, stop, self.stair, stairs) / self.stair
+        rate = -mean_of(self._log_decay, start, stop, self.stair, stairs) / self.stair
         return math.inf if rate == 0 else math.log(2) / rate
 
     def _log_decay(self, index: int) -> float:
@@ -144,7 +144,22 @@ class DecaySchedule:
         return -math.inf if decay == 0 else math.log(decay)
 
 
-def _mean(value: Callable[[int], float], start: float, stop: float, stair: float, stairs: int) -> float:
+def mean_of(value: Callable[[int], float], start: float, stop: float, stair: float, stairs: int) -> float:
+    """Return the mean of a step function over the samples [start, stop).
+
+    Args:
+        value: of each stair.
+        start: samples seen before the step.
+        stop: samples seen after it, greater than start.
+        stair: samples of one stair.
+        stairs: how many there are; the last value holds beyond them.
+
+    Returns:
+        The mean, weighted by overlap.
+
+    Raises:
+        InputError: a step without samples.
+    """
     if not stop > start >= 0:
         raise InputError(f"the step [{start:g}, {stop:g}) must hold samples: stop > start >= 0")
     first, last = int(start / stair), math.ceil(stop / stair) - 1

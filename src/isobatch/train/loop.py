@@ -14,13 +14,13 @@ from isobatch.errors import InputError, NonFiniteError
 from isobatch.optimizers import put
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.plan import Recipe, Settings, scaled
-from isobatch.schedules import Staircase
+from isobatch.schedules import AutoWU, Staircase
 from isobatch.tasks import Lesson, Run
 from isobatch.train.device import Device
 from isobatch.train.following import Follower
 from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, Verdict
-from isobatch.train.setup import batches, make_average, make_optimizer, written
+from isobatch.train.setup import batches, make_average, make_optimizer, make_search, written
 from isobatch.train.state import rescale_state
 from isobatch.train.turns import Turns
 from isobatch.train.world import World
@@ -86,6 +86,7 @@ class Trainer:
         self.optimizer = make_optimizer(run.model, recipe, self.world)
         self.average = make_average(run.model, recipe)
         self.average_schedule = recipe.average_schedule()
+        self.search = make_search(recipe, run.model, self.optimizer, self.average, self.world)
         model = self.world.wrap(run.model)
         measured = recipe.noise is not None or recipe.batch.adaptive is not None
         self.follower = Follower(model, self.optimizer, recipe, self.world, len(run.samples)) if measured else None
@@ -150,6 +151,8 @@ class Trainer:
             return Step(size, loss, 0.0, judgement.verdict, judgement.reason)
         lr = self._apply(size)
         self.seen, self.steps, self.skipped_in_a_row = self.seen + size, self.steps + 1, 0
+        if self.search is not None:
+            self.search.observe(loss, self.seen - size, self.seen)
         if self.follower is not None:
             self.follower.applied(self.seen, self.settings(size), lr)
         return Step(size, loss, lr, judgement.verdict)
@@ -238,7 +241,9 @@ class Trainer:
             mean.commit(samples=size)
         return lr
 
-    def _factor(self, size: int) -> Staircase:
+    def _factor(self, size: int) -> Staircase | AutoWU:
+        if self.search is not None:
+            return self.search.rate
         if self.recipe.rules.lr != "legw":
             return self.schedule
         if size not in self._stairs:  # its warm-up moves with the batch

@@ -45,6 +45,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         state["means"] = {name: mean.state_dict() for name, mean in trainer.run.teaching.means.items()}
     if isinstance(trainer.run.samples, Stream):
         state["stream"] = trainer.run.samples.state_dict()
+    if trainer.search is not None:
+        state["search"] = trainer.search.state_dict()
     if trainer.follower is not None:
         state["follower"] = trainer.follower.state_dict()
     return state
@@ -69,6 +71,8 @@ def restore(trainer: Trainer, state: dict[str, Any], own: dict[str, Any] | None 
     load_optimizer(trainer.optimizer, trainer.run.model, state["optimizer"])
     if trainer.average is not None:
         trainer.average.load_state_dict(stored)
+    if trainer.search is not None:
+        trainer.search.load_state_dict(state["search"])
     means = trainer.run.teaching.means if trainer.run.teaching is not None else {}
     if means.keys() != state.get("means", {}).keys():
         raise InputError(f"the checkpoint has running means {sorted(state.get('means', {}))}, the task {sorted(means)}")

@@ -12,6 +12,7 @@ from isobatch.control import BatchSchedule
 from isobatch.errors import InputError
 from isobatch.optimizers import build, ready
 from isobatch.plan import Recipe, Settings
+from isobatch.train.search import RateSearch, copy_of, put_back
 from isobatch.train.world import World
 from isobatch.units import whole
 
@@ -88,6 +89,34 @@ def make_average(model: nn.Module, recipe: Recipe) -> ModelEMA | None:
         return None
     stair = recipe.staircase().stair
     return ModelEMA(model, half_life=recipe.half_life, batch_size=stair, kind=recipe.ema.kind, cadence=recipe.ema.every)
+
+
+def make_search(
+    recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, average: ModelEMA | None, world: World
+) -> RateSearch | None:
+    """Build the recipe's search for a learning rate.
+
+    Args:
+        recipe: its [schedule] may be autowu.
+        model: whose weights go back where the search says so.
+        optimizer: goes back with them.
+        average: goes back with them.
+        world: the processes of the job.
+
+    Returns:
+        The search, None for a recipe whose schedule is fixed.
+    """
+    rate = recipe.search()
+    if rate is None or recipe.schedule is None:
+        return None
+    if recipe.schedule.search is None or not recipe.schedule.search.rollback:
+        return RateSearch(rate, world)
+    return RateSearch(
+        rate,
+        world,
+        lambda: copy_of(model, optimizer, average),
+        lambda found: put_back(found, model, optimizer, average),
+    )
 
 
 def batches(recipe: Recipe, batch_size: int | None = None) -> Callable[[int], int]:
