@@ -55,3 +55,26 @@ def steps(S_min, E_min, B):
         else:
             high = S
     return (low + high) / 2
+
+
+def branch_losses(a, c, eta, B, S, D, factors, marks, alpha, theta=1.0):
+    """Smoothed final E L of branches of SGD at k B with lr k eta, after S samples at B (2505.23971), exactly.
+
+    a: curvatures; c: variance of one sample's gradient; D: samples of a branch, evaluated at `marks` even points.
+    """
+
+    def run(m, v, lr, batch, samples):
+        for _ in range(round(samples / batch)):
+            m, v = (1 - lr * a) * m, (1 - lr * a) ** 2 * v + lr**2 * c / batch
+        return m, v
+
+    m, v = run(np.full(len(a), theta), np.zeros(len(a)), eta, B, S)
+    found = []
+    for k in factors:
+        mk, vk, L = m, v, []
+        for _ in range(marks):
+            mk, vk = run(mk, vk, k * eta, k * B, D / marks)
+            L.append((a * (mk**2 + vk)).sum() / 2)
+        weight = np.array([alpha ** (marks - 1 - i) for i in range(marks)])
+        found.append(float((weight * L).sum() / weight.sum()))
+    return found

@@ -1,12 +1,14 @@
 """The critical batch, measured directly: sweeps, branches, and the advice that follows."""
 
 from isobatch.critical.advising import Advice, Option, advise
+from isobatch.critical.branching import Branching, branch
 from isobatch.critical.hyperbola import Hyperbola, Interval, fit
 from isobatch.critical.machine import Network, StepTime, fit_steps
 from isobatch.critical.sweeping import Goal, Point, Sweep, sweep
 
 __all__ = [
     "Advice",
+    "Branching",
     "Goal",
     "Hyperbola",
     "Interval",
@@ -16,6 +18,7 @@ __all__ = [
     "StepTime",
     "Sweep",
     "advise",
+    "branch",
     "fit",
     "fit_steps",
     "sweep",

@@ -69,12 +69,24 @@ def at(recipe: Recipe, batch: int, lr: float) -> Recipe:
     Returns:
         The recipe of a run.
     """
-    whole = recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"schedule": None}), "ema": None})
-    made, o = whole.at(batch).recipe, recipe.optimizer
+    made, o = plain_recipe(recipe).at(batch).recipe, recipe.optimizer
     decay = scale_weight_decay(o.weight_decay, batch / recipe.batch.size, o.lr, lr, o.coupling)
     constant = Schedule(length=f"{batch} {recipe.batch.unit}")
     optimizer = made.optimizer.model_copy(update={"lr": lr, "weight_decay": decay})
     return made.model_copy(update={"optimizer": optimizer, "schedule": constant})
+
+
+def plain_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe without what chooses a batch, measures noise on the way or averages weights.
+
+    Args:
+        recipe: the recipe.
+
+    Returns:
+        The recipe of a measurement's runs.
+    """
+    batch = recipe.batch.model_copy(update={"schedule": None, "adaptive": None})
+    return recipe.model_copy(update={"batch": batch, "noise": None, "critical": None, "ema": None})
 
 
 def stops(limit: int) -> list[int]:
@@ -111,7 +123,7 @@ def train(trial: Trial) -> Track:
 
     trainer = Trainer(make_run(trial.recipe, trial.seed), trial.recipe, order_seed=trial.seed)
     size = trial.recipe.batch.size
-    values = [_measure(trainer.run.evaluate(), trial.metric)]
+    values = [measured(trainer.run.evaluate(), trial.metric)]
     track = Track(size, trial.recipe.optimizer.lr, trial.seed, [0], values)
     for step in stops(trial.limit):
         try:
@@ -120,7 +132,7 @@ def train(trial: Trial) -> Track:
         except NonFiniteError as error:
             track.stopped = str(error)
             return track
-        value = _measure(trainer.run.evaluate(), trial.metric)
+        value = measured(trainer.run.evaluate(), trial.metric)
         track.steps.append(trainer.steps)
         values.append(value)
         if not math.isfinite(value) or (trial.metric == "loss" and value > _LOST * values[0]):
@@ -189,11 +201,23 @@ def file_name(trial: Trial) -> str:
     Returns:
         A hash of everything that decides it.
     """
-    recipe = trial.recipe.model_dump(mode="json")
+    recipe = trial.recipe.model_dump(mode="json", exclude_defaults=True)
     return hashed("sweep", recipe, trial.seed, trial.goal, trial.metric, trial.smoothing, trial.limit)
 
 
-def _measure(metrics: dict[str, float], metric: str) -> float:
+def measured(metrics: dict[str, float], metric: str) -> float:
+    """Return one metric of an evaluation.
+
+    Args:
+        metrics: what the task measured.
+        metric: the one that is wanted.
+
+    Returns:
+        Its value.
+
+    Raises:
+        InputError: the task does not measure it.
+    """
     if metric not in metrics:
         raise InputError(f"metric={metric!r} is not measured by the task; it has {', '.join(metrics)}")
     return metrics[metric]

@@ -77,3 +77,30 @@ def sweep_sentence(metric: str, goal: float, fit: Hyperbola | None, points: int,
         f"{where}: critical batch {plain(fit.critical.value)} {unit} ({interval}); at least "
         f"{plain(fit.steps.value)} steps or {plain(fit.samples.value)} {unit}, twice either at the critical batch"
     )
+
+
+def branch_sentence(
+    unit: str, seen: int, batches: tuple[int, int, int], seeds: int, tolerance: float, metric: str, *, largest: bool
+) -> str:
+    """Return what branched training found.
+
+    Args:
+        unit: what the clock counts.
+        seen: samples at which the branches began.
+        batches: the largest within the tolerance, and the ends of its interval.
+        seeds: that were run.
+        tolerance: in the metric.
+        metric: that was compared.
+        largest: whether no larger batch was tried.
+
+    Returns:
+        A sentence.
+    """
+    batch, low, high = batches
+    interval = f" ({low:,} to {high:,} over {seeds} seeds)" if seeds > 1 else ""
+    found = f"from {seen:,} {unit} on, batch {batch:,}{interval} is the largest within {tolerance:g} in {metric}"
+    return (
+        found
+        + " of every smaller one"
+        + ("; no larger one was tried, so the critical batch is at least that" if largest else "")
+    )

@@ -1,0 +1,232 @@
+"""Branched training: from one state of a run, go on at larger batches by the plan, and see where the loss suffers."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isobatch.critical.tree import MARKS, Leaves, Tree, file_name, grow
+from isobatch.critical.trial import plain_recipe, smoothed
+from isobatch.critical.words import branch_sentence
+from isobatch.errors import InputError
+from isobatch.plan import Recipe
+from isobatch.units import finite, whole
+from isobatch.verify.cells import run_all
+from isobatch.verify.workers import processes
+
+_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Branching:
+    """What branched training found.
+
+    Args:
+        recipe: of the trunk.
+        metric: that was compared.
+        start: samples at which the branches began.
+        span: samples of each.
+        factors: k of each branch; its batch is k times the recipe's.
+        losses: smoothed last value of each branch, by factor and seed; infinite where it was lost.
+        batch: k*B, the largest batch within the tolerance of all smaller ones.
+        low: lower end of its interval over seeds.
+        high: upper end of its interval over seeds.
+        largest: whether it is the largest that was tried, so that the critical batch may lie beyond.
+        tolerance: what counts as no worse.
+        level: coverage of the interval.
+        seeds: trunks, or orders from one checkpoint.
+        sentence: the same in words.
+    """
+
+    recipe: Recipe
+    metric: str
+    start: int
+    span: int
+    factors: tuple[int, ...]
+    losses: tuple[tuple[float, ...], ...]
+    batch: int
+    low: int
+    high: int
+    largest: bool
+    tolerance: float
+    level: float
+    seeds: int
+    sentence: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain values."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "recipe"}
+        return {
+            "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
+            "unit": self.recipe.batch.unit,
+            **found,
+        }
+
+
+def branch(
+    recipe: Recipe,
+    *,
+    start: int | None = None,
+    span: int,
+    factors: Sequence[int] = (1, 2, 4, 8, 16),
+    seeds: int = 5,
+    tolerance: float = 0.01,
+    smoothing: float = 0.5,
+    metric: str = "loss",
+    checkpoint: Path | None = None,
+    out: Path | None = None,
+    workers: int | None = None,
+    budget: float | None = None,
+    level: float = 0.95,
+    on_estimate: Callable[[float, int], None] | None = None,
+    on_done: Callable[[Leaves], None] | None = None,
+) -> Branching:
+    """Find the largest batch at which a run may go on without losing quality for the same samples.
+
+    From one state, every branch trains `span` samples at k times the batch, with settings and optimizer state moved
+    by the plan's rules. k* is the largest k whose smoothed metric is within the tolerance of every smaller k's. The
+    interval resamples seeds.
+
+    Args:
+        recipe: with a task and a schedule.
+        start: samples of the trunk; where `checkpoint` is given it says itself.
+        span: samples of every branch, at least 8 steps of the largest batch.
+        factors: k, from 1 on.
+        seeds: trunks to train; from a checkpoint, sample orders.
+        tolerance: absolute, in the metric: 0.01 in the paper's loss.
+        smoothing: share of the old in the average over 8 evaluations of a branch.
+        metric: "loss" should fall, any other rise.
+        checkpoint: folder of a run's checkpoints, as `isobatch train --out DIR` writes to DIR/checkpoints.
+        out: folder whose `cells` keep finished trees.
+        workers: processes, one a core unless given.
+        budget: seconds after which no further tree is begun.
+        level: coverage of the interval.
+        on_estimate: called with seconds (0: unknown) and the number of trees.
+        on_done: called with each finished tree.
+
+    Returns:
+        The critical batch by branching, with its interval.
+
+    Raises:
+        InputError: values out of range, a span too short, or a budget that ended before any tree.
+
+    References:
+        arXiv 2505.23971 (Merrill et al.).
+    """
+    kinds, count = _factors(factors), whole("seeds", seeds)
+    finite("tolerance", tolerance, 0)
+    finite("smoothing", smoothing, 0, 1, open_high=True)
+    finite("level", level, 0, 1, open_low=True, open_high=True)
+    _check(recipe, kinds, whole("span", span), start, checkpoint)
+    place = None if checkpoint is None else str(checkpoint.resolve())
+    trees = [Tree(plain_recipe(recipe), kinds, start or 0, span, seed, metric, place) for seed in range(count)]
+    if on_estimate is not None:
+        on_estimate(0.0, count)
+    grown: list[Leaves] = []
+    began, width = time.monotonic(), processes(workers)
+    for first in range(0, count, width):
+        grown += (
+            run_all(
+                grow,
+                trees[first : first + width],
+                out,
+                name=file_name,
+                read=lambda values: Leaves(**values),
+                workers=workers,
+                start=budget is None or time.monotonic() - began < budget,
+                on_done=on_done,
+            )
+            or []
+        )
+    if not grown:
+        raise InputError("the budget ended before any tree was grown; raise --budget")
+    return _judged(recipe, grown, kinds, span, tolerance=tolerance, smoothing=smoothing, metric=metric, level=level)
+
+
+def _judged(
+    recipe: Recipe,
+    grown: Sequence[Leaves],
+    factors: tuple[int, ...],
+    span: int,
+    *,
+    tolerance: float,
+    smoothing: float,
+    metric: str,
+    level: float,
+) -> Branching:
+    sign, size, seen = 1 if metric == "loss" else -1, recipe.batch.size, grown[0].seen
+    losses = sign * np.array([[_last(leaves.curves[str(k)], smoothing, sign) for leaves in grown] for k in factors])
+    best = critical_factor(factors, losses.mean(1) * sign, tolerance)
+    draws = np.random.default_rng(0).integers(0, len(grown), (_DRAWS, len(grown)))
+    found = sorted(critical_factor(factors, losses[:, draw].mean(1) * sign, tolerance) for draw in draws)
+    low, high = (found[min(_DRAWS - 1, int(_DRAWS * share))] for share in ((1 - level) / 2, (1 + level) / 2))
+    batches, largest = (best * size, low * size, high * size), best == factors[-1]
+    return Branching(
+        recipe=recipe,
+        metric=metric,
+        start=seen,
+        span=span,
+        factors=factors,
+        losses=tuple(tuple(map(float, row)) for row in losses),
+        batch=batches[0],
+        low=batches[1],
+        high=batches[2],
+        largest=largest,
+        tolerance=tolerance,
+        level=level,
+        seeds=len(grown),
+        sentence=branch_sentence(recipe.batch.unit, seen, batches, len(grown), tolerance, metric, largest=largest),
+    )
+
+
+def critical_factor(factors: Sequence[int], losses: Sequence[float] | np.ndarray, tolerance: float) -> int:
+    """Return the largest k whose loss is within the tolerance of every smaller k's.
+
+    Args:
+        factors: rising.
+        losses: of each, the lower the better.
+        tolerance: absolute.
+
+    Returns:
+        k*, the first factor where no other qualifies.
+
+    Example:
+        >>> critical_factor([1, 2, 4], [0.50, 0.505, 0.6], 0.01)
+        2
+    """
+    fit = [k for i, k in enumerate(factors) if losses[i] <= min(losses[: i + 1]) + tolerance]
+    return max(fit, default=factors[0])
+
+
+def _last(values: Sequence[float], smoothing: float, sign: int) -> float:
+    """Smoothed last value; the worst possible for a lost branch."""
+    if len(values) < MARKS or not all(math.isfinite(value) for value in values):
+        return math.inf
+    return sign * smoothed(values, smoothing)[-1]
+
+
+def _factors(factors: Sequence[int]) -> tuple[int, ...]:
+    found = tuple(whole("factor", factor) for factor in factors)
+    if len(found) < 2 or found[0] != 1 or any(b <= a for a, b in pairwise(found)):
+        raise InputError(f"factors={list(found)} must rise from 1, such as 1, 2, 4, 8")
+    return found
+
+
+def _check(recipe: Recipe, factors: tuple[int, ...], span: int, start: int | None, checkpoint: Path | None) -> None:
+    largest = recipe.batch.size * factors[-1]
+    if span < MARKS * largest:
+        raise InputError(
+            f"span={span} holds {span // largest} steps of the largest batch {largest}; it takes at least {MARKS}: "
+            f"{MARKS * largest}, or lower factors"
+        )
+    if (start is None) == (checkpoint is None):
+        raise InputError("give start, the samples of the trunk, or checkpoint, a folder of a stored one")
+    if start is not None:
+        whole("start", start, 0)
+    for factor in factors[1:]:
+        recipe.at(recipe.batch.size * factor)

@@ -1,0 +1,134 @@
+"""One trunk and its branches: the same state, gone on from at several batches by the plan's rules."""
+
+import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from isobatch.critical.trial import measured
+from isobatch.errors import InputError, NonFiniteError
+from isobatch.plan import Recipe
+from isobatch.verify.cells import hashed
+
+MARKS = 8
+"""Evaluations of a branch; the smoothed last one counts."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One trunk and its branches.
+
+    Args:
+        recipe: of the trunk.
+        factors: of the branches' batches.
+        start: samples at which they branch off.
+        span: samples of each branch.
+        seed: of the weights, where the trunk is trained here, and of the sample order.
+        metric: followed in the branches.
+        checkpoint: folder of a stored trunk's checkpoints, None to train it.
+    """
+
+    recipe: Recipe
+    factors: tuple[int, ...]
+    start: int
+    span: int
+    seed: int
+    metric: str
+    checkpoint: str | None
+
+
+@dataclass
+class Leaves:
+    """What one trunk's branches gave.
+
+    Args:
+        seed: of the tree.
+        seen: samples at which they branched off.
+        curves: factor -> metric at the marks; shorter where a branch was lost.
+    """
+
+    seed: int
+    seen: int
+    curves: dict[str, list[float]]
+
+
+def grow(tree: Tree) -> Leaves:
+    """Train one trunk, or load it, and its branches.
+
+    Args:
+        tree: what to train.
+
+    Returns:
+        The branches' curves.
+    """
+    from isobatch.tasks import make_run
+    from isobatch.train import Trainer
+    from isobatch.train.persistence import restore, state_of
+
+    def fresh() -> Trainer:
+        return Trainer(make_run(tree.recipe, tree.seed), tree.recipe, order_seed=tree.seed)
+
+    trunk = fresh()
+    if tree.checkpoint is not None:
+        restore(trunk, _stored(tree.checkpoint))
+    else:
+        trunk.train_to(tree.start)
+    state, curves = copy.deepcopy(state_of(trunk)), {}
+    for factor in tree.factors:
+        trainer = fresh()
+        restore(trainer, copy.deepcopy(state), copy.deepcopy(state))
+        curves[str(factor)] = _follow(trainer, factor * tree.recipe.batch.size, tree)
+    return Leaves(tree.seed, trunk.seen, curves)
+
+
+def _follow(trainer: Any, batch: int, tree: Tree) -> list[float]:
+    values, start = [], trainer.seen
+    for mark in marks(tree.span, tree.recipe.batch.size * tree.factors[-1]):
+        try:
+            while trainer.seen < start + mark:
+                trainer.step(min(batch, start + mark - trainer.seen))
+        except NonFiniteError:
+            return values
+        values.append(measured(trainer.run.evaluate(), tree.metric))
+    return values
+
+
+def marks(span: int, grid: int) -> list[int]:
+    """Return the samples of a branch at which it is evaluated: eight, on whole steps of the largest batch.
+
+    Args:
+        span: samples of the branch.
+        grid: the largest batch.
+
+    Returns:
+        Rising samples.
+
+    Example:
+        >>> marks(1000, 100)
+        [100, 200, 300, 500, 600, 700, 800, 1000]
+    """
+    return [span * (i + 1) // MARKS // grid * grid for i in range(MARKS)]
+
+
+def _stored(folder: str) -> dict[str, Any]:
+    from isobatch.checkpoint import Checkpoints, load
+
+    newest = Checkpoints(Path(folder)).latest()
+    if newest is None:
+        raise InputError(f"{folder} holds no checkpoint; `isobatch train --out DIR` writes to DIR/checkpoints")
+    state = dict(load(newest.path, rank=0).state)
+    for name in ("average", "follower"):
+        state.pop(name, None)
+    return state
+
+
+def file_name(tree: Tree) -> str:
+    """Return the file name of a tree's leaves.
+
+    Args:
+        tree: the tree.
+
+    Returns:
+        A hash of everything that decides it.
+    """
+    return hashed("branch", {**asdict(tree), "recipe": tree.recipe.model_dump(mode="json", exclude_defaults=True)})
