@@ -126,3 +126,29 @@ def test_tensorboard_gets_samples_as_its_steps_and_is_named_where_it_is_missing(
     assert [step for name, step in found[:-1] if name == "loss"] == [*range(24, 481, 24), 481]
     assert {"lr", "batch", "raw/accuracy", "average/loss"} <= {name for name, _ in found[:-1]}
     assert found[-1] == "closed"
+
+
+def test_the_log_of_a_killed_run_goes_on_where_its_checkpoint_stands(tmp_path):
+    start(tmp_path / "whole")
+    wanted = lines(tmp_path / "whole")
+    out = tmp_path / "cut"
+
+    def stop(at):
+        def on_step(step, seen, length):
+            if seen >= at:
+                raise KeyboardInterrupt
+
+        return on_step
+
+    for resume, at in ((False, 96), (True, 168), (True, 168)):
+        with pytest.raises(KeyboardInterrupt):
+            start(out, resume=resume, on_step=stop(at))
+        with (out / "log.jsonl").open("a") as file:
+            file.write('{"seen": 99, "bat')  # killed while it wrote
+    start(out, resume=True)
+    assert lines(out) == wanted
+    (out / "log.jsonl").write_text('{"seen": 24, "batch": 24}\n{"se')
+    start(out, resume=True)
+    assert lines(out) == [{"seen": 24, "batch": 24}]
+    (out / "log.jsonl").unlink()
+    assert start(out, resume=True).finished

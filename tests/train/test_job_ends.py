@@ -108,6 +108,12 @@ def test_killed_at_random_points_nothing_is_lost_or_mixed(points, tmp_path, whol
             out = tmp_path / f"run-{runs}"
     start(out, resume=seen > 0)
     same(out, whole)
+    for run_ in range(runs + 1):
+        assert steps(tmp_path / f"run-{run_}") == steps(tmp_path / "whole")
+
+
+def steps(out):
+    return [line for line in lines(out) if "batch" in line]
 
 
 def test_a_signal_in_a_skipped_step_saves_the_position_too(tmp_path, monkeypatch):

@@ -94,8 +94,9 @@ def train(recipe: Recipe, options: Options, on_step: Callable[[Step, int, int], 
     batch_at = trainer.batch_at if options.batch_size is None else batches(recipe, options.batch_size)
     every = whole("every", options.every) if options.every is not None else max(1, trainer.length // 10)
     store = Checkpoints(options.out / "checkpoints", asynchronous=options.asynchronous)
+    after = None
     if options.resume:
-        _resume(trainer, store, recipe, options)
+        after = _resume(trainer, store, recipe, options)
     elif store.list():
         raise InputError(f"{options.out} holds a run already; give --resume to go on with it, or another --out")
     else:
@@ -104,7 +105,7 @@ def train(recipe: Recipe, options: Options, on_step: Callable[[Step, int, int], 
     with (
         Preemption(grace=1.0) as stop,
         store,
-        Journal(options.out, tensorboard=options.tensorboard, write=first) as log,
+        Journal(options.out, tensorboard=options.tensorboard, write=first, after=after) as log,
     ):
         due = (trainer.seen // every + 1) * every
         metrics: dict[str, dict[str, float]] = {}
@@ -116,7 +117,8 @@ def train(recipe: Recipe, options: Options, on_step: Callable[[Step, int, int], 
                 on_step(step, trainer.seen, trainer.length)
             ends = trainer.world.total([float(stop.requested)])[0] > 0
             if ends or trainer.seen >= due or trainer.seen >= trainer.length:
-                store.save(state_of(trainer), seen=trainer.seen, meta=meta(trainer, recipe, options))
+                about = {**meta(trainer, recipe, options), "log": log.place}
+                store.save(state_of(trainer), seen=trainer.seen, meta=about)
                 due = (trainer.seen // every + 1) * every
                 if ends:
                     return _outcome(trainer, metrics, stop.exit_code)
@@ -146,7 +148,8 @@ def meta(trainer: Trainer, recipe: Recipe, options: Options) -> dict[str, object
     }
 
 
-def _resume(trainer: Trainer, store: Checkpoints, recipe: Recipe, options: Options) -> None:
+def _resume(trainer: Trainer, store: Checkpoints, recipe: Recipe, options: Options) -> tuple[int, int] | None:
+    """Take up the newest checkpoint; returns the place in the log and the samples seen, where the place is known."""
     newest = store.latest(fallback=True)
     if newest is None:
         raise InputError(f"{options.out} holds no checkpoint to resume from; drop --resume to start")
@@ -156,6 +159,7 @@ def _resume(trainer: Trainer, store: Checkpoints, recipe: Recipe, options: Optio
     same = found.world_size == trainer.world.size
     own = found.state if rank == 0 else load(newest.path, rank=rank).state if same else None
     restore(trainer, found.state, own if same else None)
+    return (int(found.meta["log"]), trainer.seen) if "log" in found.meta else None
 
 
 def _compare(out: Path, stored: Mapping[str, object], now: Mapping[str, object]) -> None:
