@@ -242,3 +242,20 @@ def test_a_study_is_handed_its_options(monkeypatch, tmp_path, capsys):
     assert cli.run(["study", "adam"]) == 0
     assert (asked["quick"], asked["budget"], asked["workers"], asked["out"]) == (False, None, None, None)
     assert "no verdict" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["train", "--out", "OUT"], ["verify", "run", "--batch-size", "32"]])
+def test_a_task_of_ones_own_that_fails_is_named_and_its_traceback_can_be_had(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken_task.py").write_text("def make(settings, seed):\n    return 1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "recipe.toml"
+    file.write_text(TEXT.replace('task = "digits"', 'task = "broken_task:make"'))
+    words = [str(tmp_path / "out") if word == "OUT" else word for word in command]
+    words.insert(2 if words[0] == "verify" else 1, str(file))
+    assert cli.run(words) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "task='broken_task:make' failed to make its run: ZeroDivisionError" in error
+    assert "broken_task.py:2, in make" in error
+    monkeypatch.setenv("ISOBATCH_TRACEBACK", "1")
+    assert cli.run(words) == 2
+    assert "return 1 / 0" in capsys.readouterr().err

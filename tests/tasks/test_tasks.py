@@ -10,6 +10,7 @@ from torch import nn
 
 from isobatch.errors import InputError
 from isobatch.tasks import SHIPPED, Lesson, Run, TensorSamples, find, make_run
+from isobatch.tasks.asked import Asked
 from isobatch.tasks.folds import digits
 from isobatch.tasks.speech import pools
 from isobatch.tasks.text import corpus
@@ -20,7 +21,8 @@ SIZES = {
     "pseudo-label": small.SLOTS,
 }  # fmt: skip
 GLYPHS = {"data": "glyphs", "side": 8, "frames": 124, "width": 8, "stages": 2, "hidden": 8}
-OPTIONS = {"byol": GLYPHS, "dino": GLYPHS, "polyak": GLYPHS, "pseudo-label": small.OPTIONS}
+POLYAK = {key: value for key, value in GLYPHS.items() if key != "hidden"}
+OPTIONS = {"byol": GLYPHS, "dino": GLYPHS, "polyak": POLYAK, "pseudo-label": small.OPTIONS}
 tasks = pytest.mark.parametrize("name", SHIPPED)
 
 
@@ -181,3 +183,28 @@ def test_evaluation_restores_the_mode_also_after_an_exception():
     with pytest.raises(RuntimeError, match="boom"):
         run.evaluate()
     assert run.model.training
+
+
+@tasks
+def test_an_option_that_a_task_does_not_read_is_refused_and_those_it_reads_are_named(name):
+    with pytest.raises(
+        InputError, match=rf"options\.widht is not an option of task='{name}', which looks for: "
+    ) as error:
+        made(name, widht=8)
+    wanted = "dimension" if name == "quadratic" else "width"
+    assert wanted in str(error.value)
+
+
+@pytest.mark.parametrize("take", [dict, lambda o: {**o}, lambda o: list(o.values()), lambda o: dict(o.items()), sorted])
+def test_who_takes_all_options_has_read_them_all(take):
+    options = Asked({"a": 1, "b": 2})
+    take(options)
+    assert options.unread == set()
+    assert options == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("look", [lambda o: o["a"], lambda o: "a" in o, lambda o: o.get("a"), lambda o: o.pop("a")])
+def test_who_looks_at_one_option_has_read_that_one(look):
+    options = Asked({"a": 1, "b": 2})
+    look(options)
+    assert options.unread == {"b"}

@@ -18,8 +18,9 @@ from isobatch.tasks.resnet import ResNet
 from isobatch.train import Trainer
 from isobatch.train.persistence import restore, seed_rng, state_of
 
-SMALL = {"data": "glyphs", "side": 8, "frames": 124, "width": 8, "stages": 2, "hidden": 8}
-TASKS = {"byol": {}, "dino": {"prototypes": 16, "bottleneck": 4}, "polyak": {"distil": 0.5}}
+SMALL = {"data": "glyphs", "side": 8, "frames": 124, "width": 8, "stages": 2}
+HEAD = {"hidden": 8}
+TASKS = {"byol": HEAD, "dino": {**HEAD, "prototypes": 16, "bottleneck": 4}, "polyak": {"distil": 0.5}}
 
 
 def trainer(task, norm="group", micro=None, **options):
@@ -107,7 +108,7 @@ def test_the_centre_of_dino_follows_the_teacher_with_its_half_life_in_samples():
 
 
 def test_the_half_life_of_the_centre_does_not_move_with_the_batch():
-    made = recipe(task="dino", data_size=124, schedule={"length": "2000 samples"}, options=SMALL)
+    made = recipe(task="dino", data_size=124, schedule={"length": "2000 samples"}, options={**SMALL, **HEAD})
     ends = [make_run(r, 0).teaching.means["centre"].half_life for r in (made, made.at(64).recipe)]
     assert ends[0] == ends[1]
 

@@ -17,11 +17,12 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-GLYPHS = {"data": "glyphs", "side": 16, "frames": 620, "width": 16, "stages": 2, "hidden": 32}
+GLYPHS = {"data": "glyphs", "side": 16, "frames": 620, "width": 16, "stages": 2}
+HEAD = {**GLYPHS, "hidden": 32}
 TASKS = {
     "digits": {"data_size": 1437, "optimizer": {"name": "adamw", "lr": 1e-3}},
-    "byol": {"data_size": 620, "options": GLYPHS, "batch_norm": {"momentum": 0.1}},
-    "dino": {"data_size": 620, "options": GLYPHS, "batch_norm": {"momentum": 0.1}},
+    "byol": {"data_size": 620, "options": HEAD, "batch_norm": {"momentum": 0.1}},
+    "dino": {"data_size": 620, "options": HEAD, "batch_norm": {"momentum": 0.1}},
     "polyak": {"data_size": 620, "options": {**GLYPHS, "distil": 1.0}, "batch_norm": {"momentum": 0.1}},
 }
 SIZES = [32, 32, 64, 20, 32, 48]

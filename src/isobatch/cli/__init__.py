@@ -7,6 +7,7 @@ late imports keep `isobatch plan` quick.
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 
 # pydantic looks for plugins through importlib.metadata, a fifth of its start-up; this command needs none
@@ -38,6 +39,8 @@ def run(arguments: list[str]) -> int:
         chosen = parser().parse_args(arguments)
         return chosen.call(chosen)
     except IsobatchError as error:
+        if os.environ.get("ISOBATCH_TRACEBACK", "0") not in ("", "0"):
+            traceback.print_exception(error)
         sys.stderr.write(f"isobatch: {error}\n")
         return INPUT
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """How one global batch becomes micro-batches on ranks, and which splits are even."""
 
-from isobatch.data.order import shard_sizes
+from isobatch.control import Split, nearest_splits
 from isobatch.errors import InputError
 from isobatch.units import whole
 
@@ -29,23 +29,16 @@ def split_batch(batch: int, world: int = 1, micro: int | None = None, *, remaind
         >>> split_batch(10, world=2, micro=4, remainder=True)
         [[4, 1], [4, 1]]
     """
-    whole("batch", batch, 1)
-    if batch < whole("world", world, 1):
+    if whole("batch", batch) < whole("world", world):
         raise InputError(f"batch={batch} must be at least world={world}, one sample for each rank; use fewer ranks")
-    most = -(-batch // world) if micro is None else whole("micro", micro, 1)
-    if not remainder and (batch % world or (batch // world) % most):
+    split = Split(batch, world, -(-batch // world) if micro is None else whole("micro", micro))
+    if not (remainder or split.even):
+        plans = [
+            f"batch={near.batch} world={near.devices} micro={near.micro}"
+            for near in nearest_splits(batch, world, split.micro)
+        ]
         raise InputError(
-            f"batch={batch} is not a multiple of world={world} x micro={most}; nearest even plans: "
-            f"{'; '.join(_nearest(batch, world, most))}; or give remainder=True where every mean is weighted by size"
+            f"batch={batch} is not a multiple of world={world} x micro={split.micro}; nearest even plans: "
+            f"{'; '.join(plans)}; or give remainder=True where every mean is weighted by size"
         )
-    return [[most] * (size // most) + [size % most] * (size % most > 0) for size in shard_sizes(batch, world)]
-
-
-def _nearest(batch: int, world: int, micro: int) -> list[str]:
-    below = batch - batch % (world * micro)
-    others = [(near, world, micro) for near in (below, below + world * micro) if near]
-    for ranks in sorted({world, max(ranks for ranks in range(1, world + 1) if batch % ranks == 0)}, reverse=True):
-        if batch % ranks == 0:
-            part = batch // ranks
-            others.append((batch, ranks, max(size for size in range(1, min(part, micro) + 1) if part % size == 0)))
-    return [f"batch={near} world={ranks} micro={size}" for near, ranks, size in others]
+    return [list(split.micro_batches(rank)) for rank in range(world)]

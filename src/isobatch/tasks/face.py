@@ -1,6 +1,7 @@
 """The face that every task wears: a function make(settings, seed) -> Run."""
 
 import importlib
+import traceback
 from collections.abc import Callable, Generator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,8 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from isobatch.errors import InputError
+from isobatch.errors import InputError, IsobatchError
 from isobatch.plan import Recipe
+from isobatch.tasks.asked import Asked
 from isobatch.tasks.lesson import Lesson, Teaching
 
 SHIPPED = {
@@ -205,16 +207,35 @@ def make_run(settings: Recipe, seed: int) -> Run:
         The run before its first step.
 
     Raises:
-        InputError: no task in the recipe, one that cannot be imported, or another data size than the recipe's.
+        InputError: no task in the recipe, one that cannot be imported or fails, an option that it does not read, or
+            another data size than the recipe's.
     """
     if settings.task is None:
         raise InputError('the recipe names no task; add task = "digits" or task = "my_pkg.mod:make"')
-    run = find(settings.task)(settings, seed)
+    options = Asked(settings.options)
+    run = _made(settings.task, settings.model_copy(update={"options": options}), seed)
     if not isinstance(run, Run):
         raise InputError(f"task={settings.task!r} returned {type(run).__name__}; it must return isobatch.tasks.Run")
+    options.refuse_unread(settings.task)
     if settings.data_size is not None and len(run.samples) != settings.data_size:
         raise InputError(
             f"data_size={settings.data_size} but task {settings.task!r} has {len(run.samples)} samples; "
             "correct it in the recipe"
         )
     return run
+
+
+def _made(task: str, settings: Recipe, seed: int) -> Any:
+    make = find(task)
+    if task in SHIPPED:
+        return make(settings, seed)
+    try:
+        return make(settings, seed)
+    except IsobatchError:
+        raise
+    except Exception as error:  # whatever the user's function does
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise InputError(
+            f"task={task!r} failed to make its run: {type(error).__name__}: {error} ({last.filename}:{last.lineno}, in "
+            f"{last.name}); the environment variable ISOBATCH_TRACEBACK=1 shows the whole traceback"
+        ) from error
