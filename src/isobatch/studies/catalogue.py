@@ -9,9 +9,10 @@ STUDIES = {
     "adam": "Adam at any batch size: which rule holds when",
     "legw": "LEGW: sixteen times the batch with nothing retuned",
     "progressive": "Changing the batch in the middle of a run",
+    "pseudo-label": "Continual pseudo-labelling: the average labels the data",
 }
 
-ON_DEVICES: frozenset[str] = frozenset()
+ON_DEVICES = frozenset({"pseudo-label"})
 """Studies whose `run` takes a device."""
 
 
