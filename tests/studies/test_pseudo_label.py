@@ -86,7 +86,8 @@ def rows(rule="SAME", unscaled="DIFFERENT", switched="SAME", help=(5.0, 1.0, 9.0
     ]
     for form in PART["forms"]:
         for kappa in PART["kappas"]:
-            found += [row("rule", kappa, form, rule), row("unscaled", kappa, form, unscaled)]
+            found += [row("rule", kappa, form, rule)]
+            found += [row("unscaled", kappa, form, unscaled)] if form in PART["unscaled"] else []
         found += [row("progressive", kappa, form, switched) for kappa, _ in PART["progressive"]]
     return found
 

@@ -91,7 +91,8 @@ def arms(part: dict[str, Any], error: float) -> list[Arm]:
         for form in part["forms"]:
             plan = _at(base, kappa, form, error)
             found.append(Arm("rule", f"rule, {form}, x{kappa:g}", plan, kappa, form))
-            found.append(Arm("unscaled", f"EMA unscaled, {form}, x{kappa:g}", _kept(base, plan), kappa, form))
+            if form in part["unscaled"]:
+                found.append(Arm("unscaled", f"EMA unscaled, {form}, x{kappa:g}", _kept(base, plan), kappa, form))
     for kappa, moment in part["progressive"]:
         for form in part["forms"]:
             plan = _switched(base, kappa, form, stops(part)[round(moment * MARKS)])

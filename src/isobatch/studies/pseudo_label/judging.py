@@ -22,9 +22,9 @@ def judge_claims(rows: list[Row], seeds: int, part: dict[str, Any]) -> list[dict
     """
     known = claims(NAME)
     judged = {
-        "rule-same": _all(rows, part, "rule", "square root", "SAME"),
-        "invariant-same": _all(rows, part, "rule", "invariant", "SAME"),
-        "unscaled-different": _unscaled(rows, part),
+        "rule-same": _all(rows, "rule", ["square root"], "SAME"),
+        "invariant-same": _all(rows, "rule", ["invariant"], "SAME"),
+        "unscaled-different": _all(rows, "unscaled", part["unscaled"], "DIFFERENT"),
         "progressive-mends": _mends(rows, part),
         "labels-help": _help(rows),
         "control-same": _control(rows),
@@ -40,19 +40,16 @@ def _picked(rows: list[Row], kind: str, form: str) -> list[Row]:
     return sorted((row for row in rows if row["kind"] == kind and row["form"] == form), key=lambda row: row["kappa"])
 
 
-def _all(rows: list[Row], part: dict[str, Any], kind: str, form: str, verdict: str) -> tuple[bool | None, str]:
-    found = _picked(rows, kind, form)
-    evidence = ", ".join(f"x{r['kappa']:g} {r['verdicts']['average']} ({r['worst']['average']:+.3f})" for r in found)
-    whole = form in part["forms"] and [row["kappa"] for row in found] == [0.5, 2, 4, 8]
-    held = all(row["verdicts"]["average"] == verdict for row in found) if whole else None
-    return held, evidence or "no such arm was run"
-
-
-def _unscaled(rows: list[Row], part: dict[str, Any]) -> tuple[bool | None, str]:
-    both = [_all(rows, part, "unscaled", form, "DIFFERENT") for form in part["forms"]]
-    text = "; ".join(f"{form}: {evidence}" for form, (_, evidence) in zip(part["forms"], both, strict=True))
-    verdicts = [held for held, _ in both]
-    return (None if None in verdicts else all(verdicts)), text
+def _all(rows: list[Row], kind: str, forms: list[str], verdict: str) -> tuple[bool | None, str]:
+    """Whether every arm of a kind has the verdict; None where a kappa is missing."""
+    held, texts = [], []
+    for form in forms:
+        found = _picked(rows, kind, form)
+        cells = [f"x{r['kappa']:g} {r['verdicts']['average']} ({r['worst']['average']:+.3f})" for r in found]
+        texts.append(f"{form}: {', '.join(cells) or 'not run'}")
+        whole = [row["kappa"] for row in found] == [0.5, 2, 4, 8]
+        held.append(all(row["verdicts"]["average"] == verdict for row in found) if whole else None)
+    return (None if None in held or not held else all(held)), "; ".join(texts)
 
 
 def _mends(rows: list[Row], part: dict[str, Any]) -> tuple[bool | None, str]:
