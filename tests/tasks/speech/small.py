@@ -15,5 +15,5 @@ def corpus(sizes, seed=0, bands=32):
     for part, lines in synthetic.phrases(sizes, seed).items():
         lengths = torch.randint(9, 41, (len(lines),), generator=chance).tolist()
         features = [torch.randn(n, bands, generator=chance) for n in lengths]
-        parts[part] = Utterances(features, [line[0][:4] for line in lines], [line[1] for line in lines])
+        parts[part] = Utterances.of(features, [line[0][:4] for line in lines], [line[1] for line in lines])
     return parts

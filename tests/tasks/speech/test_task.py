@@ -17,7 +17,7 @@ from isobatch.tasks import make_run
 from isobatch.tasks.speech import greedy, pools
 from isobatch.tasks.speech.task import masked, per_utterance, pseudo_label
 from isobatch.tasks.speech.utterances import Batch
-from isobatch.train import Trainer
+from isobatch.train import Device, Trainer
 from isobatch.train.persistence import restore, state_of
 
 ADAM = {"name": "adam", "lr": 0.003, "momentum": None, "betas": [0.9, 0.99]}
@@ -195,3 +195,13 @@ def test_a_folder_in_librispeechs_layout_is_trained_on(tmp_path):
     one.train_to(16)
     assert one.run.facts["data"] == "LibriSpeech: a (2), b (2), c (2), d (2)"
     assert one.evaluate()["average"]["start"] == 8
+
+
+def test_it_runs_under_bfloat16_autocast():
+    one = made(options={"start": 8})
+    low = Trainer(make_run(one.recipe, 0), one.recipe, order_seed=1, device=Device(bf16=True))
+    for trainer in (one, low):
+        trainer.train_to(24)
+    a, b = (trainer.evaluate()["average"]["loss"] for trainer in (one, low))
+    assert a != b
+    assert a == pytest.approx(b, rel=0.05)

@@ -52,7 +52,7 @@ def read(folder: str | Path, bands: int = 32, limit: int | None = None) -> Utter
     """
     lines = transcripts(folder)[:limit]
     features = [log_mel(*recording(path), bands) for path, _ in lines]
-    return Utterances(features, [text for _, text in lines], [path.parts[-3] for path, _ in lines])
+    return Utterances.of(features, [text for _, text in lines], [path.parts[-3] for path, _ in lines])
 
 
 def recording(path: Path) -> tuple[torch.Tensor, int]:

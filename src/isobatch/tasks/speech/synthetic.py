@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from isobatch.errors import InputError
 from isobatch.tasks.speech.espeak import speak
 from isobatch.tasks.speech.features import log_mel
-from isobatch.tasks.speech.utterances import Utterances, quantise, restore
+from isobatch.tasks.speech.utterances import Utterances, quantise
 
 _WORDS = "zero one two three four five six seven eight nine yes no stop go"
 ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-us-nyc", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
@@ -121,8 +121,8 @@ def corpus(sizes: Sizes, seed: int = 0, bands: int = 32) -> dict[str, Utterances
     tensors = load_file(path)
     parts = {}
     for part, lines in said.items():
-        frames = restore(tensors[f"{part}.frames"]).split(tensors[f"{part}.lengths"].tolist())
-        parts[part] = Utterances(frames, [line[0] for line in lines], [line[1] for line in lines])
+        texts, voices = [line[0] for line in lines], [line[1] for line in lines]
+        parts[part] = Utterances(tensors[f"{part}.frames"], tensors[f"{part}.lengths"], texts, voices)
     return parts
 
 

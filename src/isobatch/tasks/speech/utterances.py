@@ -42,39 +42,47 @@ class Utterances:
     """Utterances in memory, one byte a feature.
 
     Args:
-        features: log-mel features, each of shape (frames, bands).
-        texts: what is said, one a feature tensor.
-        voices: who says it, one a feature tensor.
+        frames: features of all utterances one after another, int8 from `quantise`, shape (frames, bands).
+        lengths: frames of each utterance.
+        texts: what is said.
+        voices: who says it.
 
     Raises:
-        InputError: lists of different lengths, or none.
+        InputError: no utterance, or lists of different lengths.
 
     Example:
-        >>> held = Utterances([torch.zeros(9, 4), torch.ones(5, 4)], ["no", "yes"], ["a", "b"])
+        >>> held = Utterances.of([torch.zeros(9, 4), torch.ones(5, 4)], ["no", "yes"], ["a", "b"])
         >>> held.batch(torch.tensor([1])).features.shape
         torch.Size([1, 5, 4])
     """
 
-    def __init__(self, features: Sequence[torch.Tensor], texts: Sequence[str], voices: Sequence[str]):
-        if not features or not len(features) == len(texts) == len(voices):
-            raise InputError(f"{len(features)} features, {len(texts)} texts and {len(voices)} voices must be as many")
-        self.texts, self.voices = list(texts), list(voices)
-        self.lengths = torch.tensor([len(x) for x in features])
-        self.frames = quantise(torch.cat(list(features)))
-        self.starts = self.lengths.cumsum(0) - self.lengths
+    def __init__(self, frames: torch.Tensor, lengths: torch.Tensor, texts: Sequence[str], voices: Sequence[str]):
+        if not len(lengths) or not len(lengths) == len(texts) == len(voices):
+            raise InputError(f"{len(lengths)} utterances, {len(texts)} texts and {len(voices)} voices must be as many")
+        self.frames, self.lengths, self.texts, self.voices = frames, lengths, list(texts), list(voices)
+        self.starts = lengths.cumsum(0) - lengths
         self.targets = [torch.tensor(encode(text)) for text in texts]
+
+    @classmethod
+    def of(cls, features: Sequence[torch.Tensor], texts: Sequence[str], voices: Sequence[str]) -> "Utterances":
+        """Make utterances of log-mel features.
+
+        Args:
+            features: each of shape (frames, bands), deviation 1.
+            texts: what is said.
+            voices: who says it.
+
+        Returns:
+            The utterances.
+        """
+        return cls(quantise(torch.cat(list(features))), torch.tensor([len(x) for x in features]), texts, voices)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def __add__(self, other: "Utterances") -> "Utterances":
-        whole = Utterances.__new__(Utterances)
-        whole.texts, whole.voices = self.texts + other.texts, self.voices + other.voices
-        whole.lengths = torch.cat((self.lengths, other.lengths))
-        whole.frames = torch.cat((self.frames, other.frames))
-        whole.starts = whole.lengths.cumsum(0) - whole.lengths
-        whole.targets = self.targets + other.targets
-        return whole
+        frames, lengths = torch.cat((self.frames, other.frames)), torch.cat((self.lengths, other.lengths))
+        return Utterances(frames, lengths, self.texts + other.texts, self.voices + other.voices)
 
     def batch(self, indices: torch.Tensor, labelled: torch.Tensor | None = None) -> Batch:
         """Return utterances as a padded batch.
@@ -115,15 +123,3 @@ def quantise(features: torch.Tensor) -> torch.Tensor:
         [0, 127, -127]
     """
     return (features * _SCALE).round().clamp(-127, 127).to(torch.int8)
-
-
-def restore(frames: torch.Tensor) -> torch.Tensor:
-    """Return the features of int8 frames.
-
-    Args:
-        frames: from `quantise`.
-
-    Returns:
-        float32 tensor of the same shape.
-    """
-    return frames.float() / _SCALE
