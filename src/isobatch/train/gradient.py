@@ -1,10 +1,12 @@
 """The gradient of one global batch: micro-batches weighted by their samples, smaller ones when memory runs out."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from isobatch.errors import InputError
@@ -20,7 +22,9 @@ class Accumulator:
     """Run the backward passes of a batch, so that `.grad` ends as the gradient of the batch's mean loss.
 
     Each pass weighs its mean loss by n/B, times the world size where DDP divides by it; gradients travel with the last
-    pass only. A pass that runs out of memory is halved and repeated, for good: the global batch stays.
+    pass only. A pass that runs out of memory is halved and repeated, for good: the global batch stays. Ranks must run
+    out of memory together, or the others would wait in the exchange: each larger size of a pass is tried on every rank,
+    without exchange, before its first use.
 
     Args:
         run: the task, its model wrapped for the world.
@@ -40,7 +44,10 @@ class Accumulator:
     ):
         self.run_, self.optimizer, self.world, self.follower = run, optimizer, world, follower
         self.device = device or Device()
+        bare = run.model.module if isinstance(run.model, DistributedDataParallel) else run.model
+        self.alone = replace(run, model=bare)
         self.limit: int | None = None
+        self.fits = 0 if world.size > 1 else math.inf  # samples of a pass that every rank has had memory for
         self.turns: Sequence[Turn] = PLAIN
         self.factor = 1.0  # times the gradient, not the loss
 
@@ -67,26 +74,42 @@ class Accumulator:
         Raises:
             InputError: one sample alone does not fit into memory.
         """
-        if self.follower is not None:
-            most = self.follower.passes(len(indices), most)
+        most = min(most, -(-size // self.world.size))
         while True:
             chunk = most if self.limit is None else min(most, self.limit)
-            state = torch.get_rng_state()
-            try:
-                return self._passes(indices, size, chunk, lesson)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not out_of_memory(error) or self.world.size > 1:
-                    raise
-                if chunk <= 1:
-                    raise InputError("one sample does not fit into memory; use a smaller model or device") from error
+            trial, state = chunk > self.fits, torch.get_rng_state()
+            loss = self._fitting(indices[:chunk] if trial else indices, size, chunk, lesson, trial)
+            if loss is not None and not trial:
+                return loss
             if self.follower is not None:
                 self.follower.discard()
             torch.set_rng_state(state)
             for buffer, before in statistics:
                 buffer.copy_(before)
-            self.limit = max(1, chunk // 2)
+            if loss is not None:
+                self.fits = chunk
+            elif chunk > 1:
+                self.limit = chunk // 2
+            else:
+                raise InputError("one sample does not fit into memory; use a smaller model or device")
 
-    def _passes(self, indices: torch.Tensor, size: int, most: int, lesson: Lesson | None) -> float:
+    def _fitting(self, indices: torch.Tensor, size: int, most: int, lesson: Lesson | None, trial: bool) -> float | None:
+        """Return the loss, None where memory ran out: on this rank, or in a trial on any rank."""
+        loss, devices = None, [self.device.name] if self.device.name.startswith("cuda") else []
+        try:
+            if trial:
+                with torch.random.fork_rng(devices):
+                    loss = self._passes(self.alone, indices, size, most, lesson)
+            else:
+                loss = self.world.total([self._passes(self.run_, indices, size, most, lesson)])[0]
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or (self.world.size > 1 and not trial):
+                raise
+        return None if trial and self.world.total([float(loss is None)])[0] else loss
+
+    def _passes(self, run: Run, indices: torch.Tensor, size: int, most: int, lesson: Lesson | None) -> float:
+        if self.follower is not None:
+            most = self.follower.passes(len(indices), most)
         self.optimizer.zero_grad()
         total = 0.0
         _forget(lesson)
@@ -99,9 +122,9 @@ class Accumulator:
                 here = replace(lesson, places=lesson.places[start:][: len(part)])
             share = turn.weight * len(part) / size if len(indices) else 0.0
             with ExitStack() as stack:
-                stack.enter_context(self._quiet(number + 1 < len(passes)))
+                stack.enter_context(self._quiet(run.model, number + 1 < len(passes)))
                 with self.device.autocast(), turn.around():
-                    loss = self.run_.step(turn.batch(self.device.batch(self.run_.samples[part]), start), here)
+                    loss = run.step(turn.batch(self.device.batch(run.samples[part]), start), here)
                 weight = share * self.world.size * self.factor
                 stack.enter_context(self._chunk(len(part) if len(indices) else 0))
                 if self.follower is not None:
@@ -110,10 +133,9 @@ class Accumulator:
             total += float(loss.detach()) * share
         if not len(indices):
             _forget(lesson)
-        return self.world.total([total])[0]
+        return total
 
-    def _quiet(self, more: bool) -> AbstractContextManager[None]:
-        model = self.run_.model
+    def _quiet(self, model: nn.Module, more: bool) -> AbstractContextManager[None]:
         return model.no_sync() if more and isinstance(model, DistributedDataParallel) else nullcontext()
 
     def _chunk(self, samples: int) -> AbstractContextManager[None]:
