@@ -7,6 +7,7 @@ from isobatch.errors import InputError
 
 STUDIES = {
     "adam": "Adam at any batch size: which rule holds when",
+    "autowu": "AutoWU: a learning rate found without tuning, and a short budget mended",
     "legw": "LEGW: sixteen times the batch with nothing retuned",
     "progressive": "Changing the batch in the middle of a run",
     "pseudo-label": "Continual pseudo-labelling: the average labels the data",

@@ -1,0 +1,1 @@
+"""The AutoWU study: a peak found without tuning, and the short budget mended."""

@@ -1,0 +1,137 @@
+"""isobatch study autowu: a peak found without tuning against one chosen by validation, and a short budget."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isobatch.report import prepare, write, write_result
+from isobatch.studies.autowu import grid as layout
+from isobatch.studies.autowu.story import html, picture
+from isobatch.studies.cells import train_all
+from isobatch.studies.claims import Outcome, as_dict, claims, criteria, outcome
+from isobatch.studies.paired import Interval, choose, interval, last
+from isobatch.verify.workers import Curve
+
+NAME, CHANCE = "autowu", 10.0
+
+
+def run(
+    *,
+    quick: bool = False,
+    out: Path | None = None,
+    workers: int | None = None,
+    budget: float | None = None,
+    on_estimate: Callable[[float, int], None] | None = None,
+    on_done: Callable[[Curve], None] | None = None,
+) -> dict[str, Any]:
+    """Run the study, or take up again where it stopped.
+
+    Args:
+        quick: five seeds, the short budget and one cell.
+        out: folder for cells, result.json, picture and page; nothing is kept without it.
+        workers: processes, one a core unless given.
+        budget: seconds after which no further seed is begun.
+        on_estimate: called with seconds (0: unknown) and the number of runs.
+        on_done: called with each finished run.
+
+    Returns:
+        What goes into result.json.
+    """
+    rules = criteria(NAME)
+    plan, seeds = layout.cells(rules, quick=quick), (rules["quick"] if quick else rules)["seeds"]
+    repeats, peaks = rules["selection_seeds"], rules["peaks"]
+    if on_estimate is not None:
+        on_estimate(0.0, sum(len(layout.selection(c, peaks, repeats)) + len(c.arms) * seeds for c in plan))
+    rows = []
+    for cell in plan:
+        tried = train_all(
+            [layout.selection(cell, peaks, repeats)], out, workers=workers, budget=budget, on_done=on_done
+        )
+        if not tried:
+            continue
+        scores = _scores(cell, peaks, tried)
+        best = {fold: choose(found) for fold, found in scores.items()}
+        runs = train_all(layout.reported(cell, best, seeds), out, workers=workers, budget=budget, on_done=on_done)
+        if runs:
+            rows.append(_row(cell, scores, best, runs))
+    data = {
+        "study": NAME,
+        "title": rules["title"],
+        "quick": quick,
+        "seeds": seeds,
+        "cells": {"complete": len(rows), "of": len(plan)},
+        "rows": rows,
+        "claims": as_dict(judge_claims(rows)),
+    }
+    if out is not None:
+        folder = prepare(out)
+        write_result(folder, data)
+        write(folder / "autowu.png", picture(data))
+        write(folder / "report.html", html(data))
+    return data
+
+
+def _scores(
+    cell: layout.Cell, peaks: list[float], tried: dict[str, list[Curve]]
+) -> dict[int, dict[float, list[float]]]:
+    found: dict[int, dict[float, list[float]]] = {}
+    for peak in peaks:
+        for curve in tried[f"select {cell.label} {peak:g}"]:
+            score = last(curve, "validation_accuracy", CHANCE)
+            found.setdefault(curve.seed % layout.FOLDS, {}).setdefault(peak, []).append(score)
+    return found
+
+
+def _row(
+    cell: layout.Cell,
+    scores: dict[int, dict[float, list[float]]],
+    best: dict[int, float],
+    runs: dict[str, list[Curve]],
+) -> dict[str, Any]:
+    values = {arm: [last(c, "accuracy", CHANCE) for c in runs[f"{cell.label} {arm}"]] for arm in cell.arms}
+    gaps = {arm: interval(np.subtract(values[arm], values["chosen peak"]).tolist()) for arm in cell.arms[1:]}
+    return {
+        "cell": cell.label,
+        "optimizer": cell.optimizer,
+        "batch": cell.batch,
+        "epochs": cell.epochs,
+        "seeds": len(values["chosen peak"]),
+        "peaks": {str(fold): peak for fold, peak in best.items()},
+        "validation": {f"{peak:g}": round(float(np.mean([s for f in scores.values() for s in f[peak]])), 3)
+                       for peak in scores[0]},
+        "values": {arm: [round(value, 4) for value in found] for arm, found in values.items()},
+        "means": {arm: interval(found).to_dict() for arm, found in values.items()},
+        "gaps": {arm: found.to_dict() for arm, found in gaps.items()},
+        "stopped": {arm: sum(bool(c.stopped) for c in runs[f"{cell.label} {arm}"]) for arm in cell.arms},
+    }  # fmt: skip
+
+
+def judge_claims(rows: list[dict[str, Any]]) -> list[Outcome]:
+    """Compute `held` of every claim from the criteria.
+
+    Args:
+        rows: one a cell.
+
+    Returns:
+        Outcomes in the order of criteria.json; None where cells or seeds are missing.
+    """
+    known, rules = claims(NAME), criteria(NAME)
+    of = {row["cell"]: row for row in rows}
+    wanted = layout.cells(rules, quick=False)
+    found = [of[cell.label] for cell in wanted[1:] if cell.label in of]
+    gaps = {row["cell"]: Interval(**row["gaps"]["AutoWU"]) for row in found}
+    whole = len(found) == len(wanted) - 1
+    held = all(gap.low > -1 for gap in gaps.values()) if whole else None
+    evidence = "; ".join(f"{row['optimizer']} {row['batch']}: {gaps[row['cell']]}" for row in found) or "not run"
+    evidence += "" if whole or not found else f"; {len(found)} of {len(wanted) - 1} cells"
+    first = outcome(known["autowu/untuned-noninferior"], min((r["seeds"] for r in found), default=0), held, evidence)
+    short = of.get(wanted[0].label)
+    if short is None:
+        return [first, outcome(known["autowu/short-budget-mended"], 0, None, "not run")]
+    broken, mended = Interval(**short["gaps"]["as published"]), Interval(**short["gaps"]["AutoWU"])
+    text = f"minus the chosen peak: as published {broken}, mended {mended}, "
+    text += f"with rollback {Interval(**short['gaps']['AutoWU, rollback'])} points"
+    held = broken.high < -10 and mended.low > -2
+    return [first, outcome(known["autowu/short-budget-mended"], short["seeds"], held, text)]
