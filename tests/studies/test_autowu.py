@@ -30,7 +30,7 @@ def test_arms_share_everything_but_the_schedule(cell):
     for arm, recipe in made.items():
         search = recipe.search()
         assert (search is None) == (arm == "chosen peak")
-        assert recipe.options == {"fold": 2, "validation": 158}
+        assert recipe.options == {"norm": cell.optimizer != "adamw", "fold": 2, "validation": 158}
         if search is not None and arm != "as published":
             assert search.growth.overshoot <= 0.25 * (1 + 1e-9)
         if search is not None and arm == "as published":

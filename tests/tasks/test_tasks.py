@@ -108,6 +108,11 @@ def test_a_split_that_does_not_exist_is_refused(options, message):
         made("digits", **options)
 
 
+def test_the_mlp_takes_batch_norm():
+    kinds = [type(module).__name__ for module in made("digits", norm=True).model.modules()]
+    assert kinds == ["Sequential", "Linear", "BatchNorm1d", "ReLU", "Linear"]
+
+
 def test_text_is_hashed_and_its_windows_are_bytes():
     train, held, digest = corpus()
     assert (train.shape, held.shape) == ((8192, 65), (256, 65))

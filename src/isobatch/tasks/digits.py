@@ -18,7 +18,8 @@ def make(settings: Recipe, seed: int) -> Run:
     """Make a run of the MLP 64-128-10 on digits.
 
     Args:
-        settings: the recipe; options.width sets the hidden width (128), options.fold and options.validation the data.
+        settings: the recipe; options.width sets the hidden width (128), options.norm puts batch norm before the ReLU,
+            options.fold and options.validation choose the data.
         seed: of the initial weights.
 
     Returns:
@@ -26,7 +27,11 @@ def make(settings: Recipe, seed: int) -> Run:
     """
     width = whole("options.width", settings.options.get("width", 128))
     with seeded(seed):
-        model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+        if settings.options.get("norm", False):
+            first = (nn.Linear(64, width, bias=False), nn.BatchNorm1d(width))
+        else:
+            first = (nn.Linear(64, width),)
+        model = nn.Sequential(*first, nn.ReLU(), nn.Linear(width, 10))
     return _run(settings, model)
 
 

@@ -69,7 +69,7 @@ def recipe(cell: Cell, arm: str, peak: float, seed: int) -> Recipe:
     Returns:
         The recipe.
     """
-    length, fold = TRAIN * cell.epochs, seed % FOLDS
+    length, fold, norm = TRAIN * cell.epochs, seed % FOLDS, cell.optimizer != "adamw"
     search = ARMS[arm].get("search")
     schedule: dict[str, Any] = {"length": f"{length} samples", "shape": "cosine", "warmup": f"{length // 20} samples"}
     if search is not None:
@@ -83,7 +83,8 @@ def recipe(cell: Cell, arm: str, peak: float, seed: int) -> Recipe:
             "weight_decay": _DECAY[cell.optimizer],
         },
         "schedule": schedule,
-        "options": {"fold": fold, "validation": 157 if fold < 2 else 158},
+        **({"batch_norm": {"momentum": 0.1}} if norm else {}),
+        "options": {"norm": norm, "fold": fold, "validation": 157 if fold < 2 else 158},
     })  # fmt: skip
 
 
