@@ -108,6 +108,12 @@ def test_a_split_that_does_not_exist_is_refused(options, message):
         made("digits", **options)
 
 
+def test_text_can_keep_a_part_for_validation():
+    whole, half = made("text-lstm", width=4).evaluate(), made("text-lstm", width=4, validation=True).evaluate()
+    assert set(half) == {"loss", "validation_loss"}
+    assert whole["loss"] == pytest.approx((half["loss"] + half["validation_loss"]) / 2, rel=1e-5)
+
+
 def test_the_mlp_takes_batch_norm():
     kinds = [type(module).__name__ for module in made("digits", norm=True).model.modules()]
     assert kinds == ["Sequential", "Linear", "BatchNorm1d", "ReLU", "Linear"]

@@ -127,7 +127,7 @@ def make_lstm(settings: Recipe, seed: int) -> Run:
     """Make a run of an LSTM language model on the same windows.
 
     Args:
-        settings: the recipe; options.width (64) sets the hidden units.
+        settings: the recipe; options.width (64) sets the hidden units, options.validation is as in `make`.
         seed: of the initial weights.
 
     Returns:
@@ -136,14 +136,15 @@ def make_lstm(settings: Recipe, seed: int) -> Run:
     width = whole("options.width", settings.options.get("width", 64))
     with seeded(seed):
         model = LSTM(width)
-    return _run(model)
+    return _run(settings, model)
 
 
 def make(settings: Recipe, seed: int) -> Run:
     """Make a run of a byte transformer on the standard library.
 
     Args:
-        settings: the recipe; options.width (48) and options.layers (2) set the model.
+        settings: the recipe; options.width (48) and options.layers (2) set the model. With options.validation = true
+            "loss" is that of the odd held-out windows, and "validation_loss" that of the even ones chooses settings.
         seed: of the initial weights.
 
     Returns:
@@ -154,18 +155,20 @@ def make(settings: Recipe, seed: int) -> Run:
         raise InputError(f"options.width={width} must be a multiple of {HEADS}, the attention heads")
     with seeded(seed):
         model = Transformer(width, layers)
-    return _run(model)
+    return _run(settings, model)
 
 
-def _run(model: nn.Module) -> Run:
+def _run(settings: Recipe, model: nn.Module) -> Run:
     train, held, digest = corpus()
-    held_tokens = held.long()
+    parts = {"loss": held.long()}
+    if settings.options.get("validation", False):
+        parts = {"loss": held[1::2].long(), "validation_loss": held[::2].long()}
 
     def loss(net: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
         tokens = batch[0].long()
         return F.cross_entropy(net(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
     def metrics(net: nn.Module) -> dict[str, float]:
-        return {"loss": float(loss(net, (held_tokens.to(device_of(net)),)))}
+        return {name: float(loss(net, (part.to(device_of(net)),))) for name, part in parts.items()}
 
     return Run(model, TensorSamples(train), loss, metrics, {"corpus_sha256": digest})
