@@ -5,6 +5,7 @@ from isobatch.plan.extras import Adversary, Augment
 from isobatch.plan.parts import Adaptive, Average, Batch, BatchNorm, Noise, Optimizer, Rules, Schedule
 from isobatch.plan.plan import Plan, PlanWarning, Row
 from isobatch.plan.recipe import Recipe
+from isobatch.plan.remedies import Remedy, remedies
 from isobatch.plan.settings import Settings, base, scaled
 
 __all__ = [
@@ -20,10 +21,12 @@ __all__ = [
     "Plan",
     "PlanWarning",
     "Recipe",
+    "Remedy",
     "Row",
     "Rules",
     "Schedule",
     "Settings",
     "base",
+    "remedies",
     "scaled",
 ]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from isobatch.plan.recipe import Recipe
+    from isobatch.plan.remedies import Remedy
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,14 @@ class Plan:
         rows: row 0 is always "keep the batch, accumulate".
         warnings: conditions under which the rules are weak.
         recipe: the scaled recipe.
+        remedies: what applies past the noise scale, where that is known.
     """
 
     kappa: float
     rows: tuple[Row, ...]
     warnings: tuple[PlanWarning, ...]
     recipe: Recipe
+    remedies: tuple[Remedy, ...] = ()
 
     def row(self, key: str) -> Row:
         """Return the row of a setting.
@@ -89,13 +92,14 @@ class Plan:
         """Return the plan as plain values, ready for JSON.
 
         Returns:
-            kappa, rows, warnings and the scaled recipe.
+            kappa, rows, warnings, remedies and the scaled recipe.
         """
         return {
             "kappa": self.kappa,
             "goal": "speed" if self.recipe.rules.lr == "speed" else "equivalence",
             "rows": [asdict(row) for row in self.rows],
             "warnings": [asdict(warning) for warning in self.warnings],
+            "remedies": [asdict(remedy) for remedy in self.remedies],
             "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
         }
 
@@ -118,6 +122,7 @@ class Plan:
             cells = (row.key, show(row.was), show(row.becomes), row.rule, row.because, row.confidence, row.note)
             lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
         lines += [f"- **{w.condition}**: {w.message} ({w.source})" for w in self.warnings]
+        lines += [f"- past the noise scale, **{r.name}**: {r.how}; {r.cost} ({r.evidence})" for r in self.remedies]
         return "\n".join(lines)
 
     def __str__(self) -> str:

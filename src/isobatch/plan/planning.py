@@ -15,6 +15,7 @@ from isobatch.plan.loading import validate
 from isobatch.plan.optimizer_rows import make_row, optimizer_rows
 from isobatch.plan.parts import Batch
 from isobatch.plan.plan import Plan, Row, show
+from isobatch.plan.remedies import remedies
 from isobatch.plan.settings import Settings, base, scaled
 from isobatch.plan.speed import GOALS, by_speed, length_rule
 from isobatch.plan.stages import scale_stages, show_stages
@@ -82,11 +83,13 @@ def make_plan(
         new = replace(new, lr=old.lr)  # the search finds the peak
     kappa = size / recipe.batch.size
     after = write(recipe, new, scaled_batch)
-    rows = (_keep(recipe, size), *_namemake_row(recipe, asked), *_rows(recipe, after, old, new, kappa))
-    return Plan(kappa, rows, tuple(cautions(recipe, after, old, new, kappa)), after)
+    rows = (_keep(recipe, size), *_name_row(recipe, asked), *_rows(recipe, after, old, new, kappa))
+    return Plan(
+        kappa, rows, tuple(cautions(recipe, after, old, new, kappa)), after, remedies(recipe, size, noise_scale)
+    )
 
 
-def _namemake_row(recipe: Recipe, asked: str) -> Iterator[Row]:
+def _name_row(recipe: Recipe, asked: str) -> Iterator[Row]:
     if recipe.optimizer.name != asked:
         note = f"second moment of {recipe.optimizer.reference_batch} {recipe.batch.unit}, whatever the batch"
         yield make_row("optimizer.name", asked, recipe.optimizer.name, lr_rules.INVARIANT, note, "invariant form")

@@ -49,3 +49,8 @@ def render(plan: Plan) -> Iterator[Any]:
         yield Text.assemble(
             ("! ", "bold yellow"), (warning.condition, "bold"), f": {warning.message} ({warning.source})"
         )
+    if plan.remedies:
+        yield Text("past the noise scale: keep the batch smaller, or", style="bold")
+    for remedy in plan.remedies:
+        yield Text.assemble(("+ ", "bold cyan"), (remedy.name, "bold"), f": {remedy.how}; {remedy.cost}")
+        yield Text(f"    {remedy.evidence}")
