@@ -19,8 +19,13 @@ OPTIONS = {
     "train": "--adaptive --async-save --batch-size --device --every --json --noise --order-seed --out --patience "
     "--resume --seed --tensorboard recipe",
     "study": "--budget --device --json --out --quick --workers name",
-    "noise sweep": "--batches --budget --goals --json --limit --lrs --metric --out --seeds --smoothing --workers "
-    "recipe",
+    "noise measure": "--geometry --json --marks --out --samples --seed recipe",
+    "noise branch": "--budget --checkpoint --factors --json --metric --out --seeds --smoothing --span --start "
+    "--tolerance --workers recipe",
+    "noise advise": "--bandwidth --critical --devices --extra --fits --gradient-bytes --json --latency --most "
+    "--noise-scale --out --overlap --samples --throughput recipe",
+    "noise sweep": "--batches --budget --calibrate --goals --json --limit --lrs --metric --out --seeds --smoothing "
+    "--workers recipe",
 }
 
 

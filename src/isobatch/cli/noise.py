@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from isobatch.cli.options import add_output, prepare, print_table, progress, say, seconds
-from isobatch.errors import InputError
+from isobatch.cli.noise_advice import add_advise, add_branch
+from isobatch.cli.options import add_output, numbers, prepare, print_table, progress, say, seconds
 
 
 def add(commands: Any) -> None:
@@ -17,7 +17,61 @@ def add(commands: Any) -> None:
     text = "how large a batch is worth it?"
     noise = commands.add_parser("noise", help=text, description=text)
     levels = noise.add_subparsers(required=True, metavar="LEVEL")
+    _add_measure(levels)
     _add_sweep(levels)
+    add_branch(levels)
+    add_advise(levels)
+
+
+def _add_measure(levels: Any) -> None:
+    text = "train a recipe and measure its gradient noise scale on the way"
+    command = levels.add_parser("measure", help=text, description=text)
+    command.add_argument("recipe", type=Path, help="recipe file (TOML) with a task")
+    command.add_argument("--marks", type=int, default=10, help="readings over the run (10)")
+    command.add_argument("--samples", type=int, default=1024, help="looked at for each reading (1024)")
+    command.add_argument("--geometry", choices=["euclidean", "adam", "sign"], default="euclidean", help="(euclidean)")
+    command.add_argument("--seed", type=int, default=0, help="of weights and sample order (0)")
+    command.add_argument("--out", type=Path, help="folder for result.json, picture and page")
+    command.add_argument("--json", action="store_true", help="print JSON for programs")
+    command.set_defaults(call=measure)
+
+
+def measure(chosen: argparse.Namespace) -> int:
+    """Measure the noise scale over a run.
+
+    Args:
+        chosen: parsed arguments.
+
+    Returns:
+        0.
+    """
+    from isobatch import critical
+    from isobatch.critical.pages import noise_table, write_noise
+    from isobatch.plan import Recipe
+    from isobatch.report import dump
+
+    recipe, folder = Recipe.load(chosen.recipe), prepare(chosen.out)
+    with progress(chosen.json) as (estimated, done):
+        estimated(0.0, chosen.marks)
+        found = critical.measure(
+            recipe,
+            marks=chosen.marks,
+            seed=chosen.seed,
+            samples=chosen.samples,
+            geometry=chosen.geometry,
+            on_done=done,
+        )
+    data = found.to_dict()
+    files = write_noise(folder, data) if folder is not None else []
+    if chosen.json:
+        say(dump(data).rstrip())
+        return 0
+    print_table(f"noise scale over training, {found.geometry}", noise_table(data))
+    say(
+        "a noise scale is not a critical batch; `isobatch noise sweep --calibrate` measures how far they are apart here"
+    )
+    say(f"written: {', '.join(map(str, files))}" if files else "no files written; --out DIR keeps a report")
+    return 0
 
 
 def _add_sweep(levels: Any) -> None:
@@ -33,6 +87,8 @@ def _add_sweep(levels: Any) -> None:
     command.add_argument("--limit", type=int, help="steps of one run at most; the recipe's own unless given")
     command.add_argument("--smoothing", type=float, default=0.5, help="share of the old in the loss's average (0.5)")
     command.add_argument("--budget", help="begin nothing new after 30m, 2h; a second call with the same --out goes on")
+    text = "measure the noise scale too, and store [critical] with the ratio in the recipe file"
+    command.add_argument("--calibrate", action="store_true", help=text)
     add_output(command)
     command.set_defaults(call=sweep)
 
@@ -49,6 +105,7 @@ def sweep(chosen: argparse.Namespace) -> int:
     from isobatch import critical
     from isobatch.critical.pages import sweep_table, write_sweep
     from isobatch.plan import Recipe
+    from isobatch.report import dump
 
     recipe, folder, budget = Recipe.load(chosen.recipe), prepare(chosen.out), seconds(chosen.budget)
     batches = [int(b) for b in numbers("--batches", chosen.batches, whole=True)]
@@ -69,44 +126,20 @@ def sweep(chosen: argparse.Namespace) -> int:
             on_estimate=estimated,
             on_done=done,
         )
-    data = found.to_dict()
+    known = critical.calibrate(found) if chosen.calibrate else None
+    data = found.to_dict() | ({"critical": known.model_dump(mode="json")} if known is not None else {})
     files = write_sweep(folder, data) if folder is not None else []
+    if known is not None:
+        known.store(chosen.recipe)
     if chosen.json:
-        from isobatch.report import dump
-
         say(dump(data).rstrip())
         return 0
     print_table(f"fastest runs, {found.seeds} seeds, {len(found.tracks)} runs", sweep_table(data))
     for goal in found.goals:
         say(goal.sentence)
+    if known is not None:
+        say(f"stored in {chosen.recipe}:\n{known.to_toml().rstrip()}")
     if found.left:
         say(f"not begun within the budget: batches {', '.join(map(str, found.left))}; call again to go on")
     say(f"written: {', '.join(map(str, files))}" if files else "no files written; --out DIR keeps runs and a report")
     return 0
-
-
-def numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
-    """Return a list of numbers given by comma.
-
-    Args:
-        option: its name, for the message.
-        text: such as "4,8,16".
-        whole: whether they must be whole numbers.
-
-    Returns:
-        The numbers.
-
-    Raises:
-        InputError: not such a list.
-
-    Example:
-        >>> numbers("--goals", "0.5,0.3")
-        [0.5, 0.3]
-    """
-    try:
-        return [float(int(part)) if whole else float(part) for part in text.split(",")]
-    except ValueError:
-        kind = "whole numbers" if whole else "numbers"
-        raise InputError(
-            f"{option} {text!r} must be {kind} by comma, such as {'4,8,16' if whole else '0.5,0.3'}"
-        ) from None

@@ -133,3 +133,30 @@ def say(text: str) -> None:
         text: the line, without its end.
     """
     sys.stdout.write(text + "\n")
+
+
+def numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
+    """Return a list of numbers given by comma.
+
+    Args:
+        option: its name, for the message.
+        text: such as "4,8,16".
+        whole: whether they must be whole numbers.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        InputError: not such a list.
+
+    Example:
+        >>> numbers("--goals", "0.5,0.3")
+        [0.5, 0.3]
+    """
+    try:
+        return [float(int(part)) if whole else float(part) for part in text.split(",")]
+    except ValueError:
+        kind = "whole numbers" if whole else "numbers"
+        raise InputError(
+            f"{option} {text!r} must be {kind} by comma, such as {'4,8,16' if whole else '0.5,0.3'}"
+        ) from None

@@ -212,7 +212,9 @@ def _wishes(picks: Mapping[str, Option], ranges: Mapping[str, tuple[int, int]], 
         about = f" ({low:,} to {high:,} over the interval)" if low < high else ""
         where = f" on {option.devices:,} devices" if option.devices > 1 else ""
         line = f"{words[name]}: batch {option.batch:,} {unit}{where}{about}"
-        if name != "cheapest":
+        if name != "cheapest" and option == base:
+            line += ": the cheapest one"
+        elif name != "cheapest":
             faster, dearer = base.seconds / option.seconds, option.compute / base.compute
             line += f": {plain(faster)}x faster than the cheapest for {plain(dearer)}x its compute"
         found.append(line)

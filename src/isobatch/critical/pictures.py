@@ -83,3 +83,105 @@ def logarithmic(axes: Axes) -> None:
         axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
         axis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25, lw=0.5)
+
+
+def noise_figure(data: dict[str, Any]) -> Figure:
+    """Draw the noise scale over training with its interval, the batch, and the product with the temperature.
+
+    Args:
+        data: readings as plain values.
+
+    Returns:
+        A figure of one panel.
+    """
+    rows = data["readings"]
+    seen = np.array([r["seen"] for r in rows], dtype=float)
+    value = np.array([np.nan if r["value"] is None else r["value"] for r in rows])
+    top = max([v for v in value if np.isfinite(v)] + [r["high"] for r in rows if np.isfinite(r["high"])] + [1.0])
+    low = np.array([max(r["low"], 0.0) or np.nan for r in rows])
+    high = np.array([r["high"] if math.isfinite(r["high"]) else 3 * top for r in rows])
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(7.6, 4.8), layout="constrained")
+        axes = figure.subplots()
+        axes.fill_between(seen, low, high, color=SHADES[0], alpha=0.2, lw=0, label="95% interval")
+        axes.plot(seen, value, "-o", color=SHADES[0], lw=1.8, ms=5, label="noise scale")
+        known = [(r["seen"], r["at_peak"]) for r in rows if r["at_peak"] and r["temperature"] > 0.05]
+        if known:
+            axes.plot(*zip(*known, strict=True), "--s", color=SHADES[1], lw=1.4, ms=4, label="noise scale x T/T_peak")
+        axes.axhline(data["batch"], color="#000000", lw=1.4, ls=":", label=f"batch {data['batch']:,}")
+        axes.set_yscale("log")
+        axes.set_ylim(top=2 * top)
+        axes.yaxis.set_major_formatter(lambda v, _: f"{v:,.10g}")
+        axes.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
+        axes.set_xlabel(f"{data['unit']} seen")
+        axes.set_ylabel(f"noise scale ({data['unit']})")
+        axes.set_title(f"{data['recipe'].get('task', 'the task')}: gradient noise scale, {data['geometry']}")
+        figure.legend(loc="outside lower center", ncols=4, fontsize=9.5)
+    return figure
+
+
+def branch_figure(data: dict[str, Any]) -> Figure:
+    """Draw the branches' metric against the batch, every seed and the mean, and where it is no worse.
+
+    Args:
+        data: the result as plain values.
+
+    Returns:
+        A figure of one panel.
+    """
+    batch = np.array(data["factors"]) * data["recipe"]["batch"]["size"]
+    losses = np.array([[np.nan if v is None or not math.isfinite(v) else v for v in row] for row in data["losses"]])
+    sign = 1 if data["metric"] == "loss" else -1
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(batch, losses, ".", color="#999999", ms=6)
+        axes.plot([], [], ".", color="#999999", ms=6, label="each seed")
+        mean = losses.mean(1)
+        axes.plot(batch, mean, "-o", color=SHADES[0], lw=1.8, ms=6, label="mean")
+        limit = sign * np.minimum.accumulate(np.where(np.isnan(mean), np.inf, sign * mean)) + sign * data["tolerance"]
+        axes.plot(batch, limit, "--", color=SHADES[1], lw=1.4, label=f"best so far + {data['tolerance']:g}")
+        axes.axvspan(data["low"] / 1.06, data["high"] * 1.06, color=SHADES[2], alpha=0.15, lw=0)
+        axes.axvline(data["batch"], color=SHADES[2], lw=1.8, label=f"largest no worse: {data['batch']:,}")
+        axes.set_xscale("log")
+        axes.set_xticks(batch, [f"{b:,}" for b in batch])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel(f"batch ({data['unit']})")
+        axes.set_ylabel(f"{data['metric']} after {data['span']:,} more {data['unit']}")
+        axes.set_title(f"branched at {data['start']:,} {data['unit']}")
+        figure.legend(loc="outside lower center", ncols=2, fontsize=9.5)
+    return figure
+
+
+def advice_figure(data: dict[str, Any]) -> Figure:
+    """Draw time against compute: every option, the front, and the picks.
+
+    Args:
+        data: the advice as plain values.
+
+    Returns:
+        A figure of one panel.
+    """
+    options = data["options"]
+    front = sorted((o for o in options if o["front"]), key=lambda o: o["seconds"])
+    base = min(o["compute"] for o in options)
+    unit = 1.0 if data["absolute"] else data["picks"]["cheapest"]["seconds"]
+
+    def place(of: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+        return [o["seconds"] / unit for o in of], [o["compute"] / base for o in of]
+
+    words = {"cheapest": "cheapest", "within": f"{data['extra']:.0%} more compute at most", "fastest": "fastest"}
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(7.6, 5.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(*place(options), ".", color="#BBBBBB", ms=5, label="every batch and number of devices")
+        axes.plot(*place(front), "-", color=SHADES[0], lw=1.8, label="front")
+        for index, (name, pick) in enumerate(data["picks"].items(), start=1):
+            label, size = f"{words[name]}: {pick['batch']:,} on {pick['devices']:,}", 11 - 2 * index
+            axes.plot(*place([pick]), MARKS[index], color=SHADES[index], ms=size, label=label, zorder=4)
+        logarithmic(axes)
+        axes.set_xlabel("seconds to the goal" if data["absolute"] else "time to the goal over the cheapest's")
+        axes.set_ylabel("compute over the cheapest")
+        axes.set_title("which batch pays")
+        figure.legend(loc="outside lower center", ncols=2, fontsize=9.5)
+    return figure

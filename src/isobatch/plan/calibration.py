@@ -25,6 +25,7 @@ class Critical(Part):
         batch: B_crit = E_min/S_min, in the recipe's unit.
         low: lower end of its interval; left out where the data do not bound it.
         high: upper end of its interval; left out where the data do not bound it.
+        samples: E_min, the fewest samples to the goal.
         goal: what was reached, such as "loss 0.3".
         source: how it was measured.
         date: when, such as "2026-11-27".
@@ -37,6 +38,7 @@ class Critical(Part):
     batch: StrictFloat | StrictInt = Field(gt=0)
     low: StrictFloat | StrictInt | None = Field(default=None, gt=0)
     high: StrictFloat | StrictInt | None = Field(default=None, gt=0)
+    samples: StrictFloat | StrictInt | None = Field(default=None, gt=0)
     goal: str = ""
     source: str = ""
     date: str | None = Field(default=None, pattern=r"^\d{4}-\d{2}-\d{2}$")
