@@ -163,6 +163,8 @@ def test_a_make_that_returns_something_else_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "options", "message"), [
     ("digits", {"width": 0}, r"options\.width=0 must be at least 1"),
     ("digits-cnn", {"width": "wide"}, r"options\.width='wide' must be a whole number"),
+    ("text", {"held": 257}, r"options\.held=257 must be at most 256"),
+    ("text-lstm", {"width": -1}, r"options\.width=-1 must be at least 1"),
     ("text", {"width": 50}, r"options\.width=50 must be a multiple of 4"),
     ("quadratic", {"noise": -1.0}, r"options\.noise=-1 must be in \[0, inf\]"),
     ("quadratic", {"dimension": 2.5}, r"options\.dimension=2\.5 must be a whole number"),

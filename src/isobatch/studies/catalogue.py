@@ -9,6 +9,7 @@ STUDIES = {
     "adam": "Adam at any batch size: which rule holds when",
     "autowu": "AutoWU: a learning rate found without tuning, and a short budget mended",
     "legw": "LEGW: sixteen times the batch with nothing retuned",
+    "noise-scale": "The gradient noise scale against the critical batch, domain by domain",
     "progressive": "Changing the batch in the middle of a run",
     "pseudo-label": "Continual pseudo-labelling: the average labels the data",
 }

@@ -127,7 +127,8 @@ def make_lstm(settings: Recipe, seed: int) -> Run:
     """Make a run of an LSTM language model on the same windows.
 
     Args:
-        settings: the recipe; options.width (64) sets the hidden units, options.validation is as in `make`.
+        settings: the recipe; options.width (64) sets the hidden units, options.validation and options.held are as in
+            `make`.
         seed: of the initial weights.
 
     Returns:
@@ -143,8 +144,9 @@ def make(settings: Recipe, seed: int) -> Run:
     """Make a run of a byte transformer on the standard library.
 
     Args:
-        settings: the recipe; options.width (48) and options.layers (2) set the model. With options.validation = true
-            "loss" is that of the odd held-out windows, and "validation_loss" that of the even ones chooses settings.
+        settings: the recipe; options.width (48) and options.layers (2) set the model, options.held (256) the windows
+            held out, the first so many of them. With options.validation = true "loss" is that of the odd held-out
+            windows, and "validation_loss" that of the even ones chooses settings.
         seed: of the initial weights.
 
     Returns:
@@ -160,6 +162,10 @@ def make(settings: Recipe, seed: int) -> Run:
 
 def _run(settings: Recipe, model: nn.Module) -> Run:
     train, held, digest = corpus()
+    count = whole("options.held", settings.options.get("held", HELD_OUT_WINDOWS))
+    if count > HELD_OUT_WINDOWS:
+        raise InputError(f"options.held={count} must be at most {HELD_OUT_WINDOWS}, the windows held out")
+    held = held[:count]
     parts = {"loss": held.long()}
     if settings.options.get("validation", False):
         parts = {"loss": held[1::2].long(), "validation_loss": held[::2].long()}

@@ -1,0 +1,1 @@
+"""The noise scale against the critical batch, domain by domain."""
