@@ -128,14 +128,15 @@ def largest_ratio(groups: dict[str, list[Reading]], points: int = 5) -> tuple[fl
     if low >= high:
         return None
     losses = np.linspace(low, high, points)
-    logs = {
-        name: np.mean(
-            [np.interp(losses, *zip(*[(x, math.log(y)) for x, y in curve], strict=True)) for curve in found], 0
-        )
-        for name, found in curves.items()
-    }
+    logs = {name: np.mean([_at(losses, curve) for curve in found], axis=0) for name, found in curves.items()}
     gap, pair = max((float(np.abs(logs[a] - logs[b]).max()), f"{a} and {b}") for a, b in combinations(logs, 2))
     return math.exp(gap), pair
+
+
+def _at(losses: np.ndarray, curve: list[tuple[float, float]]) -> np.ndarray:
+    """Log noise scale at given losses."""
+    known, scales = np.array(curve).T
+    return np.interp(losses, known, np.log(scales))
 
 
 def judge(rows: Sequence[dict[str, Any]], beside: dict[str, dict[str, list[Reading]]], seeds: int) -> list[Outcome]:

@@ -84,8 +84,7 @@ def _training(data: dict[str, Any]) -> Figure:
             axes.axhspan(
                 crit["low"] or crit["value"] / 4, crit["high"] or 4 * crit["value"], color="#000000", alpha=0.08
             )
-        _finish(axes, row["domain"], f"samples ({row['unit']})", "noise scale")
-        axes.set_xscale("linear")
+        _finish(axes, row["domain"], f"samples ({row['unit']})", "noise scale", "linear")
     made.suptitle("Noise scale over training; dashed: the critical batch with its interval", x=0.01, ha="left")
     return made
 
@@ -105,7 +104,8 @@ def _fronts(data: dict[str, Any]) -> Figure:
                 critical = few / least
                 axes.plot(few * (1 + batches / critical), least * (1 + critical / batches), style, color=shade, lw=1.4)
         _finish(axes, row["domain"], f"samples ({row['unit']})", "steps")
-        axes.legend(title="goal", fontsize=9)
+        if row["goals"][0]["points"]:
+            axes.legend(title="goal", fontsize=9)
     made.suptitle("The fastest run of each batch, and the hyperbola", x=0.01, ha="left")
     return made
 
@@ -117,9 +117,13 @@ def _panels(made: Figure, count: int) -> list[Axes]:
     return list(grid[:count])
 
 
-def _finish(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+def _finish(axes: Axes, title: str, x: str, y: str, scale: str = "log") -> None:
     axes.set_title(title)
+    if not any(np.size(line.get_xdata()) for line in axes.lines):
+        axes.text(0.5, 0.5, "not complete", ha="center", va="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
+        return
+    axes.set(xscale=scale, yscale="log", xlabel=x, ylabel=y)
 
 
 def table(data: dict[str, Any]) -> list[list[str]]:
