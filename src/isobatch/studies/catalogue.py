@@ -7,6 +7,7 @@ from isobatch.errors import InputError
 
 STUDIES = {
     "adam": "Adam at any batch size: which rule holds when",
+    "adaptive": "A batch that follows the noise scale, against fixed batches",
     "autowu": "AutoWU: a learning rate found without tuning, and a short budget mended",
     "legw": "LEGW: sixteen times the batch with nothing retuned",
     "noise-scale": "The gradient noise scale against the critical batch, domain by domain",
