@@ -13,7 +13,7 @@ from isobatch.studies.noise_scale import grid as layout
 from isobatch.studies.noise_scale import study
 from isobatch.studies.noise_scale.judging import judge, largest_ratio, row
 from isobatch.studies.noise_scale.probing import Probe, Reading, drawn, probe
-from isobatch.studies.noise_scale.story import html, pictures, table
+from isobatch.studies.noise_scale.story import html, table
 from isobatch.tasks import make_run
 from isobatch.train import Trainer
 
@@ -143,6 +143,7 @@ TINY = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_tiny_study_runs_resumes_and_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "criteria", lambda name: {**RULES, "quick": TINY})
     done = []
@@ -167,4 +168,3 @@ def test_the_page_holds_table_claims_and_pictures():
     assert cells[1][3].startswith("100 [")
     assert cells[2][5] == "no value"
     assert "noise-scale/within-order-of-magnitude" in html(data)
-    assert set(pictures(data)) == {"scales", "training", "fronts"}

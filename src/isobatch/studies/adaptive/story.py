@@ -60,6 +60,9 @@ def _front(axes: Axes, data: dict[str, Any]) -> None:
         axes.plot([f[0] for f in fixed], [f[1] for f in fixed], "o-", color=_FIXED, lw=1.4, label="fixed batch")
         for x, y, name in fixed:
             axes.annotate(name, (x, y), xytext=(7, 5), textcoords="offset points", fontsize=9, color=_FIXED)
+    if not axes.lines:
+        axes.set_axis_off()
+        return
     axes.set(yscale="log", xlabel="samples to the goal", ylabel="steps to the goal")
     axes.margins(x=0.15)
     axes.set_title(f"To a held-out loss of {data['goal']:g}")
