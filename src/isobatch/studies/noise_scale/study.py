@@ -74,12 +74,15 @@ def run(
         "claims": as_dict(judge(rows, beside, seeds)),
     }  # fmt: skip
     if out is not None:
-        folder = prepare(out)
-        write_result(folder, data)
-        for name, picture in pictures(data).items():
-            write(folder / f"{name}.png", picture)
-        write(folder / "report.html", html(data))
+        _write(prepare(out), data)
     return data
+
+
+def _write(folder: Path, data: dict[str, Any]) -> None:
+    write_result(folder, data)
+    for name, picture in pictures(data).items():
+        write(folder / f"{name}.png", picture)
+    write(folder / "report.html", html(data))
 
 
 def _read(values: dict[str, Any]) -> Reading:
