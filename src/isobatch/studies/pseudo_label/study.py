@@ -1,5 +1,6 @@
 """isobatch study pseudo-label: the average labels the data, at other batches, with the EMA rule and without."""
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from isobatch.studies.pseudo_label import grid as layout
 from isobatch.studies.pseudo_label.judging import judge_claims
 from isobatch.studies.pseudo_label.story import html, picture
 from isobatch.verify.comparison import judge
-from isobatch.verify.workers import Curve, Job
+from isobatch.verify.workers import Curve
 
 NAME = "pseudo-label"
 
@@ -35,7 +36,7 @@ def run(
         quick: the small grid of criteria.json.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
-        budget: seconds after which no further arm is begun.
+        budget: seconds after which no further arm is begun; the reference always is.
         device: device and its options in one word.
         on_estimate: called with seconds (0: unknown) and the number of runs.
         on_done: called with each finished run.
@@ -49,14 +50,17 @@ def run(
     if on_estimate is not None:
         on_estimate(0.0, seeds * (1 + len(layout.arms(part, 0.0))))
 
-    def train(groups: list[list[Job]]) -> dict[str, list[Curve]]:
-        return train_all(groups, out, workers=workers, budget=budget, on_done=on_done)
+    began = time.monotonic()
+
+    def train(chosen: list[layout.Arm], seconds: float | None) -> dict[str, list[Curve]]:
+        jobs = layout.groups(part, seeds, chosen, device)
+        return train_all(jobs, out, workers=workers, budget=seconds, on_done=on_done)
 
     start = layout.Arm("control", layout.REFERENCE, base)
-    curves = train(layout.groups(part, seeds, [start], device))
+    curves = train([start], None)
     error = layout.start_error(part, curves[layout.REFERENCE])
     arms = layout.arms(part, error)
-    curves |= train(layout.groups(part, seeds, arms, device))
+    curves |= train(arms, None if budget is None else budget - (time.monotonic() - began))
     rows = [_row(arm, curves, rules["margin"], places) for arm in [start, *arms] if arm.name in curves]
     data = {
         "study": NAME,
