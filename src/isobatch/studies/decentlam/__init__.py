@@ -1,0 +1,1 @@
+"""The DecentLaM study: what momentum does to the inconsistency bias of decentralized training."""
