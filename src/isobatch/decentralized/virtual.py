@@ -1,6 +1,6 @@
 """Virtual nodes: the parameters of all nodes stacked along one axis in one process, trained by the same updates."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,8 @@ class VirtualNodes:
 
     Args:
         model: gives the architecture and the first weights; it is not trained itself. No batch norm: its running
-            statistics have no node axis.
+            statistics have no node axis. Several models of one architecture are independent replicas of the whole
+            graph, stacked along the node axis: node i of replica r has place r * nodes + i in every batch.
         loss: (net, batch) -> mean loss of a node's batch, a scalar tensor.
         topology: who averages with whom.
         method: name of a method, or a method.
@@ -44,7 +45,7 @@ class VirtualNodes:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Sequence[nn.Module],
         loss: Callable[[Any, Any], Tensor],
         topology: Topology,
         method: str | Method = "decentlam",
@@ -53,17 +54,18 @@ class VirtualNodes:
         momentum: float = 0.9,
         weight_decay: float = 0.0,
     ):
-        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        starts = [model] if isinstance(model, nn.Module) else list(model)
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for one in starts for module in one.modules()):
             raise InputError("virtual nodes cannot hold batch norm; use group or layer norm, or real processes")
         self.topology, self.lr = topology, finite("lr", lr, 0)
         self.weight_decay = finite("weight_decay", weight_decay, 0)
         self.method = find(method, momentum)
         self.method.check(topology)
-        self._model, self._loss = model, loss
-        parameters = dict(model.named_parameters())
-        self._names, first = list(parameters), [value.detach() for value in parameters.values()]
-        self.layout = Layout(first)
-        self.weights = torch.cat([value.reshape(-1) for value in first]).repeat(topology.size, 1)
+        self._model, self._loss, self.replicas = starts[0], loss, len(starts)
+        self._names = [name for name, _ in starts[0].named_parameters()]
+        self.layout = Layout(list(starts[0].parameters()))
+        first = [torch.cat([value.detach().reshape(-1) for value in one.parameters()]) for one in starts]
+        self.weights = torch.stack(first).repeat_interleave(topology.size, 0)
         self.state = self.method.start(self.weights)
         self.steps = 0
         self._matrices = {}
@@ -73,14 +75,14 @@ class VirtualNodes:
 
     @property
     def size(self) -> int:
-        """Number of nodes."""
+        """Number of nodes of a replica."""
         return self.topology.size
 
     def step(self, batch: Any, lr: float | None = None) -> Tensor:
         """Take one step on every node.
 
         Args:
-            batch: tensors (or a tuple of them) [nodes, samples, ...]; the global batch is their sum.
+            batch: tensors (or a tuple of them) [nodes, samples, ...]; the global batch is the sum over nodes.
             lr: gamma of this step; the one given at the start otherwise.
 
         Returns:
@@ -96,7 +98,7 @@ class VirtualNodes:
         if self.weight_decay and self._scale is None:
             g = g + self.weight_decay * self.weights
         step = self.method.step(self.weights, self.state, g, gamma, self.steps, self._scale)
-        self.weights, self.state = advance(step, self.mix, lambda z: z.mean(0, keepdim=True).expand_as(z))
+        self.weights, self.state = advance(step, self.mix, self._mean)
         self.steps += 1
         return losses
 
@@ -115,7 +117,7 @@ class VirtualNodes:
 
         stacked = dict(zip(self._names, self.layout.split(self.weights), strict=True))
         gradients, losses = vmap(grad_and_value(of_node), randomness="different")(stacked, batch)
-        flat = [gradients[name].reshape(self.size, -1) for name in self._names]
+        flat = [gradients[name].flatten(1) for name in self._names]
         return torch.cat(flat, dim=1), losses
 
     def mix(self, z: Tensor) -> Tensor:
@@ -130,45 +132,69 @@ class VirtualNodes:
         place = self.steps % self.topology.period
         if place not in self._matrices:
             self._matrices[place] = torch.tensor(self.topology.at(place).dense(), dtype=z.dtype, device=z.device)
-        return self._matrices[place] @ z
+        return (self._matrices[place] @ self._by_replica(z)).flatten(0, 1)
 
-    def average(self) -> Tensor:
-        """Return the exact mean of the nodes' weights [size]."""
-        return self.weights.mean(0)
+    def average(self, replica: int = 0) -> Tensor:
+        """Return the exact mean of the nodes' weights.
 
-    def consensus_distance(self) -> float:
-        """Return `consensus_distance` of the nodes' weights."""
-        return consensus_distance(self.weights)
+        Args:
+            replica: of which graph.
 
-    def bias(self, reference: Tensor) -> float:
+        Returns:
+            Weights [size].
+        """
+        return self._by_replica(self.weights)[replica].mean(0)
+
+    def consensus_distance(self, replica: int = 0) -> float:
+        """Return `consensus_distance` of the nodes' weights.
+
+        Args:
+            replica: of which graph.
+
+        Returns:
+            mean_i |x_i - xbar|**2 / |xbar|**2.
+        """
+        return consensus_distance(self._by_replica(self.weights)[replica])
+
+    def bias(self, reference: Tensor, replica: int = 0) -> float:
         """Return the nodes' relative squared distance to a known solution.
 
         Args:
             reference: x* [size].
+            replica: of which graph.
 
         Returns:
             mean_i |x_i - x*|**2 / |x*|**2.
         """
-        return relative_error(self.weights, reference)
+        return relative_error(self._by_replica(self.weights)[replica], reference)
 
     @contextmanager
-    def applied(self, node: int | None = None) -> Generator[nn.Module]:
+    def applied(self, node: int | None = None, replica: int = 0) -> Generator[nn.Module]:
         """Give the model the exact average, or one node's weights, inside the block.
 
         Args:
             node: whose weights; None for the average.
+            replica: of which graph.
 
         Yields:
             nn.Module: The model; its own weights come back afterwards.
         """
         parameters = list(self._model.parameters())
         before = [parameter.detach().clone() for parameter in parameters]
-        chosen = self.layout.split(self.average() if node is None else self.weights[node])
+        chosen = self.layout.split(
+            self.average(replica) if node is None else self._by_replica(self.weights)[replica, node]
+        )
         try:
             _copy(parameters, chosen)
             yield self._model
         finally:
             _copy(parameters, before)
+
+    def _by_replica(self, z: Tensor) -> Tensor:
+        return z.unflatten(0, (self.replicas, self.size))
+
+    def _mean(self, z: Tensor) -> Tensor:
+        return self._by_replica(z).mean(1, keepdim=True).expand(-1, self.size, -1).flatten(0, 1)
 
 
 def _copy(to: list[nn.Parameter], values: list[Tensor]) -> None:
