@@ -9,6 +9,7 @@ STUDIES = {
     "adam": "Adam at any batch size: which rule holds when",
     "adaptive": "A batch that follows the noise scale, against fixed batches",
     "autowu": "AutoWU: a learning rate found without tuning, and a short budget mended",
+    "decentlam": "Decentralized momentum: who amplifies the inconsistency bias",
     "legw": "LEGW: sixteen times the batch with nothing retuned",
     "noise-scale": "The gradient noise scale against the critical batch, domain by domain",
     "progressive": "Changing the batch in the middle of a run",
@@ -17,6 +18,9 @@ STUDIES = {
 
 ON_DEVICES = frozenset({"pseudo-label"})
 """Studies whose `run` takes a device."""
+
+ON_NODES = frozenset({"decentlam"})
+"""Studies whose `run` takes a number of nodes to simulate."""
 
 
 def find(name: str) -> Any:
@@ -58,3 +62,27 @@ def on_device(name: str, device: str) -> dict[str, str]:
     if name not in ON_DEVICES:
         raise InputError(f"study {name} runs on the CPU only; leave --device {device} out")
     return {"device": device}
+
+
+def on_nodes(name: str, nodes: int | None) -> dict[str, int]:
+    """Return the arguments that hand a number of simulated nodes to a study.
+
+    Args:
+        name: of the study.
+        nodes: how many, None for the study's own.
+
+    Returns:
+        Arguments of its `run`.
+
+    Raises:
+        InputError: a study without nodes.
+
+    Example:
+        >>> on_nodes("decentlam", 1024)
+        {'simulate_nodes': 1024}
+    """
+    if nodes is None:
+        return {}
+    if name not in ON_NODES:
+        raise InputError(f"study {name} has no nodes; leave --simulate-nodes {nodes} out")
+    return {"simulate_nodes": nodes}

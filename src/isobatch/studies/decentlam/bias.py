@@ -23,8 +23,10 @@ def against_beta(problem: Problem, betas: list[float]) -> dict[str, dict[str, li
         "lazy ring, gamma 1e-2" and "ring, gamma 1e-3" -> method -> [instance][beta]; DSGD has beta 0 alone.
     """
     found: dict[str, dict[str, list[list[float]]]] = {}
-    settings = [("lazy ring, gamma 1e-2", EXACT, "lazy ring", 1e-2, 9000, False)]
-    settings += [("ring, gamma 1e-3", _SMALL, "ring", 1e-3, 24_000, True)]
+    settings: list[tuple[str, tuple[str, ...], str, float, int, bool]] = [
+        ("lazy ring, gamma 1e-2", EXACT, "lazy ring", 1e-2, 9000, False),
+        ("ring, gamma 1e-3", _SMALL, "ring", 1e-3, 24_000, True),
+    ]
     for label, names, graph, gamma, steps, solved in settings:
         topology = build(graph, problem.hessian.shape[1])
         found[label] = {}

@@ -1,6 +1,5 @@
 """Digits split by class over the nodes: small to full batch, every method, several graphs and sizes."""
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -13,10 +12,9 @@ from torch.nn import functional as F
 
 from isobatch.decentralized import METHODS, VirtualNodes
 from isobatch.plan import Recipe
-from isobatch.report import prepare, write
 from isobatch.tasks import TensorSamples, make_run
 from isobatch.topologies import build
-from isobatch.verify.workers import map_jobs
+from isobatch.verify.cells import hashed, run_all
 
 _LARS = 50.0  # LARS's trust ratio is 1e-3: its learning rate is larger by about its inverse over |x|/|g|
 
@@ -46,17 +44,32 @@ class Cell:
     seeds: int
 
     @property
-    def file(self) -> str:
-        """Name of its file."""
-        words = [self.method, self.graph.replace(" ", "-"), self.nodes, self.batch, self.epochs, self.lr, self.seeds]
-        return "-".join(map(str, words)) + ".json"
-
-    @property
     def rate(self) -> float:
         """Peak learning rate of the method: 1/(1-beta) times for DSGD, which keeps the step of momentum."""
         if self.method == "dsgd":
             return self.lr / (1 - self.beta)
         return self.lr * _LARS if self.method == "pmsgd-lars" else self.lr
+
+
+@dataclass
+class Trained:
+    """What a cell gave.
+
+    Args:
+        cell: its values.
+        steps: optimizer steps.
+        accuracy: of the exact average, by seed.
+        loss: of the exact average, by seed.
+        own: mean accuracy of the nodes themselves, by seed.
+        consensus: consensus distance, by seed.
+    """
+
+    cell: dict[str, Any]
+    steps: int
+    accuracy: list[float]
+    loss: list[float]
+    own: list[float]
+    consensus: list[float]
 
 
 def cells(part: dict[str, Any], seeds: int) -> list[Cell]:
@@ -91,7 +104,7 @@ def train_cells(
     workers: int | None,
     due: Callable[[], bool],
     on_done: Callable[[Any], None] | None,
-) -> list[dict[str, Any]]:
+) -> list[Trained]:
     """Train cells, or read what an earlier call trained.
 
     Args:
@@ -102,56 +115,48 @@ def train_cells(
         on_done: called with each cell.
 
     Returns:
-        Results of the cells that are complete: the cell's values, accuracies by seed, and more.
+        The cells that are complete.
     """
-    place, found = (None if folder is None else prepare(folder / "cells")), []
+    found: list[Trained] = []
     for cell in wanted:
-        file = None if place is None else place / cell.file
-        if file is not None and file.exists():
-            found.append(json.loads(file.read_text("utf-8")))
-        elif not due():
-            [result] = map_jobs(train_cell, [cell], workers=workers)
-            found.append(result)
-            if file is not None:
-                write(file, json.dumps(result))
-        else:
-            continue
-        if on_done is not None:
-            on_done(found[-1])
+        found += run_all(
+            train_cell, [cell], folder, name=lambda cell: hashed(asdict(cell)), read=lambda values: Trained(**values),
+            workers=workers, start=not due(), on_done=on_done,
+        ) or ()  # fmt: skip
     return found
 
 
-def train_cell(cell: Cell) -> dict[str, Any]:
+def train_cell(cell: Cell) -> Trained:
     """Train one cell on virtual nodes.
 
     Args:
         cell: what.
 
     Returns:
-        The cell, accuracy and loss of the exact average and mean accuracy of the nodes by seed, consensus distance.
+        What it gave.
     """
-    runs = [make_run(_RECIPE, seed) for seed in range(cell.seeds)]
+    runs = [make_run(RECIPE, seed) for seed in range(cell.seeds)]
     nodes = VirtualNodes(
         [run.model for run in runs], loss, build(cell.graph, cell.nodes), cell.method,
         lr=cell.rate, momentum=0.0 if cell.method == "dsgd" else cell.beta,
     )  # fmt: skip
     x, y = by_class(runs[0].samples, cell.nodes)
+    rows = torch.arange(cell.nodes).repeat(cell.seeds)[:, None]
     for count, chosen in enumerate(batches(cell, y.shape[1])):
-        rows = torch.arange(cell.nodes).repeat(cell.seeds)[:, None]
         nodes.step((x[rows, chosen], y[rows, chosen]), lr=rate_at(cell, count))
-    found: dict[str, list[float]] = {"accuracy": [], "loss": [], "own": [], "consensus": []}
-    for seed, run in enumerate(runs):
-        with nodes.applied(replica=seed) as model:
-            metrics = dict(run.metrics(model))
+    found = Trained(asdict(cell), nodes.steps, [], [], [], [])
+    for seed in range(cell.seeds):
+        with nodes.applied(replica=seed):
+            metrics = runs[0].evaluate()
+        found.accuracy.append(metrics["accuracy"])
+        found.loss.append(metrics["loss"])
         own = []
         for node in range(cell.nodes):
-            with nodes.applied(node, seed) as model:
-                own.append(dict(run.metrics(model))["accuracy"])
-        found["accuracy"].append(float(metrics["accuracy"]))
-        found["loss"].append(float(metrics["loss"]))
-        found["own"].append(sum(own) / len(own))
-        found["consensus"].append(nodes.consensus_distance(seed))
-    return {**asdict(cell), "steps": nodes.steps, **found}
+            with nodes.applied(node, seed):
+                own.append(runs[0].evaluate()["accuracy"])
+        found.own.append(sum(own) / len(own))
+        found.consensus.append(nodes.consensus_distance(seed))
+    return found
 
 
 def loss(net: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -233,6 +238,6 @@ def batches(cell: Cell, part: int) -> Iterable[Tensor]:
 
 
 _PART = 1437
-_RECIPE = Recipe.parse({
+RECIPE = Recipe.parse({
     "task": "digits", "data_size": _PART, "batch": {"size": 8}, "optimizer": {"name": "sgd", "lr": 0.02},
 })  # fmt: skip
