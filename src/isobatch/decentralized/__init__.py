@@ -7,6 +7,8 @@ from isobatch.decentralized.methods import Method as Method
 from isobatch.decentralized.methods import find as find
 from isobatch.decentralized.neighbourhood import Incident as Incident
 from isobatch.decentralized.optimizer import Decentralized as Decentralized
+from isobatch.decentralized.resume import mean_state as mean_state
+from isobatch.decentralized.resume import node_state as node_state
 from isobatch.decentralized.updates import Everyone as Everyone
 from isobatch.decentralized.updates import advance as advance
 from isobatch.decentralized.updates import awc as awc

@@ -135,6 +135,18 @@ class Decentralized(torch.optim.Optimizer):
             options[_COUNT] += 1
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; the groups stay the dicts that the wrapped optimizer and its schedulers see.
+
+        Args:
+            state_dict: what `state_dict` gave.
+        """
+        groups = self.param_groups
+        super().load_state_dict(state_dict)
+        for mine, loaded in zip(groups, self.param_groups, strict=True):
+            mine.update({key: value for key, value in loaded.items() if key != "params"})
+        self.param_groups = groups
+
     @contextmanager
     def accumulate(self) -> Generator[None]:
         """Let the backward passes inside add up: with overlap, nothing is sent before the last one, outside the block.
