@@ -10,6 +10,7 @@ STUDIES = {
     "adaptive": "A batch that follows the noise scale, against fixed batches",
     "autowu": "AutoWU: a learning rate found without tuning, and a short budget mended",
     "decentlam": "Decentralized momentum: who amplifies the inconsistency bias",
+    "batch-augmentation": "Batch augmentation: many views of each sample in one update",
     "legw": "LEGW: sixteen times the batch with nothing retuned",
     "noise-scale": "The gradient noise scale against the critical batch, domain by domain",
     "progressive": "Changing the batch in the middle of a run",

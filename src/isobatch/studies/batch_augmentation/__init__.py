@@ -1,0 +1,1 @@
+"""Batch augmentation: what many views of each sample in one update give."""
