@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from isobatch.augment.concurrent_adversarial import Form, Loss, directions, perturbed
+from isobatch.augment.concurrently import Pending
 from isobatch.augment.draws import Draws
 from isobatch.augment.views import inputs_of
 from isobatch.errors import InputError
 from isobatch.units import finite, whole
-
-Pending = Callable[[], Tensor]
 
 
 class LookAhead:

@@ -11,6 +11,7 @@ STUDIES = {
     "autowu": "AutoWU: a learning rate found without tuning, and a short budget mended",
     "decentlam": "Decentralized momentum: who amplifies the inconsistency bias",
     "batch-augmentation": "Batch augmentation: many views of each sample in one update",
+    "concurrent-adversarial": "Adversarial examples made ahead by older weights",
     "legw": "LEGW: sixteen times the batch with nothing retuned",
     "noise-scale": "The gradient noise scale against the critical batch, domain by domain",
     "progressive": "Changing the batch in the middle of a run",

@@ -8,14 +8,16 @@ import torch
 
 from isobatch.augment.batch_augmentation import BatchAugmentation
 from isobatch.augment.concurrent_adversarial import directions
+from isobatch.augment.concurrently import Maker
 from isobatch.augment.draws import Draws
+from isobatch.augment.views import inputs_of
 from isobatch.data import shard
 from isobatch.schedules import Staircase
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from isobatch.augment.look_ahead import Pending
+    from isobatch.augment.concurrently import Pending
     from isobatch.data import SampleOrder
     from isobatch.plan import Adversary, Recipe
     from isobatch.tasks import Run
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 Segment = tuple[int, int]
 
 
-class Directions:
+class Directions(Maker):
     """Make the directions of a global batch that lies ahead, as (first position, samples).
 
     The pass sees the same views, in chunks of the same size, as the update will.
@@ -64,6 +66,9 @@ class Directions:
         made = self.make(segment)
         return lambda: made
 
+    def settle(self) -> None:
+        """Nothing to wait for: they are made at once."""
+
     def make(self, segment: Segment) -> Tensor:
         """Return this rank's directions.
 
@@ -85,6 +90,10 @@ class Directions:
         finally:
             model.train(training)
         return torch.cat(made)
+
+    def first_inputs(self) -> Tensor:
+        """Return the inputs of the first sample, for their shape and type."""
+        return inputs_of(self.run.samples[torch.zeros(1, dtype=torch.int64)])
 
     def first_views(self, batch: Any, places: Tensor) -> Any:
         """Return a batch in the views that the adversary moves.

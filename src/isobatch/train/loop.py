@@ -61,6 +61,7 @@ class Trainer:
         order_seed: seed of the sample order.
         guard: judges each step; by default the first step that is not finite stops the run.
         device: where the run computes, the CPU unless given; the run is moved there.
+        world: the processes that train, where they are not all those of the job.
 
     Raises:
         InputError: a recipe that cannot be trained (no schedule, an optimizer that only the rules know, a loss that
@@ -75,8 +76,9 @@ class Trainer:
         order_seed: int = 0,
         guard: Guard | None = None,
         device: Device | None = None,
+        world: World | None = None,
     ):
-        self.run, self.recipe, self.guard, self.world = run, recipe, guard or Guard(), World.current()
+        self.run, self.recipe, self.guard, self.world = run, recipe, guard or Guard(), world or World.current()
         self.device = device or Device()
         self.device.place(run)
         self.schedule = recipe.staircase()

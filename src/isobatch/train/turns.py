@@ -16,16 +16,14 @@ from isobatch.augment.views import inputs_of
 from isobatch.data import shard_sizes
 from isobatch.errors import InputError
 from isobatch.rules import FAMILIES
-from isobatch.train.ahead import Directions, Segment, eps_schedule, positions
+from isobatch.train.ahead import Directions, eps_schedule, positions
 from isobatch.train.balance import norm_ratio
 from isobatch.train.turn import PLAIN, Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
-    from isobatch.augment.look_ahead import Pending
+    from isobatch.augment.concurrently import Maker
     from isobatch.data import SampleOrder
     from isobatch.plan import Recipe
     from isobatch.tasks import Run
@@ -61,26 +59,28 @@ class Turns:
         self.factor, self.measured = 1.0, -1
         self._fresh = (self.factor, self.measured)
         self.prepared: Prepared | None = None
+        self.maker: Maker | None = None
         if adversary is not None:
             if adversary.norms == "two":
                 two_norms(run.model)
-            self.directions = Directions(run, adversary, order, world, device, self.views)
-            self.prepared = Prepared(self.directions, adversary.tau)
+            self.directions = self.maker = Directions(run, adversary, order, world, device, self.views)
+            self.prepared = Prepared(self.maker, adversary.tau)
             self.eps = eps_schedule(recipe, adversary)
         self.places = torch.zeros(0, dtype=torch.int64)
 
-    def ahead_by(self, make: Callable[[Segment], Pending]) -> None:
+    def ahead_by(self, maker: Maker) -> None:
         """Have the directions of the batches ahead made elsewhere: by another process, on another stream.
 
         Args:
-            make: (first position, samples) -> a function that waits for this rank's directions.
+            maker: asked for a (first position, samples) of a global batch, it owes this rank's directions.
 
         Raises:
             InputError: a recipe without [adversary].
         """
         if self.prepared is None:
             raise InputError("the recipe has no [adversary]; there is nothing to make ahead")
-        self.prepared = Prepared(make, self.prepared.tau)
+        self.maker = maker
+        self.prepared = Prepared(maker, self.prepared.tau)
 
     def begin(self, gradient: Accumulator, drawn: int, size: int, seen: int, most: int) -> None:
         """Prepare a step: this rank's places in the order, its directions, and the turns that its passes take.
@@ -110,8 +110,10 @@ class Turns:
         gradient.factor = self._fresh[0]
 
     def applied(self) -> None:
-        """Keep what was measured for this step: it was applied."""
+        """Keep what was measured for this step, which will be applied; wait for who still reads the weights."""
         self.factor, self.measured = self._fresh
+        if self.maker is not None:
+            self.maker.settle()
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return the metrics of predictions averaged over views; empty where the recipe does not ask for them."""

@@ -17,10 +17,12 @@ class World:
     Args:
         rank: of this process.
         size: processes.
+        ranks: the group they form, where it is not that of the whole job.
     """
 
     rank: int = 0
     size: int = 1
+    ranks: dist.ProcessGroup | None = None
 
     @classmethod
     def current(cls) -> "World":
@@ -32,11 +34,11 @@ class World:
     @property
     def group(self) -> dist.ProcessGroup | None:
         """The process group over which gradients are averaged, None for one process."""
-        return dist.group.WORLD if self.size > 1 else None
+        return (self.ranks or dist.group.WORLD) if self.size > 1 else None
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model wrapped for data-parallel training, or itself in a world of one."""
-        return DistributedDataParallel(model) if self.size > 1 else model
+        return DistributedDataParallel(model, process_group=self.group) if self.size > 1 else model
 
     def total(self, values: list[float], device: torch.device | None = None) -> list[float]:
         """Return sums over all ranks.
@@ -51,7 +53,7 @@ class World:
         if self.size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=self.group)
         return tensor.tolist()
 
     def pool(self, mean: ObservedMean) -> None:
@@ -65,5 +67,5 @@ class World:
         own = torch.zeros(mean.value.numel() + 1, dtype=torch.float64, device=mean.value.device)
         if mean.total is not None:
             own[:-1], own[-1] = mean.total.flatten(), mean.count
-        dist.all_reduce(own)
+        dist.all_reduce(own, group=self.group)
         mean.total, mean.count = own[:-1].view(mean.value.shape), float(own[-1])
