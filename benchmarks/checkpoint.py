@@ -3,7 +3,8 @@
     python benchmarks/checkpoint.py --json benchmarks/results/checkpoint.json
 
 Rows: case, contender, ratio to the synchronous save's stall (medians of interleaved repeats), seconds. The stall is the
-time inside `save`; nothing else is in flight when it is called.
+time inside `save`; nothing else is in flight when it is called. The first save of a run is measured twice: with its
+memory reserved at the first step, as `isobatch train` does it, and without.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,8 @@ import isobatch
 from isobatch.checkpoint import Checkpoints
 
 WIDTH = 10_000
-CONTENDERS = ("asynchronous, first save of a run", "asynchronous", "synchronous", "torch.save and fsync")
+FIRST = "asynchronous, first save of a run"
+CONTENDERS = (FIRST, f"{FIRST}, nothing reserved", "asynchronous", "synchronous", "torch.save and fsync")
 
 
 def state(tensors: int, parameters: int) -> dict:
@@ -41,7 +44,7 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def plain_save(what: dict, path: Path) -> None:
+def plain_save(path: Path, what: dict, seen: int) -> None:
     """torch.save with an fsync: no hash, no read-back."""
     with path.open("wb") as file:
         torch.save(what, file)
@@ -54,11 +57,16 @@ def measure(case: str, what: dict, repeats: int, folder: Path) -> list[dict]:
     with Checkpoints(folder / "s") as now, Checkpoints(folder / "a", asynchronous=True) as late:
         late.save(what, seen=0)
         for seen in range(1, repeats + 1):
-            with Checkpoints(folder / "f", asynchronous=True) as fresh:
-                saves = (fresh.save, late.save, now.save, lambda what, seen: plain_save(what, folder / "plain"))
+            with (
+                Checkpoints(folder / "f", asynchronous=True) as fresh,
+                Checkpoints(folder / "c", asynchronous=True) as cold,
+            ):
+                fresh.reserve(what)
+                time.sleep(2)  # the steps between the first one and the first save
+                saves = (fresh.save, cold.save, late.save, now.save, partial(plain_save, folder / "plain"))
                 for name, save in zip(CONTENDERS, saves, strict=True):
-                    late.wait()
-                    fresh.wait()
+                    for store in (late, fresh, cold):
+                        store.wait()
                     times[name].append(seconds(lambda save=save, seen=seen: save(what, seen=seen)))
     base = statistics.median(times["synchronous"])
     return [
@@ -91,12 +99,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             name = f"{case} of {arguments.parameters:,} parameters, fp32"
             rows += measure(name, state(tensors, arguments.parameters), arguments.repeats, Path(folder))
-        print(*rows[-4:], sep="\n", flush=True)
+        print(*rows[-len(CONTENDERS) :], sep="\n", flush=True)
     if arguments.json:
         versions = {"isobatch": isobatch.__version__, "torch": str(torch.__version__), "numpy": np.__version__}
         result = {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "hardware": hardware(),
+            "load": [round(load, 1) for load in os.getloadavg()],
             "versions": {**versions, "python": platform.python_version()},
             "rows": rows,
         }

@@ -129,3 +129,27 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(tmp_path, monkeyp
         store.save(weights(4), seen=4)
         assert [step.seen for step in store.list()] == [3, 4]
         assert load(store.latest().path).seen == 4
+
+
+def test_reserved_memory_is_taken_once_and_holds_the_same_copies(tmp_path):
+    before, state = threading.active_count(), weights(1)
+    with Checkpoints(tmp_path, asynchronous=True) as store:
+        assert store.cold
+        store.reserve({**state, "mask": torch.tensor(torch.nan)})  # values do not matter yet
+        assert not store.cold
+        block = store._arena._block.data_ptr()
+        store.save(state, seen=1)
+        state["w"] += 1
+        assert str(store.load().state) == str(weights(1))
+        store.reserve({"w": torch.zeros(3)})
+        store.save(weights(2), seen=2)
+        assert store._arena._block.data_ptr() == block
+        store.reserve({"w": torch.zeros(4000)})
+        store.save({"w": torch.ones(4000)}, seen=3)
+        assert store.load().state["w"].sum() == 4000
+        store.reserve({"w": torch.zeros(1 << 22)})
+    assert threading.active_count() == before
+    with Checkpoints(tmp_path) as store:
+        assert not store.cold  # a synchronous save copies nothing
+        store.reserve(state)
+        assert len(store._arena) == 0

@@ -113,6 +113,8 @@ def train(recipe: Recipe, options: Options, on_step: Callable[[Step, int, int], 
             step = trainer.step(min(batch_at(trainer.seen), trainer.length - trainer.seen))
             _log(log, trainer, step)
             store.check()
+            if store.cold:
+                store.reserve(state_of(trainer))
             if on_step is not None:
                 on_step(step, trainer.seen, trainer.length)
             ends = trainer.world.total([float(stop.requested)])[0] > 0
