@@ -1,6 +1,5 @@
 """A folder of checkpoints: saved whole or not at all, verified before they are loaded."""
 
-import json
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -95,13 +94,6 @@ class Checkpoints:
 
         Args:
             state: as for `save`; best after the first step, when the optimizer has its state.
-
-        Example:
-            >>> import torch
-            >>> store = Checkpoints("run", asynchronous=True)
-            >>> store.reserve({"w": torch.zeros(3)})
-            >>> store.cold
-            False
         """
         if self.asynchronous:
             self._arena.reserve(sum(tensor.nbytes for tensor in split(state, ("*",))[1].values()))
@@ -126,7 +118,7 @@ class Checkpoints:
             tree, tensors = split(state, self._allow)
             if self.asynchronous:
                 tensors = self._arena.copy(tensors)
-            return Content(whole("seen", seen, 0), tree, tensors, _plain(meta or {}), self._allow)
+            return Content(whole("seen", seen, 0), tree, tensors, writer.plain(meta or {}), self._allow)
 
         content = self._ranks.together(prepare)
         if not self.asynchronous:
@@ -303,15 +295,3 @@ def _problem(step: Step, ranks: Sequence[int] | None) -> str | None:
     except InputError as error:
         return str(error)
     return None
-
-
-def _plain(meta: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        copy = json.loads(json.dumps(meta, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"meta={meta!r} is not JSON ({error}); give dicts, lists, strings and finite numbers"
-        ) from None
-    if copy != meta:
-        raise InputError(f"meta={meta!r} comes back as {copy!r}; give lists for tuples and strings for keys")
-    return copy

@@ -1,9 +1,10 @@
 """One save: a temporary folder, files that are fsynced and read back, a manifest, a rename."""
 
+import json
 import re
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,29 @@ def remove(step: Step) -> None:
     with disk_errors(step.path):
         step.path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def plain(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of what goes into the manifest, or refuse what JSON would change.
+
+    Args:
+        meta: JSON values.
+
+    Returns:
+        The copy.
+
+    Raises:
+        InputError: not JSON, or tuples and other keys than strings.
+    """
+    try:
+        copy = json.loads(json.dumps(meta, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"meta={meta!r} is not JSON ({error}); give dicts, lists, strings and finite numbers"
+        ) from None
+    if copy != meta:
+        raise InputError(f"meta={meta!r} comes back as {copy!r}; give lists for tuples and strings for keys")
+    return copy
 
 
 def _open(temporary: Path, rank: int) -> None:
