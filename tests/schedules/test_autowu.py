@@ -142,6 +142,21 @@ def test_looks_see_a_turn_and_no_turn_and_are_the_same_after_a_resume():
     assert LossRegression().look([0.0], [1.0]).chances == (0.0,) * 5
 
 
+@pytest.mark.parametrize(("published", "wrong"), [(True, True), (False, False)])
+def test_scattered_losses_that_fall_are_not_taken_for_a_turn(published, wrong):
+    """The published process is sure of turns that are none; the mended one is not."""
+    turned = 0
+    for seed in range(4):
+        x = np.arange(400) / 400
+        y = 4 * np.exp(-1.5 * x) + 2 * np.random.default_rng(seed).normal(size=400)
+        regression, row = LossRegression(published=published), 0
+        for cut in range(10, 401, 30):
+            look = regression.look(np.arange(cut) / cut, y[:cut])
+            row = row + 1 if sum(found > 0.95 for found in look.chances) > 2 else 0
+            turned += row == 3
+    assert (turned > 0) == wrong
+
+
 def searched(search=None, **parts):
     schedule = {"length": "300 epochs", "warmup": None, "shape": "autowu", "search": search}
     return recipe(optimizer={"name": "adamp", "lr": 1.0}, schedule=schedule, ema=None, **parts)

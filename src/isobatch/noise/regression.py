@@ -120,8 +120,11 @@ class LossRegression:
     five times, the posterior given at most 500 random losses at 500 places. The draws depend on the number of the look
     alone, so every rank and every resumed run makes the same ones.
 
+    The published noise starts at 1e-3 and moves slowly: where losses scatter more, the first looks are sure of a turn
+    that is none. So unless `published`, a look takes the noise to be at least that between neighbouring losses.
+
     Args:
-        iterations: Adam steps a look.
+        published: leave the noise to the fit alone.
 
     Example:
         >>> x = np.linspace(0, 1, 200, endpoint=False)
@@ -133,8 +136,8 @@ class LossRegression:
         arXiv 2107.05855 (Kim et al.), and its official code.
     """
 
-    def __init__(self, iterations: int = ITERATIONS):
-        self.iterations, self.looks = iterations, 0
+    def __init__(self, *, published: bool = False):
+        self.published, self.looks = published, 0
         self.mean, self.raw = 0.0, [0.0, _raw(1e-3 - LEAST_NOISE)]
         self._first, self._second, self._steps = [0.0] * 3, [0.0] * 3, 0
         self._places = np.linspace(0, 1, PLACES)
@@ -167,8 +170,9 @@ class LossRegression:
         self.mean = float(losses.mean())
         chosen = self._draw(len(losses), FIT_POINTS, 0)
         self._fit(Evidence(places[chosen], losses[chosen]))
+        noise = self.noise if self.published else max(self.noise, scatter(losses))
         same = len(losses) <= LOOK_POINTS  # then every draw is all of them
-        found = [self._judge(places, losses, draw) for draw in range(1, 2 if same else DRAWS + 1)] * (
+        found = [self._judge(places, losses, noise, draw) for draw in range(1, 2 if same else DRAWS + 1)] * (
             DRAWS if same else 1
         )
         return Look(tuple(chance for chance, _ in found), tuple(place for _, place in found))
@@ -188,9 +192,9 @@ class LossRegression:
         self.raw = list(state["raw"])
         self._first, self._second = list(state["first"]), list(state["second"])
 
-    def _judge(self, places: Array, losses: Array, draw: int) -> tuple[float, float]:
+    def _judge(self, places: Array, losses: Array, noise: float, draw: int) -> tuple[float, float]:
         chosen = self._draw(len(losses), LOOK_POINTS, draw)
-        weights, covariance = Evidence(places[chosen], losses[chosen]).posterior(self.mean, self.scale, self.noise)
+        weights, covariance = Evidence(places[chosen], losses[chosen]).posterior(self.mean, self.scale, noise)
         expected = self._features @ weights
         return chance(expected, self._features, covariance), float(self._places[int(expected.argmin())])
 
@@ -201,7 +205,7 @@ class LossRegression:
 
     def _fit(self, evidence: Evidence) -> None:
         values = [self.mean, float(self.raw[0]), float(self.raw[1])]
-        for _ in range(self.iterations):
+        for _ in range(ITERATIONS):
             slopes = evidence.slope(values[0], _softplus(values[1]), LEAST_NOISE + _softplus(values[2]))
             self._steps += 1
             far, near = 1 - 0.9**self._steps, 1 - 0.999**self._steps
@@ -228,6 +232,23 @@ def chance(expected: Array, phi: Array, covariance: Array) -> float:
     spread = np.sqrt(((apart @ covariance) * apart).sum(1).clip(min=0) + JITTER)
     furthest = float(((expected[-1] - expected[:-1]) / spread).max())
     return 0.5 * math.erfc(-furthest / math.sqrt(2))
+
+
+def scatter(losses: Array) -> float:
+    """Return the variance of one loss about its neighbours, from the median of their distances.
+
+    Args:
+        losses: in order, at least two.
+
+    Returns:
+        sigma^2; an explosion at the end hardly moves it.
+
+    Example:
+        >>> noisy = np.random.default_rng(0).normal(0, 2, 1000) + np.linspace(0, 50, 1000)
+        >>> round(scatter(noisy), 1)
+        3.9
+    """
+    return float(np.median(np.abs(np.diff(losses))) / 0.9539) ** 2
 
 
 def _softplus(value: float) -> float:

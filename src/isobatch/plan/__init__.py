@@ -6,6 +6,7 @@ from isobatch.plan.parts import Adaptive, Average, Batch, BatchNorm, Noise, Opti
 from isobatch.plan.plan import Plan, PlanWarning, Row
 from isobatch.plan.recipe import Recipe
 from isobatch.plan.remedies import Remedy, remedies
+from isobatch.plan.search import Search
 from isobatch.plan.settings import Settings, base, scaled
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Row",
     "Rules",
     "Schedule",
+    "Search",
     "Settings",
     "base",
     "remedies",

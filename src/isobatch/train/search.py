@@ -26,6 +26,7 @@ class RateSearch:
         world: the processes of the job; the look of the first one counts.
         copy: returns a copy of the run as it is now; None keeps none.
         put_back: takes a copy and makes it the run again.
+        published: the process as published, whose noise follows the losses slowly.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class RateSearch:
         world: World,
         copy: Callable[[], Any] | None = None,
         put_back: Callable[[Any], None] | None = None,
+        *,
+        published: bool = False,
     ):
-        self.rate, self.world, self.regression = rate, world, LossRegression()
+        self.rate, self.world, self.regression = rate, world, LossRegression(published=published)
         self._copy, self._put_back = copy, put_back
         self._kept: list[tuple[float, Any]] = []
 

@@ -11,7 +11,7 @@ from isobatch.average import ModelEMA
 from isobatch.control import BatchSchedule
 from isobatch.errors import InputError
 from isobatch.optimizers import build, ready
-from isobatch.plan import Recipe, Settings
+from isobatch.plan import Recipe, Search, Settings
 from isobatch.train.search import RateSearch, copy_of, put_back
 from isobatch.train.world import World
 from isobatch.units import whole
@@ -109,13 +109,16 @@ def make_search(
     rate = recipe.search()
     if rate is None or recipe.schedule is None:
         return None
-    if recipe.schedule.search is None or not recipe.schedule.search.rollback:
-        return RateSearch(rate, world)
+    part = recipe.schedule.search or Search()
+    published = part.tests is not None
+    if not part.rollback:
+        return RateSearch(rate, world, published=published)
     return RateSearch(
         rate,
         world,
         lambda: copy_of(model, optimizer, average),
         lambda found: put_back(found, model, optimizer, average),
+        published=published,
     )
 
 
