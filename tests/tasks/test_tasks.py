@@ -16,13 +16,22 @@ from isobatch.tasks.speech import pools
 from isobatch.tasks.text import corpus
 
 SIZES = {
+    "a2c-atari": 500, "image-cnn": 124,
     "a2c-cartpole": 500, "autoencoder": 1437, "digits": 1437, "digits-cnn": 1437, "digits-lstm": 1437, "quadratic": 256,
     "text": 8192, "text-lstm": 8192, "vae": 1437, "byol": 124, "dino": 124, "polyak": 124,
     "pseudo-label": small.SLOTS,
 }  # fmt: skip
 GLYPHS = {"data": "glyphs", "side": 8, "frames": 124, "width": 8, "stages": 2, "hidden": 8}
 POLYAK = {key: value for key, value in GLYPHS.items() if key != "hidden"}
-OPTIONS = {"byol": GLYPHS, "dino": GLYPHS, "polyak": POLYAK, "pseudo-label": small.OPTIONS}
+CNN = {"data": "glyphs", "side": 8, "frames": 124, "width": 4, "hidden": 8}
+OPTIONS = {
+    "a2c-atari": {"pool": 2, "width": 2},
+    "image-cnn": CNN,
+    "byol": GLYPHS,
+    "dino": GLYPHS,
+    "polyak": POLYAK,
+    "pseudo-label": small.OPTIONS,
+}
 tasks = pytest.mark.parametrize("name", SHIPPED)
 
 

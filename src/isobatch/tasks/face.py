@@ -16,6 +16,7 @@ from isobatch.tasks.asked import Asked
 from isobatch.tasks.lesson import Lesson, Teaching
 
 SHIPPED = {
+    "a2c-atari": "isobatch.tasks.arcade:make",
     "a2c-cartpole": "isobatch.tasks.cartpole:make",
     "autoencoder": "isobatch.tasks.generative:make",
     "byol": "isobatch.tasks.byol:make",
@@ -23,6 +24,7 @@ SHIPPED = {
     "digits-cnn": "isobatch.tasks.digits:make_cnn",
     "digits-lstm": "isobatch.tasks.digits:make_lstm",
     "dino": "isobatch.tasks.dino:make",
+    "image-cnn": "isobatch.tasks.convnet:make",
     "polyak": "isobatch.tasks.polyak:make",
     "pseudo-label": "isobatch.tasks.speech.task:make",
     "quadratic": "isobatch.tasks.quadratic:make",

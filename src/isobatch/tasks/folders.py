@@ -1,4 +1,4 @@
-"""Images from a user's folder: CIFAR-10's binary version, or one folder a class (ImageNet layout)."""
+"""Images from a user's folder: MNIST, SVHN or CIFAR-10 as published, or one folder a class (ImageNet layout)."""
 
 from functools import cache
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from isobatch.errors import InputError
+from isobatch.tasks.archives import archive
 from isobatch.tasks.images import Images, Part, digest, resized
 
 _CIFAR_ROW = 1 + 3 * 32 * 32
@@ -19,8 +20,8 @@ def folder(root: Path, side: int) -> Images:
     """Read a folder of images.
 
     Args:
-        root: with data_batch_*.bin and test_batch.bin (CIFAR-10), or with train/CLASS/ and val/CLASS/ (or test/CLASS/),
-            or with CLASS/ alone, where every fifth image is held out.
+        root: with the files of MNIST or SVHN (see `archive`), with data_batch_*.bin and test_batch.bin (CIFAR-10), with
+            train/CLASS/ and val/CLASS/ (or test/CLASS/), or with CLASS/ alone, where every fifth image is held out.
         side: pixels; images are cut to their middle square and averaged to this size.
 
     Returns:
@@ -29,11 +30,13 @@ def folder(root: Path, side: int) -> Images:
     Raises:
         InputError: neither layout, or a damaged file.
     """
-    bins = sorted(root.glob("data_batch_*.bin"))
-    if bins:
+    bins, known = sorted(root.glob("data_batch_*.bin")), archive(root)
+    names: tuple[str, ...] = tuple(map(str, range(10)))
+    if known is not None:
+        train, held, source = known
+    elif bins:
         train = _cifar(bins)
         held = _cifar([root / "test_batch.bin"])
-        names: tuple[str, ...] = tuple(map(str, range(10)))
         source = "CIFAR-10, binary version"
     elif list(root.glob("data_batch_*")):
         raise InputError(

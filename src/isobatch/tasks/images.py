@@ -35,9 +35,9 @@ def images(settings: Recipe) -> Images:
     """Return the images that a recipe asks for.
 
     options.data is "atari" (frames, from the cache or ale-py), a file of such frames (.npz), "glyphs" (rendered, for
-    smoke tests), or a folder in the layout of CIFAR-10 (binary version) or of ImageNet (train/CLASS/*.png,
-    val/CLASS/*.png). options.side is the size in pixels (32), options.frames a limit on the training images, the same
-    share of every class being kept.
+    smoke tests), or a folder: MNIST, SVHN or CIFAR-10 (binary version) as published, or ImageNet's layout
+    (train/CLASS/*.png, val/CLASS/*.png). options.side is the size in pixels (32), options.frames a limit on the
+    training images, the same share of every class being kept.
 
     Args:
         settings: the recipe.
