@@ -86,7 +86,7 @@ def _svhn(path: Path) -> Part:
     try:
         found = loadmat(path, variable_names=("X", "y"))
         images, labels = found["X"], found["y"].ravel()
-    except (MatReadError, OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+    except (MatReadError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} is no MATLAB file of X and y: {error}; fetch the cropped digits again") from error
     if images.ndim != 4 or images.shape[:3] != (32, 32, 3) or images.dtype != np.uint8 or not len(labels):
         raise InputError(f"{path} holds X of shape {images.shape}, expected (32, 32, 3, n) of bytes; fetch it again")
