@@ -21,11 +21,14 @@ OPTIONS = {
     "study": "--budget --device --json --out --quick --simulate-nodes --workers name",
     "noise measure": "--geometry --json --marks --out --samples --seed recipe",
     "noise branch": "--budget --checkpoint --factors --json --metric --out --seeds --smoothing --span --start "
+    "study": "--budget --device --json --out --quick --workers name",
+    "noise measure": "--device --geometry --json --marks --out --samples --seed recipe",
+    "noise branch": "--budget --checkpoint --device --factors --json --metric --out --seeds --smoothing --span --start "
     "--tolerance --workers recipe",
-    "noise advise": "--bandwidth --critical --devices --extra --fits --gradient-bytes --json --latency --most "
+    "noise advise": "--bandwidth --critical --device --devices --extra --fits --gradient-bytes --json --latency --most "
     "--noise-scale --out --overlap --samples --throughput recipe",
-    "noise sweep": "--batches --budget --calibrate --goals --json --limit --lrs --metric --out --seeds --smoothing "
-    "--workers recipe",
+    "noise sweep": "--batches --budget --calibrate --device --goals --json --limit --lrs --metric --out --seeds "
+    "--smoothing --workers recipe",
 }
 
 

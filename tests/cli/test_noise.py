@@ -47,7 +47,7 @@ def test_a_sweep_prints_its_sentences_and_keeps_its_runs(path, tmp_path, capsys)
 
 def test_a_calibrated_sweep_is_stored_in_the_recipe_and_advises(path, tmp_path, capsys, monkeypatch):
     known = Critical(batch=40.0, low=28.0, high=60.0, samples=900.0, source="a sweep", noise_scale=20.0, ratio=2.0)
-    monkeypatch.setattr(critical, "calibrate", lambda _: known)
+    monkeypatch.setattr(critical, "calibrate", lambda _, **__: known)
     assert cli.run(["noise", "sweep", path, *SWEEP, "--calibrate"]) == 0
     assert "[critical]\nbatch = 40.0" in capsys.readouterr().out
     assert Recipe.load(path).critical == known
@@ -101,6 +101,7 @@ BAD = [
     (["sweep", "PATH", "--batches", "8,16,32", "--goals", "0.001", "--seeds", "0"], "seeds=0 must be at least 1"),
     (["sweep", "PATH", "--batches", "8,16,32", "--goals", "0.001", "--budget", "9"], "such as 10m"),
     (["measure", "PATH", "--marks", "1"], "marks=1 must be at least 2"),
+    (["measure", "PATH", "--device", "nowhere"], "device='nowhere' cannot be used here"),
     (["measure", "PATH", "--samples", "1"], "samples=1 must be at least 4"),
     (["branch", "PATH", "--span", "256"], "--span='256' is not a quantity"),
     (["branch", "PATH", "--span", "2 epochs"], "give start, the samples of the trunk, or checkpoint"),

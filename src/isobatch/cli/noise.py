@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from isobatch.cli.noise_advice import add_advise, add_branch
-from isobatch.cli.options import add_output, numbers, prepare, print_table, progress, say, seconds
+from isobatch.cli.options import DEVICE, add_output, numbers, prepare, print_table, progress, say, seconds
 
 
 def add(commands: Any) -> None:
@@ -33,6 +33,7 @@ def _add_measure(levels: Any) -> None:
     command.add_argument("--seed", type=int, default=0, help="of weights and sample order (0)")
     command.add_argument("--out", type=Path, help="folder for result.json, picture and page")
     command.add_argument("--json", action="store_true", help="print JSON for programs")
+    command.add_argument("--device", default="cpu", help=DEVICE)
     command.set_defaults(call=measure)
 
 
@@ -59,6 +60,7 @@ def measure(chosen: argparse.Namespace) -> int:
             seed=chosen.seed,
             samples=chosen.samples,
             geometry=chosen.geometry,
+            device=chosen.device,
             on_done=done,
         )
     data = found.to_dict()
@@ -90,6 +92,7 @@ def _add_sweep(levels: Any) -> None:
     text = "measure the noise scale too, and store [critical] with the ratio in the recipe file"
     command.add_argument("--calibrate", action="store_true", help=text)
     add_output(command)
+    command.add_argument("--device", default="cpu", help=DEVICE)
     command.set_defaults(call=sweep)
 
 
@@ -123,10 +126,11 @@ def sweep(chosen: argparse.Namespace) -> int:
             out=folder,
             workers=chosen.workers,
             budget=budget,
+            device=chosen.device,
             on_estimate=estimated,
             on_done=done,
         )
-    known = critical.calibrate(found) if chosen.calibrate else None
+    known = critical.calibrate(found, device=chosen.device) if chosen.calibrate else None
     data = found.to_dict() | ({"critical": known.model_dump(mode="json")} if known is not None else {})
     files = write_sweep(folder, data) if folder is not None else []
     if known is not None:

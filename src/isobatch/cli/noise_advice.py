@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobatch.cli.options import add_output, numbers, prepare, print_table, progress, say, seconds
+from isobatch.cli.options import DEVICE, add_output, numbers, prepare, print_table, progress, say, seconds
 from isobatch.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def add_branch(levels: Any) -> None:
     command.add_argument("--metric", default="loss", help="loss should fall, any other rise (loss)")
     command.add_argument("--budget", help="begin nothing new after 30m, 2h; a second call with the same --out goes on")
     add_output(command)
+    command.add_argument("--device", default="cpu", help=DEVICE)
     command.set_defaults(call=branch)
 
 
@@ -65,6 +66,7 @@ def branch(chosen: argparse.Namespace) -> int:
             out=folder,
             workers=chosen.workers,
             budget=budget,
+            device=chosen.device,
             on_estimate=estimated,
             on_done=done,
         )
@@ -101,6 +103,7 @@ def add_advise(levels: Any) -> None:
     command.add_argument("--overlap", type=float, default=0.0, help="share of compute that hides communication (0)")
     command.add_argument("--out", type=Path, help="folder for result.json, picture and page")
     command.add_argument("--json", action="store_true", help="print JSON for programs")
+    command.add_argument("--device", default="cpu", help=DEVICE)
     command.set_defaults(call=advise)
 
 
@@ -125,7 +128,10 @@ def advise(chosen: argparse.Namespace) -> int:
         timed, where = read_steps(chosen.throughput), f"read from {chosen.throughput}"
     else:
         top = recipe.data_size or _TIMED[-1]
-        timed, where = measure_steps(recipe, [b for b in _TIMED if b <= top]), "timed on this machine, one process"
+        timed, where = (
+            measure_steps(recipe, [b for b in _TIMED if b <= top], device=chosen.device),
+            f"timed on this machine, one process, {chosen.device}",
+        )
     network = None
     if max(counts) > 1:
         size = chosen.gradient_bytes if chosen.gradient_bytes is not None else gradient_bytes(recipe)

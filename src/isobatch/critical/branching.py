@@ -82,6 +82,7 @@ def branch(
     out: Path | None = None,
     workers: int | None = None,
     budget: float | None = None,
+    device: str = "cpu",
     level: float = 0.95,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Leaves], None] | None = None,
@@ -105,6 +106,7 @@ def branch(
         out: folder whose `cells` keep finished trees.
         workers: processes, one a core unless given.
         budget: seconds after which no further tree is begun.
+        device: where the runs compute, and how: "cuda,bf16".
         level: coverage of the interval.
         on_estimate: called with seconds (0: unknown) and the number of trees.
         on_done: called with each finished tree.
@@ -124,7 +126,7 @@ def branch(
     finite("level", level, 0, 1, open_low=True, open_high=True)
     _check(recipe, kinds, whole("span", span), start, checkpoint)
     place = None if checkpoint is None else str(checkpoint.resolve())
-    trees = [Tree(plain_recipe(recipe), kinds, start or 0, span, seed, metric, place) for seed in range(count)]
+    trees = [Tree(plain_recipe(recipe), kinds, start or 0, span, seed, metric, place, device) for seed in range(count)]
     if on_estimate is not None:
         on_estimate(0.0, count)
     grown: list[Leaves] = []
@@ -139,6 +141,7 @@ def branch(
                 read=lambda values: Leaves(**values),
                 workers=workers,
                 start=budget is None or time.monotonic() - began < budget,
+                fork=device.partition(",")[0] == "cpu",
                 on_done=on_done,
             )
             or []

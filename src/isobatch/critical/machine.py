@@ -174,25 +174,28 @@ def read_steps(path: Path) -> dict[float, float]:
     return found
 
 
-def measure_steps(recipe: Recipe, batches: Sequence[int], *, steps: int = _TIMED) -> dict[float, float]:
+def measure_steps(
+    recipe: Recipe, batches: Sequence[int], *, steps: int = _TIMED, device: str = "cpu"
+) -> dict[float, float]:
     """Time training steps of a recipe's task on this machine, one process: the median at each batch.
 
     Args:
         recipe: with a task.
         batches: to time.
         steps: timed at each batch.
+        device: where the run computes, and how: "cuda,bf16".
 
     Returns:
         batch -> seconds of one step.
     """
     from isobatch.critical.trial import at
     from isobatch.tasks import make_run
-    from isobatch.train import Trainer
+    from isobatch.train import Device, Trainer
 
     count, found = whole("steps", steps), {}
     for batch in batches:
         made = at(recipe, whole("batch", batch), recipe.optimizer.lr)
-        trainer = Trainer(make_run(made, 0), made)
+        trainer = Trainer(make_run(made, 0), made, device=Device.parse(device))
         spent = []
         for _ in range(_WARM + count):
             began = time.perf_counter()

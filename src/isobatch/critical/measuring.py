@@ -87,6 +87,7 @@ def measure(
     seed: int = 0,
     samples: int = 1024,
     geometry: Geometry = "euclidean",
+    device: str = "cpu",
     on_done: Callable[[Reading], None] | None = None,
 ) -> Measured:
     """Train a recipe and measure the noise scale on the way, at fixed weights each time.
@@ -97,6 +98,7 @@ def measure(
         seed: of weights, sample order and the samples that are looked at.
         samples: of each reading, in 64 chunks; fewer where the data set holds fewer.
         geometry: euclidean, adam or sign.
+        device: where the run computes, and how: "cuda,bf16".
         on_done: called with each reading.
 
     Returns:
@@ -109,11 +111,11 @@ def measure(
         arXiv 1812.06162, 2.2; temperature: appendix C.
     """
     from isobatch.tasks import make_run
-    from isobatch.train import Trainer
+    from isobatch.train import Device, Trainer
 
     count, size = whole("marks", marks, 2), whole("samples", samples, 4)
     base = plain_recipe(recipe)
-    trainer = Trainer(make_run(base, seed), base, order_seed=seed)
+    trainer = Trainer(make_run(base, seed), base, order_seed=seed, device=Device.parse(device))
     readings = []
     for mark in range(count):
         trainer.train_to(trainer.length * mark // (count - 1))
@@ -155,7 +157,7 @@ def snapshot(trainer: Trainer, samples: int, seed: int, geometry: Geometry = "eu
     return noise.measure(
         run.loss,
         run.model,
-        [data[part] for part in parts],
+        [trainer.device.batch(data[part]) for part in parts],
         counts=[len(part) for part in parts],
         data_size=len(data),
         geometry=geometry,
@@ -165,7 +167,7 @@ def snapshot(trainer: Trainer, samples: int, seed: int, geometry: Geometry = "eu
     )
 
 
-def calibrate(sweep: Sweep, goal: Goal | None = None, *, level: float = 0.95) -> Critical:
+def calibrate(sweep: Sweep, goal: Goal | None = None, *, level: float = 0.95, device: str = "cpu") -> Critical:
     """Return what a recipe should keep of a sweep: the critical batch, and its ratio to B_simple on the way there.
 
     B_simple is measured in runs of the sweep's own fastest setting nearest to the critical batch, one a seed, at eight
@@ -175,6 +177,7 @@ def calibrate(sweep: Sweep, goal: Goal | None = None, *, level: float = 0.95) ->
         sweep: whose fit is identified.
         goal: one of its goals; the hardest with an identified fit unless given.
         level: coverage of the ratio's interval; the critical batch keeps that of its fit.
+        device: where the runs compute, and how: "cuda,bf16".
 
     Returns:
         The [critical] part.
@@ -187,7 +190,9 @@ def calibrate(sweep: Sweep, goal: Goal | None = None, *, level: float = 0.95) ->
         raise InputError("no goal of the sweep has an identified critical batch; add batches or seeds")
     crit = chosen.fit.critical
     point = min(chosen.points, key=lambda p: abs(math.log(p.batch / crit.value)))
-    scales = [_simple(sweep.recipe, point.batch, point.lr, steps, seed) for seed, steps in enumerate(point.seeds)]
+    scales = [
+        _simple(sweep.recipe, point.batch, point.lr, steps, seed, device) for seed, steps in enumerate(point.seeds)
+    ]
     logs = np.log([scale for scale in scales if scale is not None])
     known: dict[str, Any] = {
         "batch": crit.value,
@@ -208,13 +213,13 @@ def calibrate(sweep: Sweep, goal: Goal | None = None, *, level: float = 0.95) ->
     return Critical(**known)
 
 
-def _simple(recipe: Recipe, batch: int, lr: float, steps: float, seed: int) -> float | None:
+def _simple(recipe: Recipe, batch: int, lr: float, steps: float, seed: int, device: str) -> float | None:
     """Mean of the identified B_simple at eight moments on the way to the goal, None where there is none."""
     from isobatch.tasks import make_run
-    from isobatch.train import Trainer
+    from isobatch.train import Device, Trainer
 
     made, found = at(recipe, batch, lr), []
-    trainer = Trainer(make_run(made, seed), made, order_seed=seed)
+    trainer = Trainer(make_run(made, seed), made, order_seed=seed, device=Device.parse(device))
     for mark in range(1, _MOMENTS + 1):
         try:
             while trainer.steps < math.ceil(steps * mark / _MOMENTS):

@@ -117,6 +117,7 @@ def sweep(
     out: Path | None = None,
     workers: int | None = None,
     budget: float | None = None,
+    device: str = "cpu",
     level: float = 0.95,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Track], None] | None = None,
@@ -139,6 +140,7 @@ def sweep(
         out: folder whose `cells` keep finished runs, so that a second call goes on.
         workers: processes, one a core unless given.
         budget: seconds after which no further learning rate is begun.
+        device: where the runs compute, and how: "cuda,bf16".
         level: coverage of the intervals.
         on_estimate: called with seconds (0: unknown) and the number of runs, of which a search may add more.
         on_done: called with each finished run.
@@ -160,7 +162,7 @@ def sweep(
         on_estimate(0.0, sum(len(lrs[b]) if lrs and b in lrs else 5 for b in sizes) * count)
     began = time.monotonic()
     ends_at = math.inf if budget is None else began + budget
-    runs = _Runs(recipe, wanted, metric, smoothing, count, ends, out, workers, ends_at, on_done)
+    runs = _Runs(recipe, wanted, metric, smoothing, count, ends, out, workers, ends_at, on_done, device)
     scores: dict[int, dict[float, Sequence[float]]] = {}
     centre, before = recipe.optimizer.lr, recipe.batch.size
     for batch in sizes:
@@ -188,12 +190,15 @@ class _Runs:
     workers: int | None
     ends_at: float
     on_done: Callable[[Track], None] | None
+    device: str
     tracks: list[Track] = field(default_factory=list)
 
     def try_rates(self, batch: int, new: Sequence[float]) -> dict[float, Sequence[float]] | None:
         """Train a batch at new learning rates; scores by rate, None where the budget forbids it."""
         trials = [
-            Trial(at(self.recipe, batch, lr), seed, self.goals[-1], self.metric, self.smoothing, self.limit)
+            Trial(
+                at(self.recipe, batch, lr), seed, self.goals[-1], self.metric, self.smoothing, self.limit, self.device
+            )
             for lr in new
             for seed in range(self.seeds)
         ]
@@ -205,6 +210,7 @@ class _Runs:
             read=lambda values: Track(**values),
             workers=self.workers,
             start=time.monotonic() < self.ends_at,
+            fork=self.device.partition(",")[0] == "cpu",
             on_done=self.on_done,
         )
         if found is None:

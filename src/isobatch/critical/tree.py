@@ -26,6 +26,7 @@ class Tree:
         seed: of the weights, where the trunk is trained here, and of the sample order.
         metric: followed in the branches.
         checkpoint: folder of a stored trunk's checkpoints, None to train it.
+        device: device and its options in one word, as `isobatch.train.Device.parse` reads it.
     """
 
     recipe: Recipe
@@ -35,6 +36,7 @@ class Tree:
     seed: int
     metric: str
     checkpoint: str | None
+    device: str = "cpu"
 
 
 @dataclass
@@ -62,11 +64,12 @@ def grow(tree: Tree) -> Leaves:
         The branches' curves.
     """
     from isobatch.tasks import make_run
-    from isobatch.train import Trainer
+    from isobatch.train import Device, Trainer
     from isobatch.train.persistence import restore, state_of
 
     def fresh() -> Trainer:
-        return Trainer(make_run(tree.recipe, tree.seed), tree.recipe, order_seed=tree.seed)
+        run, device = make_run(tree.recipe, tree.seed), Device.parse(tree.device)
+        return Trainer(run, tree.recipe, order_seed=tree.seed, device=device)
 
     trunk = fresh()
     if tree.checkpoint is not None:

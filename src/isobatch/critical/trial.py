@@ -25,6 +25,7 @@ class Trial:
         metric: held-out metric; "loss" falls, others rise.
         smoothing: share of the old in the exponential average over evaluations.
         limit: steps at most.
+        device: device and its options in one word, as `isobatch.train.Device.parse` reads it.
     """
 
     recipe: Recipe
@@ -33,6 +34,7 @@ class Trial:
     metric: str
     smoothing: float
     limit: int
+    device: str = "cpu"
 
 
 @dataclass
@@ -119,9 +121,10 @@ def train(trial: Trial) -> Track:
         InputError: a metric that the task does not have.
     """
     from isobatch.tasks import make_run
-    from isobatch.train import Trainer
+    from isobatch.train import Device, Trainer
 
-    trainer = Trainer(make_run(trial.recipe, trial.seed), trial.recipe, order_seed=trial.seed)
+    run, device = make_run(trial.recipe, trial.seed), Device.parse(trial.device)
+    trainer = Trainer(run, trial.recipe, order_seed=trial.seed, device=device)
     size = trial.recipe.batch.size
     values = [measured(trainer.run.evaluate(), trial.metric)]
     track = Track(size, trial.recipe.optimizer.lr, trial.seed, [0], values)
@@ -202,7 +205,8 @@ def file_name(trial: Trial) -> str:
         A hash of everything that decides it.
     """
     recipe = trial.recipe.model_dump(mode="json", exclude_defaults=True)
-    return hashed("sweep", recipe, trial.seed, trial.goal, trial.metric, trial.smoothing, trial.limit)
+    where = () if trial.device == "cpu" else (trial.device,)
+    return hashed("sweep", recipe, trial.seed, trial.goal, trial.metric, trial.smoothing, trial.limit, *where)
 
 
 def measured(metrics: dict[str, float], metric: str) -> float:

@@ -15,7 +15,7 @@ from isobatch.verify.workers import Curve, Job, map_jobs, train_curve
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-_LATER = ("noise", "augment", "adversary")
+_LATER = ("noise", "augment", "adversary", "critical")
 """Parts that recipes gained: a recipe without them keeps the name that its curves had before."""
 
 
