@@ -19,9 +19,6 @@ OPTIONS = {
     "train": "--adaptive --async-save --batch-size --device --every --json --noise --order-seed --out --patience "
     "--resume --seed --tensorboard recipe",
     "study": "--budget --device --json --out --quick --simulate-nodes --workers name",
-    "noise measure": "--geometry --json --marks --out --samples --seed recipe",
-    "noise branch": "--budget --checkpoint --factors --json --metric --out --seeds --smoothing --span --start "
-    "study": "--budget --device --json --out --quick --workers name",
     "noise measure": "--device --geometry --json --marks --out --samples --seed recipe",
     "noise branch": "--budget --checkpoint --device --factors --json --metric --out --seeds --smoothing --span --start "
     "--tolerance --workers recipe",
