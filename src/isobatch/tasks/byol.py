@@ -9,7 +9,7 @@ from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, TensorSamples, seeded
 from isobatch.tasks.images import images
 from isobatch.tasks.lesson import Lesson, Teaching
-from isobatch.tasks.probe import Probe
+from isobatch.tasks.probe import MOST, Probe
 from isobatch.tasks.resnet import ResNet, from_options
 from isobatch.units import whole
 
@@ -62,7 +62,7 @@ def make(settings: Recipe, seed: int) -> Run:
 
     Args:
         settings: the recipe; options data, side and frames as in `images`; width, depth, stages and norm as in
-            `resnet`; hidden (128) and out (32) of the heads; views_seed (0).
+            `resnet`; hidden (128) and out (32) of the heads; probe (4,096 images of each part); views_seed (0).
         seed: of the initial weights.
 
     Returns:
@@ -87,7 +87,7 @@ def make(settings: Recipe, seed: int) -> Run:
             target = lesson.teacher(pair)[0].float()
         return regression(net(pair)[1].float(), target)
 
-    probe = Probe(data, encoded)
+    probe = Probe(data, encoded, whole("options.probe", settings.options.get("probe", MOST)))
     return Run(model, TensorSamples(data.train[0]), loss, probe.metrics, data.facts, Teaching(teacher="train"))
 
 

@@ -14,7 +14,7 @@ from isobatch.tasks.byol import encoded, head
 from isobatch.tasks.face import Run, TensorSamples, seeded
 from isobatch.tasks.images import images
 from isobatch.tasks.lesson import Lesson, Teaching
-from isobatch.tasks.probe import Probe
+from isobatch.tasks.probe import MOST, Probe
 from isobatch.tasks.resnet import ResNet, from_options
 from isobatch.units import finite, half_life, whole
 
@@ -99,7 +99,7 @@ def make(settings: Recipe, seed: int) -> Run:
         mean.add(taught)
         return value
 
-    probe = Probe(data, encoded)
+    probe = Probe(data, encoded, whole("options.probe", settings.options.get("probe", MOST)))
     teaching = Teaching(teacher="train", means={"centre": centre})
     return Run(model, TensorSamples(data.train[0]), loss, probe.metrics, data.facts, teaching)
 

@@ -1,7 +1,5 @@
 """Supervised averaging on images: a small ResNet with batch norm or group norm, and its average as a teacher."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,13 +7,11 @@ from torch.nn import functional as F
 from isobatch.augment import Views, augment
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, TensorSamples, device_of, seeded
-from isobatch.tasks.images import Images, images
+from isobatch.tasks.images import Part, images
 from isobatch.tasks.lesson import Lesson, Teaching
-from isobatch.tasks.probe import CHUNK, MOST, clean_statistics, spread
+from isobatch.tasks.probe import CHUNK, MOST, clean_statistics, spread, viewed
 from isobatch.tasks.resnet import ResNet, from_options
 from isobatch.units import finite, whole
-
-LIGHT = Views(crop=(0.6, 1.0), jitter=0.0, grey=0.0, blur=0.0, solarize=0.0)
 
 
 class Classifier(nn.Module):
@@ -43,11 +39,12 @@ def make(settings: Recipe, seed: int) -> Run:
 
     Args:
         settings: the recipe; options data, side and frames as in `images`; width, depth, stages and norm as in
-            `resnet`; distil (0.0); views_seed (0).
+            `resnet`; distil (0.0); probe (4,096 images of each part are evaluated); views_seed (0).
         seed: of the initial weights.
 
     Returns:
-        The run; held-out loss and accuracy, batch-norm statistics measured again for raw and averaged weights alike.
+        The run; loss and accuracy on one fixed random view of each held-out image, batch-norm statistics measured again
+        for raw and averaged weights alike.
 
     References:
         arXiv 1703.01780 (mean teachers), arXiv 2307.13813 (section on Polyak averaging).
@@ -57,7 +54,9 @@ def make(settings: Recipe, seed: int) -> Run:
     views_seed = whole("options.views_seed", settings.options.get("views_seed", 0), 0)
     with seeded(seed):
         model = Classifier(from_options(settings, data.train[0].shape[1]), data.classes)
-    views = replace(LIGHT, size=data.train[0].shape[-1], flip=0.0 if "glyphs" in data.facts["data"] else 0.5)
+    most = whole("options.probe", settings.options.get("probe", MOST))
+    train, held = (viewed(spread(part, most), copy) for copy, part in enumerate((data.train, data.held)))
+    views = Views(size=data.train[0].shape[-1])
 
     def loss(net: nn.Module, batch: tuple[Tensor, Tensor], lesson: Lesson) -> Tensor:
         x = augment(batch[0], lesson.places, views_seed, views)
@@ -70,7 +69,7 @@ def make(settings: Recipe, seed: int) -> Run:
         return supervised + weight * distance(target, logits)
 
     def metrics(net: nn.Module) -> dict[str, float]:
-        return scores(net, data)
+        return scores(net, train[0], held)
 
     teaching = Teaching(teacher="train" if weight else None)
     return Run(model, TensorSamples(*data.train), loss, metrics, data.facts, teaching)
@@ -93,20 +92,20 @@ def distance(target: Tensor, logits: Tensor) -> Tensor:
     return F.kl_div(logits.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True)
 
 
-def scores(net: nn.Module, data: Images) -> dict[str, float]:
-    """Return held-out cross-entropy and accuracy in percent, with clean batch-norm statistics.
+def scores(net: nn.Module, pixels: Tensor, held: Part) -> dict[str, float]:
+    """Return held-out cross-entropy and accuracy in percent, with batch-norm statistics measured again.
 
     Args:
         net: a classifier in evaluation mode.
-        data: the images.
+        pixels: training images for the statistics.
+        held: held-out images and labels.
 
     Returns:
         loss and accuracy.
     """
-    pixels, labels = spread(data.held, MOST)
     place = device_of(net)
-    with clean_statistics(net, data, lambda model, x: model(x)):
-        found = [net(part.to(place).float() / 255).float().cpu() for part in pixels.split(CHUNK)]
+    with clean_statistics(net, pixels, lambda model, x: model(x)):
+        found = [net(part.to(place).float() / 255).float().cpu() for part in held[0].split(CHUNK)]
     logits = torch.cat(found)
-    accuracy = (logits.argmax(1) == labels).double().mean() * 100
-    return {"loss": float(F.cross_entropy(logits, labels)), "accuracy": float(accuracy)}
+    accuracy = (logits.argmax(1) == held[1]).double().mean() * 100
+    return {"loss": float(F.cross_entropy(logits, held[1])), "accuracy": float(accuracy)}

@@ -2,38 +2,44 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from isobatch.augment import Views, augment
 from isobatch.average import recalibrate
 from isobatch.tasks.face import device_of
 from isobatch.tasks.images import Images, Part
 
 CHUNK, MOST, STATISTICS = 512, 4096, 1024
-_NEIGHBOURS, _RIDGE = 20, 1e-2
+_NEIGHBOURS, _STEPS, _DECAY, _SEED = 20, 40, 1e-3, 20_231
 
 
-@dataclass(frozen=True)
+@final
 class Probe:
-    """Held-out evaluation of an encoder on labelled images.
+    """Held-out evaluation of an encoder on random views of labelled images.
 
-    Batch-norm statistics are measured again on clean training images before the features are taken, for raw and
-    averaged weights alike, and put back afterwards.
+    Clean frames of different games are told apart by an untrained encoder, so the probe is fitted and judged on one
+    random view of each image (crop, flip, colour), drawn once and for all. Batch-norm statistics are measured again
+    before the features are taken, for raw and averaged weights alike, and put back.
 
     Args:
-        images: the data; at most 4,096 training images fit the probe.
+        images: the data.
         encode: (model, float images in [0, 1]) -> features.
+        most: images of each part that are used, evenly spaced.
 
     References:
         Effective rank: Roy and Vetterli (2007).
     """
 
-    images: Images
-    encode: Callable[[nn.Module, Tensor], Tensor]
+    def __init__(self, images: Images, encode: Callable[[nn.Module, Tensor], Tensor], most: int = MOST):
+        self.images, self.encode = images, encode
+        self.train, self.held = (
+            viewed(spread(part, most), copy) for copy, part in enumerate((images.train, images.held))
+        )
 
     def metrics(self, net: nn.Module) -> dict[str, float]:
         """Return the held-out metrics of a model.
@@ -42,15 +48,14 @@ class Probe:
             net: in evaluation mode, without gradients.
 
         Returns:
-            loss (squared error of the linear probe, 1 is chance), accuracy and knn in percent, rank (effective rank of
+            loss (cross-entropy of the linear probe), accuracy (its own) and knn in percent, rank (effective rank of
             the features) and variance (of unit features, 1 is isotropic and 0 collapsed).
         """
-        train = spread(self.images.train, MOST)
-        held = spread(self.images.held, MOST)
-        with clean_statistics(net, self.images, self.encode):
-            x, x_held = self.features(net, train[0]), self.features(net, held[0])
-        loss, accuracy = linear(x, train[1], x_held, held[1], self.images.classes)
-        found = {"loss": loss, "accuracy": accuracy, "knn": neighbours(x, train[1], x_held, held[1])}
+        (pixels, y), (pixels_held, y_held) = self.train, self.held
+        with clean_statistics(net, pixels, self.encode):
+            x, x_held = self.features(net, pixels), self.features(net, pixels_held)
+        loss, accuracy = linear(x, y, x_held, y_held, self.images.classes)
+        found = {"loss": loss, "accuracy": accuracy, "knn": neighbours(x, y, x_held, y_held)}
         return found | {"rank": effective_rank(x_held), "variance": unit_variance(x_held)}
 
     def features(self, net: nn.Module, pixels: Tensor) -> Tensor:
@@ -68,13 +73,31 @@ class Probe:
         return torch.cat(found).double()
 
 
+def viewed(part: Part, copy: int) -> Part:
+    """Return one fixed random view of each image.
+
+    Args:
+        part: images and labels.
+        copy: which view; parts with other numbers are drawn independently.
+
+    Returns:
+        uint8 views of the same size, and the labels.
+    """
+    pixels, labels = part
+    views = Views(size=pixels.shape[-1])
+    drawn = [augment(x, place, _SEED, views, copy) for x, place in zip(
+        pixels.split(CHUNK), torch.arange(len(pixels)).split(CHUNK), strict=True
+    )]  # fmt: skip
+    return (torch.cat(drawn) * 255).round().to(torch.uint8), labels
+
+
 @contextmanager
-def clean_statistics(net: nn.Module, images: Images, encode: Callable[[nn.Module, Tensor], Tensor]) -> Generator[None]:
-    """Measure batch-norm statistics on clean training images for the block, and put them back.
+def clean_statistics(net: nn.Module, pixels: Tensor, encode: Callable[[nn.Module, Tensor], Tensor]) -> Generator[None]:
+    """Measure batch-norm statistics on at most 1,024 images for the block, and put them back.
 
     Args:
         net: the model.
-        images: the data.
+        pixels: uint8 training images.
         encode: runs the layers in question.
 
     Yields:
@@ -84,8 +107,8 @@ def clean_statistics(net: nn.Module, images: Images, encode: Callable[[nn.Module
     kept = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
     place = device_of(net)
     try:
-        pixels = spread(images.train, STATISTICS)[0]
-        recalibrate(net, (part.to(place).float() / 255 for part in pixels.split(CHUNK)), forward=encode)
+        chosen = pixels[:: max(1, len(pixels) // STATISTICS)][:STATISTICS]
+        recalibrate(net, (part.to(place).float() / 255 for part in chosen.split(CHUNK)), forward=encode)
         yield
     finally:
         for buffer, before in kept:
@@ -110,9 +133,9 @@ def spread(part: Part, most: int) -> Part:
 
 
 def linear(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor, classes: int) -> tuple[float, float]:
-    """Fit a ridge regression on one-hot labels and return its held-out error and accuracy.
+    """Fit a multinomial logistic regression and return its held-out cross-entropy and accuracy.
 
-    W = argmin |Z W - (Y - mean Y)|^2 + 0.01 n |W|^2 on standardised features Z.
+    min over W, b of mean CE(Z W + b, y) + 0.001 |W|^2 / 2 on standardised features Z, by 40 steps of L-BFGS from 0.
 
     Args:
         x: training features, float64.
@@ -122,7 +145,7 @@ def linear(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor, classes: int) -
         classes: number of labels.
 
     Returns:
-        Squared error as a share of that of the mean (1 is chance), and accuracy in percent.
+        Cross-entropy and accuracy in percent.
 
     Example:
         >>> x = torch.eye(2, dtype=torch.float64).repeat(50, 1)
@@ -131,12 +154,19 @@ def linear(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor, classes: int) -
     """
     mean, scale = x.mean(0), x.std(0).clamp_min(1e-6)
     z, z_held = (x - mean) / scale, (x_held - mean) / scale
-    target, wanted = (F.one_hot(labels, classes).double() for labels in (y, y_held))
-    base = target.mean(0)
-    gram = z.T @ z + _RIDGE * len(z) * torch.eye(z.shape[1], dtype=z.dtype)
-    out = z_held @ torch.linalg.solve(gram, z.T @ (target - base)) + base
-    error = (out - wanted).square().sum() / (base - wanted).square().sum()
-    return float(error), float((out.argmax(1) == y_held).double().mean() * 100)
+    with torch.enable_grad():
+        weights = torch.zeros(x.shape[1] + 1, classes, dtype=x.dtype, requires_grad=True)
+        fit = torch.optim.LBFGS([weights], max_iter=_STEPS, history_size=10, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            fit.zero_grad()
+            loss = F.cross_entropy(z @ weights[:-1] + weights[-1], y) + _DECAY / 2 * weights[:-1].square().sum()
+            loss.backward()
+            return loss
+
+        fit.step(closure)
+    out = z_held @ weights[:-1].detach() + weights[-1].detach()
+    return float(F.cross_entropy(out, y_held)), float((out.argmax(1) == y_held).double().mean() * 100)
 
 
 def neighbours(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> float:
