@@ -6,8 +6,8 @@
 Arms, each on the same number of samples: the reference at --batch; the rule at --large (every number by the plan);
 "no EMA rule" (the same, but the teacher's decay per step left alone); "progressive" (--batch until --switch of the run,
 then --large); and "middle" (the rule at --middle). A ResNet with a CIFAR stem; --depth 2 --stages 4 --width 64 is
-ResNet-18. Time is the wall time of training steps alone: evaluations stand outside, and steps that compile are listed
-apart. Results: OUT/ARM.json, one a finished or unfinished arm, and OUT/headline.json.
+ResNet-18. Accuracy is that of kNN and of a linear probe on random views of held-out frames. Time is the wall time of
+training steps alone: evaluations stand outside, and steps that compile are listed apart. Results: OUT/ARM.json, one a finished or unfinished arm, and OUT/headline.json.
 """
 
 import argparse
@@ -81,6 +81,7 @@ class Arm:
             self.record = json.loads(self.file.read_text())
         else:
             seed_rng(given.seed)
+            self.record["untrained"] = self.trainer.evaluate()["raw"]
 
     def stretch(self, stop: int) -> None:
         """Train to a mark, timing each step, then evaluate and keep."""
@@ -144,6 +145,7 @@ def summary(given: argparse.Namespace, records: list[dict], facts: dict[str, str
         "data": facts,
         "recipe": {**reference(given).model_dump(mode="json", exclude_none=True)},
         "rows": rows,
+        "untrained": records[0]["untrained"] if records else None,
         "curves": {record["arm"]: record["curve"] for record in records},
     }
 

@@ -9,16 +9,19 @@ STUDIES = {
     "adam": "Adam at any batch size: which rule holds when",
     "adaptive": "A batch that follows the noise scale, against fixed batches",
     "autowu": "AutoWU: a learning rate found without tuning, and a short budget mended",
-    "decentlam": "Decentralized momentum: who amplifies the inconsistency bias",
     "batch-augmentation": "Batch augmentation: many views of each sample in one update",
+    "byol": "BYOL: the average is the teacher",
     "concurrent-adversarial": "Adversarial examples made ahead by older weights",
+    "decentlam": "Decentralized momentum: who amplifies the inconsistency bias",
+    "dino": "DINO: the average is the teacher, and its centre an average too",
     "legw": "LEGW: sixteen times the batch with nothing retuned",
     "noise-scale": "The gradient noise scale against the critical batch, domain by domain",
+    "polyak": "Averaged weights: the rule, the width of the place, the average as a teacher",
     "progressive": "Changing the batch in the middle of a run",
     "pseudo-label": "Continual pseudo-labelling: the average labels the data",
 }
 
-ON_DEVICES = frozenset({"pseudo-label"})
+ON_DEVICES = frozenset({"byol", "dino", "polyak", "pseudo-label"})
 """Studies whose `run` takes a device."""
 
 ON_NODES = frozenset({"decentlam"})

@@ -1,0 +1,1 @@
+"""Study: BYOL at other batches."""

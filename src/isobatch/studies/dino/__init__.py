@@ -1,0 +1,1 @@
+"""Study: DINO at another batch."""

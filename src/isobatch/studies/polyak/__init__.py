@@ -1,0 +1,1 @@
+"""Study: averaged weights of a supervised run, and two remarks that every lecture on them makes."""

@@ -1,0 +1,1 @@
+"""What the studies polyak, byol and dino share: arms, rows, claims on them, pages."""
