@@ -7,7 +7,8 @@ Arms, each on the same number of samples: the reference at --batch; the rule at 
 "no EMA rule" (the same, but the teacher's decay per step left alone); "progressive" (--batch until --switch of the run,
 then --large); and "middle" (the rule at --middle). A ResNet with a CIFAR stem; --depth 2 --stages 4 --width 64 is
 ResNet-18. Accuracy is that of kNN and of a linear probe on random views of held-out frames. Time is the wall time of
-training steps alone: evaluations stand outside, and steps that compile are listed apart. Results: OUT/ARM.json, one a finished or unfinished arm, and OUT/headline.json.
+training steps alone: evaluations stand outside, and steps that compile are listed apart.
+Results: OUT/ARM.json, one a finished or unfinished arm, and OUT/headline.json.
 """
 
 import argparse
