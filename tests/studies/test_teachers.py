@@ -21,7 +21,7 @@ from isobatch.studies.teachers.story import picture
 from isobatch.verify.workers import Curve
 
 NAMES = ("polyak", "byol", "dino")
-SMALL = {"data": "glyphs", "side": 8, "width": 8, "stages": 2, "frames": 124, "probe": 62, "hidden": 8}
+SMALL = {"data": "glyphs", "side": 8, "width": 8, "stages": 2, "frames": 124, "probe": 62}
 
 
 @pytest.mark.parametrize("name", NAMES)
