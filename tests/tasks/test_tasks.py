@@ -21,7 +21,7 @@ SIZES = {
     "text": 8192, "text-lstm": 8192, "vae": 1437, "byol": 124, "dino": 124, "polyak": 124,
     "pseudo-label": small.SLOTS,
 }  # fmt: skip
-GLYPHS = {"data": "glyphs", "side": 8, "frames": 124, "width": 8, "stages": 2}
+GLYPHS = {"data": "glyphs", "side": 8, "frames": 124, "width": 8, "stages": 2, "hidden": 8}
 POLYAK = {key: value for key, value in GLYPHS.items() if key != "hidden"}
 CNN = {"data": "glyphs", "side": 8, "frames": 124, "width": 4, "hidden": 8}
 OPTIONS = {
