@@ -148,7 +148,7 @@ def shrunk(name):
     return rules
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["byol", "polyak", pytest.param("dino", marks=pytest.mark.slow)])
 def test_a_study_runs_writes_and_goes_on(name, tmp_path, monkeypatch):
     monkeypatch.setattr("isobatch.studies.teachers.study.criteria", lambda name: shrunk(name))
     run = find(name).run
