@@ -24,6 +24,7 @@ from isobatch.average.state import (
     winner,
 )
 from isobatch.average.teacher import Mode, Teacher
+from isobatch.average.watch import overflowed
 from isobatch.errors import InputError
 
 Which = float | None
@@ -155,7 +156,8 @@ class ModelAverage(ABC):
         """
 
         def after_step(*_: Any) -> None:
-            self.update(samples=samples if isinstance(samples, int | float) else samples())
+            if not overflowed(optimizer):
+                self.update(samples=samples if isinstance(samples, int | float) else samples())
 
         return optimizer.register_step_post_hook(after_step)
 

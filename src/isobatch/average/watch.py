@@ -8,6 +8,27 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+
+def overflowed(optimizer: Optimizer) -> bool:
+    """Whether the step that an optimizer just made was none, because a gradient scaler told it of an overflow.
+
+    A scaler does not call a plain optimizer then; one that it hands its scale to, such as a fused one, it does.
+
+    Args:
+        optimizer: inside one of its step hooks.
+
+    Returns:
+        True where nothing was applied.
+
+    Example:
+        >>> import torch
+        >>> overflowed(torch.optim.SGD([torch.zeros(1)], lr=0.1))
+        False
+    """
+    found = vars(optimizer).get("found_inf")
+    return isinstance(found, Tensor) and bool(found.item())
+
+
 # Unchanged weights are reported once they are this share of the calls, and this many.
 SUSPICIOUS = 0.45
 ENOUGH = 16
@@ -36,8 +57,9 @@ class Watch:
         self._watched = True
 
         def count(*_: Any) -> None:
-            self.steps += 1
-            self._since += 1
+            if not overflowed(optimizer):
+                self.steps += 1
+                self._since += 1
 
         return optimizer.register_step_post_hook(count)
 

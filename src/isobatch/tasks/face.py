@@ -54,6 +54,8 @@ class Run:
         metrics: (model) -> held-out metrics by name; "loss" is compared as a ratio, others in points.
         facts: what belongs beside every result, such as the hash of a corpus.
         teaching: what the loss asks of the loop (the average as teacher, the clock), None for a plain loss.
+        counts: (batch) -> how many terms the mean of its loss runs over, where these are not its samples: unmasked
+            tokens of ragged text. Micro-batches are weighted by it, so that any split gives the batch's own mean.
 
     Example:
         >>> x = torch.arange(6.0)
@@ -69,6 +71,7 @@ class Run:
     metrics: Callable[[nn.Module], Mapping[str, float]]
     facts: dict[str, str] = field(default_factory=dict)
     teaching: Teaching | None = None
+    counts: Callable[[Any], float] | None = None
 
     def step(self, batch: Any, lesson: Lesson | None = None) -> torch.Tensor:
         """Return the mean loss of one (micro-)batch, ready for backward.

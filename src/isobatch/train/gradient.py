@@ -44,6 +44,11 @@ class Accumulator:
     ):
         self.run_, self.optimizer, self.world, self.follower = run, optimizer, world, follower
         self.device = device or Device()
+        if run.counts is not None and (isinstance(optimizer, InvariantOptimizer) or follower is not None):
+            raise InputError(
+                "counts weighs micro-batches by other things than samples, by which invariant optimizers and the noise "
+                "scale measure; use an optimizer that is not invariant, and no [noise] or batch.adaptive"
+            )
         bare = run.model.module if isinstance(run.model, DistributedDataParallel) else run.model
         self.alone = replace(run, model=bare)
         self.limit: int | None = None
@@ -107,31 +112,43 @@ class Accumulator:
                 raise
         return None if trial and self.world.total([float(loss is None)])[0] else loss
 
+    def _parts(self, run: Run, indices: torch.Tensor, size: int, most: int) -> list[tuple[int, torch.Tensor, float]]:
+        """Return this rank's micro-batches: first place, samples, and their share of the global batch's mean."""
+        parts = [(place * most, part) for place, part in enumerate(indices.split(most))] if len(indices) else []
+        if run.counts is None:
+            found = [(start, part, len(part) / size) for start, part in parts]
+        else:
+            own = [float(run.counts(run.samples[part])) for _, part in parts]
+            total = self.world.total([sum(own)])[0]
+            # a mean over nothing is not a number, whatever it is multiplied with
+            found = [(*place, count / total) for place, count in zip(parts, own, strict=True) if count]
+        # a rank without samples still takes part in the exchange, with weight 0
+        return found if found or self.world.size == 1 else [(0, _stand_in(run), 0.0)]
+
     def _passes(self, run: Run, indices: torch.Tensor, size: int, most: int, lesson: Lesson | None) -> float:
         if self.follower is not None:
             most = self.follower.passes(len(indices), most)
         self.optimizer.zero_grad()
         total = 0.0
         _forget(lesson)
-        # a rank without samples still takes part in the exchange, with weight 0
-        parts = indices.split(most) if len(indices) else (torch.zeros(1, dtype=torch.int64),)
-        passes = [(place * most, part, turn) for turn in self.turns for place, part in enumerate(parts)]
-        for number, (start, part, turn) in enumerate(passes):
+        parts = self._parts(run, indices, size, most)
+        passes = [(*part, turn) for turn in self.turns for part in parts]
+        for number, (start, part, whole, turn) in enumerate(passes):
             here = lesson
-            if lesson is not None and len(indices):
+            if lesson is not None and whole:
                 here = replace(lesson, places=lesson.places[start:][: len(part)])
-            share = turn.weight * len(part) / size if len(indices) else 0.0
+            share, held = turn.weight * whole, len(part) if whole else 0
             with ExitStack() as stack:
                 stack.enter_context(self._quiet(run.model, number + 1 < len(passes)))
                 with self.device.autocast(), turn.around():
                     loss = run.step(turn.batch(self.device.batch(run.samples[part]), start), here)
                 weight = share * self.world.size * self.factor
-                stack.enter_context(self._chunk(len(part) if len(indices) else 0))
+                stack.enter_context(self._chunk(held))
                 if self.follower is not None:
-                    stack.enter_context(self.follower.chunk(len(part) if len(indices) else 0))
+                    stack.enter_context(self.follower.chunk(held))
                 (loss if weight == 1 else loss * weight).backward()
             total += float(loss.detach()) * share
-        if not len(indices):
+        if not any(whole for _, _, whole in parts):
             _forget(lesson)
         return total
 
@@ -140,6 +157,12 @@ class Accumulator:
 
     def _chunk(self, samples: int) -> AbstractContextManager[None]:
         return self.optimizer.chunk(samples) if isinstance(self.optimizer, InvariantOptimizer) else nullcontext()
+
+
+def _stand_in(run: Run) -> torch.Tensor:
+    """Return a sample whose loss is a number."""
+    places = (torch.tensor([place]) for place in range(len(run.samples)))
+    return next((place for place in places if run.counts is None or run.counts(run.samples[place])), torch.tensor([0]))
 
 
 def _forget(lesson: Lesson | None) -> None:

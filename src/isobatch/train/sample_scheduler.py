@@ -1,10 +1,14 @@
 """A torch learning-rate scheduler on the sample clock."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.hooks import RemovableHandle
 
+from isobatch.average.watch import overflowed
 from isobatch.errors import InputError
 from isobatch.units import finite, whole
 
@@ -60,6 +64,23 @@ class SampleScheduler:
         self.seen += finite("samples", samples, 0, open_low=True)
         self.samples = samples if next_samples is None else finite("next_samples", next_samples, 0, open_low=True)
         self.write()
+
+    def attach(self, optimizer: Optimizer, samples: float | Callable[[], float]) -> RemovableHandle:
+        """Step after every step of an optimizer, without further calls; one that a gradient scaler skips is none.
+
+        Args:
+            optimizer: the one that the scheduler drives.
+            samples: global samples of each step, or a function that tells those of the step just made.
+
+        Returns:
+            A handle whose remove() ends it.
+        """
+
+        def after_step(*_: Any) -> None:
+            if not overflowed(optimizer):
+                self.step(samples=samples if isinstance(samples, int | float) else samples())
+
+        return optimizer.register_step_post_hook(after_step)
 
     def write(self) -> None:
         """Write the learning rate of the next step into the optimizer's groups."""
