@@ -2,7 +2,7 @@
 
     w' = w - eta * 1/(M*B) * sum over copies i and samples n of grad l(w; T_i(x_n), y_n)
 
-The clock counts the B samples, not the M*B rows. Repeated augmentation is something else: see data.RepeatedSampler.
+The clock counts the B samples, not the M*B rows. Repeated augmentation differs: see data.RepeatedBatchSampler.
 """
 
 from dataclasses import dataclass

@@ -7,6 +7,7 @@ from isobatch.data.loader import SeededItems as SeededItems
 from isobatch.data.order import SampleOrder as SampleOrder
 from isobatch.data.order import shard as shard
 from isobatch.data.order import shard_sizes as shard_sizes
+from isobatch.data.repeated import RepeatedBatchSampler as RepeatedBatchSampler
 from isobatch.data.sampler import OrderBatchSampler as OrderBatchSampler
 from isobatch.data.sampler import OrderSampler as OrderSampler
 from isobatch.data.split import split_batch as split_batch
