@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tests.gloo import world
 from tests.recipes import recipe
 from tests.reference.legw import DECAYS, learning_rate
 
@@ -115,3 +116,20 @@ def test_local_lipschitz_where_there_is_nothing_to_say():
     net.requires_grad_(False)
     with pytest.raises(InputError, match="nothing to train"):
         local_lipschitz(lambda m, x: m(x).mean(), net, torch.ones(2, 1))
+
+
+def test_two_processes_take_the_rates_and_steps_of_one(tmp_path):
+    made = recipe(**PARTS, ema=None)
+
+    def steps():
+        one = Trainer(make_run(made, 0), made, order_seed=1)
+        rates = [one.step(size).lr for size in (8, 8, 32, 32, 7, 64)]
+        flat = torch.nn.utils.parameters_to_vector(one.run.model.parameters()).detach()
+        return {"rates": torch.tensor(rates, dtype=torch.float64), "weights": flat}
+
+    world(2, tmp_path, lambda rank: torch.save(steps(), tmp_path / f"{rank}"))
+    alone = steps()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}")
+        assert torch.equal(found["rates"], alone["rates"])
+        torch.testing.assert_close(found["weights"], alone["weights"], rtol=0, atol=1e-6)
