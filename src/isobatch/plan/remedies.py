@@ -60,13 +60,12 @@ def _all(recipe: Recipe, size: int, noise_scale: float) -> Iterator[Remedy]:
                 "nothing per step; the full rate comes later",
                 "arXiv 1901.08256; study legw. The square root is what matters there, not the longer warm-up",
             )
-        if not family.invariant:
-            yield Remedy(
-                "AutoWU",
-                'schedule.shape = "autowu", optimizer.lr = the highest rate to try',
-                "up to half the run is the search; a few ms a test",
-                "arXiv 2107.05855; study autowu. It finds a usable rate, not a better one than tuning",
-            )
+        yield Remedy(
+            "AutoWU",
+            'schedule.shape = "autowu", optimizer.lr = the highest rate to try',
+            "up to half the run is the search; a few ms a test",
+            "arXiv 2107.05855; study autowu. It finds a usable rate, not a better one than tuning",
+        )
     if recipe.optimizer.name == "sgd" and not recipe.optimizer.momentum:
         worth = rules.gain(size, recipe.batch.size, noise_scale)
         yield Remedy(
