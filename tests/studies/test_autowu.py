@@ -51,7 +51,10 @@ def row(cell, gaps, seeds=20):
 
 def rows(untuned=-0.3, published=-40.0, mended=-0.5, seeds=20):
     short = {"AutoWU": mended, "AutoWU, rollback": mended, "as published": published}
-    return [row(CELLS[0], short, seeds), *(row(cell, {"AutoWU": untuned}, seeds) for cell in CELLS[1:])]
+    return [
+        row(CELLS[0], short, seeds),
+        *(row(cell, {"AutoWU": untuned, "AutoWU, rollback": untuned}, seeds) for cell in CELLS[1:]),
+    ]
 
 
 def held(found):
@@ -59,14 +62,14 @@ def held(found):
 
 
 def test_claims_are_judged_by_their_criteria():
-    assert held(rows()) == [True, True]
-    assert held(rows(untuned=-1.0)) == [False, True]
-    assert held(rows(published=-9.0)) == [True, False]
-    assert held(rows(mended=-2.5)) == [True, False]
-    assert held(rows(seeds=5)) == [None, None]
-    assert held(rows()[:4]) == [None, True]
-    assert held(rows()[1:]) == [True, None]
-    assert held([]) == [None, None]
+    assert held(rows()) == [True, True, True]
+    assert held(rows(untuned=-1.0)) == [False, True, False]
+    assert held(rows(published=-9.0)) == [True, False, True]
+    assert held(rows(mended=-2.5)) == [True, False, True]
+    assert held(rows(seeds=5)) == [None] * 3
+    assert held(rows()[:4]) == [None, True, None]
+    assert held(rows()[1:]) == [True, None, True]
+    assert held([]) == [None] * 3
 
 
 def test_the_page_holds_claims_and_arms():
@@ -87,6 +90,6 @@ def test_it_runs_from_selection_to_claims(tmp_path, monkeypatch):
     monkeypatch.setitem(layout.ARMS, "as published", {"search": {"tests": "64 samples"}})
     data = study.run(quick=True, out=tmp_path, workers=1)
     stored = json.loads((tmp_path / "result.json").read_text())
-    assert [claim["held"] for claim in stored["claims"]] == [None, None]
+    assert [claim["held"] for claim in stored["claims"]] == [None] * 3
     assert len(data["rows"]) == 2
     assert set(data["rows"][0]["peaks"]) == {"0", "1", "2", "3", "4"}

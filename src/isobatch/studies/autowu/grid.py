@@ -53,7 +53,7 @@ def cells(rules: dict[str, Any], *, quick: bool) -> list[Cell]:
     found = [Cell(short["optimizer"], short["batch"], short["epochs"], tuple(ARMS))]
     for batch in part["batches"]:
         for optimizer in part["optimizers"]:
-            found.append(Cell(optimizer, batch, part["epochs"], ("chosen peak", "AutoWU")))
+            found.append(Cell(optimizer, batch, part["epochs"], ("chosen peak", "AutoWU", "AutoWU, rollback")))
     return found
 
 
@@ -108,7 +108,7 @@ def selection(cell: Cell, peaks: list[float], seeds: int) -> list[Job]:
 
 
 def reported(cell: Cell, peaks: dict[int, float], seeds: int) -> list[list[Job]]:
-    """Return the runs of a cell in groups of one seed.
+    """Return the runs of a cell in groups of one seed: the chosen peak and AutoWU first, then the rest.
 
     Args:
         cell: optimizer, batch and length.
@@ -119,10 +119,13 @@ def reported(cell: Cell, peaks: dict[int, float], seeds: int) -> list[list[Job]]
         Groups of jobs.
     """
     stops = (TRAIN * cell.epochs,)
+    arms = list(enumerate(cell.arms))
+    parts = (arms[:2], arms[2:])
     return [
         [
             Job(f"{cell.label} {arm}", recipe(cell, arm, peaks[seed % FOLDS], seed), seed, stream, stops)
-            for stream, arm in enumerate(cell.arms)
+            for stream, arm in part
         ]
+        for part in parts
         for seed in range(seeds)
     ]

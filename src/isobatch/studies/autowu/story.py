@@ -52,14 +52,22 @@ def _gaps(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.axhline(0, color="#000000", lw=0.8)
     axes.axhline(-1, color="#999999", lw=1, ls="--")
     axes.text(0.995, -1, "margin", ha="right", va="bottom", fontsize=9, transform=axes.get_yaxis_transform())
+    told: set[str] = set()
     for place, row in enumerate(rows):
-        gap, colour = row["gaps"]["AutoWU"], "#0072B2" if row["optimizer"] == "adamp" else "#D55E00"
-        error = [[gap["mean"] - gap["low"]], [gap["high"] - gap["mean"]]]
-        axes.errorbar(place, gap["mean"], error, fmt="s", color=colour, capsize=4, ms=7)
+        for arm, shift in (("AutoWU", -0.12), ("AutoWU, rollback", 0.12)):
+            if arm in row["gaps"]:
+                gap, label = row["gaps"][arm], None if arm in told else arm
+                error = [[gap["mean"] - gap["low"]], [gap["high"] - gap["mean"]]]
+                axes.errorbar(
+                    place + shift, gap["mean"], error, fmt=_MARK[arm], color=_SHADE[arm], capsize=4, label=label
+                )
+                told.add(arm)
+    if told:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     axes.set_xticks(range(len(rows)), [f"{_NAMES[r['optimizer']]}\n{r['batch']}" for r in rows])
     axes.set_xlim(-0.6, max(len(rows), 1) - 0.4)
     axes.set_ylabel("points of test accuracy")
-    axes.set_title("AutoWU minus the peak that validation chose")
+    axes.set_title("Untuned minus the peak that validation chose")
 
 
 def _arms(axes: Axes, rows: list[dict[str, Any]]) -> None:

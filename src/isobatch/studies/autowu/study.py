@@ -10,7 +10,7 @@ from isobatch.report import prepare, write, write_result
 from isobatch.studies.autowu import grid as layout
 from isobatch.studies.autowu.story import html, picture
 from isobatch.studies.cells import train_all
-from isobatch.studies.claims import Outcome, as_dict, claims, criteria, outcome
+from isobatch.studies.claims import Claim, Outcome, as_dict, claims, criteria, outcome
 from isobatch.studies.paired import Interval, choose, interval, last
 from isobatch.verify.workers import Curve
 
@@ -90,21 +90,23 @@ def _row(
     best: dict[int, float],
     runs: dict[str, list[Curve]],
 ) -> dict[str, Any]:
-    values = {arm: [last(c, "accuracy", CHANCE) for c in runs[f"{cell.label} {arm}"]] for arm in cell.arms}
-    gaps = {arm: interval(np.subtract(values[arm], values["chosen peak"]).tolist()) for arm in cell.arms[1:]}
+    count = len(runs[f"{cell.label} chosen peak"])
+    arms = [arm for arm in cell.arms if len(runs.get(f"{cell.label} {arm}", ())) == count]
+    values = {arm: [last(c, "accuracy", CHANCE) for c in runs[f"{cell.label} {arm}"]] for arm in arms}
+    gaps = {arm: interval(np.subtract(values[arm], values["chosen peak"]).tolist()) for arm in arms[1:]}
     return {
         "cell": cell.label,
         "optimizer": cell.optimizer,
         "batch": cell.batch,
         "epochs": cell.epochs,
-        "seeds": len(values["chosen peak"]),
+        "seeds": count,
         "peaks": {str(fold): peak for fold, peak in best.items()},
         "validation": {f"{peak:g}": round(float(np.mean([s for f in scores.values() for s in f[peak]])), 3)
                        for peak in scores[0]},
         "values": {arm: [round(value, 4) for value in found] for arm, found in values.items()},
         "means": {arm: interval(found).to_dict() for arm, found in values.items()},
         "gaps": {arm: found.to_dict() for arm, found in gaps.items()},
-        "stopped": {arm: sum(bool(c.stopped) for c in runs[f"{cell.label} {arm}"]) for arm in cell.arms},
+        "stopped": {arm: sum(bool(c.stopped) for c in runs[f"{cell.label} {arm}"]) for arm in arms},
     }  # fmt: skip
 
 
@@ -120,18 +122,22 @@ def judge_claims(rows: list[dict[str, Any]]) -> list[Outcome]:
     known, rules = claims(NAME), criteria(NAME)
     of = {row["cell"]: row for row in rows}
     wanted = layout.cells(rules, quick=False)
-    found = [of[cell.label] for cell in wanted[1:] if cell.label in of]
-    gaps = {row["cell"]: Interval(**row["gaps"]["AutoWU"]) for row in found}
-    whole = len(found) == len(wanted) - 1
-    held = all(gap.low > -1 for gap in gaps.values()) if whole else None
-    evidence = "; ".join(f"{row['optimizer']} {row['batch']}: {gaps[row['cell']]}" for row in found) or "not run"
-    evidence += "" if whole or not found else f"; {len(found)} of {len(wanted) - 1} cells"
-    first = outcome(known["autowu/untuned-noninferior"], min((r["seeds"] for r in found), default=0), held, evidence)
-    short = of.get(wanted[0].label)
-    if short is None:
-        return [first, outcome(known["autowu/short-budget-mended"], 0, None, "not run")]
+    untuned = [of[cell.label] for cell in wanted[1:] if cell.label in of]
+    first = _untuned(known["autowu/untuned-noninferior"], untuned, "AutoWU", len(wanted) - 1)
+    back = _untuned(known["autowu/untuned-rollback-noninferior"], untuned, "AutoWU, rollback", len(wanted) - 1)
+    claim, short = known["autowu/short-budget-mended"], of.get(wanted[0].label)
+    if short is None or "as published" not in short["gaps"]:
+        return [first, outcome(claim, 0, None, "not run"), back]
     broken, mended = Interval(**short["gaps"]["as published"]), Interval(**short["gaps"]["AutoWU"])
     text = f"minus the chosen peak: as published {broken}, mended {mended}, "
     text += f"with rollback {Interval(**short['gaps']['AutoWU, rollback'])} points"
-    held = broken.high < -10 and mended.low > -2
-    return [first, outcome(known["autowu/short-budget-mended"], short["seeds"], held, text)]
+    return [first, outcome(claim, short["seeds"], broken.high < -10 and mended.low > -2, text), back]
+
+
+def _untuned(claim: Claim, rows: list[dict[str, Any]], arm: str, cells: int) -> Outcome:
+    found = [row for row in rows if arm in row["gaps"]]
+    gaps = {f"{row['optimizer']} {row['batch']}": Interval(**row["gaps"][arm]) for row in found}
+    held = all(gap.low > -1 for gap in gaps.values()) if len(found) == cells else None
+    evidence = "; ".join(f"{name}: {gap}" for name, gap in gaps.items()) or "not run"
+    evidence += "" if len(found) in (0, cells) else f"; {len(found)} of {cells} cells"
+    return outcome(claim, min((row["seeds"] for row in found), default=0), held, evidence)
