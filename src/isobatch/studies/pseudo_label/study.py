@@ -14,6 +14,7 @@ from isobatch.studies.claims import criteria
 from isobatch.studies.pseudo_label import grid as layout
 from isobatch.studies.pseudo_label.judging import judge_claims
 from isobatch.studies.pseudo_label.story import html, picture
+from isobatch.tasks import make_run
 from isobatch.verify.comparison import judge
 from isobatch.verify.workers import Curve
 
@@ -51,6 +52,7 @@ def run(
         on_estimate(0.0, seeds * (1 + len(layout.arms(part, 0.0))))
 
     began = time.monotonic()
+    make_run(base, 0)  # speaks the corpus once, before many processes ask for it
 
     def train(chosen: list[layout.Arm], seconds: float | None) -> dict[str, list[Curve]]:
         jobs = layout.groups(part, seeds, chosen, device)
