@@ -148,7 +148,7 @@ def advise(chosen: argparse.Namespace) -> int:
         most=chosen.most,
         unit=recipe.batch.unit,
     )
-    about = [f"critical batch: {origin}", f"step times: {where}"]
+    about = [origin, f"step times: {where}"]
     data = {"recipe": recipe.model_dump(mode="json", exclude_none=True), "origin": about, **found.to_dict()}
     files = write_advice(folder, data) if folder is not None else []
     if chosen.json:
@@ -171,7 +171,7 @@ def _critical(chosen: argparse.Namespace, recipe: "Recipe") -> tuple["Interval",
         if len(values) not in (1, 3) or values != sorted(values):
             raise InputError(f"--critical {chosen.critical!r} must be a batch, or low,value,high in rising order")
         low, value, high = values if len(values) == 3 else values * 3
-        return Interval(value, low, high), None, "given"
+        return Interval(value, low, high), None, "critical batch given on the command line"
     known = recipe.critical
     if chosen.noise_scale is not None:
         if known is None or known.ratio is None:

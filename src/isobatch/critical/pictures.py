@@ -143,6 +143,10 @@ def branch_figure(data: dict[str, Any]) -> Figure:
         axes.plot(batch, limit, "--", color=SHADES[1], lw=1.4, label=f"best so far + {data['tolerance']:g}")
         axes.axvspan(data["low"] / 1.06, data["high"] * 1.06, color=SHADES[2], alpha=0.15, lw=0)
         axes.axvline(data["batch"], color=SHADES[2], lw=1.8, label=f"largest no worse: {data['batch']:,}")
+        shown = losses[np.isfinite(losses)]
+        if data["metric"] == "loss" and shown.size and shown.max() > 5 * shown.min() > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda v, _: f"{v:,.10g}")
         axes.set_xscale("log")
         axes.set_xticks(batch, [f"{b:,}" for b in batch])
         axes.xaxis.set_minor_formatter(NullFormatter())
