@@ -5,7 +5,7 @@ import pytest
 from isobatch.studies.claims import criteria
 from isobatch.studies.progressive import grid as layout
 from isobatch.studies.progressive.story import html, picture
-from isobatch.studies.progressive.study import judge_claims
+from isobatch.studies.progressive.study import judge_claims, run
 from isobatch.tasks import make_run
 from isobatch.train import Trainer
 
@@ -40,10 +40,10 @@ def test_the_loop_follows_the_schedule():
     assert sizes == [8] * 8 + [128, 128, 44]
 
 
-def row(task, kind, verdict, worst=(0.1,) * 8):
+def row(task, kind, verdict, worst=(0.1,) * 8, arm=None):
     return {
         "task": task,
-        "arm": kind,
+        "arm": arm or kind,
         "kind": kind,
         "steps": 10,
         "verdicts": {"average": verdict, "raw": verdict},
@@ -55,8 +55,13 @@ def row(task, kind, verdict, worst=(0.1,) * 8):
 
 def rows(up="SAME", naive="DIFFERENT", late=0.05):
     far = [0.3 + 0.01 * seed for seed in range(8)]
-    found = [row(task, kind, up) for task in ("digits", "text") for kind in ("up", "down")]
-    found += [row(task, "naive", naive) for task in ("digits", "text")]
+    verdicts = {"up": up, "down": up, "naive": naive}
+    found = [
+        row(task, arm.kind, verdicts[arm.kind], arm=arm.name)
+        for task, part in GRID.items()
+        for arm in layout.arms(task, part)
+        if arm.kind in verdicts
+    ]
     return [*found, row("digits", "far large", "DIFFERENT", far), row("digits", "far late", "SAME", [late] * 8)]
 
 
@@ -71,6 +76,8 @@ def test_claims_are_judged_by_their_criteria():
     assert held(rows(late=0.4)) == [True, True, False]
     assert held([found for found in rows() if found["task"] == "digits"]) == [None, None, True]
     assert held(rows(), seeds=3) == [None, None, None]
+    for missing in (1, 2, 12):  # one arm of the grid that the budget did not reach
+        assert held([found for number, found in enumerate(rows()) if number != missing])[:2] == [None, None]
 
 
 def test_the_page_holds_claims_and_arms():
@@ -86,3 +93,10 @@ def test_the_page_holds_claims_and_arms():
     }
     assert "progressive/switch-same" in html(data)
     assert picture(data).startswith(b"\x89PNG")
+
+
+def test_a_budget_that_reaches_no_arm_gives_claims_without_a_verdict(tmp_path):
+    data = run(quick=True, out=tmp_path, workers=1, budget=-1.0)
+    assert (data["cells"]["complete"], data["rows"]) == (0, [])
+    assert [claim["held"] for claim in data["claims"]] == [None] * 3
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["result.json"]

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tests.recipes import recipe
 
 from isobatch.errors import InputError
+from isobatch.plan import scaled
 from isobatch.verify import ABLATIONS, arms
+from isobatch.verify.arms import sizes
 from isobatch.verify.comparison import estimate, run, stops_for
 from isobatch.verify.workers import Job, map_jobs, train_curve
 
@@ -160,3 +162,16 @@ def test_the_estimate_grows_with_the_jobs():
     assert 0 < one < 60
     many = [replace(job(seed=seed), stops=(0, 5120)) for seed in range(40)]
     assert estimate(many, workers=1) > one
+
+
+def test_a_recipe_whose_batch_switches_is_compared_with_the_run_that_does_not():
+    made = recipe(batch={"size": 8, "schedule": [["0 samples", 8], ["400 samples", 32]]})
+    found = arms(made, 8)
+    assert list(found) == ["reference", "plan", "naive"]
+    assert found["reference"].batch.schedule is None
+    assert found["plan"].batch.schedule == found["naive"].batch.schedule == made.batch.schedule
+    assert scaled(found["plan"], 32).half_life == pytest.approx(made.half_life)
+    assert scaled(found["naive"], 32).half_life == pytest.approx(4 * made.half_life)
+    assert scaled(found["naive"], 32).lr == scaled(found["plan"], 32).lr
+    assert [sizes(arm) for arm in found.values()] == [{8}, {8, 32}, {8, 32}]
+    assert list(arms(made, 8, ())) == ["reference", "plan"]

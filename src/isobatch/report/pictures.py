@@ -14,10 +14,18 @@ COLOURS = {
     "reference": "#000000",
     "plan": "#0072B2",
     "lr-only": "#D55E00",
+    "naive": "#D55E00",
     "ema-only": "#009E73",
     "unscaled": "#CC79A7",
 }
-STYLES = {"reference": "-", "plan": "--", "lr-only": "-.", "ema-only": ":", "unscaled": (0, (5, 1, 1, 1, 1, 1))}
+STYLES = {
+    "reference": "-",
+    "plan": "--",
+    "lr-only": "-.",
+    "naive": "-.",
+    "ema-only": ":",
+    "unscaled": (0, (5, 1, 1, 1, 1, 1)),
+}
 _SPARE = ("#E69F00", "#56B4E9", "#999999", "#F0E442")
 RC: dict[Any, Any] = {
     "font.size": 10.5,

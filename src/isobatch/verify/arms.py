@@ -12,6 +12,7 @@ MEANING = {
     "lr-only": "optimizer by the plan, weight average left as it was",
     "ema-only": "weight average by the plan, optimizer left as it was",
     "unscaled": "nothing scaled but the schedule's samples",
+    "naive": "a switch that moves the learning rate only",
 }
 
 
@@ -27,7 +28,8 @@ def arms(
         optimizer: "invariant" plans for that form, and adds the square-root plan beside it.
 
     Returns:
-        reference, plan and the ablations that differ from the plan.
+        reference, plan and the ablations that differ from the plan. Where the recipe's batch switches, the reference is
+        the run that does not, and the one ablation is the naive switch.
 
     Raises:
         InputError: an unknown ablation, or a batch that the plan refuses.
@@ -36,6 +38,11 @@ def arms(
     if unknown:
         raise InputError(f"ablate={unknown[0]!r} must be among {', '.join(ABLATIONS)}")
     plan = recipe.at(batch_size, optimizer=optimizer).recipe
+    if recipe.batch.schedule is not None:
+        still = recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"schedule": None})})
+        rules = plan.rules.model_copy(update={"average": "keep", "betas": "keep"})
+        naive = {"naive": plan.model_copy(update={"rules": rules})} if "lr-only" in ablate else {}
+        return {"reference": still, "plan": plan, **naive}
     made = {
         "lr-only": _without(recipe, plan, average=True),
         "ema-only": _without(recipe, plan, optimizer=True),
@@ -46,6 +53,19 @@ def arms(
         wanted = {name: arm for name, arm in wanted.items() if name == "unscaled"}
     beside = {"square root": recipe.at(batch_size).recipe} if optimizer else {}
     return {"reference": recipe, "plan": plan, **beside, **wanted}
+
+
+def sizes(recipe: Recipe) -> set[int]:
+    """Return the batches that a run of a recipe takes.
+
+    Args:
+        recipe: an arm.
+
+    Returns:
+        Its batch, or those of its schedule.
+    """
+    stages = recipe.batch.schedule
+    return {recipe.batch.size} if stages is None else {size for _, size in stages}
 
 
 def _without(recipe: Recipe, plan: Recipe, *, average: bool = False, optimizer: bool = False) -> Recipe:

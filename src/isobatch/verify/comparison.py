@@ -11,7 +11,7 @@ from isobatch.errors import InputError
 from isobatch.plan import Plan, Recipe
 from isobatch.units import finite, whole
 from isobatch.verify import equivalence
-from isobatch.verify.arms import ABLATIONS, arms
+from isobatch.verify.arms import ABLATIONS, arms, sizes
 from isobatch.verify.equivalence import Comparison, Verdict
 from isobatch.verify.workers import Curve, Job, map_jobs, processes, time_step, train_curve
 
@@ -138,7 +138,8 @@ def run(
         finite("margin", margin, 0, open_low=True)
     plan = recipe.at(batch_size, optimizer=optimizer)
     chosen = arms(recipe, batch_size, ablate, optimizer) | (extra or {})
-    stops, marks = stops_for(math.floor(recipe.staircase().length), *{arm.batch.size for arm in chosen.values()})
+    taken = set().union(*map(sizes, chosen.values()))
+    stops, marks = stops_for(math.floor(recipe.staircase().length), *taken)
     jobs = [
         Job(name, arm, seed, stream, stops)
         for stream, (name, arm) in enumerate(chosen.items())
