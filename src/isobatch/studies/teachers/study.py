@@ -14,6 +14,7 @@ from isobatch.studies.teachers import grid as layout
 from isobatch.studies.teachers.judging import Judged, Rows, largest_same
 from isobatch.studies.teachers.rows import ends, row
 from isobatch.studies.teachers.story import html, picture
+from isobatch.tasks.images import images
 from isobatch.train import Device
 from isobatch.verify.workers import Curve
 
@@ -55,6 +56,8 @@ def run(
     rules, began = criteria(name), time.monotonic()
     part = rules["quick" if quick else "grid"]
     seeds = part["seeds"]
+    if budget is None or budget > 0:
+        images(layout.reference(part, next(iter(part["variants"]))))  # made once here, not once in every process
     groups = [group for variant in part["variants"] for group in layout.groups(part, variant, seeds, device)]
     if on_estimate is not None:
         on_estimate(0.0, sum(map(len, groups)))
