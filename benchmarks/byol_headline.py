@@ -8,7 +8,7 @@ Arms, each on the same number of samples: the reference at --batch; the rule at 
 then --large); and "middle" (the rule at --middle). A ResNet with a CIFAR stem; --depth 2 --stages 4 --width 64 is
 ResNet-18. Accuracy is that of kNN and of a linear probe on random views of held-out frames. Time is the wall time of
 training steps alone: evaluations stand outside, and steps that compile are listed apart.
-Results: OUT/ARM.json, one a finished or unfinished arm, and OUT/headline.json.
+Results: OUT/ARM.json, one a finished or unfinished arm, OUT/headline.json and OUT/headline.png.
 """
 
 import argparse
@@ -151,6 +151,32 @@ def summary(given: argparse.Namespace, records: list[dict], facts: dict[str, str
     }
 
 
+def picture(result: dict, path: Path) -> None:
+    """Neighbours' accuracy of the averaged model over samples and over training time."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from isobatch.report.pictures import RC
+
+    shades = dict(zip(ARMS, ("black", "#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
+    with matplotlib.rc_context(RC):
+        made = Figure(figsize=(13, 4.6), layout="constrained")
+        left, right = made.subplots(1, 2, sharey=True)
+        for row in result["rows"]:
+            curve, name = result["curves"][row["arm"]], row["arm"]
+            seen = [0, *(point["seen"] for point in curve)]
+            y = [result["untrained"]["knn"], *(point["average"]["knn"] for point in curve)]
+            steps = np.diff([0, *(point["steps"] for point in curve)])
+            time = [0, *np.cumsum(steps * [point["step_seconds"] for point in curve])]
+            left.plot([x / 1e6 for x in seen], y, color=shades[name], marker="o", lw=2)
+            right.plot(time, y, color=shades[name], marker="o", lw=2, label=f"{name} ({row['batch']:,})")
+        left.set_xlabel("samples seen (millions)")
+        left.set_ylabel("20 nearest neighbours, averaged model (%)")
+        right.set_xlabel("training time (s): steps times the median step between two marks")
+        right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), title="arm (batch in its recipe)")
+        made.savefig(path, dpi=110)
+
+
 def parsed(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="atari", help='atari, a .npz of frames, "glyphs", or a folder of images')
@@ -200,6 +226,8 @@ def main(words: list[str] | None = None) -> dict:
             torch.cuda.reset_peak_memory_stats()
     result = summary(given, records, facts)
     (given.out / "headline.json").write_text(json.dumps(result, indent=1) + "\n")
+    if result["rows"]:
+        picture(result, given.out / "headline.png")
     for row in result["rows"]:
         print(json.dumps(row))
     return result

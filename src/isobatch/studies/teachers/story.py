@@ -58,6 +58,10 @@ def _lines(data: dict[str, Any], variant: str) -> list[tuple[str, str, str, dict
     return found
 
 
+def _name(data: dict[str, Any], variant: str) -> str:
+    return variant if variant == data["study"] else f"{data['study']}, {variant}"
+
+
 def _gaps(axes: Any, data: dict[str, Any], variant: str) -> None:
     x = np.array(data["stops"][variant]) / 1000
     base = np.log(np.array(data["curves"][f"{variant} reference"]["average"]["loss"]))
@@ -68,7 +72,7 @@ def _gaps(axes: Any, data: dict[str, Any], variant: str) -> None:
     axes.set_yticks([-0.5, -0.05, 0, 0.05, 0.5], ["-0.5", "-0.05", "0", "0.05", "0.5"])
     axes.set_xlabel("samples seen (thousands)")
     axes.set_ylabel("gap in log loss, averaged model")
-    axes.set_title(f"{data['study']}, {variant}: gap to the reference")
+    axes.set_title(f"{_name(data, variant)}: gap to the reference")
 
 
 def _accuracies(axes: Any, data: dict[str, Any], variant: str) -> None:
@@ -79,7 +83,7 @@ def _accuracies(axes: Any, data: dict[str, Any], variant: str) -> None:
     axes.plot(x, reference, color="black", lw=2.2, label="reference", zorder=0)
     axes.set_xlabel("samples seen (thousands)")
     axes.set_ylabel("accuracy on held-out views (%)")
-    axes.set_title(f"{data['study']}, {variant}: averaged model")
+    axes.set_title(f"{_name(data, variant)}: averaged model")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
 
 
