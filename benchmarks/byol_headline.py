@@ -152,29 +152,35 @@ def summary(given: argparse.Namespace, records: list[dict], facts: dict[str, str
 
 
 def picture(result: dict, path: Path) -> None:
-    """Neighbours' accuracy of the averaged model over samples and over training time."""
-    import matplotlib
+    """Draw the neighbours' accuracy of the averaged model over the samples, and at the end against training time."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     from isobatch.report.pictures import RC
 
     shades = dict(zip(ARMS, ("black", "#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
-    with matplotlib.rc_context(RC):
+    with rc_context(RC):
         made = Figure(figsize=(13, 4.6), layout="constrained")
         left, right = made.subplots(1, 2, sharey=True)
         for row in result["rows"]:
-            curve, name = result["curves"][row["arm"]], row["arm"]
-            seen = [0, *(point["seen"] for point in curve)]
+            curve, shade = result["curves"][row["arm"]], shades[row["arm"]]
+            x = [0, *(point["seen"] / 1e6 for point in curve)]
             y = [result["untrained"]["knn"], *(point["average"]["knn"] for point in curve)]
-            steps = np.diff([0, *(point["steps"] for point in curve)])
-            time = [0, *np.cumsum(steps * [point["step_seconds"] for point in curve])]
-            left.plot([x / 1e6 for x in seen], y, color=shades[name], marker="o", lw=2)
-            right.plot(time, y, color=shades[name], marker="o", lw=2, label=f"{name} ({row['batch']:,})")
+            left.plot(x, y, color=shade, marker="o", lw=2)
+            right.plot(row["seconds"], y[-1], color=shade, marker="o", ms=10, ls="", label=label(result, row))
         left.set_xlabel("samples seen (millions)")
         left.set_ylabel("20 nearest neighbours, averaged model (%)")
-        right.set_xlabel("training time (s): steps times the median step between two marks")
-        right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), title="arm (batch in its recipe)")
+        right.set_xlabel("training time of the whole run (s)")
+        right.set_xlim(left=0)
+        right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), title="arm (batch)")
         made.savefig(path, dpi=110)
+
+
+def label(result: dict, row: dict) -> str:
+    if row["arm"] != "progressive":
+        return f"{row['arm']} ({row['batch']:,})"
+    large = max(other["batch"] for other in result["rows"])
+    return f"progressive ({row['batch']:,}, then {large:,})"
 
 
 def parsed(words: list[str] | None) -> argparse.Namespace:
