@@ -6,10 +6,21 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
+from isobatch.plan.optimizer_rows import make_row
 from isobatch.plan.parts import Part
+from isobatch.rules import Confidence, Rule
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isobatch.plan.plan import Row
     from isobatch.plan.recipe import Recipe
+
+
+_VIEWS = Rule(
+    "views kept", "the clock counts samples, so learning rate and views stay", "1901.09335", Confidence.CONVENTION
+)
+_AGE = Rule("steps kept", "how old directions may become in samples is not known", "unknown", Confidence.UNKNOWN)
 
 
 class Augment(Part):
@@ -87,3 +98,22 @@ def extras_in_samples(recipe: Recipe) -> dict[str, object]:
         span = recipe.samples(adversary.warmup, "adversary.warmup")
         found["adversary"] = adversary.model_copy(update={"warmup": f"{span:.12g} {unit}"})
     return found
+
+
+def extras_rows(recipe: Recipe, size: int) -> Iterator[Row]:
+    """Yield the rows of a plan for [augment] and [adversary].
+
+    Args:
+        recipe: the reference recipe.
+        size: the new batch.
+
+    Yields:
+        Rows.
+    """
+    augment, adversary, unit, old = recipe.augment, recipe.adversary, recipe.batch.unit, recipe.batch.size
+    if augment is not None:
+        note = f"{augment.views * old:,} rows a step become {augment.views * size:,}"
+        yield make_row("augment.views", augment.views, augment.views, _VIEWS, note)
+    if adversary is not None:
+        note = f"{adversary.tau * old:,} {unit} old become {adversary.tau * size:,}"
+        yield make_row("adversary.tau", adversary.tau, adversary.tau, _AGE, note)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from isobatch import rules
 from isobatch.errors import InputError
 from isobatch.plan.cautions import cautions
-from isobatch.plan.extras import extras_in_samples
+from isobatch.plan.extras import extras_in_samples, extras_rows
 from isobatch.plan.forms import by_rule, invariant, with_noise
 from isobatch.plan.loading import validate
 from isobatch.plan.optimizer_rows import make_row, optimizer_rows
@@ -176,6 +176,7 @@ def _rows(recipe: Recipe, after: Recipe, old: Settings, new: Settings, kappa: fl
     if recipe.schedule is not None:
         yield from _schedule_rows(recipe, old, new)
     yield from _average_rows(recipe, after, old, new)
+    yield from extras_rows(recipe, int(new.batch))
     if recipe.batch_norm is not None and new.batch_norm is not None:
         note = f"b = {recipe.batch.per_device} becomes {after.batch.per_device} samples per device and pass"
         yield make_row("batch_norm.momentum", recipe.batch_norm.momentum, new.batch_norm, batch_norm.POWER, note)
