@@ -128,12 +128,8 @@ class ViewAverage(nn.Module):
             Outputs of the model's shape.
         """
         rows = torch.arange(len(inputs))
-        total: Tensor | None = None
-        for copy in range(self.views):
-            made = self.model(viewed(inputs, self.view, Draws(self.seed, rows, torch.full_like(rows, copy))))
-            made = made.log_softmax(1).exp() if self.of == "probabilities" else made
-            total = made if total is None else total + made
-        if total is None:
-            raise AssertionError("views is at least 1")
-        mean = total / self.views
-        return mean.log() if self.of == "probabilities" else mean
+        copies = (torch.full_like(rows, copy) for copy in range(self.views))
+        made = [self.model(viewed(inputs, self.view, Draws(self.seed, rows, copy))) for copy in copies]
+        if self.of == "probabilities":
+            return torch.stack([outputs.softmax(1) for outputs in made]).mean(0).log()
+        return torch.stack(made).mean(0)

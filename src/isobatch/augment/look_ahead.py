@@ -2,14 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from isobatch.augment.concurrent_adversarial import Form, Loss, directions, perturbed
+from isobatch.augment.concurrent_adversarial import Loss, directions, perturbed
 from isobatch.augment.concurrently import Pending
-from isobatch.augment.draws import Draws
 from isobatch.augment.views import inputs_of
 from isobatch.errors import InputError
 from isobatch.units import finite, whole
@@ -159,7 +157,7 @@ class StaleAdversary:
         model: nn.Module,
         *,
         tau: int = 1,
-        form: Form = "sign",
+        form: Literal["sign", "l2"] = "sign",
         bounds: tuple[float, float] | None = None,
     ):
         self.loss, self.model, self.tau, self.form, self.bounds = loss, model, whole("tau", tau, 0), form, bounds
@@ -186,10 +184,7 @@ class StaleAdversary:
         number = seen = 0
 
         def make(key: int) -> Pending:
-            batch = batches.peek(key - number)
-            size = len(inputs_of(batch))
-            draws = Draws(0, key * size + torch.arange(size)) if self.form == "random-sign" else None
-            made = directions(self.loss, self.model, batch, self.form, draws)
+            made = directions(self.loss, self.model, batches.peek(key - number), self.form)
             return lambda: made
 
         prepared = Prepared(make, self.tau)
