@@ -69,7 +69,7 @@ def _curves(axes: Axes, row: dict[str, Any]) -> None:
     axes.set_xlabel("updates")
     axes.set_ylabel("validation accuracy, %")
     axes.set_title("Same updates, same learning rate")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, fontsize=9, handlelength=1.6, columnspacing=1)
 
 
 def _variance(axes: Axes, law: dict[str, Any]) -> None:

@@ -15,10 +15,10 @@ from isobatch.studies.pages import page
 
 _SHADES = {"clean": "#000000", "same rows": "#56B4E9", "sequential": "#D55E00", "concurrent": "#0072B2"}
 _SAID = {
-    "clean": "clean update, B rows",
-    "same rows": "update on 2B rows,\ndirections at hand",
-    "sequential": "directions made\nbefore the update",
-    "concurrent": "directions made by\nanother process",
+    "clean": "clean,\nB rows",
+    "same rows": "2B rows,\nat hand",
+    "sequential": "2B rows,\nmade before",
+    "concurrent": "2B rows, made\nbeside",
 }
 
 
@@ -44,8 +44,8 @@ def figure(data: dict[str, Any]) -> Figure:
         A figure of two panels.
     """
     with matplotlib.rc_context(RC):
-        made = Figure(figsize=(13.2, 4.8), layout="constrained")
-        left, right = made.subplots(1, 2, width_ratios=(1.3, 1))
+        made = Figure(figsize=(13.8, 4.8), layout="constrained")
+        left, right = made.subplots(1, 2, width_ratios=(1.2, 1))
         if data["accuracy"] is None:
             left.set_axis_off()
             left.text(0.5, 0.5, "no complete runs yet", ha="center")
@@ -81,7 +81,7 @@ def _times(axes: Axes, times: dict[str, Any]) -> None:
     axes.axhline(1, color="#999999", lw=1, ls=":")
     axes.set_xticks(range(len(ARMS)), [_SAID[arm] for arm in ARMS], fontsize=9)
     axes.set_ylabel("time over the update on 2B rows, by round")
-    axes.set_title(f"Time of an update (load {times['load']:.1f} on {times['cores']} cores)")
+    axes.set_title(f"Where directions come from (load {times['load']:.0f}, {times['cores']} cores)")
 
 
 def html(data: dict[str, Any]) -> str:
