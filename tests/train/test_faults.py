@@ -1,4 +1,4 @@
-"""Rows of the fault table that no other file holds: 7 on ranks, 10, 16, 20 in a job, 22 and 37 in a job."""
+"""Rows of the fault table that no other file holds: 7 on ranks, 10, 16, 17 and 20 in a job, 22, and 37 in a job."""
 
 import math
 import signal
@@ -131,6 +131,24 @@ def test_a_run_that_turns_bad_stops_and_keeps_its_last_good_checkpoint(tmp_path,
     kept = final(tmp_path)
     assert (kept["/clock/seen"], kept["/clock/skipped"]) == (192, 0)
     assert all(bool(torch.isfinite(v).all()) for v in kept.values() if isinstance(v, torch.Tensor))
+
+
+@pytest.mark.parametrize("change", [lambda t: t.flip(0), lambda t: t[:-1], lambda t: torch.cat([t, t[:1]])])
+def test_a_job_is_not_resumed_on_other_data(change, tmp_path, monkeypatch):  # row 17
+    start(tmp_path, on_step=signalled(signal.SIGTERM, 3))
+    before = final(tmp_path)
+
+    def other(made, seed):
+        one = make_run(made, seed)
+        one.samples = TensorSamples(*map(change, one.samples.tensors))
+        return one
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "make_run", other)
+        with pytest.raises(InputError, match=r"(data|order) is .* in its checkpoint and .* here; resume with"):
+            start(tmp_path, resume=True)
+    same(tmp_path, before)
+    assert start(tmp_path, resume=True).finished
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isobatch.checkpoint import Checkpoints, Preemption, load
+from isobatch.data import fingerprint
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
-from isobatch.tasks import make_run
+from isobatch.tasks import TensorSamples, make_run
 from isobatch.train.device import Device
 from isobatch.train.guard import Guard, Verdict
 from isobatch.train.journal import Journal
@@ -141,11 +142,13 @@ def meta(trainer: Trainer, recipe: Recipe, options: Options) -> dict[str, object
     Returns:
         Plain values.
     """
+    samples = trainer.run.samples
     return {
         "recipe": recipe.model_dump(mode="json"),
         "order": trainer.order.fingerprint,
         "seed": options.seed,
         "facts": trainer.run.facts,
+        **({"data": fingerprint(samples)} if isinstance(samples, TensorSamples) else {}),
         "drawn": trainer.drawn,
     }
 
@@ -165,7 +168,9 @@ def _resume(trainer: Trainer, store: Checkpoints, recipe: Recipe, options: Optio
 
 
 def _compare(out: Path, stored: Mapping[str, object], now: Mapping[str, object]) -> None:
-    before, after = (dict(_leaves({key: of.get(key) for key in now if key != "drawn"})) for of in (stored, now))
+    # a checkpoint from before the data had a fingerprint has none to compare
+    keys = [key for key in now if key != "drawn" and (key != "data" or key in stored)]
+    before, after = (dict(_leaves({key: of.get(key) for key in keys})) for of in (stored, now))
     for name in {**before, **after}:
         if before.get(name) != after.get(name):
             raise InputError(
