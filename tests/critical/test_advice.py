@@ -57,6 +57,8 @@ def test_the_front_is_a_front_and_the_picks_lie_on_it(crit, base, slope, alpha, 
     assert cheapest.compute == min(o.compute for o in found.options)
     assert fastest.seconds == min(o.seconds for o in found.options)
     assert fastest.seconds <= within.seconds <= cheapest.seconds
+    best = max(o.goodput for o in found.options)
+    assert fastest.goodput == pytest.approx(best), "the fastest has the highest goodput, and the other way round"
     assert within.compute <= cheapest.compute * (1 + extra) * (1 + 1e-12)
 
 

@@ -9,7 +9,7 @@ from isobatch.critical.hyperbola import Interval
 from isobatch.critical.machine import Network, StepTime, fit_steps
 from isobatch.critical.words import plain, ranged
 from isobatch.errors import InputError
-from isobatch.rules import samples_factor, steps_factor
+from isobatch.rules import goodput, samples_factor, steps_factor
 from isobatch.units import finite, whole
 
 _TOP = 64
@@ -28,6 +28,7 @@ class Option:
         compute: devices times seconds.
         steps_factor: S/S_min.
         samples_factor: E/E_min.
+        goodput: useful samples a second, in samples of the batch in use: throughput times gain over scale.
         front: whether no other option is both faster and cheaper.
     """
 
@@ -38,6 +39,7 @@ class Option:
     compute: float
     steps_factor: float
     samples_factor: float
+    goodput: float
     front: bool = False
 
 
@@ -129,7 +131,7 @@ def advise(
 
     def options(at: float) -> tuple[Option, ...]:
         least = finite("samples", samples, 0, open_low=True) if samples is not None else 1.0
-        return _marked([_option(b, n, at, least, net.step(step.at(b / n, local), n)) for b, n in pairs])
+        return _marked([_option(b, n, at, least, net.step(step.at(b / n, local), n), size) for b, n in pairs])
 
     made = options(crit.value)
     picks = _picks(made, share)
@@ -157,10 +159,11 @@ def _batches(devices: int, top: int, now: int) -> list[int]:
     return sorted(found | ({now} if now % devices == 0 and now <= top else set()))
 
 
-def _option(batch: int, devices: int, critical: float, least: float, step: float) -> Option:
+def _option(batch: int, devices: int, critical: float, least: float, step: float, now: int) -> Option:
     steps, samples = steps_factor(batch, critical), samples_factor(batch, critical)
     seconds = least * samples / batch * step
-    return Option(batch, devices, step, seconds, devices * seconds, steps, samples)
+    good = goodput(batch / step, batch, now, critical)
+    return Option(batch, devices, step, seconds, devices * seconds, steps, samples, good)
 
 
 def _marked(options: list[Option]) -> tuple[Option, ...]:
