@@ -217,7 +217,7 @@ def main() -> None:
         "isobatch halves, default budget": lambda n: row(n, Loop(model), Halves(model), batches, total),
         "plain loop against itself": lambda n: row(n, Loop(model), Loop(model), some, total),
         "isobatch norm layers, default budget": lambda n: row(
-            n, Loop(model), Isobatch(model, capture="norms"), some, total
+            n, Loop(model), Isobatch(model, capture="norms"), batches, total
         ),
         "isobatch rows, every step": lambda n: row(n, Loop(model), Isobatch(model, every=1), few, total),
         "isobatch norm layers, every step": lambda n: row(

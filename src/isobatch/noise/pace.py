@@ -3,7 +3,8 @@
 import math
 import statistics
 from collections import deque
-from time import perf_counter
+from collections.abc import Callable
+from time import perf_counter, process_time
 from types import TracebackType
 from typing import Any, final
 
@@ -18,12 +19,28 @@ ADVANCE = 1.5
 _KEPT = 31
 
 
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Return the clock by which steps and measurements are compared.
+
+    On the CPU it is the processor time of this process: beside other processes the wall time of a long step grows more
+    than that of a measurement's short parts, and measurements would look cheaper than they are.
+
+    Args:
+        device: of the model.
+
+    Returns:
+        A function that gives seconds.
+    """
+    return process_time if device.type == "cpu" else perf_counter
+
+
 @final
 class Stopwatch:
     """Time spent measuring: the host's, and the accelerator's where there is one, without waiting for it."""
 
     def __init__(self, device: torch.device):
         self.host = 0.0
+        self._now = clock_of(device)
         self._cuda = device.type == "cuda"
         self._events: list[tuple[Any, Any]] = []
         self._started = 0.0
@@ -33,12 +50,12 @@ class Stopwatch:
             pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
             pair[0].record()
             self._events.append(pair)
-        self._started = perf_counter()
+        self._started = self._now()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.host += perf_counter() - self._started
+        self.host += self._now() - self._started
         if self._cuda:
             self._events[-1][1].record()
 
@@ -86,6 +103,7 @@ class Pace:
     Args:
         every: fixed gap in steps, None to follow the budget.
         budget: share of the run's time that measuring may take.
+        now: the clock, `clock_of` the model's device.
 
     Example:
         >>> pace = Pace(every=3, budget=0.003)
@@ -93,7 +111,8 @@ class Pace:
         [False, False, True, False, False, True]
     """
 
-    def __init__(self, every: int | None, budget: float):
+    def __init__(self, every: int | None, budget: float, now: Callable[[], float] = perf_counter):
+        self._now = now
         self.every = None if every is None else whole("every", every)
         self.budget = finite("budget", budget, 0, 1, open_low=True)
         self.steps = 0
@@ -122,7 +141,7 @@ class Pace:
 
     def arrive(self) -> None:
         """Note that a step's gradients are complete; the time since the last step is taken."""
-        now = perf_counter()
+        now = self._now()
         if self._ended is not None and self._watch is None:
             self._steps.append(now - self._ended)
 
@@ -133,7 +152,7 @@ class Pace:
             watch: what the next step's measurement will be timed by; None when it is not measured.
         """
         self._watch = watch
-        self._ended = perf_counter()
+        self._ended = self._now()
 
     def measured(self, watch: Stopwatch, group: dist.ProcessGroup | None, device: torch.device) -> None:
         """Take the cost of a measurement into account, and choose the next gap; the same on every rank.
@@ -144,7 +163,7 @@ class Pace:
             device: where their backend wants its message.
         """
         if self._ended is not None:
-            self._steps.append(max(perf_counter() - self._ended - watch.host, 0.0))
+            self._steps.append(max(self._now() - self._ended - watch.host, 0.0))
         self._costs.append(watch.seconds())
         if self.every is not None:
             return

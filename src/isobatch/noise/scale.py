@@ -19,7 +19,7 @@ from isobatch.noise.estimate import NoiseEstimate
 from isobatch.noise.geometry import Geometry, Name
 from isobatch.noise.history import History
 from isobatch.noise.interval import coverage
-from isobatch.noise.pace import Pace, Stopwatch
+from isobatch.noise.pace import Pace, Stopwatch, clock_of
 from isobatch.noise.report import report
 from isobatch.noise.rows import owners
 from isobatch.noise.state import compare, restore, values_of
@@ -97,7 +97,7 @@ class NoiseScale:
         if half_life is not None and half_life != math.inf:
             finite("half_life", half_life, 0, open_low=True)
         self.history = History(half_life)
-        self.pace = Pace(every, budget)
+        self.pace = Pace(every, budget, clock_of(next(self.columns.model.parameters()).device))
         group = process_group
         if group is None and isinstance(model, DistributedDataParallel):
             group = model.process_group
