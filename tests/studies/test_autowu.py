@@ -67,6 +67,7 @@ def test_claims_are_judged_by_their_criteria():
     assert held(rows(published=-9.0)) == [True, False, True]
     assert held(rows(mended=-2.5)) == [True, False, True]
     assert held(rows(seeds=5)) == [None] * 3
+    assert held(rows(untuned=-1.0)[:4]) == [False, True, False]
     assert held(rows()[:4]) == [None, True, None]
     assert held(rows()[1:]) == [True, None, True]
     assert held([]) == [None] * 3

@@ -137,7 +137,9 @@ def judge_claims(rows: list[dict[str, Any]]) -> list[Outcome]:
 def _untuned(claim: Claim, rows: list[dict[str, Any]], arm: str, cells: int) -> Outcome:
     found = [row for row in rows if arm in row["gaps"]]
     gaps = {f"{row['optimizer']} {row['batch']}": Interval(**row["gaps"][arm]) for row in found}
-    held = all(gap.low > -1 for gap in gaps.values()) if len(found) == cells else None
+    # one cell below the margin decides; all above it decide only when all are there
+    within = all(gap.low > -1 for gap in gaps.values())
+    held = None if within and len(found) < cells else within
     evidence = "; ".join(f"{name}: {gap}" for name, gap in gaps.items()) or "not run"
     evidence += "" if len(found) in (0, cells) else f"; {len(found)} of {cells} cells"
     return outcome(claim, min((row["seeds"] for row in found), default=0), held, evidence)
