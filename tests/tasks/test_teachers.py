@@ -135,24 +135,18 @@ def test_evaluation_leaves_the_model_as_it_was_and_does_not_depend_on_the_runnin
     assert set(first["average"]) == {"loss", "accuracy", "knn", "rank", "variance"}
 
 
-def test_a_linear_probe_is_the_ridge_regression_of_scikit_learn():
-    from sklearn.linear_model import Ridge
+def test_a_linear_probe_is_the_logistic_regression_of_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
 
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(80, 5, generator=generator, dtype=torch.float64), torch.arange(80) % 3
+    x, y = torch.randn(200, 5, generator=generator, dtype=torch.float64), torch.arange(200) % 3
     x[:, 0] += y
-    z = ((x - x.mean(0)) / x.std(0)).numpy()
-    one_hot = np.eye(3)[y.numpy()]
-    out = Ridge(alpha=0.01 * 60).fit(z[:60] * 0 + standard(x)[:60], one_hot[:60]).predict(standard(x)[60:])
-    base = one_hot[:60].mean(0)
-    loss, accuracy = probe.linear(x[:60], y[:60], x[60:], y[60:], 3)
-    assert loss == pytest.approx(((out - one_hot[60:]) ** 2).sum() / ((base - one_hot[60:]) ** 2).sum())
-    assert accuracy == pytest.approx((out.argmax(1) == y[60:].numpy()).mean() * 100)
-
-
-def standard(x):
-    part = x[:60]
-    return ((x - part.mean(0)) / part.std(0)).numpy()
+    z = ((x - x[:150].mean(0)) / x[:150].std(0)).numpy()
+    model = LogisticRegression(C=1 / (1e-3 * 150), tol=1e-9, max_iter=1000).fit(z[:150], y[:150])
+    loss, accuracy = probe.linear(x[:150], y[:150], x[150:], y[150:], 3)
+    assert loss == pytest.approx(log_loss(y[150:], model.predict_proba(z[150:])), rel=1e-4)
+    assert accuracy == pytest.approx(model.score(z[150:], y[150:]) * 100)
 
 
 def test_collapse_shows_in_rank_and_variance_and_chance_in_the_probe():
@@ -166,7 +160,7 @@ def test_collapse_shows_in_rank_and_variance_and_chance_in_the_probe():
     assert probe.unit_variance(flat) < 1e-9
     line = x[:, :1] * torch.arange(1.0, 7.0, dtype=torch.float64)
     assert probe.effective_rank(line) == pytest.approx(1, abs=1e-6)
-    assert probe.linear(flat, y, flat, y, 4)[0] == pytest.approx(1, abs=1e-3)
+    assert probe.linear(flat, y, flat, y, 4)[0] == pytest.approx(math.log(4), abs=1e-3)
 
 
 def test_neighbours_find_the_class_of_a_cluster():
