@@ -82,7 +82,7 @@ def row(kind, kappa, form, verdict, name=None, **more):
 def rows(rule="SAME", unscaled="DIFFERENT", switched="SAME", help=(5.0, 1.0, 9.0)):
     found = [
         row("control", 1, "square root", "SAME", layout.AGAIN),
-        row("control", 1, "square root", "DIFFERENT", layout.SUPERVISED, wer_gap=help),
+        row("control", 1, "square root", "DIFFERENT", layout.SUPERVISED, wer_gap=help, loss_gap=help),
     ]
     for form in PART["forms"]:
         for kappa in PART["kappas"]:
@@ -97,7 +97,9 @@ def held(found, seeds=12, part=PART):
 
 
 def test_claims_hold_and_fail_by_their_criteria():
-    good = dict.fromkeys(["rule-same", "invariant-same", "unscaled-different", "labels-help", "control-same"], True)
+    good = dict.fromkeys(
+        ["rule-same", "invariant-same", "unscaled-different", "labels-help", "labels-lower-loss", "control-same"], True
+    )
     assert held(rows()) == {**good, "progressive-mends": None}
     assert held(rows(rule="UNDECIDED"))["rule-same"] is False
     assert held(rows(rule="DIFFERENT"))["progressive-mends"] is True

@@ -84,20 +84,29 @@ def arms(part: dict[str, Any], error: float) -> list[Arm]:
     Returns:
         Arms.
     """
-    base = reference(part)
-    never = _options(base, start=2 * int(base.staircase().length))
-    found = [Arm("control", AGAIN, base), Arm("control", SUPERVISED, never)] if part["controls"] else []
+    base, found, most = reference(part), [], max(part["kappas"])
     for kappa in sorted(part["kappas"], reverse=True):
         for form in part["forms"]:
             plan = _at(base, kappa, form, error)
             found.append(Arm("rule", f"rule, {form}, x{kappa:g}", plan, kappa, form))
             if form in part["unscaled"]:
                 found.append(Arm("unscaled", f"EMA unscaled, {form}, x{kappa:g}", _kept(base, plan), kappa, form))
-    for kappa, moment in part["progressive"]:
-        for form in part["forms"]:
-            plan = _switched(base, kappa, form, stops(part)[round(moment * MARKS)])
-            found.append(Arm("progressive", f"x{kappa:g} from {moment:.0%} on, {form}", plan, kappa, form))
+        if kappa == most:
+            never = _options(base, start=2 * int(base.staircase().length))
+            found += [Arm("control", SUPERVISED, never), Arm("control", AGAIN, base)] if part["controls"] else []
+            found += _later(part)
     return found
+
+
+def _later(part: dict[str, Any]) -> list[Arm]:
+    """Return the arms that begin at the reference's batch and switch."""
+    base, places = reference(part), stops(part)
+    return [
+        Arm("progressive", f"x{k:g} from {moment:.0%} on, {form}", _switched(base, k, form, place), k, form)
+        for k, moment in part["progressive"]
+        for place in [places[round(moment * MARKS)]]
+        for form in part["forms"]
+    ]
 
 
 def groups(part: dict[str, Any], seeds: int, chosen: Sequence[Arm], device: str) -> list[list[Job]]:

@@ -7,6 +7,7 @@ from isobatch.studies.pseudo_label.grid import AGAIN, SUPERVISED
 
 NAME = "pseudo-label"
 Row = dict[str, Any]
+_ALONE = "without pseudo-labels the"
 
 
 def judge_claims(rows: list[Row], seeds: int, part: dict[str, Any]) -> list[dict[str, Any]]:
@@ -26,7 +27,10 @@ def judge_claims(rows: list[Row], seeds: int, part: dict[str, Any]) -> list[dict
         "invariant-same": _all(rows, "rule", ["invariant"], "SAME"),
         "unscaled-different": _all(rows, "unscaled", part["unscaled"], "DIFFERENT"),
         "progressive-mends": _mends(rows, part),
-        "labels-help": _help(rows),
+        "labels-help": _help(
+            rows, "wer_gap", f"{_ALONE} word error rate is {{:+.1f}} points higher [{{:.1f}}, {{:.1f}}]"
+        ),
+        "labels-lower-loss": _help(rows, "loss_gap", f"{_ALONE} log loss is {{:+.3f}} higher [{{:.3f}}, {{:.3f}}]"),
         "control-same": _control(rows),
     }
     found: list[Outcome] = []
@@ -71,12 +75,11 @@ def _mends(rows: list[Row], part: dict[str, Any]) -> tuple[bool | None, str]:
     return (all(mended), text) if mended else (None, f"nothing to mend: {text}")
 
 
-def _help(rows: list[Row]) -> tuple[bool | None, str]:
+def _help(rows: list[Row], key: str, text: str) -> tuple[bool | None, str]:
     alone = next((row for row in rows if row["arm"] == SUPERVISED), None)
     if alone is None:
         return None, "the supervised arm was not run"
-    mean, low, high = alone["wer_gap"]
-    return low > 0, f"without pseudo-labels the word error rate is {mean:+.1f} points higher [{low:.1f}, {high:.1f}]"
+    return alone[key][1] > 0, text.format(*alone[key])
 
 
 def _control(rows: list[Row]) -> tuple[bool | None, str]:

@@ -102,7 +102,7 @@ def html(data: dict[str, Any]) -> str:
         gap = _words(row["wer_gap"], "+.1f") if "wer_gap" in row else ""
         begun = [start for start in row["starts"] if start >= 0]
         start = f"{sum(begun) / len(begun):,.0f}" if begun else "never"
-        cells = [row["arm"], f"{row['steps']:,}", verdicts["average"], worst, verdicts["raw"]]
+        cells = [row["arm"], f"{row['steps']:,}", verdicts["average"], row.get("strict", ""), worst, verdicts["raw"]]
         ends = f"{row['collapsed']} of {len(row['starts'])}"
         table.append([*cells, _words(row["wer"]["average"], ".1f"), gap, start, ends])
     notes = [
@@ -115,7 +115,7 @@ def html(data: dict[str, Any]) -> str:
         report.Section("Word error rate over the run", notes, [], [("curves", figure(data))]),
         report.Section("Every arm", [], table),
     ]
-    lead = "A teacher that is the student's own weight average labels half of every batch; does its rule hold?"
+    lead = "A teacher that is the student's own weight average labels most of every batch; does its rule hold?"
     return page(data, lead, sections)
 
 

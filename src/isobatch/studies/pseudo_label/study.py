@@ -63,7 +63,7 @@ def run(
     error = layout.start_error(part, curves[layout.REFERENCE])
     arms = layout.arms(part, error)
     curves |= train(arms, None if budget is None else budget - (time.monotonic() - began))
-    rows = [_row(arm, curves, rules["margin"], places) for arm in [start, *arms] if arm.name in curves]
+    rows = [_row(arm, curves, rules, places) for arm in [start, *arms] if arm.name in curves]
     data = {
         "study": NAME,
         "title": rules["title"],
@@ -72,6 +72,7 @@ def run(
         "device": device,
         "data": curves[layout.REFERENCE][0].facts,
         "margin": rules["margin"],
+        "strict": rules["strict"],
         "start": {"samples": part["recipe"]["options"]["start"], "error": error},
         "cells": {"complete": len(rows) - 1, "of": len(arms)},
         "rows": rows,
@@ -86,13 +87,18 @@ def run(
     return data
 
 
-def _row(arm: layout.Arm, curves: dict[str, list[Curve]], margin: float, places: Sequence[int]) -> dict[str, Any]:
+def _row(
+    arm: layout.Arm, curves: dict[str, list[Curve]], rules: dict[str, Any], places: Sequence[int]
+) -> dict[str, Any]:
     runs, reference = curves[arm.name], curves[layout.REFERENCE]
     row: dict[str, Any] = {"arm": arm.name, "kind": arm.kind, "kappa": arm.kappa, "form": arm.form}
     row["steps"] = runs[0].steps
     row["minutes"] = round(float(np.mean([curve.seconds for curve in runs])) / 60, 2)
     if arm.name != layout.REFERENCE:
-        table, _, _ = judge({"reference": reference, "arm": runs}, tuple(range(1, len(places))), margin, "average")
+        both, marks = {"reference": reference, "arm": runs}, tuple(range(1, len(places)))
+        table, _, _ = judge(both, marks, rules["margin"], "average")
+        strict, _, _ = judge(both, marks, rules["strict"], "average")
+        row["strict"] = str(strict["arm"]["average"].verdict)
         row["verdicts"] = {model: str(test.verdict) for model, test in table["arm"].items()}
         row["worst"] = {model: round(test.worst, 4) for model, test in table["arm"].items()}
         row["gap"] = {
@@ -100,6 +106,8 @@ def _row(arm: layout.Arm, curves: dict[str, list[Curve]], margin: float, places:
             for key in ("mean", "low", "high", "margin")
         }
         row["wer_gap"] = _interval(_last(runs, "average", "wer") - _last(reference, "average", "wer"))
+        ratio = np.log(_last(runs, "average", "loss")) - np.log(_last(reference, "average", "loss"))
+        row["loss_gap"] = _interval(ratio, worst=1.0)
     row["wer"] = {model: _interval(_last(runs, model, "wer")) for model in ("average", "raw")}
     row["wer_curve"] = {model: _mean(runs, model, "wer") for model in ("average", "raw")}
     row["loss_curve"] = _mean(runs, "average", "loss")
@@ -130,8 +138,8 @@ def _mean(runs: Sequence[Curve], model: str, metric: str) -> list[float]:
     return [round(float(v), 4) for v in np.mean([curve.values[model][metric] for curve in runs], axis=0)]
 
 
-def _interval(values: np.ndarray) -> list[float]:
-    """Return mean, low and high of the 95% t interval; NaN counts as 100 % wrong."""
-    values = np.where(np.isfinite(values), values, 100.0)
+def _interval(values: np.ndarray, worst: float = 100.0) -> list[float]:
+    """Return mean, low and high of the 95% t interval; what is not finite counts as the worst."""
+    values = np.where(np.isfinite(values), values, worst)
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return [round(float(v), 2) for v in (values.mean(), values.mean() - half, values.mean() + half)]
+    return [round(float(v), 3) for v in (values.mean(), values.mean() - half, values.mean() + half)]

@@ -1,4 +1,4 @@
-"""Continual pseudo-labelling: a supervised start, then the averaged model labels half of every batch."""
+"""Continual pseudo-labelling: a supervised start, then the averaged model labels a share of every batch."""
 
 from collections.abc import Callable
 
