@@ -6,12 +6,15 @@ import os
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from tests.fabricated import comparison
+from tests.recipes import recipe
 
 from isobatch import report
 from isobatch.errors import InputError
 from isobatch.report import page
+from isobatch.report.pictures import _steps
 from isobatch.verify import next_actions, to_dict
 from isobatch.verify.story import how, verdict_table, write_report
 
@@ -164,3 +167,12 @@ def test_next_actions_name_mark_closest_arm_seeds_and_a_smaller_kappa():
     assert f"about {needed} seeds would decide; that is a new run: --seeds {needed}" in "\n".join(
         next_actions(undecided)
     )
+
+
+def test_a_switch_is_drawn_against_the_steps_that_it_took():
+    stages = [["0 samples", 8], ["400 samples", 32]]
+    made = recipe(batch={"size": 8, "schedule": stages}).model_dump(mode="json", exclude_none=True)
+    data = {"recipe": made, "plan": {"recipe": made}, "batch_size": 8}
+    stops = np.array([0.0, 80, 400, 464])
+    assert _steps(data, "reference", stops).tolist() == [0, 10, 50, 58]
+    assert _steps(data, "plan", stops).tolist() == [0, 10, 50, 52]

@@ -7,7 +7,10 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
+
+from isobatch.control import BatchSchedule
+from isobatch.plan import Recipe
 
 # Okabe and Ito's palette keeps its contrasts for colour-blind readers; line styles repeat the distinction.
 COLOURS = {
@@ -111,10 +114,19 @@ def png(figure: Figure, dpi: int = 130) -> bytes:
 
 def _title(data: dict[str, Any]) -> str:
     old, new = data["recipe"]["batch"]["size"], data["batch_size"]
-    task = data["recipe"].get("task", "the task")
-    return (
-        f"{task}: batch {old} to {new} (kappa = {data['kappa']:g}), {len(data['seeds'])} seeds: plan {data['verdict']}"
-    )
+    task, stages = data["recipe"].get("task", "the task"), data["recipe"]["batch"].get("schedule")
+    change = f"batch {old} to {new} (kappa = {data['kappa']:g})"
+    if stages is not None:
+        change = f"batch {old} against {', then '.join(str(round(size * data['kappa'])) for _, size in stages)}"
+    return f"{task}: {change}, {len(data['seeds'])} seeds: plan {data['verdict']}"
+
+
+def _steps(data: dict[str, Any], arm: str, stops: np.ndarray) -> np.ndarray:
+    """Return the optimizer steps of an arm up to each stop."""
+    if arm == "reference" or "schedule" not in data["recipe"]["batch"]:
+        return stops / (data["recipe"]["batch"]["size"] if arm == "reference" else data["batch_size"])
+    schedule = BatchSchedule.from_recipe(Recipe.parse(data["plan"]["recipe"]))
+    return np.array([schedule.steps(length=int(stop)) if stop else 0 for stop in stops], dtype=float)
 
 
 def _values(data: dict[str, Any], arm: str, model: str) -> np.ndarray:
@@ -128,8 +140,7 @@ def _overlay(axes: Axes, data: dict[str, Any], model: str, *, steps: bool) -> No
         values = _values(data, arm, model)
         if not values.size:
             continue
-        size = data["recipe"]["batch"]["size"] if arm == "reference" else data["batch_size"]
-        x = stops / size if steps else stops
+        x = _steps(data, arm, stops) if steps else stops
         keep = x > 0
         shade, style = colour(arm, index), STYLES.get(arm, "--")
         middle = values[:, keep].mean(0)
@@ -145,6 +156,9 @@ def _overlay(axes: Axes, data: dict[str, Any], model: str, *, steps: bool) -> No
         axes.set_yticks(_log_ticks(low, high))
     if steps:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         _thousands(axes)
     name = "averaged" if model == "average" else "raw"

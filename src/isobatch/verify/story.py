@@ -36,7 +36,9 @@ def html(data: dict[str, Any]) -> str:
     """
     model = "averaged" if data["headline"] == "average" else "raw"
     size, task = data["recipe"]["batch"]["size"], data["recipe"].get("task", "task")
-    title = f"{task}: batch {size} to {data['batch_size']}, is it the same run?"
+    switches = "schedule" in data["recipe"]["batch"]
+    change = "a batch that switches" if switches else f"batch {size} to {data['batch_size']}"
+    title = f"{task}: {change}, is it the same run?"
     lead = (
         f"The plan for kappa = {data['kappa']:g} is {data['verdict']} for the {model} model, "
         f"over {len(data['seeds'])} seeds; largest mean gap {data['arms']['plan'][data['headline']]['worst']:+.4f} "
