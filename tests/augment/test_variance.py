@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from tests.augment.cases import softmax_regression
 from tests.reference import augmentation as reference
 
@@ -63,6 +64,12 @@ def test_the_model_s_terms_are_those_of_its_rows():
             g[n, m] = reference.grad_w(w, image, int(y[n])).ravel()
     assert (found.between, found.views, found.gradient_squared) == pytest.approx(reference.nested(g), rel=1e-9)
     assert found.low < found.share < found.high
+    shares = []
+    for out in range(6):
+        between, views, _ = reference.nested(np.delete(g, out, axis=0))
+        shares.append(views / (between + views))
+    half = stats.t.ppf(0.975, 5) * np.sqrt(5 * np.var(shares))
+    assert (found.low, found.high) == pytest.approx((found.share - half, found.share + half), rel=1e-9)
     assert all(torch.equal(p, before[name]) for name, p in run.model.state_dict().items())
     assert run.model[0].weight.grad is None
 

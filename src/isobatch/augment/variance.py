@@ -156,7 +156,8 @@ def measure_views(
 
     Each chunk of b samples goes through the model once a view, every sample with a view of its own; both terms are
     b times those of the chunks. Chunks of one sample serve models without batch norm, with it b is what one device
-    sees. `.grad`, buffers and weights stay as they are; the interval of the share leaves out one chunk at a time.
+    sees. Memory: one gradient a chunk. `.grad`, buffers and weights stay as they are; the interval of the share leaves
+    out one chunk at a time.
 
     Args:
         loss: (model, chunk) -> mean loss.
@@ -207,13 +208,12 @@ def _terms(means: Tensor, squares: Sequence[float], views: int, size: int, level
     found = two_terms(float(inner.sum()), float(np.trace(gram)), float(gram.mean()), n, views)
     low = high = math.nan
     if n >= 4:
-        shares = []
-        for out in range(n):
-            keep = np.arange(n) != out
-            part = gram[np.ix_(keep, keep)]
-            shares.append(
-                two_terms(float(inner[keep].sum()), float(np.trace(part)), float(part.mean()), n - 1, views).share
-            )
+        # without chunk i: its own square leaves the trace, its row and column leave the sum
+        own, rest = np.diag(gram), gram.sum() - 2 * gram.sum(1) + np.diag(gram)
+        shares = [
+            two_terms(inner.sum() - inner[i], own.sum() - own[i], rest[i] / (n - 1) ** 2, n - 1, views).share
+            for i in range(n)
+        ]
         from scipy import stats
 
         spread = math.sqrt((n - 1) * np.var(shares)) * float(stats.t.ppf((1 + level) / 2, n - 1))
