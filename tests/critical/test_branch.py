@@ -80,6 +80,12 @@ def test_from_a_stored_run_and_on_where_it_stopped(tmp_path):
     assert len(set(found.losses[0])) == 3, "each seed has its own order"
     again = critical.branch(made, checkpoint=place, **asked, budget=-1.0)
     assert again == found
+    longer = made.model_copy(update={"schedule": made.schedule.model_copy(update={"length": "1024 samples"})})
+    train(longer, Options(out=tmp_path / "longer", every=512))
+    (tmp_path / "longer" / "checkpoints").rename(tmp_path / "moved")
+    place.rename(tmp_path / "old")
+    (tmp_path / "moved").rename(place)
+    assert critical.branch(made, checkpoint=place, **asked).start == 1024, "a newer checkpoint is another trunk"
 
 
 @pytest.mark.parametrize(("change", "message"), [

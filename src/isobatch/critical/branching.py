@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from isobatch.critical.tree import MARKS, Leaves, Tree, file_name, grow
+from isobatch.critical.tree import MARKS, Leaves, Tree, file_name, grow, newest
 from isobatch.critical.trial import plain_recipe, smoothed
 from isobatch.critical.words import branch_sentence
 from isobatch.errors import InputError
@@ -125,7 +125,7 @@ def branch(
     finite("smoothing", smoothing, 0, 1, open_high=True)
     finite("level", level, 0, 1, open_low=True, open_high=True)
     _check(recipe, kinds, whole("span", span), start, checkpoint)
-    place = None if checkpoint is None else str(checkpoint.resolve())
+    place = None if checkpoint is None else str(newest(checkpoint))
     trees = [Tree(plain_recipe(recipe), kinds, start or 0, span, seed, metric, place, device) for seed in range(count)]
     if on_estimate is not None:
         on_estimate(0.0, count)

@@ -25,7 +25,7 @@ class Tree:
         span: samples of each branch.
         seed: of the weights, where the trunk is trained here, and of the sample order.
         metric: followed in the branches.
-        checkpoint: folder of a stored trunk's checkpoints, None to train it.
+        checkpoint: folder of a stored trunk, None to train it.
         device: device and its options in one word, as `isobatch.train.Device.parse` reads it.
     """
 
@@ -113,13 +113,30 @@ def marks(span: int, grid: int) -> list[int]:
     return [span * (i + 1) // MARKS // grid * grid for i in range(MARKS)]
 
 
-def _stored(folder: str) -> dict[str, Any]:
-    from isobatch.checkpoint import Checkpoints, load
+def newest(folder: Path) -> Path:
+    """Return the newest checkpoint of a run.
 
-    newest = Checkpoints(Path(folder)).latest()
-    if newest is None:
+    Args:
+        folder: of its checkpoints.
+
+    Returns:
+        The checkpoint's own folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    from isobatch.checkpoint import Checkpoints
+
+    step = Checkpoints(folder).latest() if folder.is_dir() else None
+    if step is None:
         raise InputError(f"{folder} holds no checkpoint; `isobatch train --out DIR` writes to DIR/checkpoints")
-    state = dict(load(newest.path, rank=0).state)
+    return step.path.resolve()
+
+
+def _stored(folder: str) -> dict[str, Any]:
+    from isobatch.checkpoint import load
+
+    state = dict(load(Path(folder), rank=0).state)
     for name in ("average", "follower"):
         state.pop(name, None)
     return state
