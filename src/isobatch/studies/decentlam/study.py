@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from isobatch.studies.decentlam.judge import NAME, judge_claims
 from isobatch.studies.decentlam.least_squares import Problem
 from isobatch.studies.decentlam.loopback import train_real
 from isobatch.studies.decentlam.story import html, picture
+from isobatch.verify.cells import hashed, run_all
 
 REAL = 4
 
@@ -57,7 +59,7 @@ def run(
     wanted = cells(plan["digits"], seeds)
     if on_estimate is not None:
         on_estimate(0.0, len(wanted))
-    data |= _least_squares(plan, seeds)
+    data |= _least_squares(plan, seeds, out, workers)
     trained = train_cells(
         wanted, out, workers, lambda: budget is not None and time.monotonic() - began > budget, on_done
     )
@@ -75,16 +77,51 @@ def run(
     return data
 
 
-def _least_squares(plan: dict[str, Any], seeds: int) -> dict[str, Any]:
+@dataclass
+class Part:
+    """One part of the least-squares figures.
+
+    Args:
+        name: bias, batch or rates.
+        values: its figures.
+    """
+
+    name: str
+    values: dict[str, Any]
+
+
+def least_squares(name: str, plan: dict[str, Any], seeds: int) -> Part:
+    """Return one part of the least-squares figures.
+
+    Args:
+        name: bias, batch or rates.
+        plan: the grid of criteria.json.
+        seeds: instances.
+
+    Returns:
+        The part.
+    """
     part, rates = plan["least_squares"], plan["rates"]
     problem = Problem(seeds, part["nodes"], part["rows"], part["dimension"])
-    return {
-        "betas": part["betas"],
-        "bias": bias.against_beta(problem, part["betas"]),
-        "batches": part["batches"],
-        "batch": bias.against_batch(problem, part["batches"], part["noise"]),
-        "rates": bias.rates(problem, rates["horizons"], rates["noise"], rates["gammas"]),
-    }
+    if name == "bias":
+        return Part(name, bias.against_beta(problem, part["betas"]))
+    if name == "batch":
+        return Part(name, bias.against_batch(problem, part["batches"], part["noise"]))
+    return Part(name, bias.rates(problem, rates["horizons"], rates["noise"], rates["gammas"]))
+
+
+def _least_squares(plan: dict[str, Any], seeds: int, out: Path | None, workers: int | None) -> dict[str, Any]:
+    part = plan["least_squares"]
+    keys = {"bias": part, "batch": part, "rates": plan["rates"]}
+    found = run_all(
+        partial(least_squares, plan=plan, seeds=seeds),
+        list(keys),
+        out,
+        name=lambda name: hashed(name, keys[name], seeds),
+        read=lambda values: Part(**values),
+        workers=workers,
+    )
+    return {"betas": part["betas"], "batches": part["batches"], **{one.name: one.values for one in found or ()}}
 
 
 def _real(part: dict[str, Any], quick: bool) -> list[dict[str, Any]]:
