@@ -37,6 +37,7 @@ def ranks(count: int, action: Callable[[int], Any], timeout: float = 300.0) -> l
     Raises:
         IsobatchError: a rank failed, or the time is over.
     """
+    torch.optim.SGD([torch.zeros(1)], lr=0.1)  # what it loads on first use is loaded here, not in every fork
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         jobs = [context.Process(target=_rank, args=(rank, count, Path(folder), action)) for rank in range(count)]
@@ -80,6 +81,7 @@ def train_real(cell: Cell) -> list[float]:
     Returns:
         Accuracy and loss of the exact average.
     """
+    make_run(RECIPE, 0)  # the data are loaded once, before the fork
     one = replace(cell, seeds=1)
     return ranks(cell.nodes, lambda rank: _digits(one, rank))[0]
 
