@@ -28,7 +28,7 @@ def row(task, batch, kappa, rule, verdict, predicted=0.0, worst=0.0):
     }
 
 
-def full(invariant="SAME", kept="DIFFERENT", far="DIFFERENT"):
+def full(invariant="SAME", kept="DIFFERENT", far="DIFFERENT", large="UNDECIDED"):
     rows = []
     for task, batch, kappa in (("digits", 8, 0.25), ("digits", 8, 16), ("text", 4, 8)):
         rows.append(row(task, batch, kappa, "invariant", invariant))
@@ -36,7 +36,8 @@ def full(invariant="SAME", kept="DIFFERENT", far="DIFFERENT"):
     for n in range(6):
         verdict = far if n >= 4 else "SAME"
         rows.append(row("digits", 8, 4 + n, "square root", verdict, predicted=-0.08 * n, worst=0.1 * n))
-    return rows
+    steps = (1, 8, "SAME"), (1, 16, "SAME"), (4, 4, "SAME"), (1, 32, large), (4, 8, large)
+    return rows + [row("text-short", batch, kappa, "invariant", verdict) for batch, kappa, verdict in steps]
 
 
 def held(rows, seeds=8):
@@ -44,12 +45,13 @@ def held(rows, seeds=8):
 
 
 def test_claims_are_judged_by_their_criteria():
-    assert held(full()) == [True, True, True, True]
-    assert held(full(invariant="UNDECIDED")) == [True, False, True, False]
-    assert held(full(kept="SAME")) == [True, True, True, False]
-    assert held(full(far="SAME")) == [False, True, True, True]
-    assert held(full(), seeds=7) == [None] * 4
-    assert held([]) == [None] * 4
+    assert held(full()) == [True] * 5
+    assert held(full(invariant="UNDECIDED")) == [True, False, True, False, True]
+    assert held(full(kept="SAME")) == [True, True, True, False, True]
+    assert held(full(far="SAME")) == [False, True, True, True, True]
+    assert held(full(large="SAME")) == [True, True, True, True, False]
+    assert held(full(), seeds=7) == [None] * 5
+    assert held([]) == [None] * 5
 
 
 def test_every_claim_has_its_fixed_id_and_its_source():
@@ -58,6 +60,7 @@ def test_every_claim_has_its_fixed_id_and_its_source():
         "adam/invariant-same",
         "adam/share-predicts-sqrt-error",
         "adam/ema-rule-holds-with-invariant",
+        "adam/limit-is-the-step",
     ]
     assert all(claim.source and claim.margin and claim.seeds == 8 for claim in claims("adam").values())
 
@@ -67,6 +70,19 @@ def test_cells_hold_whole_batches_and_at_least_twenty_steps():
     assert layout.Cell("digits", 8, 16) in found
     assert layout.Cell("digits", 1, 0.25) not in found
     assert all(21555 / cell.target >= 20 for cell in found)
+
+
+def test_references_of_one_process_differ_in_the_size_of_their_steps_alone():
+    grid = criteria("adam")["grid"]["text-short"]
+    fine, coarse = (layout.reference("text-short", batch, grid) for batch in (1, 4))
+    assert fine.optimizer.lr == pytest.approx(coarse.optimizer.lr / 2)
+    assert [beta**4 for beta in fine.optimizer.betas] == pytest.approx(coarse.optimizer.betas)
+    assert fine.half_life == pytest.approx(coarse.half_life)
+    assert fine.staircase().length == coarse.staircase().length == 4096
+    cells = layout.cells("text-short", grid)
+    assert {(cell.batch, cell.target) for cell in cells} == {(1, 4), (1, 8), (1, 16), (1, 32), (4, 16), (4, 32)}
+    arm = layout.arm(layout.Cell("text-short", 1, 32), "invariant", fine, 10.0)
+    assert (arm.optimizer.lr, arm.batch.size) == (pytest.approx(16e-3), 32)
 
 
 def test_the_runs_of_a_reference_share_their_stops_and_have_orders_of_their_own():

@@ -62,6 +62,7 @@ def run(
     curves = train_all(groups, out, workers=workers, budget=budget, on_done=on_done)
     listed = [cell for task in tasks for cell in layout.cells(task, plan[task])]
     arms = [(cell, [rule for rule in layout.RULES if cell.label(rule) in curves]) for cell in listed]
+    wanted = sum(len(plan[cell.task].get("rules", layout.RULES)) for cell in listed)
     rows = [row for cell, found in arms if found for row in _rows(cell, found, curves, shares)]
     part = plan["quadratic"]
     data = {
@@ -69,7 +70,7 @@ def run(
         "title": rules["title"],
         "quick": quick,
         "seeds": seeds,
-        "cells": {"complete": len(rows), "of": len(listed) * len(layout.RULES)},
+        "cells": {"complete": len(rows), "of": wanted},
         "rows": rows,
         "shares": {f"{task} B={batch}": asdict(found) for (task, batch), found in shares.items()},
         "quadratic": sweep(part["shares"], part["kappas"], part["replicas"]),
@@ -130,12 +131,13 @@ def judge_claims(rows: list[dict[str, Any]], seeds: int) -> list[Outcome]:
         Outcomes in the order of criteria.json; None where the grid lacks the cells.
     """
     known = claims(NAME)
-    roots = [row for row in rows if row["rule"] == "square root" and row["kappa"] > 1]
+    roots = [r for r in rows if r["rule"] == "square root" and r["kappa"] > 1 and r["task"] in ("digits", "text")]
     return [
         outcome(known["adam/sqrt-needs-noise"], seeds, *_needs_noise(roots)),
         outcome(known["adam/invariant-same"], seeds, *_invariant(rows)),
         outcome(known["adam/share-predicts-sqrt-error"], seeds, *_predicts(roots)),
         outcome(known["adam/ema-rule-holds-with-invariant"], seeds, *_average(rows)),
+        outcome(known["adam/limit-is-the-step"], seeds, *_step(rows)),
     ]
 
 
@@ -174,3 +176,14 @@ def _average(rows: list[dict[str, Any]]) -> tuple[bool | None, str]:
         return None, "the grid lacks a cell that the criterion takes"
     held = all(v == _SAME for v in scaled) and all(v == _DIFFERENT for v in kept)
     return held, f"with the rule {scaled}, without it {kept} (digits x16, text x8)"
+
+
+def _step(rows: list[dict[str, Any]]) -> tuple[bool | None, str]:
+    near = [("text-short", 1, 8), ("text-short", 1, 16), ("text-short", 4, 4)]
+    far = [("text-short", 1, 32), ("text-short", 4, 8)]
+    verdicts = _pick(rows, "invariant", near), _pick(rows, "invariant", far)
+    if verdicts[0] is None or verdicts[1] is None:
+        return None, "the grid lacks a cell that the criterion takes"
+    held = all(v == _SAME for v in verdicts[0]) and not any(v == _SAME for v in verdicts[1])
+    found = zip(near + far, verdicts[0] + verdicts[1], strict=True)
+    return held, ", ".join(f"batch {b} x{k:g} = {b * k:g}: {v}" for (_, b, k), v in found)
