@@ -20,6 +20,7 @@ COLOURS = {
     "naive": "#D55E00",
     "ema-only": "#009E73",
     "unscaled": "#CC79A7",
+    "square root": "#E69F00",
 }
 STYLES = {
     "reference": "-",
@@ -28,8 +29,9 @@ STYLES = {
     "naive": "-.",
     "ema-only": ":",
     "unscaled": (0, (5, 1, 1, 1, 1, 1)),
+    "square root": (0, (3, 1.5)),
 }
-_SPARE = ("#E69F00", "#56B4E9", "#999999", "#F0E442")
+_SPARE = ("#56B4E9", "#999999", "#F0E442")
 RC: dict[Any, Any] = {
     "font.size": 10.5,
     "axes.spines.top": False,

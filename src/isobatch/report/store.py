@@ -109,7 +109,8 @@ def dump(data: dict[str, Any]) -> str:
     Returns:
         JSON.
     """
-    command = " ".join(["isobatch", *sys.argv[1:]])
+    words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])
+    command = " ".join(["isobatch", *words])
     whole = {"versions": versions(), "command": command, **data}
     return json.dumps(_plain(whole), indent=1, allow_nan=False) + "\n"
 
