@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.plan import Recipe, Schedule
 from isobatch.rules import scale_weight_decay
-from isobatch.verify.cells import hashed
+from isobatch.verify.cells import hashed, recipe_values
 
 SPACING = 1.1
 """Ratio of one evaluation's steps to the one before."""
@@ -204,7 +204,7 @@ def file_name(trial: Trial) -> str:
     Returns:
         A hash of everything that decides it.
     """
-    recipe = trial.recipe.model_dump(mode="json", exclude_defaults=True)
+    recipe = recipe_values(trial.recipe)
     where = () if trial.device == "cpu" else (trial.device,)
     return hashed("sweep", recipe, trial.seed, trial.goal, trial.metric, trial.smoothing, trial.limit, *where)
 

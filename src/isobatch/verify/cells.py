@@ -9,14 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from isobatch.plan import Recipe
 from isobatch.report import prepare, write
 from isobatch.verify.workers import Curve, Job, map_jobs, train_curve
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-
-_LATER = ("noise", "augment", "adversary", "critical")
-"""Parts that recipes gained: a recipe without them keeps the name that its curves had before."""
 
 
 def train_all(
@@ -114,9 +112,19 @@ def name(job: Job) -> str:
         A file name.
     """
     where = () if job.device == "cpu" else (job.device,)
-    parts = job.recipe.model_dump(mode="json")
-    recipe = {key: value for key, value in parts.items() if value is not None or key not in _LATER}
-    return hashed(recipe, job.seed, job.stream, job.stops, *where)
+    return hashed(recipe_values(job.recipe), job.seed, job.stream, job.stops, *where)
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """Return what decides a recipe's run as plain values, defaults left out: a field that comes later changes no name.
+
+    Args:
+        recipe: of the run.
+
+    Returns:
+        Nested plain values.
+    """
+    return recipe.model_dump(mode="json", exclude_defaults=True)
 
 
 def hashed(*values: object) -> str:

@@ -1,6 +1,5 @@
 """The noise share along a reference run, measured at fixed points of it."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from isobatch.noise import moments
 from isobatch.plan import Recipe
 from isobatch.tasks import Run, make_run
 from isobatch.train import Trainer
+from isobatch.verify.cells import hashed, recipe_values
 
 POINTS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 CHUNKS, CHUNK = 48, 8
@@ -63,7 +63,7 @@ def shares_name(recipe: Recipe) -> str:
     Returns:
         A file name.
     """
-    return "shares-" + hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:20] + ".json"
+    return "shares-" + hashed(recipe_values(recipe))
 
 
 def measure_shares(recipe: Recipe, seeds: int) -> Shares:

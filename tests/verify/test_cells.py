@@ -1,0 +1,24 @@
+"""Names of finished runs: everything that decides a run, and nothing that a later version adds."""
+
+from dataclasses import replace
+
+from tests.recipes import recipe
+
+from isobatch.verify import cells
+from isobatch.verify.workers import Job
+
+
+def test_defaults_stay_out_of_a_name_so_that_a_new_field_keeps_finished_runs():
+    job = Job("arm", recipe(task="digits", optimizer={"lr": 0.1}), 0, 0, (0, 8))
+    values = cells.recipe_values(job.recipe)
+    assert values["optimizer"] == {"name": "sgd", "lr": 0.1}
+    assert "augment" not in values
+    others = [
+        replace(job, recipe=recipe(task="digits", optimizer={"lr": 0.2})),
+        replace(job, seed=1),
+        replace(job, stream=1),
+        replace(job, stops=(0, 16)),
+        replace(job, device="cuda"),
+    ]
+    assert len({cells.name(one) for one in [job, *others]}) == 6
+    assert cells.name(replace(job, arm="another name")) == cells.name(job)
