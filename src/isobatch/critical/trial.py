@@ -102,7 +102,7 @@ def stops(limit: int) -> list[int]:
 
     Example:
         >>> stops(20)
-        [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 15, 16, 18, 20]
+        [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17, 19, 20]
     """
     last = math.ceil(math.log(limit) / math.log(SPACING)) if limit > 1 else 0
     return sorted({min(limit, max(1, round(SPACING**i))) for i in range(last + 1)})

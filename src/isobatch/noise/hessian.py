@@ -103,7 +103,7 @@ def local_lipschitz(loss: Loss, model: nn.Module, batch: Any) -> float | None:
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
-        >>> local_lipschitz(lambda m, x: 1.5 * m(x).square().mean(), net, torch.ones(4, 1))
+        >>> round(local_lipschitz(lambda m, x: 1.5 * m(x).square().mean(), net, torch.ones(4, 1)), 3)
         3.0
 
     References:

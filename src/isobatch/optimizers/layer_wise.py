@@ -27,6 +27,7 @@ def groups(params: Iterable[Any], **vectors: Any) -> list[dict[str, Any]]:
         Groups for an optimizer; the second one's ratio of weight decay is 0 for good (see `bind`).
 
     Example:
+        >>> import torch
         >>> made = groups(torch.nn.Linear(2, 3).parameters())
         >>> [len(group["params"]) for group in made], made[1]["weight_decay_ratio"]
         ([1, 1], 0.0)
@@ -127,6 +128,7 @@ def is_layer_wise(optimizer: Optimizer) -> bool:
         Whether its state is known here.
 
     Example:
+        >>> import torch
         >>> is_layer_wise(torch.optim.SGD([torch.zeros(1)], lr=0.1))
         False
     """
