@@ -1,11 +1,13 @@
 """Rows 8, 9, 11, 12, 18 and 26 of the fault table, for every optimizer, average and schedule from one table."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from isobatch import Recipe
 from isobatch.checkpoint import Checkpoints
-from isobatch.tasks import Run, make_run
+from isobatch.tasks import Run, TensorSamples, make_run
 from isobatch.train import Guard, Trainer, Verdict
 from isobatch.train.persistence import restore, state_of
 
@@ -175,12 +177,10 @@ def test_another_batch_after_resume_keeps_samples_rate_and_half_life(factor, tmp
 def test_one_permanently_bad_sample_cannot_stall_a_run():
     made = recipe("sgd")
     run = make_run(made, 0)
-    run.samples.tensors[0][17] = float("nan")  # type: ignore[attr-defined]
-    try:
-        t = trainer("sgd", patience=1, run=run)
-        t.train_to(t.length)
-    finally:
-        run.samples.tensors[0][17] = 0.0  # type: ignore[attr-defined]
+    samples = TensorSamples(*(tensor.clone() for tensor in run.samples.tensors))  # type: ignore[attr-defined]
+    samples.tensors[0][17] = float("nan")
+    t = trainer("sgd", patience=1, run=replace(run, samples=samples))
+    t.train_to(t.length)
     assert t.seen == 2400
     assert t.skipped == 2
     assert t.drawn == 2400 + 48 * 2
