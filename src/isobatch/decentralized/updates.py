@@ -182,8 +182,8 @@ def decentlam(x: Array, m: Array, g: Array, gamma: Array, beta: Array) -> Genera
         arXiv 2104.11981.
     """
     mixed = yield x - gamma * g
-    m = beta * m + (x - mixed) / gamma
-    return x - gamma * m, m
+    new = mixed - (gamma * beta) * m  # x - gamma M+ without gtilde; M+ then is the step taken, over gamma
+    return new, (x - new) / gamma
 
 
 def pmsgd(
