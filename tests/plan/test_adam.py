@@ -68,3 +68,12 @@ def test_the_command_takes_both(capsys):
     assert "noise share f = 0.926" in capsys.readouterr().out
     assert cli.run([*words, "--optimizer", "invariant"]) == 0
     assert "invariant-adamw" in capsys.readouterr().out
+
+
+def test_a_recipe_of_the_invariant_form_keeps_its_reference_batch_when_it_is_scaled():
+    stated = recipe(optimizer={"name": "invariant-adamw", "lr": 1e-3})
+    assert stated.at(8).recipe.optimizer == stated.optimizer
+    once = stated.at(64).recipe
+    assert (once.optimizer.reference_batch, once.optimizer.lr) == (8, pytest.approx(8e-3))
+    assert once.at(16).recipe.optimizer.reference_batch == 8
+    assert once == recipe(optimizer={"name": "adamw", "lr": 1e-3}).at(64, optimizer="invariant").recipe

@@ -116,6 +116,8 @@ def write(recipe: Recipe, new: Settings, batch: Batch) -> Recipe:
     o = recipe.optimizer
     names = ("lr", "momentum", "betas", "alpha", "eps", "weight_decay")
     moves = {name: getattr(new, name) for name in names}
+    if rules.family(o.name).invariant and new.batch != recipe.batch.size:
+        moves["reference_batch"] = o.reference_batch or recipe.batch.size
     parts: dict[str, object] = {"batch": batch, "optimizer": o.model_copy(update=moves)}
     if recipe.schedule is not None:
         stairs, unit = recipe.staircase(new.batch), recipe.batch.unit
