@@ -139,7 +139,7 @@ def test_ranks_are_one_process(tmp_path):
 
 def test_a_teacher_needs_an_average_and_a_lesson():
     with pytest.raises(InputError, match=r"taught by the weight average; add \[ema\]"):
-        trainer(ema=None).step()
+        trainer(ema=None)
     with pytest.raises(InputError, match=r"train it with isobatch\.train\.Trainer"):
         run().step((torch.zeros(1, 4),))
 

@@ -54,9 +54,11 @@ def cautions(recipe: Recipe, after: Recipe, old: Settings, new: Settings, kappa:
         )
         yield PlanWarning("rule is only a convention", message, "convention")
     if family.adaptive and not family.invariant and recipe.rules.lr in ("auto", "sqrt"):
+        has_form = f"invariant-{recipe.optimizer.name}" in rules.FAMILIES
+        way = "use --optimizer invariant, which assumes nothing" if has_form else "stay at a small kappa"
         message = (
             "early in training, on small data or at a large batch it is too small; give --noise-scale, verify it, or "
-            "use --optimizer invariant, which assumes nothing"
+            f"{way}"
         )
         yield PlanWarning("square root needs noise to dominate v", message, "arXiv 2205.10287, 2402.18824")
     share = recipe.rules.noise_share

@@ -87,6 +87,8 @@ class Trainer:
         self.turns = Turns(run, recipe, self.order, self.world, self.device) if extras else None
         self.optimizer = make_optimizer(run.model, recipe, self.world)
         self.average = make_average(run.model, recipe)
+        if self.average is None and run.teaching is not None and run.teaching.teacher is not None:
+            raise InputError("this task's loss is taught by the weight average; add [ema] to the recipe")
         self.average_schedule = recipe.average_schedule()
         self.search = make_search(recipe, run.model, self.optimizer, self.average, self.world)
         model = self.world.wrap(run.model)
@@ -203,9 +205,7 @@ class Trainer:
         if not len(places):
             places = torch.zeros(1, dtype=torch.int64)
         average = None
-        if teaching.teacher is not None:
-            if self.average is None:
-                raise InputError("this task's loss is taught by the weight average; add [ema] to the recipe")
+        if teaching.teacher is not None and self.average is not None:
             average = self.device.teacher(self.average.teacher(teaching.teacher))
         return Lesson(self.seen, size, self.length, places, teaching.means, average)
 
