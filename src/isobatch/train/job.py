@@ -106,7 +106,7 @@ def train(recipe: Recipe, options: Options, on_step: Callable[[Step, int, int], 
     with (
         Preemption(grace=1.0) as stop,
         store,
-        Journal(options.out, tensorboard=options.tensorboard, write=first, after=after) as log,
+        Journal(options.out, tensorboard=options.tensorboard, write=first, resumed=options.resume, after=after) as log,
     ):
         due = (trainer.seen // every + 1) * every
         metrics: dict[str, dict[str, float]] = {}

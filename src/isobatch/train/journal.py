@@ -12,20 +12,28 @@ from isobatch.errors import InputError
 class Journal:
     """Append entries to log.jsonl; every entry carries `seen`, the samples of applied updates.
 
-    A run that is taken up again repeats the steps past its checkpoint, so their entries are cut off first.
+    A run that is taken up again repeats the steps past its checkpoint, so their entries are cut off first; a new run
+    begins a new log, also where one was killed before its first checkpoint.
 
     Args:
         folder: of the run.
         tensorboard: also write TensorBoard scalars, with samples as their step.
         write: whether this process writes at all (the first rank).
-        after: `place` and `seen` of the checkpoint that the run goes on from, None for a new run.
+        resumed: whether the run goes on from a checkpoint.
+        after: `place` and `seen` of that checkpoint, None where it does not know them.
 
     Raises:
         InputError: TensorBoard is asked for and not installed.
     """
 
     def __init__(
-        self, folder: Path, *, tensorboard: bool = False, write: bool = True, after: tuple[int, int] | None = None
+        self,
+        folder: Path,
+        *,
+        tensorboard: bool = False,
+        write: bool = True,
+        resumed: bool = False,
+        after: tuple[int, int] | None = None,
     ):
         self._board: Any = None
         if tensorboard and write:
@@ -40,7 +48,7 @@ class Journal:
         path = folder / "log.jsonl"
         if write and after is not None and path.exists():
             _cut(path, after[0])
-        self._file = path.open("a", encoding="utf-8") if write else None
+        self._file = path.open("a" if resumed else "w", encoding="utf-8") if write else None
 
     @property
     def place(self) -> int:
