@@ -47,6 +47,7 @@ def test_graphs_that_change_or_are_not_symmetric(graph, tmp_path):
         net, opt = real("decentlam", topology, overlap=True, bucket_bytes=100)
         train(net, opt, x, y, rank)
         save_file({"w": flat(net)}, tmp_path / f"{rank}")
+        opt.close()
 
     world(4, tmp_path, ranked)
     torch.testing.assert_close(gather(tmp_path, 4), virtual("decentlam", topology, x, y).weights, rtol=0, atol=1e-13)
@@ -64,6 +65,7 @@ def test_a_node_may_have_several_processes(tmp_path):
             save_file(
                 {"w": flat(net), "mean": torch.cat([t.reshape(-1) for t in opt.average()])}, tmp_path / f"{name}-{rank}"
             )
+            opt.close()
 
     world(4, tmp_path, ranked)
     for name in ("decentlam", "da", "pmsgd"):
@@ -91,6 +93,7 @@ def test_slowmo_and_lars_with_options_of_their_own(tmp_path):
             net, opt = real(method, topology)
             train(net, opt, x, y, rank)
             save_file({"w": flat(net)}, tmp_path / f"{place}-{rank}")
+            opt.close()
 
     world(3, tmp_path, ranked)
     for place, method in enumerate(methods):

@@ -9,7 +9,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -121,6 +121,7 @@ class Mail:
         self._excuses: dict[int, float] = {}
         self._sending: list[Receipt] = []
         self._given_up: list[Receipt] = []
+        self._threads: list[threading.Thread] = []
 
     def post(self, value: Tensor, tag: int, sources: Sequence[int], targets: Sequence[int]) -> Exchange:
         """Send a value to some ranks, and expect one of the same shape from others.
@@ -165,7 +166,7 @@ class Mail:
         """
         for peer in peers:
             self._excuses[peer] = -math.inf
-            threading.Thread(target=self._hear, args=(peer,), name=f"isobatch-excuses-{peer}", daemon=True).start()
+            self._thread(f"isobatch-excuses-{peer}", self._hear, peer)
 
     def excuse(self, peers: Iterable[int], step: int) -> None:
         """Tell those who wait for this rank that it is alive, and waits for somebody else.
@@ -202,15 +203,19 @@ class Mail:
             receipt.done.wait(max(0.0, deadline - time.monotonic()))
 
     def close(self, timeout: float = 0.0) -> None:
-        """Say goodbye, and let the waiting threads end.
+        """Say goodbye, and wait for the threads to end: a group that is destroyed under one ends the process.
 
         Args:
-            timeout: seconds to wait for messages to be read.
+            timeout: seconds to wait for messages to be read, and for the goodbyes of the neighbours.
         """
+        deadline = time.monotonic() + timeout
         self.excuse(self._excuses, _BYE)
         self.flush(timeout)
         for waiting in self._queues.values():
             waiting.put(None)
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
         self._queues.clear()
         self._excuses.clear()
 
@@ -248,8 +253,12 @@ class Mail:
         if peer not in self._queues:
             self._queues[peer] = queue.SimpleQueue()
             name = f"isobatch-mail-{peer}"
-            threading.Thread(target=_wait, args=(self._queues[peer],), name=name, daemon=True).start()
+            self._thread(name, _wait, self._queues[peer])
         return self._queues[peer]
+
+    def _thread(self, name: str, target: Callable[..., None], argument: object) -> None:
+        self._threads.append(threading.Thread(target=target, args=(argument,), name=name, daemon=True))
+        self._threads[-1].start()
 
     def _sweep(self) -> None:
         """Let go of messages that are through; those given up before are stale."""
