@@ -15,6 +15,10 @@ MEANING = {
 }
 
 
+PIECE = 64
+"""Samples of a micro-batch where no batch norm needs the reference's own."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """One arm beside the reference.
@@ -71,24 +75,24 @@ def stops(part: dict[str, Any], variant: str) -> tuple[int, ...]:
 
 
 def arms(part: dict[str, Any], variant: str) -> list[Arm]:
-    """Return the arms of a variant, the plain rule at every kappa first.
+    """Return the arms of a variant, kappa by kappa in the order of the criteria.
 
     Args:
-        part: a grid of criteria.json: kappas, the kappas without the EMA rule, those of progressive and hold, switch.
+        part: a grid of criteria.json: kappas; those of them without the EMA rule, progressive, by hold; switch.
         variant: which reference recipe.
 
     Returns:
         Arms in order.
     """
-    base = reference(part, variant)
-    found = [Arm(variant, "rule", kappa, _at(base, kappa)) for kappa in part["kappas"]]
-    found += [Arm(variant, "no EMA rule", kappa, _unruled(base, kappa)) for kappa in part["unruled"]]
-    for kappa in part["progressive"]:
-        found.append(Arm(variant, "progressive", kappa, _progressive(base, kappa, part)))
-    for kappa in part["hold"]:
-        scaled = _at(base, kappa)
-        average = {"ema": scaled.ema.model_copy(update={"kind": "hold"})} if scaled.ema is not None else {}
-        found.append(Arm(variant, "hold", kappa, scaled.model_copy(update=average)))
+    base, found = reference(part, variant), []
+    for kappa in part["kappas"]:
+        found.append(Arm(variant, "rule", kappa, _at(base, kappa)))
+        if kappa in part["unruled"]:
+            found.append(Arm(variant, "no EMA rule", kappa, _unruled(base, kappa)))
+        if kappa in part["progressive"]:
+            found.append(Arm(variant, "progressive", kappa, _progressive(base, kappa, part)))
+        if kappa in part["hold"]:
+            found.append(Arm(variant, "hold", kappa, _held(base, kappa)))
     return found
 
 
@@ -114,7 +118,8 @@ def groups(part: dict[str, Any], variant: str, seeds: int, device: str) -> list[
 
 def _at(base: Recipe, kappa: float) -> Recipe:
     size = round(base.batch.size * kappa)
-    return base.at(size, micro=min(size, base.batch.per_device)).recipe
+    largest = base.batch.per_device if base.batch_norm is not None else PIECE
+    return base.at(size, micro=min(size, largest)).recipe
 
 
 def _unruled(base: Recipe, kappa: float) -> Recipe:
@@ -125,6 +130,12 @@ def _unruled(base: Recipe, kappa: float) -> Recipe:
     if isinstance(span, int | float):
         parts["options"] = base.options | {"centre_half_life": span * kappa}
     return scaled.model_copy(update=parts)
+
+
+def _held(base: Recipe, kappa: float) -> Recipe:
+    scaled = _at(base, kappa)
+    average = {"ema": scaled.ema.model_copy(update={"kind": "hold"})} if scaled.ema is not None else {}
+    return scaled.model_copy(update=average)
 
 
 def _progressive(base: Recipe, kappa: float, part: dict[str, Any]) -> Recipe:
