@@ -15,8 +15,8 @@ from isobatch.noise.record import send
 from isobatch.units import finite, whole
 
 # Measurements early in a run are worth most; together they may cost this many steps' time beyond the budget, once.
-ADVANCE = 1.5
-_KEPT = 31
+ADVANCE = 1.0
+_KEPT, _ENOUGH = 31, 8
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
@@ -98,7 +98,9 @@ class Pace:
     """Decides which steps are measured.
 
     Without `every`, the gap between measurements approaches cost/(budget * step time); before that it grows with the
-    run, so that early measurements are spread evenly over log time and cost 1.5 steps' time in all beyond the budget.
+    run, so that early measurements are spread evenly over log time and cost one step's time in all beyond the budget. A
+    measurement costs what its own parts take, or what its step took longer than the plain steps before it, whichever
+    is more: hooks also cost the backward pass around them.
 
     Args:
         every: fixed gap in steps, None to follow the budget.
@@ -119,6 +121,7 @@ class Pace:
         self.last = 0
         self.gap = self.every or 1
         self._costs: deque[float] = deque(maxlen=_KEPT)
+        self._longer: deque[float] = deque(maxlen=_KEPT)
         self._steps: deque[float] = deque(maxlen=_KEPT)
         self._watch: Stopwatch | None = None
         self._agreed: Later | None = None
@@ -163,7 +166,11 @@ class Pace:
             device: where their backend wants its message.
         """
         if self._ended is not None:
-            self._steps.append(max(self._now() - self._ended - watch.host, 0.0))
+            took = self._now() - self._ended
+            if len(self._steps) < _ENOUGH:
+                self._steps.append(max(took - watch.host, 0.0))
+            else:
+                self._longer.append(took - statistics.median(self._steps))
         self._costs.append(watch.seconds())
         if self.every is not None:
             return
@@ -182,9 +189,10 @@ class Pace:
 
     def _typical(self) -> tuple[float, float]:
         costs = list(self._costs)
-        warm = costs[1:] or costs
-        steps = list(self._steps)
-        return statistics.median(warm), statistics.median(steps) if steps else 0.0
+        cost = statistics.median(costs[1:] or costs)
+        if len(self._longer) >= _ENOUGH:
+            cost = max(cost, statistics.median(self._longer))
+        return cost, statistics.median(self._steps) if self._steps else 0.0
 
 
 def gap(relative: float, budget: float, steps: int) -> int:

@@ -40,7 +40,7 @@ class NoiseScale:
         optimizer: needed for geometry "adam" and groups "optimizer".
         half_life: H in samples of the average; None for a window that grows with the run.
         every: measure every so many steps; None follows the budget.
-        budget: share of the run's time that measuring may take (and the time of 1.5 steps once, at the start).
+        budget: share of the run's time that measuring may take (and the time of one step once, at the start).
         geometry: "euclidean", "adam" or "sign".
         groups: also estimate by "layer", "parameter", "optimizer" group, or a function from name to group.
         capture: "auto"; "chunks" (every backward pass), "prefix" (the first of a step), "rows" (single rows),
