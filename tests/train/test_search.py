@@ -30,7 +30,7 @@ class Told:
         return {"looks": self.looks}
 
 
-def trainer(rollback=True, **parts):
+def trainer(rollback=True, told=True, **parts):
     search = {"tests": "24 samples", "rollback": rollback, "lr_min": 1e-3}
     made = recipe(**{
         "task": "digits", "data_size": 1437, "batch": {"size": 12}, "options": {"width": 4}, "ema": {"decay": 0.9},
@@ -39,7 +39,8 @@ def trainer(rollback=True, **parts):
     })  # fmt: skip
     one = Trainer(make_run(made, 0), made, order_seed=1)
     assert one.search is not None
-    one.search.regression = Told(8)  # type: ignore[assignment]
+    if told:
+        one.search.regression = Told(8)  # type: ignore[assignment]
     return one
 
 
@@ -67,7 +68,8 @@ def test_weights_optimizer_and_average_go_back_to_the_copy_nearest_to_the_lowest
     assert step.lr == pytest.approx(0.5 * one.search.rate.peak, rel=0.01)
 
 
-def test_two_processes_turn_at_the_step_of_one_and_return_to_its_weights(tmp_path):
+@pytest.mark.parametrize("told", [True, False], ids=["told", "by the regression"])
+def test_two_processes_turn_at_the_step_of_one_and_return_to_its_weights(told, tmp_path):
     def prepare():
         one = trainer()
         one.run.model.double()
@@ -76,6 +78,8 @@ def test_two_processes_turn_at_the_step_of_one_and_return_to_its_weights(tmp_pat
         one.run.samples.tensors = (x.double(), y)
         fresh = Trainer(one.run, one.recipe, order_seed=1)
         assert fresh.search is not None
+        if told:
+            fresh.search.regression = Told(8)  # type: ignore[assignment]
         return fresh
 
     def finish(one):
@@ -88,6 +92,7 @@ def test_two_processes_turn_at_the_step_of_one_and_return_to_its_weights(tmp_pat
 
     world(2, tmp_path, ranked)
     alone = finish(prepare())
+    assert alone["peak"] < 1, "the search has ended"
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}")
         for name, value in alone.items():
