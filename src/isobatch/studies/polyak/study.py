@@ -1,7 +1,6 @@
 """isobatch study polyak: the average that only watches, how wide the place is where it sits, what it teaches."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,48 +14,10 @@ from isobatch.studies.teachers.judging import Judged, Rows
 from isobatch.studies.teachers.study import run as run_teachers
 from isobatch.verify.cells import name as cell_name
 from isobatch.verify.cells import run_all
-from isobatch.verify.workers import Curve, Job
+from isobatch.verify.workers import Job
 
 NAME = "polyak"
 KAPPA = 16
-
-
-def run(
-    *,
-    quick: bool = False,
-    out: Path | None = None,
-    workers: int | None = None,
-    budget: float | None = None,
-    device: str = "cpu",
-    on_estimate: Callable[[float, int], None] | None = None,
-    on_done: Callable[[Curve], None] | None = None,
-) -> dict[str, Any]:
-    """Run the study, or take up again where it stopped.
-
-    Args:
-        quick: the small grid of criteria.json.
-        out: folder for cells, result.json, picture and page; nothing is kept without it.
-        workers: processes, one a core unless given.
-        budget: seconds after which no further arm is begun; what is left of it decides on the measure of width.
-        device: where the runs are trained, in the word of `Device.parse`.
-        on_estimate: called with seconds (0: unknown) and the number of runs.
-        on_done: called with each finished run.
-
-    Returns:
-        What goes into result.json.
-    """
-    return run_teachers(
-        NAME,
-        {"polyak/same-kappa-16": same_at_16},
-        quick=quick,
-        out=out,
-        workers=workers,
-        budget=budget,
-        device=device,
-        on_estimate=on_estimate,
-        on_done=on_done,
-        extra=partial(width, out=out, workers=workers, device=device),
-    )
 
 
 def same_at_16(rows: Rows) -> Judged:
@@ -206,3 +167,6 @@ def wider(table: dict[str, dict[str, Any]]) -> Judged:
             f"log eigenvalue ratio {ratio['mean']:+.2f} [{ratio['low']:+.2f}, {ratio['high']:+.2f}]"
         )
     return held, "; ".join(told)
+
+
+run = partial(run_teachers, NAME, {"polyak/same-kappa-16": same_at_16}, extra=width)

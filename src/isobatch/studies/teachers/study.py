@@ -32,7 +32,7 @@ def run(
     device: str = "cpu",
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Curve], None] | None = None,
-    extra: Callable[[dict[str, Any], int, bool], dict[str, Any]] | None = None,
+    extra: Callable[..., dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Run a study, or take up again where it stopped.
 
@@ -46,8 +46,8 @@ def run(
         device: where the runs are trained, in the word of `Device.parse`.
         on_estimate: called with seconds (0: unknown) and the number of runs.
         on_done: called with each finished run.
-        extra: further measurements: (grid, seeds, whether the budget allows runs) -> values for the result, "judged"
-            among them by claim id.
+        extra: further measurements: (grid, seeds, whether the budget allows runs, out=, workers=, device=) -> values
+            for the result, "judged" among them by claim id.
 
     Returns:
         What goes into result.json.
@@ -64,7 +64,7 @@ def run(
     curves = train_all(groups, out, workers=workers, budget=budget, on_done=on_done)
     rows = _rows(part, curves)
     started = budget is None or time.monotonic() - began < budget
-    more = extra(part, seeds, started) if extra is not None else {}
+    more = extra(part, seeds, started, out=out, workers=workers, device=device) if extra is not None else {}
     judged = {claim: judge(rows) for claim, judge in judges.items()} | more.pop("judged", {})
     known = claims(name)
     data = {
