@@ -5,7 +5,9 @@
 
 Arms, each on the same number of samples: the reference at --batch; the rule at --large (every number by the plan);
 "no EMA rule" (the same, but the teacher's decay per step left alone); "progressive" (--batch until --switch of the run,
-then --large); and "middle" (the rule at --middle). A ResNet with a CIFAR stem; --depth 2 --stages 4 --width 64 is
+then --large); and "middle" (the rule at --middle). AdamW's learning rate follows the square root, or the optimizer
+takes its batch-size invariant form (--optimizer invariant), which holds chunks of --batch apart. The paper's own
+setting is --batch 4096 --large 24576. A ResNet with a CIFAR stem; --depth 2 --stages 4 --width 64 is
 ResNet-18. Accuracy is that of kNN and of a linear probe on random views of held-out frames. Time is the wall time of
 training steps alone: evaluations stand outside, and steps that compile are listed apart.
 Results: OUT/ARM.json, one a finished or unfinished arm, OUT/headline.json and OUT/headline.png.
@@ -26,6 +28,7 @@ import torch
 import isobatch
 from isobatch import Recipe
 from isobatch.checkpoint import Checkpoints
+from isobatch.errors import InputError
 from isobatch.tasks import make_run
 from isobatch.train import Device, Trainer
 from isobatch.train.persistence import restore, seed_rng, state_of
@@ -55,14 +58,15 @@ def reference(given: argparse.Namespace) -> Recipe:
 
 def recipes(given: argparse.Namespace) -> dict[str, Recipe]:
     base = reference(given)
-    large = base.at(given.large).recipe
+    form = None if given.optimizer == "adamw" else given.optimizer
+    large = base.at(given.large, optimizer=form).recipe
     kept = large.model_copy(update={"ema": base.ema})
     start = round(given.samples * given.switch / given.large) * given.large
     stages = (("0 samples", given.batch), (f"{start} samples", given.large))
     progressive = base.model_copy(update={"batch": base.batch.model_copy(update={"schedule": stages})})
     made = {"reference": base, "rule": large, "no EMA rule": kept, "progressive": progressive}
     if given.middle:
-        made["middle"] = base.at(given.middle).recipe
+        made["middle"] = base.at(given.middle, optimizer=form).recipe
     return made
 
 
@@ -75,6 +79,7 @@ class Arm:
         self.device = Device.parse(given.device)
         self.trainer = Trainer(make_run(recipe, given.seed), recipe, order_seed=given.seed, device=self.device)
         self.record: dict = {"arm": name, "batch": recipe.batch.size, "seconds": 0.0, "compiling": 0.0, "curve": []}
+        self.record["recipe"] = recipe.model_dump(mode="json")
         newest = self.store.latest()
         if newest is not None and self.file.exists():
             state = self.store.load().state
@@ -190,6 +195,7 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda,bf16,channels-last,compile,most=4096")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds; no stretch is begun afterwards")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--optimizer", default="adamw", choices=["adamw", "invariant"], help="form at larger batches")
     numbers = {"batch": 256, "large": 24576, "middle": 0, "marks": 6, "seed": 0}
     sizes = {"side": 32, "width": 64, "depth": 2, "stages": 4, "hidden": 1024, "out-width": 128}
     for name, value in {**numbers, **sizes, "samples": 2457600}.items():
@@ -206,6 +212,8 @@ def main(words: list[str] | None = None) -> dict:
     for name, recipe in recipes(given).items():
         file = given.out / f"{name.replace(' ', '-')}.json"
         kept = json.loads(file.read_text()) if file.exists() else None
+        if kept and kept["recipe"] != recipe.model_dump(mode="json"):
+            raise InputError(f"{file} holds a run of another recipe; give another --out")
         if kept and kept["curve"][-1]["seen"] >= given.samples:
             records.append(kept)
             continue

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from isobatch.errors import InputError
+
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "byol_headline.py"
 SIZES = (
     "--data glyphs --device cpu,bf16,channels-last,most=24 --batch 8 --large 32 --samples 320 --marks 2 --side 8 "
@@ -35,6 +37,8 @@ def test_it_runs_stops_and_goes_on(headline, tmp_path, capsys):
     assert all(row["finished"] and row["seen"] == 320 for row in rows.values())
     assert json.loads((tmp_path / "headline.json").read_text())["rows"] == both["rows"]
     assert len(both["curves"]["reference"]) == 2
+    with pytest.raises(InputError, match="another recipe"):
+        headline.main([*words, "--lr", "0.1"])
     capsys.readouterr()
 
 
@@ -60,3 +64,11 @@ def test_the_arms_are_what_they_say(headline, tmp_path):
     assert made["no EMA rule"].optimizer == made["rule"].optimizer
     assert made["progressive"].batch.schedule == (("0 samples", 8), ("64 samples", 32))
     assert made["middle"].batch.size == 16
+
+
+def test_the_invariant_form_is_for_larger_batches_alone(headline, tmp_path):
+    given = headline.parsed([*SIZES.split(), "--out", str(tmp_path), "--optimizer", "invariant"])
+    made = headline.recipes(given)
+    assert made["reference"].optimizer.name == "adamw"
+    assert made["rule"].optimizer.name == "invariant-adamw"
+    assert made["rule"].optimizer.reference_batch == 8
