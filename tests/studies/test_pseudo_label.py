@@ -113,6 +113,8 @@ def test_claims_without_their_arms_or_seeds_get_no_verdict():
     assert set(held([]).values()) == {None}
     some = [r for r in rows() if (r["kind"], r["kappa"], r["form"]) != ("unscaled", 0.5, "invariant")]
     assert held(some)["unscaled-different"] is None
+    one = [row("rule", 8, "square root", "UNDECIDED"), row("rule", 8, "invariant", "SAME")]
+    assert held(one) == {**dict.fromkeys(held([])), "rule-same": False}, "one that fails decides"
 
 
 def test_a_tiny_run_of_the_whole_study(noise, tmp_path, monkeypatch):

@@ -52,16 +52,17 @@ def run(
         name, read = file_name, _read
         return run_all(probe, probes, out, name=name, read=read, workers=workers, start=start, on_done=on_done)
 
+    # The two questions beside the table first: they are cheap, and a budget that ends in a sweep leaves them answered.
     rows, beside = [], {}
+    for name, probes in layout.beside(part, known, seeds, count).items():
+        readings = follow(probes)
+        if readings is not None:
+            beside[name] = {label: [r for r in readings if r.label == label] for label in {p.label for p in probes}}
     for domain in known:
         found = layout.critical(domain, seeds, out, workers, left(), on_done)
         point = layout.nearest(found) if not found.left else None
         readings = follow(layout.along(domain, point, seeds, count)) if point is not None else None
         rows.append(row(domain, found, point, readings))
-    for name, probes in layout.beside(part, known, seeds, count).items():
-        readings = follow(probes)
-        if readings is not None:
-            beside[name] = {label: [r for r in readings if r.label == label] for label in {p.label for p in probes}}
     data = {
         "study": NAME,
         "title": rules["title"],

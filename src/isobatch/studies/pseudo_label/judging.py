@@ -45,15 +45,16 @@ def _picked(rows: list[Row], kind: str, form: str) -> list[Row]:
 
 
 def _all(rows: list[Row], kind: str, forms: list[str], verdict: str) -> tuple[bool | None, str]:
-    """Whether every arm of a kind has the verdict; None where a kappa is missing."""
+    """Whether every arm of a kind has the verdict; one that has another decides, one that is missing leaves it open."""
     held, texts = [], []
     for form in forms:
         found = _picked(rows, kind, form)
         cells = [f"x{r['kappa']:g} {r['verdicts']['average']} ({r['worst']['average']:+.3f})" for r in found]
         texts.append(f"{form}: {', '.join(cells) or 'not run'}")
         whole = [row["kappa"] for row in found] == [0.5, 2, 4, 8]
-        held.append(all(row["verdicts"]["average"] == verdict for row in found) if whole else None)
-    return (None if None in held or not held else all(held)), "; ".join(texts)
+        alike = all(row["verdicts"]["average"] == verdict for row in found)
+        held.append(alike if whole or not alike else None)
+    return (False if False in held else None if None in held or not held else True), "; ".join(texts)
 
 
 def _mends(rows: list[Row], part: dict[str, Any]) -> tuple[bool | None, str]:
