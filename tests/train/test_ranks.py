@@ -14,6 +14,7 @@ from isobatch.errors import NonFiniteError
 from isobatch.tasks import TensorSamples, make_run
 from isobatch.train import Guard, Trainer, Verdict
 from isobatch.train.persistence import restore, state_of
+from isobatch.train.world import World
 
 OPTIMIZERS = {
     "momentum": {"name": "sgd", "lr": 0.02, "momentum": 0.9, "clip": 0.5},
@@ -198,3 +199,12 @@ def drawn(folder: Path, stages: list[int], each: int) -> list[int]:
         for step in range(each):
             stream += [index for rank in ranks for index in rank[step]]
     return stream
+
+
+@pytest.mark.parametrize(("backend", "device"), [("gloo", "cpu"), ("nccl", "cuda:1")])
+def test_numbers_are_sent_from_where_the_backend_takes_them(backend, device, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda group: backend)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(World, "group", None)
+    assert World(0, 2).place == torch.device(device)
+    assert World().place == torch.device("cpu")

@@ -40,19 +40,24 @@ class World:
         """Return the model wrapped for data-parallel training, or itself in a world of one."""
         return DistributedDataParallel(model, process_group=self.group) if self.size > 1 else model
 
-    def total(self, values: list[float], device: torch.device | None = None) -> list[float]:
+    @property
+    def place(self) -> torch.device:
+        """Where the group sends numbers from: NCCL knows tensors of its device alone."""
+        on_gpu = self.size > 1 and dist.get_backend(self.group) == "nccl"
+        return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+    def total(self, values: list[float]) -> list[float]:
         """Return sums over all ranks.
 
         Args:
             values: this rank's.
-            device: where the group communicates; the CPU unless given.
 
         Returns:
             The sums, the same on every rank.
         """
         if self.size == 1:
             return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.place)
         dist.all_reduce(tensor, group=self.group)
         return tensor.tolist()
 
