@@ -47,7 +47,11 @@ def figure(data: dict[str, Any]) -> Figure:
         grid = made.subplots(max(1, len(forms)), max(1, len(kinds)), squeeze=False, sharex=True, sharey=True)
         for across, form in zip(grid, forms, strict=True):
             for axes, (kind, text) in zip(across, kinds, strict=True):
-                _panel(axes, data, controls, [r for r in rows if r["kind"] == kind and r["form"] == form])
+                found = [r for r in rows if r["kind"] == kind and r["form"] == form]
+                if not found:
+                    axes.set_axis_off()
+                    continue
+                _panel(axes, data, controls, found)
                 axes.set_title(f"{text} (Adam: {form})", fontsize=11)
         for axes in grid[:, 0]:
             axes.set_ylabel("word error rate, averaged model, %")
@@ -88,6 +92,7 @@ def html(data: dict[str, Any]) -> str:
         "arm",
         "steps",
         "averaged",
+        f"at {data['strict']:g}",
         "worst gap",
         "raw",
         "WER averaged",
