@@ -119,6 +119,8 @@ BAD = [
     (["verify", "characteristic", "PATH", "--batch-size", "128", "--seeds", "39"], "seeds=39 must be at least 4 x"),
     (["study", "nothing"], "nothing"),
     (["study", "progressive", "--budget", "10"], "such as 10m"),
+    (["study", "progressive", "--workers", "0"], "workers=0 must be at least 1"),
+    (["plan", "PATH", "--batch-size", "64", "--goal", "speed", "--noise-scale", "0"], "noise scale=0 must be in (0"),
 ]
 
 
@@ -228,6 +230,32 @@ def test_an_internal_error_is_not_disguised(path, monkeypatch):
 def test_the_studies_are_listed(capsys):
     assert cli.run(["study"]) == 0
     assert "adam" in capsys.readouterr().out
+    assert cli.run(["study", "--json"]) == 0
+    assert "adam" in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("held", "words", "what"), [
+    ({"study": "legw", "quick": False}, [], "study legw"),
+    ({"study": "adam", "quick": False}, ["--quick"], "study adam"),
+    ({"study": "adam", "quick": True}, [], "study adam --quick"),
+    ({"verdict": "SAME"}, [], "another result"),
+])  # fmt: skip
+def test_a_study_does_not_write_over_another_result(held, words, what, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("isobatch.studies.adam.study.run", lambda **_: pytest.fail("it ran"))
+    (tmp_path / "result.json").write_text(json.dumps(held))
+    assert cli.run(["study", "adam", "--out", str(tmp_path), *words]) == 2
+    assert f"holds {what}; give another --out" in capsys.readouterr().err
+    assert json.loads((tmp_path / "result.json").read_text()) == held
+
+
+def test_a_narrow_terminal_still_shows_every_confidence(path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.run(["plan", path, "--batch-size", "128"]) == 0
+    table = capsys.readouterr().out
+    assert "confidence" in table
+    assert "because" not in table
+    assert table.count("derived") >= 2
+    assert max(map(len, table.splitlines())) <= 80
 
 
 def test_a_study_is_handed_its_options(monkeypatch, tmp_path, capsys):

@@ -39,6 +39,10 @@ def test_a_sweep_prints_its_sentences_and_keeps_its_runs(path, tmp_path, capsys)
     shown = capsys.readouterr()
     assert json.loads(shown.out)["goals"] == stored["goals"]
     assert shown.err == ""
+    nothing = tmp_path / "nothing"
+    assert cli.run(["noise", "sweep", path, *SWEEP, "--budget", "0s", "--out", str(nothing)]) == 0
+    assert (nothing / "front.png").stat().st_size > 1000
+    capsys.readouterr()
     assert cli.run(["noise", "sweep", path, *SWEEP, "--budget", "0s"]) == 0
     shown = capsys.readouterr().out
     assert "not begun within the budget: batches 8, 32, 128" in shown
@@ -63,7 +67,7 @@ def test_a_calibrated_sweep_is_stored_in_the_recipe_and_advises(path, tmp_path, 
     data = json.loads(capsys.readouterr().out)
     assert data["critical"] == {"value": 200.0, "low": 0.0, "high": None}
     assert cli.run(["plan", path, "--batch-size", "32", "--goal", "speed"]) == 0
-    assert "critical batch 40 samples" in capsys.readouterr().out
+    assert "critical batch 40 samples" in " ".join(capsys.readouterr().out.split())
 
 
 def test_this_machine_is_timed_where_no_file_is_given(path, capsys):
@@ -116,6 +120,8 @@ BAD = [
     (["advise", "PATH", "--critical", "40", "--throughput", "nowhere.csv"], "cannot read the throughput nowhere.csv"),
     (["advise", "PATH", "--critical", "40", "--devices", "0"], "devices=0 must be at least 1"),
     (["advise", "PATH", "--critical", "40", "--devices", "1,2", "--bandwidth", "0"], "bandwidth=0 must be in (0, inf]"),
+    (["advise", "PATH", "--critical", "40", "--overlap", "2"], "overlap=2 must be in [0, 1)"),
+    (["advise", "PATH", "--critical", "40", "--fits", "0"], "--fits=0 must be at least 1"),
     (["sweep", "nowhere.toml", "--batches", "8,16,32", "--goals", "0.1"], "cannot read the recipe nowhere.toml"),
 ]
 

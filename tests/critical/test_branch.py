@@ -44,7 +44,7 @@ def test_a_loose_tolerance_says_at_least_and_a_lost_branch_never_qualifies():
     loose = critical.branch(task(), start=64, span=512, factors=(1, 2, 4), seeds=2, tolerance=10.0, workers=1)
     assert (loose.batch, loose.largest) == (32, True)
     assert "no larger one was tried" in loose.sentence
-    wild = critical.branch(task(), start=64, span=4096, factors=(1, 64), seeds=1, tolerance=10.0, workers=1)
+    wild = critical.branch(task(), start=0, span=4096, factors=(1, 64), seeds=1, tolerance=10.0, workers=1)
     assert wild.losses[1][0] > 1e3
     assert wild.batch == 8
 
@@ -95,6 +95,7 @@ def test_from_a_stored_run_and_on_where_it_stopped(tmp_path):
     ({"factors": (1, 4, 2)}, "must rise from 1"),
     ({"start": None}, "give start, the samples of the trunk, or checkpoint"),
     ({"start": -1}, "start=-1 must be at least 0"),
+    ({"start": 4000}, "start=4000 and span=256 end at 4256, after the run itself at 4096"),
     ({"seeds": 0}, "seeds=0 must be at least 1"),
     ({"tolerance": -1.0}, r"tolerance=-1 must be in \[0, inf\]"),
     ({"metric": "accuracy"}, "metric='accuracy' is not measured by the task"),

@@ -133,3 +133,12 @@ def test_what_is_not_text_is_refused(tmp_path):
 def test_several_complaints_come_together():
     with pytest.raises(InputError, match=r"optimizer\.lr is missing.*unknown key ema\.dekay"):
         Recipe.parse(values(optimizer={"name": "sgd", "lr": 0.1}, ema={"dekay": 1}) | {"optimizer": {"name": "sgd"}})
+
+
+@pytest.mark.parametrize("parts", [
+    {"optimizer": {"name": "adamp", "lr": 1.0}, "schedule": {"length": "30 epochs", "warmup": None, "shape": "autowu"}},
+    {"optimizer": {"name": "invariant-adamw", "lr": 1e-3}},
+])  # fmt: skip
+def test_legw_is_refused_where_it_has_nothing_to_move(parts):
+    with pytest.raises(InputError, match="drop --rule legw"):
+        recipe(**parts).at(64, rule="legw")

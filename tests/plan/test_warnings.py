@@ -54,6 +54,7 @@ CASES = [
         ({"optimizer": ADAMW, "rules": {"lr": "noise-aware", "noise_share": 0.5}}, 128),
         ({"optimizer": ADAMW, "rules": {"lr": "noise-aware", "noise_share": 0.99}}, 128),
     ),
+    ("is larger than the data", ({"data_size": 1437}, 2048), ({"data_size": 1437}, 1024)),
     ("gradient clipping", ({"optimizer": {"clip": 1.0}}, 16), ({}, 16)),
     (
         "batch norm sees another batch",

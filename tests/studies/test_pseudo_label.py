@@ -5,10 +5,12 @@ import json
 import pytest
 from tests.tasks.speech import small
 
+from isobatch.errors import InputError
 from isobatch.studies.claims import criteria
 from isobatch.studies.pseudo_label import grid as layout
 from isobatch.studies.pseudo_label import study
 from isobatch.studies.pseudo_label.judging import judge_claims
+from isobatch.studies.pseudo_label.story import picture
 from isobatch.tasks import make_run
 from isobatch.tasks.speech import pools
 from isobatch.train import Trainer
@@ -130,6 +132,10 @@ def test_a_tiny_run_of_the_whole_study(noise, tmp_path, monkeypatch):
     assert data["rows"][0]["starts"] == [96, 96]
     assert all(claim["held"] is None for claim in data["claims"])
     assert data["rows"][1]["steps"] == 10
+    with pytest.raises(InputError, match="before the reference"):
+        study.run(quick=True, workers=1, budget=0.0)
+    alone = {**data, "rows": data["rows"][:1]}
+    assert picture(alone).startswith(b"\x89PNG"), "no arm yet"
     again = study.run(quick=True, out=tmp_path, workers=1, budget=0.0)
     assert again == data
     assert {"result.json", "curves.png", "report.html"} <= {path.name for path in tmp_path.iterdir()}

@@ -1,7 +1,8 @@
 """Names of finished runs: everything that decides a run, and nothing that a later version adds."""
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 
+import pytest
 from tests.recipes import recipe
 
 from isobatch.verify import cells
@@ -22,3 +23,29 @@ def test_defaults_stay_out_of_a_name_so_that_a_new_field_keeps_finished_runs():
     ]
     assert len({cells.name(one) for one in [job, *others]}) == 6
     assert cells.name(replace(job, arm="another name")) == cells.name(job)
+
+
+@dataclass
+class Doubled:
+    number: int
+
+
+def double(number: int) -> Doubled:
+    return Doubled(2 * number)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_are_kept_under_names_that_only_this_process_can_make(workers, tmp_path):
+    def run():
+        found = cells.run_all(
+            double,
+            [3, 4],
+            tmp_path,
+            name=lambda job: f"{job}.json",
+            read=lambda values: Doubled(**values),
+            workers=workers,
+        )
+        return [asdict(one)["number"] for one in found or ()]
+
+    assert run() == run() == [6, 8]
+    assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == ["3.json", "4.json"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from isobatch.cli.options import DEVICE, add_output, numbers, prepare, print_table, progress, say, seconds
 from isobatch.errors import InputError
+from isobatch.units import whole
 
 if TYPE_CHECKING:
     from isobatch.critical import Interval
@@ -132,19 +133,19 @@ def advise(chosen: argparse.Namespace) -> int:
             measure_steps(recipe, [b for b in _TIMED if b <= top], device=chosen.device),
             f"timed on this machine, one process, {chosen.device}",
         )
-    network = None
-    if max(counts) > 1:
-        size = chosen.gradient_bytes if chosen.gradient_bytes is not None else gradient_bytes(recipe)
-        network = critical.Network(size, chosen.latency, chosen.bandwidth, chosen.overlap)
+    size = chosen.gradient_bytes
+    if size is None:
+        size = gradient_bytes(recipe) if max(counts) > 1 else 0.0
+    network = critical.Network(size, chosen.latency, chosen.bandwidth, chosen.overlap)
     found = critical.advise(
         interval,
         timed,
         now=recipe.batch.size,
         devices=counts,
-        network=network,
+        network=network if max(counts) > 1 else None,
         samples=chosen.samples if chosen.samples is not None else samples,
         extra=chosen.extra,
-        largest_local=chosen.fits,
+        largest_local=None if chosen.fits is None else whole("--fits", chosen.fits),
         most=chosen.most,
         unit=recipe.batch.unit,
     )

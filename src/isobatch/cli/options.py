@@ -1,6 +1,7 @@
 """What several commands share: options, progress, tables."""
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Generator
@@ -32,8 +33,30 @@ def add_output(command: argparse.ArgumentParser) -> None:
         command: the command's parser.
     """
     command.add_argument("--workers", type=int, help="processes; one a core unless given")
-    command.add_argument("--out", type=Path, help="folder for result.json, pictures and pages")
+    command.add_argument("--out", type=_folder, help="folder for result.json, pictures and pages")
     command.add_argument("--json", action="store_true", help="print JSON for programs")
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a folder without a name; give one, or leave --out away")
+    return Path(text)
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return what result.json of a folder holds.
+
+    Args:
+        folder: any.
+
+    Returns:
+        Its values, none where there is no readable one.
+    """
+    try:
+        values = json.loads((folder / "result.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def prepare(out: Path | None) -> Path | None:
@@ -120,7 +143,9 @@ def print_table(title: str, rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*rows[0], title=title, title_style="bold")
+    table = Table(title=title, title_style="bold")
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
     for row in rows[1:]:
         table.add_row(*(f"[{STYLES[cell]}]{cell}[/]" if cell in STYLES else cell for cell in row))
     Console().print(table)

@@ -18,7 +18,9 @@ def add(commands: Any) -> None:
     command.add_argument("--micro", type=int, help="samples per device and forward pass")
     command.add_argument("--devices", type=int, help="data-parallel devices")
     command.add_argument(
-        "--noise-scale", type=float, help="gradient noise scale in samples, for the Adam family or a goal of speed"
+        "--noise-scale",
+        type=float,
+        help="gradient noise scale in samples, for the Adam family or a goal of speed; past it remedies are listed",
     )
     command.add_argument("--optimizer", choices=["invariant"], help="plan for the batch-size invariant form")
     command.add_argument("--rule", choices=["legw"], help="LEGW: square root, warm-up linear in epochs")
@@ -40,7 +42,10 @@ def plan(chosen: argparse.Namespace) -> int:
         0.
     """
     from isobatch.plan import Recipe
+    from isobatch.units import finite
 
+    if chosen.noise_scale is not None:
+        finite("noise scale", chosen.noise_scale, 0, open_low=chosen.goal == "speed")
     made = Recipe.load(chosen.recipe).at(
         chosen.batch_size,
         micro=chosen.micro,

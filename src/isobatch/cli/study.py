@@ -1,9 +1,12 @@
 """isobatch study: re-run a published claim, and say whether it held."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from isobatch.cli.options import DEVICE, add_output, prepare, print_table, progress, say, seconds
+from isobatch.cli.options import DEVICE, add_output, prepare, print_table, progress, read_result, say, seconds
+from isobatch.errors import InputError
+from isobatch.units import whole
 
 
 def add(commands: Any) -> None:
@@ -23,6 +26,16 @@ def add(commands: Any) -> None:
     command.set_defaults(call=study)
 
 
+def _check_free(folder: Path | None, name: str, *, quick: bool) -> None:
+    """Refuse a folder with the result of another study, or of its other grid."""
+    held = {} if folder is None else read_result(folder)
+    if held and (held.get("study"), held.get("quick")) != (name, quick):
+        what = (
+            f"study {held['study']}{' --quick' if held.get('quick') else ''}" if "study" in held else "another result"
+        )
+        raise InputError(f"{folder} holds {what}; give another --out")
+
+
 def study(chosen: argparse.Namespace) -> int:
     """Run a study, or list them.
 
@@ -36,9 +49,17 @@ def study(chosen: argparse.Namespace) -> int:
     from isobatch.studies.pages import HELD
 
     if chosen.name is None:
+        if chosen.json:
+            import json
+
+            say(json.dumps(STUDIES, indent=1))
+            return 0
         print_table("studies", [["name", "question"], *([name, text] for name, text in STUDIES.items())])
         return 0
     module, budget, folder = find(chosen.name), seconds(chosen.budget), prepare(chosen.out)
+    if chosen.workers is not None:
+        whole("workers", chosen.workers)
+    _check_free(folder, chosen.name, quick=chosen.quick)
     extra = on_device(chosen.name, chosen.device) | on_nodes(chosen.name, chosen.simulate_nodes)
     with progress(chosen.json) as (estimated, done):
         data = module.run(

@@ -230,6 +230,11 @@ def _check(recipe: Recipe, factors: tuple[int, ...], span: int, start: int | Non
     if (start is None) == (checkpoint is None):
         raise InputError("give start, the samples of the trunk, or checkpoint, a folder of a stored one")
     if start is not None:
-        whole("start", start, 0)
+        length = math.inf if recipe.schedule is None else recipe.staircase().length
+        if whole("start", start, 0) + span > length:
+            raise InputError(
+                f"start={start} and span={span} end at {start + span}, after the run itself at {length:g}, where "
+                "nothing is learnt; give less of either, or a longer schedule"
+            )
     for factor in factors[1:]:
         recipe.at(recipe.batch.size * factor)

@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -76,13 +77,26 @@ def logarithmic(axes: Axes) -> None:
     Args:
         axes: the panel.
     """
+    if not any(np.size(line.get_xdata()) for line in axes.lines):
+        axes.text(0.5, 0.5, "no run reached a goal", ha="center", va="center", transform=axes.transAxes)
+        return
     axes.set_xscale("log")
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-        axis.set_minor_formatter(NullFormatter())
+        plain_ticks(axis)
     axes.grid(alpha=0.25, lw=0.5)
+
+
+def plain_ticks(axis: Axis, subs: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
+    """Write plain numbers on a logarithmic axis.
+
+    Args:
+        axis: already logarithmic.
+        subs: where in each decade.
+    """
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def noise_figure(data: dict[str, Any]) -> Figure:

@@ -69,6 +69,9 @@ def cautions(recipe: Recipe, after: Recipe, old: Settings, new: Settings, kappa:
     if recipe.optimizer.clip is not None:
         message = "the clipping norm is kept because no rule is known; fewer steps clip as the batch grows"
         yield PlanWarning("gradient clipping", message, "unknown")
+    if recipe.data_size is not None and new.batch > recipe.data_size >= old.batch:
+        message = f"the data hold {recipe.data_size:,}; a step then holds samples more than once, which no rule expects"
+        yield PlanWarning(f"batch {new.batch:,} is larger than the data", message, "derived")
     if recipe.batch_norm is not None and after.batch.per_device != recipe.batch.per_device:
         message = (
             f"batch statistics over {after.batch.per_device} instead of {recipe.batch.per_device} samples are another "
@@ -117,7 +120,7 @@ def _stability(recipe: Recipe, old: Settings, new: Settings, kappa: float) -> It
         yield PlanWarning("near the stability limit", message, "optimizer.lr_limit")
     elif limit is None and kappa >= 4 and not rules.FAMILIES[recipe.optimizer.name].adaptive:
         message = (
-            f"lr/(1-momentum) grows to {effective:.4g} and optimizer.lr_limit is not given; a linear rule ends where "
+            f"lr/(1-momentum) grows to {effective:.4g} and optimizer.lr_limit is not given; every such rule ends where "
             "large steps are unstable: find it with `isobatch verify run --max-kappa`"
         )
         yield PlanWarning("stability limit unknown", message, "derived")

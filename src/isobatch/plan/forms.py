@@ -51,6 +51,10 @@ def by_rule(recipe: Recipe, rule: str) -> Recipe:
     """
     if rule != "legw":
         raise InputError(f'rule={rule!r} must be "legw"; other forms are chosen under [rules] in the recipe')
+    if recipe.schedule is not None and recipe.schedule.shape == "autowu":
+        raise InputError("AutoWU finds its own rate and warm-up, so that LEGW has nothing to move; drop --rule legw")
+    if rules.FAMILIES[recipe.optimizer.name].invariant:
+        raise InputError(f"{recipe.optimizer.name} has a learning-rate rule of its own; drop --rule legw")
     moved = {"lr": "legw", "momentum": "keep", "betas": "keep", "noise_share": None}
     return recipe.model_copy(update={"rules": recipe.rules.model_copy(update=moved)})
 

@@ -64,10 +64,11 @@ def optimizer_rows(recipe: Recipe, old: Settings, new: Settings, kappa: float) -
             "optimizer.momentum",
             old.momentum,
             new.momentum,
-            momentum.SAMPLE_CLOCK if sample_clock else momentum.KEPT,
+            momentum.SAMPLE_CLOCK if sample_clock else linear_epoch.KEPT if kinds.lr == "legw" else momentum.KEPT,
             note,
         )
     form = {"power": betas.POWER, "linear": betas.SDE, "keep": betas.KEPT}[kinds.betas]
+    form = linear_epoch.KEPT if kinds.lr == "legw" else form
     if "betas" in family.moments:
         for index, (was, becomes) in enumerate(zip(old.betas, new.betas, strict=True)):
             note = _horizon(was, becomes, old, new) + _other_beta(was, kappa, kinds.betas)

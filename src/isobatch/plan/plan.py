@@ -136,7 +136,7 @@ class Plan:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from isobatch.plan.table import render
 
-        yield from render(self)
+        yield from render(self, options.max_width)
 
 
 def show(value: object) -> str:

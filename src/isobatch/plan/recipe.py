@@ -131,7 +131,7 @@ class Recipe(Part):
             devices: data-parallel devices; the recipe's own unless given.
             noise_scale: gradient noise scale in samples; an Adam plan then uses the noise share at this batch.
             optimizer: "invariant" plans an Adam or RMSProp recipe for its batch-size invariant form.
-            rule: "legw" plans by LEGW: square root, warm-up linear in epochs, nothing else retuned.
+            rule: "legw" plans by LEGW: square root, warm-up linear in epochs, the optimizer otherwise kept.
             goal: "equivalence" for the same run; "speed" for the fastest to the same loss, by the critical batch.
 
         Returns:

@@ -1,4 +1,4 @@
-"""LEGW: the learning rate by the square root, the warm-up linear in epochs, nothing else retuned."""
+"""LEGW: learning rate by the square root, warm-up linear in epochs, no other number of the optimizer retuned."""
 
 import math
 
@@ -9,7 +9,7 @@ from isobatch.units import finite
 
 PEAK = Rule(
     "sqrt(kappa)*eta",
-    "LEGW: the peak grows by the square root, and nothing else is retuned",
+    "LEGW: the peak grows by the square root, and no other number of the optimizer is retuned",
     "arXiv 1901.08256",
     Confidence.CONVENTION,
 )
@@ -19,7 +19,7 @@ WARMUP = Rule(
     "arXiv 1901.08256",
     Confidence.CONVENTION,
 )
-KEPT = Rule("kept", "LEGW retunes nothing else", "arXiv 1901.08256", Confidence.CONVENTION)
+KEPT = Rule("kept", "LEGW retunes no other number of the optimizer", "arXiv 1901.08256", Confidence.CONVENTION)
 
 
 def legw(lr: float, warmup: float, kappa: float, length: float = math.inf) -> tuple[float, float]:

@@ -95,8 +95,8 @@ def run_all(
     missing = [index for index in range(len(jobs)) if index not in found]
     if missing and not start:
         return None
-    keep = partial(_keep, function, place, name)
-    todo = [jobs[index] for index in missing]
+    keep = partial(_keep, function, place)
+    todo = [(jobs[index], name(jobs[index])) for index in missing]
     made = map_jobs(keep, todo, workers=workers, on_done=on_done, fork=fork) if missing else []
     found |= dict(zip(missing, made, strict=True))
     return [found[index] for index in range(len(jobs))]
@@ -139,13 +139,12 @@ def hashed(*values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24] + ".json"
 
 
-def _keep(
-    function: Callable[[_Item], _Result], place: Path | None, name: Callable[[_Item], str], job: _Item
-) -> _Result:
+def _keep(function: Callable[[_Item], _Result], place: Path | None, named: tuple[_Item, str]) -> _Result:
     """Run one job and keep its result, in the process that ran it."""
+    job, name = named
     result = function(job)
     if place is not None:
-        write(place / name(job), json.dumps(asdict(cast(Any, result))))
+        write(place / name, json.dumps(asdict(cast(Any, result))))
     return result
 
 

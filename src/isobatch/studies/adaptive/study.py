@@ -79,7 +79,7 @@ def run(
         "cells": {"complete": len(paths), "of": len(recipes)},
         "rows": table,
         "savings": saved,
-        "claims": as_dict(judge(table, saved, seeds, complete=complete)),
+        "claims": as_dict(judge(table, saved, seeds if paths else 0, complete=complete)),
         "first": {arm: {"batches": found[0].batches, "seen": found[0].seen, "losses": found[0].losses,
                         "noise": found[0].noise} for arm, found in paths.items()},
     }  # fmt: skip

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from isobatch import report
+from isobatch.critical.pictures import plain_ticks
 from isobatch.report.pictures import RC
 from isobatch.studies.pages import page
 
@@ -58,6 +59,8 @@ def _scales(data: dict[str, Any]) -> Figure:
             label = row["domain"] if when == "average" else None
             axes.plot(x["value"], y["value"], mark, color=shade, mfc=filled, ms=8, label=label, ls="")
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+    for axis in (axes.xaxis, axes.yaxis):
+        plain_ticks(axis, (1.0,))
     axes.set_xlabel("critical batch, measured by the sweep")
     axes.set_ylabel("simple noise scale")
     axes.set_title("Noise scale and critical batch (open: at the start)")
@@ -124,6 +127,8 @@ def _finish(axes: Axes, title: str, x: str, y: str, scale: str = "log") -> None:
         axes.set(xticks=[], yticks=[])
         return
     axes.set(xscale=scale, yscale="log", xlabel=x, ylabel=y)
+    for axis in (axes.yaxis, *([axes.xaxis] if scale == "log" else [])):
+        plain_ticks(axis, (1.0, 3.0))
 
 
 def table(data: dict[str, Any]) -> list[list[str]]:

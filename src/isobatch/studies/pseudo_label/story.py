@@ -15,6 +15,7 @@ _PANELS = (
     ("unscaled", "EMA decay kept"),
     ("progressive", "batch switched during the run"),
 )
+_ALONE = ("control", "controls")
 
 
 def picture(data: dict[str, Any]) -> bytes:
@@ -39,16 +40,16 @@ def figure(data: dict[str, Any]) -> Figure:
         The figure.
     """
     rows = data["rows"]
-    forms = list(dict.fromkeys(row["form"] for row in rows if row["kind"] != "control"))
-    kinds = [(kind, text) for kind, text in _PANELS if any(row["kind"] == kind for row in rows)]
     controls = [row for row in rows if row["kind"] == "control"]
+    forms = list(dict.fromkeys(row["form"] for row in rows if row["kind"] != "control")) or ["no arm yet"]
+    kinds = [(kind, text) for kind, text in _PANELS if any(row["kind"] == kind for row in rows)] or [_ALONE]
     with matplotlib.rc_context(RC):
-        made = Figure(figsize=(5.2 * max(1, len(kinds)), 4.0 * max(1, len(forms)) + 0.7), layout="constrained")
-        grid = made.subplots(max(1, len(forms)), max(1, len(kinds)), squeeze=False, sharex=True, sharey=True)
+        made = Figure(figsize=(5.2 * len(kinds), 4.0 * len(forms) + 0.7), layout="constrained")
+        grid = made.subplots(len(forms), len(kinds), squeeze=False, sharex=True, sharey=True)
         for across, form in zip(grid, forms, strict=True):
             for axes, (kind, text) in zip(across, kinds, strict=True):
                 found = [r for r in rows if r["kind"] == kind and r["form"] == form]
-                if not found:
+                if not found and kind != "control":
                     axes.set_axis_off()
                     continue
                 _panel(axes, data, controls, found)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from isobatch.errors import InputError
 from isobatch.report import prepare, write, write_result
 from isobatch.studies.cells import train_all
 from isobatch.studies.claims import criteria
@@ -37,17 +38,20 @@ def run(
         quick: the small grid of criteria.json.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
-        budget: seconds after which no further arm is begun; the reference always is.
+        budget: seconds after which no further arm is begun.
         device: device and its options in one word.
         on_estimate: called with seconds (0: unknown) and the number of runs.
         on_done: called with each finished run.
 
     Returns:
         What goes into result.json.
+
+    Raises:
+        InputError: a budget that ended before the reference.
     """
     rules = criteria(NAME)
     part = rules["quick" if quick else "grid"]
-    seeds, places, base = part["seeds"], layout.stops(part), layout.reference(part)
+    seeds, base = part["seeds"], layout.reference(part)
     if on_estimate is not None:
         on_estimate(0.0, seeds * (1 + len(layout.arms(part, 0.0))))
 
@@ -59,32 +63,38 @@ def run(
         return train_all(jobs, out, workers=workers, budget=seconds, on_done=on_done)
 
     start = layout.Arm("control", layout.REFERENCE, base)
-    curves = train([start], None)
+    curves = train([start], budget)
+    if not curves:
+        raise InputError("the budget ended before the reference, from which every arm starts; raise --budget")
     error = layout.start_error(part, curves[layout.REFERENCE])
     arms = layout.arms(part, error)
     curves |= train(arms, None if budget is None else budget - (time.monotonic() - began))
-    rows = [_row(arm, curves, rules, places) for arm in [start, *arms] if arm.name in curves]
-    data = {
-        "study": NAME,
-        "title": rules["title"],
-        "quick": quick,
-        "seeds": seeds,
-        "device": device,
-        "data": curves[layout.REFERENCE][0].facts,
-        "margin": rules["margin"],
-        "strict": rules["strict"],
-        "start": {"samples": part["recipe"]["options"]["start"], "error": error},
-        "cells": {"complete": len(rows) - 1, "of": len(arms)},
-        "rows": rows,
-        "claims": judge_claims(rows, seeds, part),
-        "stops": places,
-    }
+    data = {"study": NAME, "title": rules["title"], "quick": quick, "seeds": seeds, "device": device}
+    data |= _found(rules, part, [start, *arms], curves, error)
     if out is not None:
         folder = prepare(out)
         write_result(folder, data)
         write(folder / "curves.png", picture(data))
         write(folder / "report.html", html(data))
     return data
+
+
+def _found(
+    rules: dict[str, Any], part: dict[str, Any], arms: list[layout.Arm], curves: dict[str, list[Curve]], error: float
+) -> dict[str, Any]:
+    """Return rows, claims and what they rest on; the first arm is the reference."""
+    places = layout.stops(part)
+    rows = [_row(arm, curves, rules, places) for arm in arms if arm.name in curves]
+    return {
+        "data": curves[layout.REFERENCE][0].facts,
+        "margin": rules["margin"],
+        "strict": rules["strict"],
+        "start": {"samples": part["recipe"]["options"]["start"], "error": error},
+        "cells": {"complete": len(rows) - 1, "of": len(arms) - 1},
+        "rows": rows,
+        "claims": judge_claims(rows, part["seeds"], part),
+        "stops": places,
+    }
 
 
 def _row(
