@@ -175,6 +175,22 @@ def test_a_cheap_measurement_is_made_often_and_a_dear_one_seldom():
     assert [settle(cost) for cost in (0.001, 0.03, 0.3)] == [1, 10, 100]
 
 
+def test_a_measurement_costs_what_its_step_took_longer():
+    """Its own parts take 0.03 of a step, but the step takes 0.059 longer: one in twenty keeps a budget of 0.003."""
+    now = [0.0]
+    pace, device = Pace(None, 0.003, lambda: now[0]), torch.device("cpu")
+    pace.steps = 10**6
+    for turn in range(60):
+        measured, watch = turn % 2 == 1, Stopwatch(device)
+        pace.leave(watch if measured else None)
+        now[0] += 1.059 if measured else 1.0
+        pace.arrive()
+        if measured:
+            watch.host = 0.03
+            pace.measured(watch, None, device)
+    assert pace.gap == 20
+
+
 def test_unmeasured_steps_have_no_hooks():
     net = build()
     noise = NoiseScale(net, every=3)

@@ -1,6 +1,7 @@
 """isobatch study: re-run a published claim, and say whether it held."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,6 @@ def study(chosen: argparse.Namespace) -> int:
 
     if chosen.name is None:
         if chosen.json:
-            import json
-
             say(json.dumps(STUDIES, indent=1))
             return 0
         print_table("studies", [["name", "question"], *([name, text] for name, text in STUDIES.items())])

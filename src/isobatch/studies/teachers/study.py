@@ -65,7 +65,6 @@ def run(
     rows = _rows(part, curves)
     started = budget is None or time.monotonic() - began < budget
     more = extra(part, seeds, started, out=out, workers=workers, device=device) if extra is not None else {}
-    run_seeds = seeds if curves else 0
     judged = {claim: judge(rows) for claim, judge in judges.items()} | more.pop("judged", {})
     known = claims(name)
     data = {
@@ -75,7 +74,7 @@ def run(
         "seeds": seeds,
         "device": device,
         **_summary(part, rows, curves),
-        "claims": as_dict([outcome(known[claim], run_seeds, *judged[claim]) for claim in known]),
+        "claims": as_dict([outcome(known[claim], seeds if curves else 0, *judged[claim]) for claim in known]),
         **more,
     }
     if out is not None:
