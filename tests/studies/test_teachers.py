@@ -91,6 +91,7 @@ def test_polyak_at_16_needs_both_variants():
     assert polyak.same_at_16(both() + without)[0] is True
     assert polyak.same_at_16(both(average="UNDECIDED") + without)[0] is False
     assert polyak.same_at_16(both()[:1] + without)[0] is None
+    assert polyak.same_at_16(both(average="UNDECIDED")[:1])[0] is False, "one that fails decides"
 
 
 def test_a_collapsed_run_is_named():

@@ -26,7 +26,6 @@ class Domain:
         limit: steps of a run at most.
         chunk: samples of a chunk of a measurement.
         chunks: how many.
-        seeds: runs at each batch and learning rate, where not those of the grid.
     """
 
     name: str
@@ -38,7 +37,6 @@ class Domain:
     limit: int
     chunk: int
     chunks: int
-    seeds: int | None = None
 
 
 def domains(part: dict[str, Any]) -> list[Domain]:

@@ -42,7 +42,7 @@ def run(
     part, count = rules["quick" if quick else "grid"], rules["window"]["stops"]
     known, seeds, began = layout.domains(part), part["seeds"], time.monotonic()
     if on_estimate is not None:
-        on_estimate(0.0, sum((domain.seeds or seeds) * (len(domain.batches) * _RATES + 1) for domain in known))
+        on_estimate(0.0, seeds * sum(len(domain.batches) * _RATES + 1 for domain in known))
 
     def left() -> float | None:
         return None if budget is None else max(0.0, budget - (time.monotonic() - began))
@@ -59,10 +59,9 @@ def run(
         if readings is not None:
             beside[name] = {label: [r for r in readings if r.label == label] for label in {p.label for p in probes}}
     for domain in known:
-        runs = domain.seeds or seeds
-        found = layout.critical(domain, runs, out, workers, left(), on_done)
+        found = layout.critical(domain, seeds, out, workers, left(), on_done)
         point = layout.nearest(found) if not found.left else None
-        readings = follow(layout.along(domain, point, runs, count)) if point is not None else None
+        readings = follow(layout.along(domain, point, seeds, count)) if point is not None else None
         rows.append(row(domain, found, point, readings))
     data = {
         "study": NAME,

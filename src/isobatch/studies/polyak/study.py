@@ -33,10 +33,12 @@ def same_at_16(rows: Rows) -> Judged:
     told = [
         f"{r['variant']}: {r['arm']} {r['verdicts']['average']} {r['worst']['average']:+.3f}" for r in ruled + without
     ]
-    if len(ruled) < 2 or len(without) < 2:
-        return None, f"arms at kappa 16 are missing; {', '.join(told) or 'none is complete'}"
     same = all(r["verdicts"]["average"] == "SAME" for r in ruled)
-    return same and all(r["verdicts"]["average"] == "DIFFERENT" for r in without), ", ".join(told)
+    held = same and all(r["verdicts"]["average"] == "DIFFERENT" for r in without)
+    # one arm that fails decides; that all hold takes all of them
+    if held and (len(ruled) < 2 or len(without) < 2):
+        return None, f"arms at kappa 16 are missing; {', '.join(told) or 'none is complete'}"
+    return held, ", ".join(told)
 
 
 def width(
