@@ -57,13 +57,18 @@ def width(
     Returns:
         "width": figures by variant; "judged": the claim.
     """
-    jobs = [job for variant in part["variants"] for job in width_jobs(part, variant, seeds, device)]
-    fork = device.partition(",")[0] == "cpu"
-    found = run_all(measure, jobs, out, name=file_name, read=_read, workers=workers, start=start, fork=fork)
-    if found is None:
+    fork, table = device.partition(",")[0] == "cpu", {}
+    for variant in part["variants"]:
+        jobs = width_jobs(part, variant, seeds, device)
+        found = run_all(measure, jobs, out, name=file_name, read=_read, workers=workers, start=start, fork=fork)
+        if found is not None:
+            table[variant] = compared(found, variant)
+    if not table:
         return {"judged": {"polyak/wider-optimum": (None, "not measured yet")}}
-    table = {variant: compared(found, variant) for variant in part["variants"]}
-    return {"width": table, "judged": {"polyak/wider-optimum": wider(table)}}
+    held, text = wider(table)
+    if len(table) < len(part["variants"]):  # one variant that fails decides; that all hold takes all of them
+        held, text = None if held else held, f"{text}; the other variant was not measured"
+    return {"width": table, "judged": {"polyak/wider-optimum": (held, text)}}
 
 
 def _read(values: dict[str, Any]) -> Sharpness:
