@@ -46,11 +46,13 @@ def figure(data: dict[str, Any]) -> Figure:
     with matplotlib.rc_context(RC):
         made = Figure(figsize=(5.2 * len(kinds), 4.0 * len(forms) + 0.7), layout="constrained")
         grid = made.subplots(len(forms), len(kinds), squeeze=False, sharex=True, sharey=True)
-        for across, form in zip(grid, forms, strict=True):
-            for axes, (kind, text) in zip(across, kinds, strict=True):
+        for down, form in enumerate(forms):
+            for across, (kind, text) in enumerate(kinds):
+                axes = grid[down, across]
                 found = [r for r in rows if r["kind"] == kind and r["form"] == form]
                 if not found and kind != "control":
                     axes.set_axis_off()
+                    grid[down - 1, across].tick_params(labelbottom=True)
                     continue
                 _panel(axes, data, controls, found)
                 axes.set_title(f"{text} (Adam: {form})", fontsize=11)
