@@ -4,7 +4,8 @@
 
 Trains examples/a2c-atari.toml, one seed, one thread, and notes the return (mean clipped reward of four games over 150
 decisions from fixed starts) of the raw and the averaged weights along the run. Throughput in decisions (four frames
-each) a second of processor time: the emulator alone with random actions, a rollout under the policy, and whole training steps.
+each) a second of processor time: the emulator alone with random actions, a rollout under the policy, and whole training
+steps.
 """
 
 import argparse
