@@ -211,7 +211,7 @@ def gap(relative: float, budget: float, steps: int) -> int:
 
     Example:
         >>> [gap(0.06, 0.003, steps) for steps in (1, 20, 100, 10_000)]
-        [1, 2, 11, 20]
+        [1, 3, 17, 20]
     """
     if relative <= budget:
         return 1
