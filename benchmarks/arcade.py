@@ -1,6 +1,6 @@
 """How fast does A2C train on an Atari game, where does the time go, and does it learn?
 
-    python benchmarks/arcade.py --json benchmarks/results/arcade.json
+    python benchmarks/arcade.py --json benchmarks/results/arcade.json --picture docs/results/arcade/curve.png
 
 Trains examples/a2c-atari.toml, one seed, one thread, and notes the return (mean clipped reward of four games over 150
 decisions from fixed starts) of the raw and the averaged weights along the run. Throughput in decisions (four frames
@@ -89,7 +89,6 @@ def main() -> None:
     recipe = Recipe.load(Path(__file__).parents[1] / "examples" / "a2c-atari.toml")
     game = str(recipe.options["game"])
     data = {
-        "command": "python benchmarks/arcade.py --json benchmarks/results/arcade.json",
         "game": game,
         "decisions_a_processor_second": throughput(recipe, arguments.batches),
         "curve": curve(recipe, arguments.marks),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from isobatch.cli.noise_advice import add_advise, add_branch
-from isobatch.cli.options import DEVICE, add_output, numbers, prepare, print_table, progress, say, seconds
+from isobatch.cli.options import DEVICE, add_output, folder_name, numbers, prepare, print_table, progress, say, seconds
 
 
 def add(commands: Any) -> None:
@@ -31,7 +31,7 @@ def _add_measure(levels: Any) -> None:
     command.add_argument("--samples", type=int, default=1024, help="looked at for each reading (1024)")
     command.add_argument("--geometry", choices=["euclidean", "adam", "sign"], default="euclidean", help="(euclidean)")
     command.add_argument("--seed", type=int, default=0, help="of weights and sample order (0)")
-    command.add_argument("--out", type=Path, help="folder for result.json, picture and page")
+    command.add_argument("--out", type=folder_name, help="folder for result.json, picture and page")
     command.add_argument("--json", action="store_true", help="print JSON for programs")
     command.add_argument("--device", default="cpu", help=DEVICE)
     command.set_defaults(call=measure)

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobatch.cli.options import DEVICE, add_output, numbers, prepare, print_table, progress, say, seconds
+from isobatch.cli.options import DEVICE, add_output, folder_name, numbers, prepare, print_table, progress, say, seconds
 from isobatch.errors import InputError
 from isobatch.units import whole
 
@@ -102,7 +102,7 @@ def add_advise(levels: Any) -> None:
     command.add_argument("--latency", type=float, default=20e-6, help="seconds a message, assumed (20e-6)")
     command.add_argument("--bandwidth", type=float, default=25e9, help="bytes a second and device, assumed (25e9)")
     command.add_argument("--overlap", type=float, default=0.0, help="share of compute that hides communication (0)")
-    command.add_argument("--out", type=Path, help="folder for result.json, picture and page")
+    command.add_argument("--out", type=folder_name, help="folder for result.json, picture and page")
     command.add_argument("--json", action="store_true", help="print JSON for programs")
     command.add_argument("--device", default="cpu", help=DEVICE)
     command.set_defaults(call=advise)

@@ -1,7 +1,6 @@
 """What several commands share: options, progress, tables."""
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Generator
@@ -33,30 +32,25 @@ def add_output(command: argparse.ArgumentParser) -> None:
         command: the command's parser.
     """
     command.add_argument("--workers", type=int, help="processes; one a core unless given")
-    command.add_argument("--out", type=_folder, help="folder for result.json, pictures and pages")
+    command.add_argument("--out", type=folder_name, help="folder for result.json, pictures and pages")
     command.add_argument("--json", action="store_true", help="print JSON for programs")
 
 
-def _folder(text: str) -> Path:
+def folder_name(text: str) -> Path:
+    """Return a folder given on the command line.
+
+    Args:
+        text: its name.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArgumentTypeError: no name at all, which would be the current folder.
+    """
     if not text.strip():
         raise argparse.ArgumentTypeError("a folder without a name; give one, or leave --out away")
     return Path(text)
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """Return what result.json of a folder holds.
-
-    Args:
-        folder: any.
-
-    Returns:
-        Its values, none where there is no readable one.
-    """
-    try:
-        values = json.loads((folder / "result.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def prepare(out: Path | None) -> Path | None:

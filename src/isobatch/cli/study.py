@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from isobatch.cli.options import DEVICE, add_output, prepare, print_table, progress, read_result, say, seconds
+from isobatch.cli.options import DEVICE, add_output, prepare, print_table, progress, say, seconds
 from isobatch.errors import InputError
 from isobatch.units import whole
 
@@ -29,6 +29,8 @@ def add(commands: Any) -> None:
 
 def _check_free(folder: Path | None, name: str, *, quick: bool) -> None:
     """Refuse a folder with the result of another study, or of its other grid."""
+    from isobatch.report import read_result
+
     held = {} if folder is None else read_result(folder)
     if held and (held.get("study"), held.get("quick")) != (name, quick):
         what = (

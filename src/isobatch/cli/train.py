@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from isobatch.cli.options import DEVICE, print_table, say
+from isobatch.cli.options import DEVICE, folder_name, print_table, say
 from isobatch.errors import InputError
 
 
@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     text = "train a recipe's task: checkpointed, resumable, at any batch size; under torchrun on many processes"
     command = commands.add_parser("train", help=text, description=text)
     command.add_argument("recipe", type=Path, help="recipe file (TOML) with a task")
-    command.add_argument("--out", type=Path, required=True, help="folder for checkpoints, log and result.json")
+    command.add_argument("--out", type=folder_name, required=True, help="folder for checkpoints, log and result.json")
     command.add_argument("--batch-size", type=int, help="another global batch, by the rules; also when resuming")
     command.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint in --out")
     command.add_argument("--seed", type=int, default=0, help="of the initial weights (0)")

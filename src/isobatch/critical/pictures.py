@@ -6,11 +6,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 
-from isobatch.report.pictures import RC
+from isobatch.report.pictures import RC, plain_ticks
 
 SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKS = ("o", "s", "^", "D", "v", "P")
@@ -85,18 +84,6 @@ def logarithmic(axes: Axes) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         plain_ticks(axis)
     axes.grid(alpha=0.25, lw=0.5)
-
-
-def plain_ticks(axis: Axis, subs: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
-    """Write plain numbers on a logarithmic axis.
-
-    Args:
-        axis: already logarithmic.
-        subs: where in each decade.
-    """
-    axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-    axis.set_minor_formatter(NullFormatter())
 
 
 def noise_figure(data: dict[str, Any]) -> Figure:

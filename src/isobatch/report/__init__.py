@@ -2,7 +2,7 @@
 
 from isobatch.report.page import Section, render
 from isobatch.report.pictures import model_figure, overlay_figure, png
-from isobatch.report.store import dump, prepare, versions, write, write_result
+from isobatch.report.store import dump, prepare, read_result, versions, write, write_result
 
 __all__ = [
     "Section",
@@ -11,6 +11,7 @@ __all__ = [
     "overlay_figure",
     "png",
     "prepare",
+    "read_result",
     "render",
     "versions",
     "write",

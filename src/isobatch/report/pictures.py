@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
@@ -55,6 +56,18 @@ def colour(arm: str, index: int = 0) -> str:
         A hex colour.
     """
     return COLOURS.get(arm, _SPARE[index % len(_SPARE)])
+
+
+def plain_ticks(axis: Axis, subs: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
+    """Write plain numbers on a logarithmic axis.
+
+    Args:
+        axis: already logarithmic.
+        subs: where in each decade.
+    """
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def overlay_figure(data: dict[str, Any]) -> Figure:

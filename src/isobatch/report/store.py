@@ -100,6 +100,22 @@ def write_result(folder: Path, data: dict[str, Any], name: str = "result.json") 
     return path
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return what result.json of a folder holds.
+
+    Args:
+        folder: any.
+
+    Returns:
+        Its values, none where there is no readable one.
+    """
+    try:
+        values = json.loads((folder / "result.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def dump(data: dict[str, Any]) -> str:
     """Return data beside versions and command as JSON text.
 
@@ -109,8 +125,9 @@ def dump(data: dict[str, Any]) -> str:
     Returns:
         JSON.
     """
-    words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])
-    command = " ".join(["isobatch", *words])
+    program, *words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
+    script = program.endswith(".py") and not program.endswith("__main__.py")
+    command = " ".join([f"python {program}" if script else "isobatch", *words])
     whole = {"versions": versions(), "command": command, **data}
     return json.dumps(_plain(whole), indent=1, allow_nan=False) + "\n"
 

@@ -1,6 +1,7 @@
 """Claims: fixed ids and criteria, committed before the first full run; `held` is computed from them."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
@@ -86,6 +87,25 @@ def outcome(claim: Claim, seeds: int, held: bool | None, evidence: str) -> Outco
     enough = seeds >= claim.seeds
     text = evidence if enough else f"{evidence}; {seeds} seeds of the {claim.seeds} that a verdict takes"
     return Outcome(claim.id, claim.claim, claim.source, held if enough else None, text)
+
+
+def all_hold(parts: Iterable[bool | None]) -> bool | None:
+    """Return whether all parts of a criterion hold: one that fails decides, one that is missing leaves it open.
+
+    Args:
+        parts: True, False, or None for a part that is missing.
+
+    Returns:
+        The verdict; None as well where there are no parts.
+
+    Example:
+        >>> all_hold([True, True]), all_hold([True, None]), all_hold([None, False]), all_hold([])
+        (True, None, False, None)
+    """
+    found = list(parts)
+    if False in found:
+        return False
+    return None if None in found or not found else True
 
 
 def as_dict(outcomes: list[Outcome]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from isobatch.report import prepare, write, write_result
 from isobatch.studies.autowu import grid as layout
 from isobatch.studies.autowu.story import html, picture
 from isobatch.studies.cells import train_all
-from isobatch.studies.claims import Claim, Outcome, as_dict, claims, criteria, outcome
+from isobatch.studies.claims import Claim, Outcome, all_hold, as_dict, claims, criteria, outcome
 from isobatch.studies.paired import Interval, choose, interval, last
 from isobatch.verify.workers import Curve
 
@@ -137,9 +137,7 @@ def judge_claims(rows: list[dict[str, Any]]) -> list[Outcome]:
 def _untuned(claim: Claim, rows: list[dict[str, Any]], arm: str, cells: int) -> Outcome:
     found = [row for row in rows if arm in row["gaps"]]
     gaps = {f"{row['optimizer']} {row['batch']}": Interval(**row["gaps"][arm]) for row in found}
-    # one cell below the margin decides; all above it decide only when all are there
-    within = all(gap.low > -1 for gap in gaps.values())
-    held = None if within and len(found) < cells else within
+    held = all_hold([*(gap.low > -1 for gap in gaps.values()), *[None] * (cells - len(found))])
     evidence = "; ".join(f"{name}: {gap}" for name, gap in gaps.items()) or "not run"
     evidence += "" if len(found) in (0, cells) else f"; {len(found)} of {cells} cells"
     return outcome(claim, min((row["seeds"] for row in found), default=0), held, evidence)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from isobatch.critical import Point, Sweep, fit
 from isobatch.errors import InputError
-from isobatch.studies.claims import Outcome, claims, outcome
+from isobatch.studies.claims import Outcome, all_hold, claims, outcome
 from isobatch.studies.noise_scale.grid import Domain
 from isobatch.studies.noise_scale.probing import Reading
 
@@ -170,8 +170,7 @@ def _all(values: dict[str, float | None], low: float, high: float, unit: str) ->
     """Held where every domain is inside; one outside decides, one missing leaves it open."""
     words = ", ".join(f"{name} {'no value' if v is None else f'{v:.2g}{unit}'}" for name, v in values.items())
     inside = [None if value is None else low < value < high for value in values.values()]
-    held = False if False in inside else (None if None in inside or not inside else True)
-    return held, words
+    return all_hold(inside), words
 
 
 def _most(found: tuple[float, str] | None, most: float) -> tuple[bool | None, str]:

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from isobatch import report
-from isobatch.critical.pictures import plain_ticks
-from isobatch.report.pictures import RC
+from isobatch.report.pictures import RC, plain_ticks
 from isobatch.studies.pages import page
 
 _SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

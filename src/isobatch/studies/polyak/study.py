@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from isobatch.studies.claims import all_hold
 from isobatch.studies.paired import interval
 from isobatch.studies.polyak.sharpness import Sharpness, measure
 from isobatch.studies.teachers import judging
@@ -33,11 +34,13 @@ def same_at_16(rows: Rows) -> Judged:
     told = [
         f"{r['variant']}: {r['arm']} {r['verdicts']['average']} {r['worst']['average']:+.3f}" for r in ruled + without
     ]
-    same = all(r["verdicts"]["average"] == "SAME" for r in ruled)
-    held = same and all(r["verdicts"]["average"] == "DIFFERENT" for r in without)
-    # one arm that fails decides; that all hold takes all of them
-    if held and (len(ruled) < 2 or len(without) < 2):
-        return None, f"arms at kappa 16 are missing; {', '.join(told) or 'none is complete'}"
+    missing = 4 - len(ruled) - len(without)
+    told += ["arms at kappa 16 are missing"] if missing else []
+    held = all_hold([
+        *(r["verdicts"]["average"] == "SAME" for r in ruled),
+        *(r["verdicts"]["average"] == "DIFFERENT" for r in without),
+        *[None] * missing,
+    ])  # fmt: skip
     return held, ", ".join(told)
 
 
@@ -66,9 +69,9 @@ def width(
     if not table:
         return {"judged": {"polyak/wider-optimum": (None, "not measured yet")}}
     held, text = wider(table)
-    if len(table) < len(part["variants"]):  # one variant that fails decides; that all hold takes all of them
-        held, text = None if held else held, f"{text}; the other variant was not measured"
-    return {"width": table, "judged": {"polyak/wider-optimum": (held, text)}}
+    missing = len(part["variants"]) - len(table)
+    text += "; the other variant was not measured" if missing else ""
+    return {"width": table, "judged": {"polyak/wider-optimum": (all_hold([held, *[None] * missing]), text)}}
 
 
 def _read(values: dict[str, Any]) -> Sharpness:

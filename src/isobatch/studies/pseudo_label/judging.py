@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from isobatch.studies.claims import Outcome, as_dict, claims, outcome
+from isobatch.studies.claims import Outcome, all_hold, as_dict, claims, outcome
 from isobatch.studies.pseudo_label.grid import AGAIN, SUPERVISED
 
 NAME = "pseudo-label"
@@ -46,15 +46,15 @@ def _picked(rows: list[Row], kind: str, form: str) -> list[Row]:
 
 def _all(rows: list[Row], kind: str, forms: list[str], verdict: str) -> tuple[bool | None, str]:
     """Whether every arm of a kind has the verdict; one that has another decides, one that is missing leaves it open."""
-    held, texts = [], []
+    held: list[bool | None] = []
+    texts = []
     for form in forms:
         found = _picked(rows, kind, form)
         cells = [f"x{r['kappa']:g} {r['verdicts']['average']} ({r['worst']['average']:+.3f})" for r in found]
         texts.append(f"{form}: {', '.join(cells) or 'not run'}")
-        whole = [row["kappa"] for row in found] == [0.5, 2, 4, 8]
-        alike = all(row["verdicts"]["average"] == verdict for row in found)
-        held.append(alike if whole or not alike else None)
-    return (False if False in held else None if None in held or not held else True), "; ".join(texts)
+        held += [row["verdicts"]["average"] == verdict for row in found]
+        held += [None for kappa in (0.5, 2, 4, 8) if kappa not in [row["kappa"] for row in found]]
+    return all_hold(held), "; ".join(texts)
 
 
 def _mends(rows: list[Row], part: dict[str, Any]) -> tuple[bool | None, str]:
