@@ -106,7 +106,7 @@ def undeclared(task: str, name: str) -> InputError:
         The error.
     """
     return InputError(
-        f"task={task!r} does not declare its metric {name!r}, so no verdict on it would mean anything; add to the task:\n"
+        f"task={task!r} does not declare its metric {name!r}, so no verdict would mean anything; write in it:\n"
         "    from isobatch.tasks import Metric\n"
         f'    Run(..., declared={{"{name}": Metric("ratio", better="lower")}})\n'
         'for positive values compared in logarithms; else Metric("difference", better="higher", unit="percent"), '
