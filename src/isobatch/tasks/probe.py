@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from isobatch.augment import Views, augment
 from isobatch.average import recalibrate
 from isobatch.tasks.face import device_of
 from isobatch.tasks.images import Images, Part
+from isobatch.tasks.metric import LOSS, PERCENT, Metric
 
 CHUNK, MOST, STATISTICS = 512, 4096, 1024
 _NEIGHBOURS, _STEPS, _DECAY, _SEED = 20, 40, 1e-3, 20_231
@@ -40,6 +41,14 @@ class Probe:
         self.train, self.held = (
             viewed(spread(part, most), copy) for copy, part in enumerate((images.train, images.held))
         )
+
+    DECLARED: ClassVar[dict[str, Metric]] = {
+        "loss": LOSS,
+        "accuracy": PERCENT,
+        "knn": PERCENT,
+        "rank": Metric("ratio", better="higher"),
+        "variance": Metric("difference", better="higher", unit="of an isotropic one", scale=1.0),
+    }
 
     def metrics(self, net: nn.Module) -> dict[str, float]:
         """Return the held-out metrics of a model.
