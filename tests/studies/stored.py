@@ -30,6 +30,10 @@ from isobatch.verify.cells import hashed
 from isobatch.verify.cells import name as cell_name
 
 
+def flat(groups):
+    return [job for group in groups for job in group]
+
+
 def adam_names(rules, quick):
     plan, found = rules["quick" if quick else "grid"], []
     for task in (task for task in plan if task != "quadratic"):
@@ -52,14 +56,14 @@ def autowu_names(rules, quick):
     for cell in autowu.cells(rules, quick=quick):
         found += autowu.selection(cell, rules["peaks"], rules["selection_seeds"])
         best = dict.fromkeys(range(5), rules["peaks"][0])
-        found += sum(autowu.reported(cell, best, (rules["quick"] if quick else rules)["seeds"]), [])
+        found += flat(autowu.reported(cell, best, (rules["quick"] if quick else rules)["seeds"]))
     return [cell_name(job) for job in found]
 
 
 def views_names(rules, quick):
     part, rates = rules["quick"] if quick else rules, dict.fromkeys(range(5), rules["rates"][0])
-    jobs = views.selection(rules, part["selection_seeds"]) + sum(views.reported(rules, rates, part["seeds"]), [])
-    measured = sum(variance_jobs(rates, part["seeds"]), [])
+    jobs = views.selection(rules, part["selection_seeds"]) + flat(views.reported(rules, rates, part["seeds"]))
+    measured = flat(variance_jobs(rates, part["seeds"]))
     return [cell_name(job) for job in jobs] + [hashed("variance", cell_name(job)) for job in measured]
 
 
@@ -68,7 +72,7 @@ def adversary_names(rules, quick):
     rate, eps, noise = (dict.fromkeys(range(5), rules[key][0]) for key in ("rates", "eps", "noise_eps"))
     jobs = adversary.rate_selection(rules, part["selection_seeds"])
     jobs += adversary.eps_selection(rules, rate, part["selection_seeds"])
-    jobs += sum(adversary.reported(rules, rate, eps, noise, part["seeds"]), [])
+    jobs += flat(adversary.reported(rules, rate, eps, noise, part["seeds"]))
     timing = Timing(**{**rules["overlap"], "rounds": part["rounds"] if quick else rules["overlap"]["rounds"]})
     return [cell_name(job) for job in jobs] + [hashed("overlap", vars(timing))]
 
@@ -85,14 +89,14 @@ def legw_names(rules, quick):
     for task in part["tasks"]:
         spec, folds = rules["tasks"][task], 1 if task == "lstm-lm" else 5
         found += legw.selection(task, spec, part["selection_seeds"])
-        found += sum(legw.reported(task, spec, dict.fromkeys(range(folds), spec["rates"][0]), part["seeds"]), [])
+        found += flat(legw.reported(task, spec, dict.fromkeys(range(folds), spec["rates"][0]), part["seeds"]))
     return [cell_name(job) for job in found]
 
 
 def noise_names(rules, quick):
     part, count = rules["quick" if quick else "grid"], rules["window"]["stops"]
     known = domains.domains(part)
-    probes = sum(domains.beside(part, known, part["seeds"], count).values(), [])
+    probes = flat(domains.beside(part, known, part["seeds"], count).values())
     found = []
     for domain in known:
         rate = domain.recipe.optimizer.lr
@@ -107,20 +111,20 @@ def noise_names(rules, quick):
 def progressive_names(rules, quick):
     plan = rules["quick" if quick else "grid"]
     groups = [group for task, part in plan.items() for group in progressive.groups(task, part, rules["seeds"])]
-    return [cell_name(job) for job in sum(groups, [])]
+    return [cell_name(job) for job in flat(groups)]
 
 
 def label_names(rules, quick):
     part = rules["quick" if quick else "grid"]
     arms = [labels.Arm("control", labels.REFERENCE, labels.reference(part)), *labels.arms(part, 50.0)]
-    return [cell_name(job) for job in sum(labels.groups(part, part["seeds"], arms, "cpu"), [])]
+    return [cell_name(job) for job in flat(labels.groups(part, part["seeds"], arms, "cpu"))]
 
 
 def teacher_names(rules, quick):
     part, found = rules["quick" if quick else "grid"], []
     for variant in part["variants"]:
         for device in ("cpu", "cuda,bf16"):
-            found += [cell_name(job) for job in sum(teachers.groups(part, variant, part["seeds"], device), [])]
+            found += [cell_name(job) for job in flat(teachers.groups(part, variant, part["seeds"], device))]
         if rules["study"] == "polyak":
             found += [width_name(job) for job in width_jobs(part, variant, part["seeds"], "cpu")]
     return found

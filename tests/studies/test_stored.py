@@ -1,7 +1,6 @@
 """Runs that were finished before are found again: the names under which they are kept do not change."""
 
 import pytest
-
 from tests.studies.stored import NAMES, stored
 
 # study, quick, runs that the grid keeps, name of the first, hash of all names; taken at 014ec81
