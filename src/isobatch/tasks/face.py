@@ -15,6 +15,7 @@ from isobatch.installed import announced
 from isobatch.plan import Recipe
 from isobatch.tasks.asked import Asked
 from isobatch.tasks.lesson import Lesson, Teaching
+from isobatch.tasks.metric import Metric
 
 SHIPPED = {
     "digits": "isobatch.tasks.digits:make",
@@ -44,11 +45,12 @@ class Run:
         samples: the training samples.
         loss: (model, batch) -> mean loss over the batch, a scalar tensor with gradient; (model, batch, lesson) with
             `teaching`.
-        metrics: (model) -> held-out metrics by name; "loss" is compared as a ratio, others in points.
+        metrics: (model) -> held-out metrics by name.
         facts: what belongs beside every result, such as the hash of a corpus.
         teaching: what the loss asks of the loop (the average as teacher, the clock), None for a plain loss.
         counts: (batch) -> how many terms the mean of its loss runs over, where these are not its samples: unmasked
             tokens of ragged text. Micro-batches are weighted by it, so that any split gives the batch's own mean.
+        declared: what kind each metric is and which one is judged; a verdict needs it, training does not.
 
     Example:
         >>> x = torch.arange(6.0)
@@ -65,6 +67,7 @@ class Run:
     facts: dict[str, str] = field(default_factory=dict)
     teaching: Teaching | None = None
     counts: Callable[[Any], float] | None = None
+    declared: Mapping[str, Metric] = field(default_factory=dict)
 
     def step(self, batch: Any, lesson: Lesson | None = None) -> torch.Tensor:
         """Return the mean loss of one (micro-)batch, ready for backward.

@@ -13,11 +13,16 @@ from torch import Tensor, nn
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, device_of, seeded
+from isobatch.tasks.metric import Metric
 from isobatch.units import whole
 from isobatch_studies.tasks.games import Array, Outcome, Rollouts, a2c_loss, choose, uniform
 
 HIGH, WIDE, STACK, SKIP = 42, 40, 4, 4
 _JUDGED, _FRAMES = 4, 150
+DECLARED = {
+    "loss": Metric("difference", better="lower", unit="share of the frames", scale=1.0, headline=True),
+    "return": Metric("difference", better="higher", unit="points", scale=float(_FRAMES)),
+}
 
 
 def emulator(game: str) -> Any:
@@ -180,7 +185,7 @@ def make(settings: Recipe, seed: int) -> Run:
         model = ConvActorCritic(games.actions, width)
     samples = Rollouts(games, model, frames=settings.data_size or 100_000, steps=steps, seed=seed)
     facts = {"data": f"ALE/{game}-v5, {pool} games, segments of {steps} decisions of {SKIP} frames"}
-    return Run(model, samples, a2c_loss, lambda net: judge(net, game), facts)
+    return Run(model, samples, a2c_loss, lambda net: judge(net, game), facts, declared=DECLARED)
 
 
 def judge(net: nn.Module, game: str) -> dict[str, float]:

@@ -88,7 +88,15 @@ def make(settings: Recipe, seed: int) -> Run:
         return regression(net(pair)[1].float(), target)
 
     probe = Probe(data, encoded, whole("options.probe", settings.options.get("probe", MOST)))
-    return Run(model, TensorSamples(data.train[0]), loss, probe.metrics, data.facts, Teaching(teacher="train"))
+    return Run(
+        model,
+        TensorSamples(data.train[0]),
+        loss,
+        probe.metrics,
+        data.facts,
+        Teaching(teacher="train"),
+        declared=probe.DECLARED,
+    )
 
 
 def regression(predicted: Tensor, target: Tensor) -> Tensor:

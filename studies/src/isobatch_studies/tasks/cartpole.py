@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, device_of, seeded
+from isobatch.tasks.metric import LOSS, Metric
 from isobatch.units import whole
 from isobatch_studies.tasks.games import Array, Outcome, Rollouts, a2c_loss, choose, uniform
 
 LIMIT = 500
+DECLARED = {"loss": LOSS, "return": Metric("difference", better="higher", unit="frames", scale=float(LIMIT))}
 _GRAVITY, _CART, _POLE, _HALF, _FORCE, _TAU = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
 _FAR, _TILT = 2.4, 12 * 2 * np.pi / 360
 _JUDGED = 32
@@ -137,7 +139,14 @@ def make(settings: Recipe, seed: int) -> Run:
     with seeded(seed):
         model = ActorCritic(width)
     samples = Rollouts(CartPoles(pool, seed), model, frames=settings.data_size or 50_000, steps=steps, seed=seed)
-    return Run(model, samples, a2c_loss, judge, {"data": f"CartPole-v1, {pool} games, segments of {steps} frames"})
+    return Run(
+        model,
+        samples,
+        a2c_loss,
+        judge,
+        {"data": f"CartPole-v1, {pool} games, segments of {steps} frames"},
+        declared=DECLARED,
+    )
 
 
 def judge(net: nn.Module) -> dict[str, float]:

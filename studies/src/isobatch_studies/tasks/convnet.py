@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, TensorSamples, device_of, seeded
+from isobatch.tasks.metric import LOSS, PERCENT
 from isobatch.units import finite, whole
 from isobatch_studies.tasks.images import images
 
@@ -81,4 +82,6 @@ def make(settings: Recipe, seed: int) -> Run:
     def loss(net: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return F.cross_entropy(net(batch[0]), batch[1])
 
-    return Run(model, TensorSamples(*data.train), loss, metrics, data.facts)
+    return Run(
+        model, TensorSamples(*data.train), loss, metrics, data.facts, declared={"loss": LOSS, "accuracy": PERCENT}
+    )

@@ -101,7 +101,7 @@ def make(settings: Recipe, seed: int) -> Run:
 
     probe = Probe(data, encoded, whole("options.probe", settings.options.get("probe", MOST)))
     teaching = Teaching(teacher="train", means={"centre": centre})
-    return Run(model, TensorSamples(data.train[0]), loss, probe.metrics, data.facts, teaching)
+    return Run(model, TensorSamples(data.train[0]), loss, probe.metrics, data.facts, teaching, declared=probe.DECLARED)
 
 
 def agreement(taught: Tensor, student: Tensor, teachers: int, crops: int, heat: float, cool: float = 0.1) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, TensorSamples, device_of, seeded
 from isobatch.tasks.folds import digits
+from isobatch.tasks.metric import LOSS
 from isobatch.units import whole
 
 PIXELS = 64
@@ -80,7 +81,7 @@ def make(settings: Recipe, seed: int) -> Run:
     def metrics(net: nn.Module) -> dict[str, float]:
         return {"loss": float(loss(net, (data.held[0].to(device_of(net)),)))}
 
-    return Run(model, TensorSamples(data.train[0]), loss, metrics, data.facts)
+    return Run(model, TensorSamples(data.train[0]), loss, metrics, data.facts, declared={"loss": LOSS})
 
 
 def make_vae(settings: Recipe, seed: int) -> Run:
@@ -109,4 +110,4 @@ def make_vae(settings: Recipe, seed: int) -> Run:
         where = device_of(net)
         return {"loss": float(net(data.held[0].to(where), noise.to(where)).mean())}
 
-    return Run(model, TensorSamples(data.train[0]), loss, metrics, data.facts)
+    return Run(model, TensorSamples(data.train[0]), loss, metrics, data.facts, declared={"loss": LOSS})

@@ -8,6 +8,7 @@ from isobatch.augment import Views, augment
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, TensorSamples, device_of, seeded
 from isobatch.tasks.lesson import Lesson, Teaching
+from isobatch.tasks.metric import LOSS, PERCENT
 from isobatch.units import finite, whole
 from isobatch_studies.tasks.images import Part, images
 from isobatch_studies.tasks.probe import CHUNK, MOST, clean_statistics, spread, viewed
@@ -72,7 +73,15 @@ def make(settings: Recipe, seed: int) -> Run:
         return scores(net, train[0], held)
 
     teaching = Teaching(teacher="train" if weight else None)
-    return Run(model, TensorSamples(*data.train), loss, metrics, data.facts, teaching)
+    return Run(
+        model,
+        TensorSamples(*data.train),
+        loss,
+        metrics,
+        data.facts,
+        teaching,
+        declared={"loss": LOSS, "accuracy": PERCENT},
+    )
 
 
 def distance(target: Tensor, logits: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from isobatch.augment import Views, augment
 from isobatch.average import recalibrate
 from isobatch.tasks.face import device_of
+from isobatch.tasks.metric import LOSS, PERCENT, Metric
 from isobatch_studies.tasks.images import Images, Part
 
 CHUNK, MOST, STATISTICS = 512, 4096, 1024
@@ -40,6 +41,14 @@ class Probe:
         self.train, self.held = (
             viewed(spread(part, most), copy) for copy, part in enumerate((images.train, images.held))
         )
+
+    DECLARED: ClassVar[dict[str, Metric]] = {
+        "loss": LOSS,
+        "accuracy": PERCENT,
+        "knn": PERCENT,
+        "rank": Metric("ratio", better="higher"),
+        "variance": Metric("difference", better="higher", unit="of an isotropic one", scale=1.0),
+    }
 
     def metrics(self, net: nn.Module) -> dict[str, float]:
         """Return the held-out metrics of a model.

@@ -11,12 +11,21 @@ from isobatch.errors import InputError
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, device_of, seeded
 from isobatch.tasks.lesson import Lesson, Teaching
+from isobatch.tasks.metric import LOSS, Metric
 from isobatch.units import finite, whole
 from isobatch_studies.tasks.speech.metric import decode, greedy, word_error_rate
 from isobatch_studies.tasks.speech.model import Recogniser
 from isobatch_studies.tasks.speech.pools import Pools, Slots, pools
 from isobatch_studies.tasks.speech.utterances import Batch, Utterances
 
+DECLARED = {
+    "loss": LOSS,
+    "wer": Metric("difference", better="lower", unit="errors in a hundred words", scale=100.0),
+    "dev": Metric("difference", better="lower", unit="errors in a hundred words", scale=100.0),
+    "empty": Metric("difference", better="lower", unit="percent"),
+    "letters": Metric("difference", better="higher", unit="letters for a hundred said", scale=100.0),
+    "start": Metric("difference", better="lower", unit="samples", scale=1e5),
+}
 _HEADS, _ROWS = 4, 64
 _TIME_MASK, _BAND_MASK = 10, 6
 
@@ -113,7 +122,7 @@ def make(settings: Recipe, seed: int) -> Run:
     def metrics(net: nn.Module) -> dict[str, float]:
         return {**report(net, data), "start": float(begin.at)}
 
-    return Run(model, Slots(data.slots), loss, metrics, data.facts, Teaching(teacher="eval"))
+    return Run(model, Slots(data.slots), loss, metrics, data.facts, Teaching(teacher="eval"), declared=DECLARED)
 
 
 @torch.no_grad()
