@@ -68,5 +68,5 @@ def test_a_corpus_that_fails_leaves_nothing(cache, monkeypatch):
 
 def test_a_voice_that_is_not_there_is_refused():
     pytest.importorskip("espeakng_loader")
-    with pytest.raises(InputError, match=r"no voice 'nobody'.*isobatch\[speech\]"):
+    with pytest.raises(InputError, match=r"no voice 'nobody'.*isobatch-studies\[speech\]"):
         espeak.speak([("one", "nobody", 170, 50)])
