@@ -10,7 +10,7 @@ import torch
 from isobatch.checkpoint import load_model, load_optimizer, model_state, optimizer_state, rng_state, set_rng_state
 from isobatch.errors import InputError
 from isobatch.optimizers.invariant import InvariantOptimizer
-from isobatch.tasks.games import Stream
+from isobatch.tasks.stream import Stream
 from isobatch.train.loop import Trainer
 
 _COUNTERS = ("seen", "drawn", "steps", "skipped", "skipped_in_a_row", "noise_share", "last_batch")
