@@ -43,7 +43,7 @@ KEYS = st.text() | st.integers() | st.sampled_from(["$tensor", "$dict", "0", "a/
 HONOURED = {
     "complex64": (torch.tensor([1 + 2j, -0.0j]), None),
     "complex128": (torch.randn(2, 3, dtype=torch.complex128), None),
-    "a conjugate": (torch.tensor([1 + 2j, 3j]).conj(), torch.tensor([1 - 2j, -3j])),
+    "a conjugate": (torch.tensor([1 + 2j, 3j]).conj(), None),
     "a negative view": (torch.tensor([1 + 2j]).conj().imag, torch.tensor([-2.0])),
     "a complex parameter": (torch.nn.Parameter(torch.tensor([1 + 2j])), torch.tensor([1 + 2j])),
     "an empty complex one": (torch.zeros(0, 2, dtype=torch.complex64), None),
