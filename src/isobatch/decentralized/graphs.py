@@ -4,9 +4,9 @@ import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Protocol
 
+from isobatch.decentralized.mixing import Mixing
+from isobatch.decentralized.topology import Topology
 from isobatch.errors import InputError
-from isobatch.topologies.mixing import Mixing
-from isobatch.topologies.topology import Topology
 from isobatch.units import whole
 
 

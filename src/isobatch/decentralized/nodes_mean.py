@@ -1,14 +1,44 @@
-"""Taking up a decentralized run again, on the same nodes or on another number of them."""
+"""What the nodes of a run have in common: their mean weights and states, and how far they are from them."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from isobatch.checkpoint import load
 from isobatch.checkpoint.manifest import verify
 from isobatch.errors import InputError
+
+
+def consensus_distance(x: Tensor) -> float:
+    """Return how far nodes disagree: mean_i |x_i - xbar|**2 / |xbar|**2.
+
+    Args:
+        x: weights [nodes, size].
+
+    Returns:
+        A number of at least 0.
+
+    Example:
+        >>> consensus_distance(torch.tensor([[1.0], [3.0]]))
+        0.25
+    """
+    return relative_error(x, x.mean(0))
+
+
+def relative_error(x: Tensor, reference: Tensor) -> float:
+    """Return the nodes' relative squared distance to a point: mean_i |x_i - x*|**2 / |x*|**2, the bias for a known x*.
+
+    Args:
+        x: weights [nodes, size].
+        reference: x* [size].
+
+    Returns:
+        A number of at least 0.
+    """
+    return float((x - reference).square().sum(-1).mean() / reference.square().sum())
 
 
 def node_state(path: str | Path, rank: int, world: int) -> Any:

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from isobatch.errors import InputError
-from isobatch.topologies.spectrum import circulant_eigenvalues, symmetric_eigenvalues
 
 _CLOSE = 1e-9
+_LARGEST = 4096
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,12 @@ class Mixing:
 
     @cached_property
     def eigenvalues(self) -> tuple[complex, ...]:
-        """Eigenvalues of a circulant or symmetric W, largest modulus first; others, or over 256 nodes, are refused."""
+        """Eigenvalues of a circulant or symmetric W, largest modulus first; others are refused."""
         if self._circulant:
-            values = circulant_eigenvalues([self.weight(0, j) for j in range(self.size)])
+            values = self._spectrum().tolist()
             found = [complex(v.real, 0.0) if self.symmetric else v for v in values]
         elif self.symmetric:
-            found = [complex(value) for value in symmetric_eigenvalues(self.dense())]
+            found = [complex(value) for value in np.linalg.eigvalsh(_checked(self.dense()))]
         else:
             raise InputError("eigenvalues are known here for symmetric and for circulant matrices alone")
         return tuple(sorted(found, key=lambda value: -abs(value)))
@@ -162,6 +164,10 @@ class Mixing:
                     found[j].append(i)
         return tuple(map(tuple, found))
 
+    def _spectrum(self) -> np.ndarray:
+        """Return the eigenvalues of a circulant W, the Fourier transform of its first row."""
+        return np.fft.ifft([self.weight(0, j) for j in range(self.size)], norm="forward")
+
     @cached_property
     def _circulant(self) -> bool:
         first, n = self.rows[0], self.size
@@ -213,17 +219,17 @@ def contraction(rounds: Sequence[Mixing]) -> float:
     if len(rounds) == 1 and (first.symmetric or first._circulant):
         return min(1.0, abs(first.eigenvalues[1]))
     if all(mixing._circulant for mixing in rounds):
-        spectra = [circulant_eigenvalues([m.weight(0, j) for j in range(m.size)]) for m in rounds]
-        squares = [sum(abs(s[k]) ** 2 for s in spectra) / len(rounds) for k in range(1, first.size)]
-        return min(1.0, math.sqrt(max(squares)))
-    n = first.size
-    gram = [[-1.0 / n] * n for _ in range(n)]
-    for mixing in rounds:
-        for row in mixing.rows:
-            for i, a in row.items():
-                for j, b in row.items():
-                    gram[i][j] += a * b / len(rounds)
-    return min(1.0, math.sqrt(max(0.0, symmetric_eigenvalues(gram)[-1])))
+        squares = np.mean([abs(mixing._spectrum()) ** 2 for mixing in rounds], axis=0)
+        return min(1.0, math.sqrt(float(squares[1:].max())))
+    dense = [_checked(mixing.dense()) for mixing in rounds]
+    gram = np.mean([w.T @ w for w in dense], axis=0) - 1.0 / first.size
+    return min(1.0, math.sqrt(max(0.0, float(np.linalg.eigvalsh(gram)[-1]))))
+
+
+def _checked(rows: Sequence[Sequence[float]]) -> np.ndarray:
+    if len(rows) > _LARGEST:
+        raise InputError(f"the spectrum of {len(rows)} nodes is not computed here; at most {_LARGEST} without symmetry")
+    return np.array(rows)
 
 
 def _check_sum(what: str, total: float) -> None:

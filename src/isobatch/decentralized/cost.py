@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from isobatch.decentralized.topology import Topology
 from isobatch.errors import InputError
-from isobatch.topologies.topology import Topology
 from isobatch.units import finite, whole
 
 ASSUMPTIONS = (

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from isobatch.decentralized.mixing import Mixing, contraction
 from isobatch.errors import InputError
-from isobatch.topologies.mixing import Mixing, contraction
 from isobatch.units import whole
 
 
@@ -21,7 +21,7 @@ class Topology:
         InputError: no rounds, rounds of several sizes, or nodes that the rounds together never connect.
 
     Example:
-        >>> from isobatch.topologies import ring
+        >>> from isobatch.decentralized import ring
         >>> ring(4).at(7).rows[0]
         {0: 0.3333333333333333, 3: 0.3333333333333333, 1: 0.3333333333333333}
     """
