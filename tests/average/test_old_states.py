@@ -1,4 +1,4 @@
-"""States and names from before: what was saved under an old class name goes on bit for bit, old names point to the new."""
+"""States and names from before: a state saved under an old class name goes on bit for bit, old names name the new."""
 
 import json
 from pathlib import Path
