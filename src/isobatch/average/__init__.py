@@ -1,5 +1,9 @@
 """Averages of a model's weights on the sample clock."""
 
+from isobatch.installed import need
+
+need("torch")
+
 from isobatch.average.base import ModelAverage as ModelAverage
 from isobatch.average.batchnorm import recalibrate as recalibrate
 from isobatch.average.binding import trainable as trainable

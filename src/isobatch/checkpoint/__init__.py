@@ -1,5 +1,9 @@
 """Checkpoints that are whole or absent: safetensors and JSON, hashed, renamed into place."""
 
+from isobatch.installed import need
+
+need("torch")
+
 from isobatch.checkpoint.loading import Loaded as Loaded
 from isobatch.checkpoint.loading import load as load
 from isobatch.checkpoint.manifest import verify as verify

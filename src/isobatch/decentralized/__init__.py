@@ -1,5 +1,9 @@
 """Decentralized training: each node averages with its neighbours alone; one update, real processes or virtual nodes."""
 
+from isobatch.installed import need
+
+need("torch")
+
 from isobatch.decentralized.flat import consensus_distance as consensus_distance
 from isobatch.decentralized.flat import relative_error as relative_error
 from isobatch.decentralized.methods import METHODS as METHODS

@@ -1,5 +1,9 @@
 """The gradient noise scale with error bars: how large a batch is worth it."""
 
+from isobatch.installed import need
+
+need("torch")
+
 from isobatch.noise.coupling import CoupledSamplesWarning
 from isobatch.noise.estimate import NoiseEstimate, Verdict, judge, undefined
 from isobatch.noise.hessian import local_lipschitz, measure_hessian
