@@ -7,9 +7,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE, STUDIES = ROOT / "src" / "isobatch", ROOT / "studies" / "src" / "isobatch_studies"
 FLOORS = (
     ("errors", "installed", "results", "student"),
-    ("units", "rules", "schedules", "plan", "control", "topologies", "formats"),
+    ("units", "rules", "schedules", "plan", "control", "formats"),
     ("gradients", "modules", "average", "noise", "augment", "optimizers"),
-    ("data", "checkpoint", "decentralized"),
+    ("data", "checkpoint", "decentralized", "topologies"),
     ("tasks", "train"),
     ("report", "verify", "critical"),
     ("cli", "integrations"),

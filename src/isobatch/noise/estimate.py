@@ -7,8 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from isobatch.noise.interval import Spread, ratio_interval
-from isobatch.noise.statistic import Moments, noise_scale
+from isobatch.noise.statistic import Moments, Spread, noise_scale, ratio_interval
 from isobatch.student import student_t
 
 FEWEST = 12
@@ -83,6 +82,7 @@ def judge(
     unit: str = "samples",
     excluded: int = 0,
     fewest: int = FEWEST,
+    why_excluded: str = "something in them was not finite",
 ) -> NoiseEstimate:
     r"""Return the verdict on averaged estimates.
 
@@ -99,6 +99,7 @@ def judge(
         unit: what the clock counts.
         excluded: how many measurements were left out.
         fewest: measurements below which nothing is identified.
+        why_excluded: in words, where all of them were.
 
     Returns:
         The estimate.
@@ -110,7 +111,7 @@ def judge(
         'noise scale 100 samples (95% interval 97.3 to 103), from 100 measurements'
     """
     if measurements == 0:
-        lost = f"all {excluded} measurements were excluded: something in them was not finite"
+        lost = f"all {excluded} measurements were excluded: {why_excluded}"
         return undefined(lost if excluded else "nothing has been measured yet", excluded=excluded, level=level)
     if found.trace == 0 and found.gradient_squared == 0:
         return undefined("every gradient was zero", excluded=excluded, level=level, measurements=measurements)
