@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from isobatch.errors import InputError
+from isobatch.student import student_t
 from isobatch.units import finite
 
 Array = NDArray[np.float64]
@@ -272,7 +272,7 @@ def _reach(pairs: Array, weights: Array) -> tuple[float, float]:
     if not len(drawn):
         return 1.0, 1.0
     low, high = np.quantile(drawn, [0.025, 0.975])
-    student = float(stdtrit(count - 1, 0.975))
+    student = student_t(count - 1, 0.975)
     return max(1.0, float(high) / student), max(1.0, -float(low) / student)
 
 
@@ -340,7 +340,7 @@ def ratio_interval(trace: float, gradient_squared: float, spread: Spread, level:
         return ratio_interval(trace, gradient_squared, low, level)[0], ratio_interval(
             trace, gradient_squared, high, level
         )[1]
-    quantile = float(stdtrit(spread.freedom, (1 + level) / 2)) ** 2
+    quantile = student_t(spread.freedom, (1 + level) / 2) ** 2
     scale = abs(trace) or 1.0
     s, g = trace / scale, max(gradient_squared, 0.0) / scale
     v_ss, v_sg, v_gg = (float(v) * quantile / scale**2 for v in spread.covariance[[0, 0, 1], [0, 1, 1]])
