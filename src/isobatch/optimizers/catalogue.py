@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from isobatch.errors import InputError
+from isobatch.gradients import Ranks
 from isobatch.optimizers import layer_wise
 from isobatch.optimizers.family import InvariantAdam, InvariantAdamW, InvariantRMSprop
 from isobatch.optimizers.settings import bind, decay
@@ -26,7 +26,7 @@ class Numbers:
     eps: float
     weight_decay: float
     reference_batch: int | None
-    process_group: ProcessGroup | None = None
+    process_group: Ranks = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def build(
     weight_decay: float = 0.0,
     coupled: bool | None = None,
     reference_batch: int | None = None,
-    process_group: ProcessGroup | None = None,
+    process_group: Ranks = None,
 ) -> Optimizer:
     """Build an optimizer by name and bind it, so that `write_settings` can drive it.
 
@@ -220,7 +220,7 @@ def build(
         weight_decay: base weight decay, at least 0.
         coupled: None takes the optimizer's own form of decay; True or False demands L2 or decoupled decay.
         reference_batch: samples of the batch whose second moment the invariant forms keep; the others do not read it.
-        process_group: ranks over which DDP averages; only the invariant forms read it.
+        process_group: ranks over which DDP averages, "alone" for none; only the invariant forms read it.
 
     Returns:
         The optimizer, bound to lr and weight_decay.

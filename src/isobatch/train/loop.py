@@ -1,6 +1,7 @@
 """The one loop: a straight line per step, on the sample clock."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,9 +18,9 @@ from isobatch.plan import Recipe, Settings, scaled
 from isobatch.schedules import AutoWU, Staircase
 from isobatch.tasks import Lesson, Run
 from isobatch.train.device import Device
-from isobatch.train.following import Follower
 from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, Verdict
+from isobatch.train.noise_monitor import NoiseMonitor
 from isobatch.train.setup import batches, make_average, make_optimizer, make_search, written
 from isobatch.train.state import rescale_state
 from isobatch.train.turns import Turns
@@ -93,18 +94,24 @@ class Trainer:
         self.search = make_search(recipe, run.model, self.optimizer, self.average, self.world)
         model = self.world.wrap(run.model)
         measured = recipe.noise is not None or recipe.batch.adaptive is not None
-        self.follower = Follower(model, self.optimizer, recipe, self.world, len(run.samples)) if measured else None
-        self.gradient = Accumulator(replace(run, model=model), self.optimizer, self.world, self.device, self.follower)
+        self.monitor = NoiseMonitor(model, self.optimizer, recipe, self.world, len(run.samples)) if measured else None
+        self.gradient = Accumulator(replace(run, model=model), self.optimizer, self.world, self.device, self.monitor)
         self.seen = self.drawn = self.steps = self.skipped = self.skipped_in_a_row = 0
         self.noise_share = 1.0 if recipe.rules.noise_share is None else recipe.rules.noise_share
         self.last_batch = recipe.batch.size
-        self.batch_at = batches(recipe) if self.follower is None or recipe.batch.schedule else self.follower.batch
+        self.batch_at = batches(recipe) if self.monitor is None or recipe.batch.schedule else self.monitor.batch
         self._settings: dict[int, Settings] = {}
         self._stairs: dict[int, Staircase] = {}
         self._written: dict[int, list[dict[str, Any]]] = {}
         self._parameters = list(run.model.parameters())
         self._norms = [m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._set_batch_norm(self.settings(self.last_batch))
+
+    @property
+    def follower(self) -> NoiseMonitor | None:
+        """The old name of `monitor`."""
+        warnings.warn("Trainer.follower is Trainer.monitor now", DeprecationWarning, stacklevel=2)
+        return self.monitor
 
     @property
     def length(self) -> int:
@@ -141,8 +148,8 @@ class Trainer:
         if judgement.verdict is not Verdict.APPLY:
             for buffer, before in statistics:
                 buffer.copy_(before)
-            if self.follower is not None:
-                self.follower.discard()
+            if self.monitor is not None:
+                self.monitor.discard()
         if judgement.verdict is Verdict.STOP:
             raise NonFiniteError(
                 f"stopped at step {self.steps + 1} with {self.seen} samples seen: {judgement.reason}",
@@ -157,8 +164,8 @@ class Trainer:
         self.seen, self.steps, self.skipped_in_a_row = self.seen + size, self.steps + 1, 0
         if self.search is not None:
             self.search.observe(loss, self.seen - size, self.seen)
-        if self.follower is not None:
-            self.follower.applied(self.seen, self.settings(size), lr)
+        if self.monitor is not None:
+            self.monitor.applied(self.seen, self.settings(size), lr)
         return Step(size, loss, lr, judgement.verdict)
 
     def train_to(self, seen: int, on_step: Callable[[Step], None] | None = None) -> None:
@@ -219,8 +226,8 @@ class Trainer:
 
     def _apply(self, size: int) -> float:
         new = self.settings(size)
-        if self.follower is not None:
-            self.follower.measure(size)
+        if self.monitor is not None:
+            self.monitor.measure(size)
         if self.turns is not None:
             self.turns.applied()
         if size != self.last_batch:
@@ -253,9 +260,7 @@ class Trainer:
         return self._stairs[size]
 
     def _clip(self, most: float) -> None:
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, most))
-        if isinstance(self.optimizer, InvariantOptimizer):
-            self.optimizer.chunks.scaled(min(1.0, most / (norm + 1e-6)))
+        nn.utils.clip_grad_norm_(self._parameters, most)
 
     def _set_batch_norm(self, settings: Settings) -> None:
         if settings.batch_norm is not None:

@@ -10,6 +10,7 @@ from isobatch import rules
 from isobatch.average import ModelEMA
 from isobatch.control import BatchSchedule
 from isobatch.errors import InputError
+from isobatch.gradients import ALONE
 from isobatch.optimizers import build, ready
 from isobatch.plan import Recipe, Search, Settings
 from isobatch.train.search import RateSearch, copy_of, put_back
@@ -71,7 +72,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, world: World | None = None)
         weight_decay=o.weight_decay,
         coupled=(o.coupling == "coupled") if o.weight_decay and o.coupling != "trust-ratio" else None,
         reference_batch=o.reference_batch or recipe.batch.size,
-        process_group=world.group if world else None,
+        process_group=(world.group or ALONE) if world else None,
     )
 
 
