@@ -2,11 +2,15 @@
 
 from isobatch.tasks.face import SHIPPED, Make, Run, Samples, TensorSamples, device_of, find, make_run, seeded
 from isobatch.tasks.lesson import Lesson, Teaching
+from isobatch.tasks.metric import LOSS, PERCENT, Metric
 
 __all__ = [
+    "LOSS",
+    "PERCENT",
     "SHIPPED",
     "Lesson",
     "Make",
+    "Metric",
     "Run",
     "Samples",
     "Teaching",

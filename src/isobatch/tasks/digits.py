@@ -11,7 +11,15 @@ from torch.nn import functional as F
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, TensorSamples, device_of, seeded
 from isobatch.tasks.folds import Part, digits
+from isobatch.tasks.metric import LOSS, PERCENT, Metric
 from isobatch.units import whole
+
+DECLARED = {
+    "loss": LOSS,
+    "accuracy": PERCENT,
+    "validation_loss": Metric("ratio", better="lower"),
+    "validation_accuracy": PERCENT,
+}
 
 
 def make(settings: Recipe, seed: int) -> Run:
@@ -108,7 +116,7 @@ def _run(settings: Recipe, model: nn.Module) -> Run:
     def loss(net: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return F.cross_entropy(net(batch[0]), batch[1])
 
-    return Run(model, TensorSamples(*data.train), loss, metrics, data.facts)
+    return Run(model, TensorSamples(*data.train), loss, metrics, data.facts, declared=DECLARED)
 
 
 def _score(net: nn.Module, part: Part) -> dict[str, float]:

@@ -14,6 +14,7 @@ from torch import nn
 from isobatch.plan import Recipe
 from isobatch.plan.settings import Settings
 from isobatch.tasks.face import Run, TensorSamples, seeded
+from isobatch.tasks.metric import LOSS
 from isobatch.units import decay_at, finite, whole
 
 Array = np.ndarray
@@ -127,4 +128,11 @@ def make(settings: Recipe, seed: int) -> Run:
         theta = net.get_parameter("theta").cpu()
         return {"loss": float(0.5 * (a * theta.square()).sum())}
 
-    return Run(model, TensorSamples(xi), loss, metrics, {"data": f"noisy quadratic, d={dimension}, c={noise:g}"})
+    return Run(
+        model,
+        TensorSamples(xi),
+        loss,
+        metrics,
+        {"data": f"noisy quadratic, d={dimension}, c={noise:g}"},
+        declared={"loss": LOSS},
+    )

@@ -16,10 +16,12 @@ from torch.nn import functional as F
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, TensorSamples, device_of, seeded
+from isobatch.tasks.metric import LOSS, Metric
 from isobatch.units import whole
 
 WINDOWS, HELD_OUT_WINDOWS, CONTEXT = 8192, 256, 64
 HEADS = 4
+DECLARED = {"loss": LOSS, "validation_loss": Metric("ratio", better="lower")}
 _SKIP = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "ensurepip", "turtledemo"}
 
 
@@ -177,4 +179,4 @@ def _run(settings: Recipe, model: nn.Module) -> Run:
     def metrics(net: nn.Module) -> dict[str, float]:
         return {name: float(loss(net, (part.to(device_of(net)),))) for name, part in parts.items()}
 
-    return Run(model, TensorSamples(train), loss, metrics, {"corpus_sha256": digest})
+    return Run(model, TensorSamples(train), loss, metrics, {"corpus_sha256": digest}, declared=DECLARED)
