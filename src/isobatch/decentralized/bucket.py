@@ -158,6 +158,7 @@ class Bucket:
         while True:
             if isinstance(self._message, Everyone):
                 answer = around.mean(self._message.value, count)
+                self.finite = self.finite and bool(torch.isfinite(answer).all())  # one bad node spoils everybody's mean
             else:
                 answer = around.receive(self._message, self._sent, count)
             try:
@@ -199,7 +200,7 @@ class Bucket:
     def _gather(self, x: Tensor, around: Neighbourhood) -> None:
         """Fill in the gradient of the node, decay included; LARS adds its own."""
         self._versions = [_version(p) for p in self.parameters]
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters]
+        grads = [torch.zeros_like(p) if p.grad is None else _dense(p.grad.detach()) for p in self.parameters]
         torch._foreach_copy_(self.layout.split(self._gradient), grads)
         self.finite = bool(torch.isfinite(self._gradient).all())
         around.within(self._gradient)
@@ -207,11 +208,17 @@ class Bucket:
             self._gradient.add_(x, alpha=self.group["weight_decay"])
 
     def _state(self, x: Tensor, state: Mapping[Tensor, Any]) -> dict[str, Tensor]:
-        """Return the state by slot; flattened again where somebody loaded another one."""
+        """Return the state by slot; flattened again where somebody loaded another one or parameters have joined."""
+        slots = self.method.slots
         kept = [state.get(p) or {} for p in self.parameters]
-        if not all(slot in entry for entry in kept for slot in self.method.slots):
+        whole = [all(slot in entry for slot in slots) for entry in kept]
+        if not any(whole):
             return self.method.start(x)
-        return {slot: self._flattened(slot, [entry[slot] for entry in kept], x) for slot in self.method.slots}
+        kept = [
+            entry if known else self.method.start(p.detach())
+            for p, entry, known in zip(self.parameters, kept, whole, strict=True)
+        ]
+        return {slot: self._flattened(slot, [entry[slot] for entry in kept], x) for slot in slots}
 
     def _flattened(self, slot: str, parts: list[Tensor], x: Tensor) -> Tensor:
         installed = self._installed.get(slot)
@@ -224,6 +231,10 @@ class Bucket:
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def _version(parameter: Tensor) -> tuple[int, int]:
