@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from isobatch.decentralized.mail import Exchange
 from isobatch.decentralized.methods import Method, PmSGDLars
@@ -240,3 +241,27 @@ def _dense(gradient: Tensor) -> Tensor:
 def _version(parameter: Tensor) -> tuple[int, int]:
     grad = parameter.grad
     return (0, 0) if grad is None else (id(grad), grad._version)
+
+
+def check_parameter(parameter: Tensor) -> None:
+    """Refuse a parameter that nodes cannot exchange.
+
+    Args:
+        parameter: to be trained.
+
+    Raises:
+        InputError: lazy, sharded, sparse, on the meta device, made in inference mode, or no floating-point numbers.
+    """
+    problem = ""
+    if isinstance(parameter, (nn.UninitializedParameter, DTensor)):
+        problem = f"is {type(parameter).__name__}, lazy or sharded"
+    elif parameter.is_meta or parameter.layout != torch.strided:
+        problem = f"is {parameter.layout} on {parameter.device}"
+    elif not parameter.is_floating_point() or parameter.element_size() < 2:
+        problem = f"has dtype {parameter.dtype}"
+    elif parameter.is_inference():
+        problem = "was made in inference mode"
+    if problem:
+        raise InputError(
+            f"a parameter {problem}; nodes exchange dense weights of 16 to 64 bits: convert it first, or freeze it"
+        )

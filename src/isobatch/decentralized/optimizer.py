@@ -9,10 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
-from isobatch.decentralized.bucket import Bucket
+from isobatch.decentralized.bucket import Bucket, check_parameter
 from isobatch.decentralized.methods import Method, find
 from isobatch.decentralized.neighbourhood import Incident, Neighbourhood, OnLoss
 from isobatch.decentralized.topology import Topology
@@ -321,7 +320,7 @@ class Decentralized(torch.optim.Optimizer):
 
     def _check_state(self) -> None:
         for options in self.param_groups:
-            if options[_NAME] != self.method.name:
+            if options.get(_NAME, self.method.name) != self.method.name:
                 raise InputError(
                     f"the loaded state is of method {options[_NAME]!r}, this run uses {self.method.name!r}; load the "
                     "model alone to change the method"
@@ -389,23 +388,7 @@ def _check_groups(groups: list[dict[str, Any]]) -> None:
                 raise InputError(f"{name}={options[name]} is not part of these methods; build SGD without it")
         for parameter in options["params"]:
             if parameter.requires_grad:
-                _check_parameter(parameter)
-
-
-def _check_parameter(parameter: Tensor) -> None:
-    problem = ""
-    if isinstance(parameter, (nn.UninitializedParameter, DTensor)):
-        problem = f"is {type(parameter).__name__}, lazy or sharded"
-    elif parameter.is_meta or parameter.layout != torch.strided:
-        problem = f"is {parameter.layout} on {parameter.device}"
-    elif not parameter.is_floating_point() or parameter.element_size() < 2:
-        problem = f"has dtype {parameter.dtype}"
-    elif parameter.is_inference():
-        problem = "was made in inference mode"
-    if problem:
-        raise InputError(
-            f"a parameter {problem}; nodes exchange dense weights of 16 to 64 bits: convert it first, or freeze it"
-        )
+                check_parameter(parameter)
 
 
 def _check_parallel(parameters: list[Tensor]) -> None:
