@@ -1,8 +1,12 @@
-"""Is the loss a mean over independent samples? Sums are named, and what couples rows is said beside every estimate."""
+"""Parts of a batch: its rows, its halves, and whether the loss is a mean over them.
+
+Sums are named, and what couples rows is said beside every estimate.
+"""
 
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -126,6 +130,34 @@ def sum_in_disguise(traces: NDArray[np.float64], batches: NDArray[np.float64]) -
     )
 
 
+def backward_in_halves(
+    loss_fn: Callable[[Any, Any], Tensor],
+    x: Any,
+    y: Any,
+    rows: int,
+    declare: Callable[[float], AbstractContextManager[None]],
+) -> Tensor:
+    """Run forward and backward on each half of a batch; `.grad` ends as that of the whole batch's mean loss.
+
+    Args:
+        loss_fn: the mean loss over the rows it is given.
+        x: inputs.
+        y: targets.
+        rows: in the batch, at least 2.
+        declare: told how many rows each half holds.
+
+    Returns:
+        The batch's mean loss, detached.
+    """
+    parts = []
+    for start, stop in ((0, rows // 2), (rows // 2, rows)):
+        with declare(stop - start):
+            part = loss_fn(rows_of(x, start, stop), rows_of(y, start, stop)) * ((stop - start) / rows)
+            part.backward()
+        parts.append(part.detach())
+    return parts[0] + parts[1]
+
+
 def rows_of(batch: Any, start: int, stop: int) -> Any:
     """Return rows start to stop of every tensor in a batch.
 
@@ -146,7 +178,8 @@ def rows_of(batch: Any, start: int, stop: int) -> Any:
     if isinstance(batch, Mapping):
         return {key: rows_of(value, start, stop) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return type(batch)(rows_of(value, start, stop) for value in batch)
+        parts = [rows_of(value, start, stop) for value in batch]
+        return type(batch)(*parts) if isinstance(batch, tuple) and type(batch) is not tuple else type(batch)(parts)
     return batch
 
 

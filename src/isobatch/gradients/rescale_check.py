@@ -1,7 +1,7 @@
-r"""A witness: a few coordinates of the summed chunks, compared with the gradient that the optimizer will see.
+r"""A few coordinates of the summed chunks, compared with the gradient that the optimizer will see.
 
 Between backward and the measurement a gradient may be divided by a loss scale or clipped; then every chunk must follow.
-The factor is read off the witness itself, so that the order of unscaling, clipping and measuring does not matter. What
+The factor is read off these coordinates, so that the order of unscaling, clipping and measuring does not matter. What
 no single factor explains (element-wise clipping, gradients left over from another step) is found out.
 """
 
@@ -11,25 +11,32 @@ from typing import final
 import torch
 from torch import Tensor
 
-FEW, LONGEST = 2, 1024
+SMALLEST, LONGEST = 2, 1024
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
 @final
-class Witness:
-    """Sums of what the chunks added, for the few smallest parameters.
+class RescaleCheck:
+    """Sums of what the chunks added, for the few smallest parameters and some spread over the others.
 
     Args:
         parameters: those that are looked at.
+        spread: how many beside the two smallest, evenly spaced.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]):
+    def __init__(self, parameters: Sequence[Tensor], spread: int = 0):
         order = sorted(range(len(parameters)), key=lambda i: parameters[i].numel())
-        self.chosen = [parameters[i] for i in order[:FEW]]
+        rest = order[SMALLEST:]
+        step = max(1, len(rest) // spread) if spread else 1
+        places = order[:SMALLEST] + (sorted(rest)[::step][:spread] if spread else [])
+        self.chosen = [parameters[i] for i in places]
         self._added: dict[Tensor, list[Tensor]] = {p: [] for p in self.chosen}
 
     def __contains__(self, parameter: Tensor) -> bool:
         return parameter in self._added
+
+    def __len__(self) -> int:
+        return sum(min(p.numel(), LONGEST) for p in self.chosen)
 
     def add(self, parameter: Tensor, gradient: Tensor) -> None:
         """Take what one pass adds to a chosen parameter's gradient.
@@ -40,6 +47,11 @@ class Witness:
         """
         self._added[parameter].append(gradient.flatten()[:LONGEST].clone() if gradient.numel() > LONGEST else gradient)
 
+    def forget(self) -> None:
+        """Drop what was taken."""
+        for added in self._added.values():
+            added.clear()
+
     def sums(self, device: torch.device) -> Tensor:
         """Return the sums in one vector; zeros for parameters that no pass reached.
 
@@ -49,7 +61,7 @@ class Witness:
         Returns:
             float64, as long on every rank.
         """
-        return torch.cat([self._sum(p, device) for p in self.chosen])
+        return torch.cat([self._sum(p, device) for p in self.chosen]) if self.chosen else torch.zeros(0).double()
 
     def _sum(self, parameter: Tensor, device: torch.device) -> Tensor:
         added = self._added[parameter]
