@@ -28,7 +28,7 @@ _LAZY = {
     "SampleScheduler": "isobatch.train",
     "rescale": "isobatch.train",
 }
-_MODULES = ("control", "critical", "noise", "plan", "rules", "schedules", "units", "verify")
+_MODULES = ("control", "critical", "curves", "noise", "plan", "recipe", "rules", "schedules", "units", "verify")
 
 __all__ = [
     "InputError",

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 import torch
 
 from isobatch import rules
+from isobatch.control.evidence import IDENTIFIED
 from isobatch.errors import InputError
-from isobatch.plan import Recipe, Settings, scaled
+from isobatch.plan import Recipe, Settings, row_of, scaled
+from isobatch.train.optimizer_state import rescale_state, row_of_optimizer
 from isobatch.train.sample_scheduler import SampleScheduler
-from isobatch.train.state import check, rescale_state
 from isobatch.units import finite, whole
 
 _BATCH, _SHARE = "isobatch_batch", "isobatch_share"
@@ -21,6 +22,14 @@ class Rescalable(Protocol):
 
     def rescale(self, batch_size: int) -> Callable[[], None]:
         """Take over a batch, and return a function that takes it back."""
+        ...
+
+
+class Measured(Protocol):
+    """Anything that measures the noise scale in samples."""
+
+    def estimate(self) -> Any:
+        """Return the noise scale as of now, with `value` and `verdict`."""
         ...
 
 
@@ -48,7 +57,7 @@ def rescale(
     recipe: Recipe,
     scheduler: SampleScheduler | None = None,
     ema: object | None = None,
-    noise: object | None = None,
+    noise: Measured | None = None,
     loader: Rescalable | None = None,
     noise_share: float | None = None,
 ) -> Rescaled:
@@ -64,9 +73,11 @@ def rescale(
         recipe: the reference recipe; its rules are used.
         scheduler: a `SampleScheduler`; without one each group's lr is multiplied.
         ema: the weight average, only checked to be on the sample clock.
-        noise: a noise estimate; per-sample quantities do not depend on the batch, so nothing of it moves.
+        noise: a `NoiseScale` (or anything with `estimate()`): where it has identified the noise scale, the noise share
+            of Adam's v at the present batch follows from it. Nothing of it moves: it is in samples.
         loader: anything with `rescale(batch_size)`, such as the batch sampler.
-        noise_share: f, the noise share of Adam's v at the present batch; 1 (the SDE's assumption) unless given.
+        noise_share: f, the noise share of Adam's v at the present batch, instead of `noise`; what the last call left,
+            or 1 (the SDE's assumption), unless either says it.
 
     Returns:
         What moved.
@@ -75,14 +86,14 @@ def rescale(
         InputError: a batch beyond a rule's domain, an optimizer without a known treatment, or a bare torch scheduler.
     """
     size = whole("to", to)
-    check(optimizer)
+    row_of_optimizer(optimizer)
     _check_parts(scheduler, ema)
     stamps = {group.get(_BATCH, recipe.batch.size) for group in optimizer.param_groups}
     if len(stamps) > 1:
         raise InputError(f"the optimizer's groups stand at different batches {sorted(stamps)}; rescale them together")
     present = stamps.pop()
     old, new = scaled(recipe, present), scaled(recipe, size)
-    share = _share(optimizer, noise_share)
+    share = _share(optimizer, noise_share, noise, present)
     changes: dict[str, tuple[object, object]] = {
         name: (getattr(old, name), getattr(new, name))
         for name in ("lr", "momentum", "betas", "alpha", "eps", "weight_decay", "batch_norm")
@@ -126,33 +137,27 @@ def _check_parts(scheduler: object | None, ema: object | None) -> None:
         )
 
 
-def _share(optimizer: torch.optim.Optimizer, given: float | None) -> float:
+def _share(optimizer: torch.optim.Optimizer, given: float | None, noise: Measured | None, batch: float) -> float:
     if given is not None:
         return finite("noise_share", given, 0, 1)
+    if noise is not None:
+        found = noise.estimate()
+        if str(found.verdict) == IDENTIFIED and found.value is not None:
+            return rules.noise_share(batch, found.value)
     return float(optimizer.param_groups[0].get(_SHARE, 1.0))
 
 
 def _write(optimizer: torch.optim.Optimizer, recipe: Recipe, old: Settings, new: Settings, *, scaled_lr: bool) -> None:
-    family = rules.FAMILIES[recipe.optimizer.name]
     for group in optimizer.param_groups:
-        if scaled_lr:
-            group["lr"] = group["lr"] * (new.lr / old.lr)
-        if old.weight_decay:
-            group["weight_decay"] = group["weight_decay"] * (new.weight_decay / old.weight_decay)
-        for key, value in _moments(family, new).items():
-            if key in group:
-                group[key] = value
-
-
-def _moments(family: rules.Family, new: Settings) -> dict[str, Any]:
-    values: dict[str, Any] = {"eps": new.eps} if family.adaptive else {}
-    if "momentum" in family.moments:
-        values["momentum"] = new.momentum
-    if "betas" in family.moments:
-        values["betas"] = new.betas
-    if "alpha" in family.moments:
-        values["alpha"] = new.alpha
-    return values
+        for key in row_of(recipe).keys:
+            if key not in group:
+                continue
+            if key == "lr":
+                group[key] = group[key] * (new.lr / old.lr) if scaled_lr else group[key]
+            elif key == "weight_decay":
+                group[key] = group[key] * (new.weight_decay / old.weight_decay) if old.weight_decay else group[key]
+            else:
+                group[key] = getattr(new, key)
 
 
 def _restore(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
