@@ -1,5 +1,6 @@
 """rescale: change the batch of a running job in one transaction, in a user's own loop."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,9 +10,12 @@ import torch
 from isobatch import rules
 from isobatch.control.evidence import IDENTIFIED
 from isobatch.errors import InputError
-from isobatch.plan import Recipe, Settings, row_of, scaled
+from isobatch.gradients import bare_optimizer
+from isobatch.optimizers.settings import assign
+from isobatch.plan import Recipe, Settings, coupling_of, row_of, scaled
+from isobatch.rules import OPTIMIZERS, OptimizerRow
 from isobatch.train.optimizer_state import rescale_state, row_of_optimizer
-from isobatch.train.sample_scheduler import SampleScheduler
+from isobatch.train.sample_scheduler import SampleScheduler, drives
 from isobatch.units import finite, whole
 
 _BATCH, _SHARE = "isobatch_batch", "isobatch_share"
@@ -69,9 +73,11 @@ def rescale(
 
     Args:
         to: the new global batch.
-        optimizer: a torch optimizer that was built with the recipe's numbers, or rescaled before.
+        optimizer: a torch optimizer that was built with the recipe's numbers, or rescaled before; one that Accelerate
+            wraps is seen through.
         recipe: the reference recipe; its rules are used.
-        scheduler: a `SampleScheduler`; without one each group's lr is multiplied.
+        scheduler: a `SampleScheduler` of this optimizer; without one each group's lr is multiplied. A torch scheduler
+            that runs unwrapped would undo that at its next step, so it is refused.
         ema: the weight average, only checked to be on the sample clock.
         noise: a `NoiseScale` (or anything with `estimate()`): where it has identified the noise scale, the noise share
             of Adam's v at the present batch follows from it. Nothing of it moves: it is in samples.
@@ -83,10 +89,12 @@ def rescale(
         What moved.
 
     Raises:
-        InputError: a batch beyond a rule's domain, an optimizer without a known treatment, or a bare torch scheduler.
+        InputError: a batch beyond a rule's domain, an optimizer without a known treatment or of another kind than the
+            recipe's, a bare torch scheduler, or one that moves what the batch would move.
     """
-    size = whole("to", to)
+    size, optimizer = whole("to", to), bare_optimizer(optimizer)
     row_of_optimizer(optimizer)
+    check_recipe(optimizer, recipe)
     _check_parts(scheduler, ema)
     stamps = {group.get(_BATCH, recipe.batch.size) for group in optimizer.param_groups}
     if len(stamps) > 1:
@@ -101,17 +109,16 @@ def rescale(
     }
     if present == size:
         return Rescaled(present, size, {}, False)
+    powers = _check_scheduler(optimizer, scheduler, recipe, old, new)
     undo: list[Callable[[], None]] = []
     try:
         if loader is not None:
             undo.append(loader.rescale(size))
-        groups = [dict(group) for group in optimizer.param_groups]
+        groups = [_copied(group) for group in optimizer.param_groups]
         undo.append(lambda: _restore(optimizer, groups))
         _write(optimizer, recipe, old, new, scaled_lr=scheduler is None)
         if scheduler is not None:
-            before = (scheduler.factor, scheduler.samples)
-            undo.append(lambda: _restore_scheduler(scheduler, before))
-            scheduler.factor, scheduler.samples = new.lr / recipe.optimizer.lr, size
+            undo.append(_move_scheduler(scheduler, new.lr / recipe.optimizer.lr, size, powers))
             scheduler.write()
         after = rules.noise_share_after(share, size / present)
         for group in optimizer.param_groups:
@@ -137,6 +144,78 @@ def _check_parts(scheduler: object | None, ema: object | None) -> None:
         )
 
 
+def check_recipe(optimizer: torch.optim.Optimizer, recipe: Recipe) -> None:
+    """Refuse an optimizer of another kind than the recipe's: other rules would move it.
+
+    Args:
+        optimizer: the optimizer; kinds without a recipe name of their own pass where they have the recipe's moments.
+        recipe: names the optimizer.
+
+    Raises:
+        InputError: another kind.
+    """
+    row, options = row_of(recipe), optimizer.param_groups[0]
+    kind = _kind(optimizer)
+    if kind is row or (kind is None and all(key in options for key in row.moments)):
+        return
+    if kind is not None and _twins(kind, row):  # such as torch's two classes of Adam, one optimizer with two decays
+        decays = recipe.optimizer.weight_decay or any(group["weight_decay"] for group in optimizer.param_groups)
+        decoupled = kind.decay == "decoupled" or bool(options.get("decoupled_weight_decay"))
+        if not decays or decoupled == (coupling_of(recipe) == "decoupled"):
+            return
+    raise InputError(
+        f"the optimizer is {type(optimizer).__name__} and the recipe's is {row.name!r}, whose rules differ; give the "
+        "recipe of this optimizer, or the optimizer of this recipe"
+    )
+
+
+def _kind(optimizer: torch.optim.Optimizer) -> OptimizerRow | None:
+    """Return the row of which an optimizer is the very class; others that a row serves have no name of their own."""
+    names = {row.classes[0]: row for row in OPTIMIZERS.values() if row.builder is not None}
+    return next((names[base.__name__] for base in type(optimizer).__mro__ if base.__name__ in names), None)
+
+
+def _twins(one: OptimizerRow, other: OptimizerRow) -> bool:
+    """Whether two optimizers differ in nothing but how their weight decay is coupled."""
+    return bool(one.theory) and all(
+        getattr(one, name) == getattr(other, name) for name in ("keys", "theory", "invariant", "state")
+    )
+
+
+def _check_scheduler(
+    optimizer: torch.optim.Optimizer, scheduler: SampleScheduler | None, recipe: Recipe, old: Settings, new: Settings
+) -> dict[str, float]:
+    """Return the powers of what the scheduler moves beside the learning rate, or refuse what would be undone."""
+    if scheduler is None:
+        if any("initial_lr" in group for group in optimizer.param_groups):
+            raise InputError(
+                "a torch scheduler drives this optimizer (its groups hold 'initial_lr') and would undo the new lr at "
+                "its next step; build SampleScheduler(scheduler, batch_size=...) before training and give scheduler=, "
+                "or, where none runs any more, delete 'initial_lr' from the groups"
+            )
+        return {}
+    drives(scheduler, optimizer)
+    stair = recipe.schedule.stair if recipe.schedule is not None else None
+    if scheduler.batch_size not in (recipe.batch.size, stair):
+        raise InputError(
+            f"the scheduler's reference batch is {scheduler.batch_size} and the recipe's {recipe.batch.size}: one of "
+            "them would be scaled twice; build SampleScheduler with the recipe's batch size"
+        )
+    before, after = recipe.optimizer.betas[0], new.betas[0]
+    for option, moved in (
+        ("momentum", old.momentum != new.momentum),
+        ("weight_decay", old.weight_decay != new.weight_decay),
+        ("betas.1", old.betas[1] != new.betas[1]),
+    ):
+        if moved and option in scheduler.driven:
+            raise InputError(
+                f"the scheduler moves {option}, and so would the new batch; build it without "
+                '(cycle_momentum=False), or keep the momentum (rules.momentum = "keep")'
+            )
+    power = math.log(after) / math.log(before) if 0 < before < 1 and 0 < after < 1 else 1.0
+    return {"betas.0": power}
+
+
 def _share(optimizer: torch.optim.Optimizer, given: float | None, noise: Measured | None, batch: float) -> float:
     if given is not None:
         return finite("noise_share", given, 0, 1)
@@ -153,18 +232,36 @@ def _write(optimizer: torch.optim.Optimizer, recipe: Recipe, old: Settings, new:
             if key not in group:
                 continue
             if key == "lr":
-                group[key] = group[key] * (new.lr / old.lr) if scaled_lr else group[key]
+                if scaled_lr:
+                    assign(group, key, group[key] * (new.lr / old.lr))
             elif key == "weight_decay":
-                group[key] = group[key] * (new.weight_decay / old.weight_decay) if old.weight_decay else group[key]
+                if old.weight_decay:
+                    assign(group, key, group[key] * (new.weight_decay / old.weight_decay))
             else:
-                group[key] = getattr(new, key)
+                assign(group, key, getattr(new, key))
+
+
+def _copied(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a group's options with the values of those that are tensors, which are written in place."""
+    return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in group.items()}
 
 
 def _restore(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
-        group.clear()
-        group.update(saved)
+        for key in group.keys() - saved.keys():
+            del group[key]
+        for key, value in saved.items():
+            assign(group, key, value)
 
 
-def _restore_scheduler(scheduler: SampleScheduler, before: tuple[float, float]) -> None:
-    scheduler.factor, scheduler.samples = before
+def _move_scheduler(
+    scheduler: SampleScheduler, factor: float, size: int, powers: dict[str, float]
+) -> Callable[[], None]:
+    """Give a scheduler the numbers of another batch, and return what takes them back."""
+    before = scheduler.factor, scheduler.samples, scheduler.powers
+
+    def back() -> None:
+        scheduler.factor, scheduler.samples, scheduler.powers = before
+
+    scheduler.factor, scheduler.samples, scheduler.powers = factor, size, powers
+    return back
