@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 import isobatch
 from isobatch.decentralized import Decentralized
-from isobatch.topologies import build
+from isobatch.decentralized.graphs import build
 from isobatch_studies.decentlam.loopback import ranks
 
 RANKS, BAR = 4, 1.1

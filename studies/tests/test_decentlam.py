@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from tests.reference.decentralized import LeastSquares, mixing
 
-from isobatch import InputError, topologies
+from isobatch import InputError
+from isobatch.decentralized import graphs
 from isobatch_studies.claims import claims, criteria
 from isobatch_studies.decentlam import bias, communication, study
 from isobatch_studies.decentlam.digits import Cell, by_class, cells, steps_of, train_cell
@@ -29,7 +30,7 @@ def test_the_problem_is_the_reference_and_its_bias_the_algebra():
     problem, slow = Problem(2, 8, 50, 30), LeastSquares()
     np.testing.assert_allclose(problem.hessian[0], slow.hessian, rtol=1e-12)
     np.testing.assert_allclose(problem.best[0, 0, :, 0], slow.best, rtol=1e-12)
-    w, ring = mixing(topologies.build("lazy ring", 8)), topologies.build("lazy ring", 8)
+    w, ring = mixing(graphs.build("lazy ring", 8)), graphs.build("lazy ring", 8)
     beta = np.array([0.5, 0.9])
     for name in ("dmsgd", "da", "decentlam"):
         x = train(name, ring, problem.start(2), lambda x, _: problem.gradient(x), 1e-2, beta, 5000)

@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "isobatch"
 FLOORS = (
     ("errors", "installed", "renamed"),
-    ("units", "curves", "recipe", "rules", "plan", "formats", "control", "schedules", "topologies"),
+    ("units", "curves", "recipe", "rules", "plan", "formats", "control", "schedules"),
     ("gradients", "modules", "average", "noise", "augment", "optimizers"),
-    ("data", "checkpoint", "decentralized"),
+    ("data", "checkpoint", "decentralized", "topologies"),
     ("tasks", "train"),
     ("report", "verify", "critical"),
     ("cli", "integrations"),

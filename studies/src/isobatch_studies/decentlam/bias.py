@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from isobatch.topologies import build
+from isobatch.decentralized.graphs import build
 from isobatch_studies.decentlam.least_squares import Array, Problem, train
 
 EXACT = ("dsgd", "dmsgd", "awc", "da", "slowmo", "qg", "d2", "decentlam", "pmsgd")

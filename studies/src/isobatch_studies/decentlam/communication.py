@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from isobatch.topologies import ASSUMPTIONS, Link, allreduce_seconds, build, compare, fit_link
+from isobatch.decentralized.cost import ASSUMPTIONS, Link, allreduce_seconds, compare, fit_link
+from isobatch.decentralized.graphs import build
 from isobatch.units import finite
 from isobatch_studies.decentlam.loopback import measure
 

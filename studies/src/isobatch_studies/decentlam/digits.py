@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from isobatch.decentralized import METHODS, VirtualNodes
+from isobatch.decentralized.graphs import build
 from isobatch.plan import Recipe
 from isobatch.tasks import TensorSamples, make_run
-from isobatch.topologies import build
 from isobatch.verify.cells import hashed, run_all
 
 _LARS = 50.0  # LARS's trust ratio is 1e-3: its learning rate is larger by about its inverse over |x|/|g|

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isobatch.decentralized import METHODS, advance
-from isobatch.topologies import Topology
+from isobatch.decentralized import METHODS, Topology, advance
 
 Array = NDArray[np.float64]
 

@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 
 from isobatch.decentralized import Decentralized
+from isobatch.decentralized.graphs import build
 from isobatch.decentralized.mail import Mail
 from isobatch.errors import IsobatchError
 from isobatch.tasks import make_run
-from isobatch.topologies import build
 from isobatch_studies.decentlam.digits import RECIPE, Cell, batches, by_class, loss, rate_at
 
 SIZES = (4_096, 65_536, 1_048_576, 4_194_304, 16_777_216)
