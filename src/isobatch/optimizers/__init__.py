@@ -1,5 +1,9 @@
 """Optimizers: the invariant Adam family, and builders of those that `isobatch.rules.OPTIMIZERS` names."""
 
+from isobatch.installed import need
+
+need("torch")
+
 from isobatch.optimizers.catalogue import build
 from isobatch.optimizers.family import InvariantAdam, InvariantAdamW, InvariantRMSprop
 from isobatch.optimizers.layers import layer_squares

@@ -8,6 +8,7 @@ from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from isobatch.errors import InputError
+from isobatch.installed import need
 from isobatch.optimizers.settings import bind, decay
 from isobatch.rules import OPTIMIZERS, OptimizerRow
 from isobatch.rules.optimizers import trained
@@ -117,7 +118,6 @@ def _row(name: str) -> OptimizerRow:
 
 def _builder(row: OptimizerRow) -> Callable[..., Optimizer]:
     home, _, name = str(row.builder).rpartition(".")
-    try:
-        return getattr(import_module(home), name)
-    except ModuleNotFoundError as error:
-        raise InputError(f'optimizer={row.name!r} needs {error.name}: pip install "isobatch[optimizers]"') from None
+    if home.startswith("pytorch_optimizer"):
+        need("optimizers")
+    return getattr(import_module(home), name)

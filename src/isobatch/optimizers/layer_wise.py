@@ -13,6 +13,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from isobatch.installed import need
+
 
 def groups(params: Iterable[Any], **vectors: Any) -> list[dict[str, Any]]:
     """Return matrices in one group and vectors in another that has no weight decay; groups stay as they are.
@@ -60,6 +62,7 @@ def lars(
     References:
         arXiv 1708.03888 (You, Gitman, Ginsburg).
     """
+    need("optimizers")
     from pytorch_optimizer import LARS
 
     return LARS(
@@ -83,6 +86,7 @@ def lamb(params: Iterable[Any], *, lr: float, betas: tuple[float, float], eps: f
     References:
         arXiv 1904.00962 (You et al.).
     """
+    need("optimizers")
     from pytorch_optimizer import Lamb
 
     # the library's defaults take a ten times larger first step, decouple the decay from the norm, and clip |w| at 10
@@ -110,6 +114,7 @@ def adamp(
     References:
         arXiv 2006.08217 (Heo et al.).
     """
+    need("optimizers")
     from pytorch_optimizer import AdamP
 
     return AdamP(groups(params), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
