@@ -81,7 +81,12 @@ def copied(module: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> Co
     root = unwrap(module)
     with torch.inference_mode(False), torch.no_grad():
         copier = _Copier(root, tensors or {})
-        made = copier.copy(root)
+        try:
+            made = copier.copy(root)
+        except InputError:
+            raise
+        except Exception as error:  # a module's own way of copying itself, or of giving its state
+            raise InputError(f"the model cannot be copied ({type(error).__name__}: {error})") from error
         _refuse_leftovers(root, made)
     return Copy(made, copier.pairs)
 

@@ -7,10 +7,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from scipy.special import stdtrit
-
-from isobatch.noise.interval import Spread, ratio_interval
-from isobatch.noise.statistic import Moments, noise_scale
+from isobatch.noise.statistic import Moments, Spread, noise_scale, ratio_interval
+from isobatch.student import student_t
 
 FEWEST = 12
 WIDEST = 4.0
@@ -84,6 +82,7 @@ def judge(
     unit: str = "samples",
     excluded: int = 0,
     fewest: int = FEWEST,
+    why_excluded: str = "something in them was not finite",
 ) -> NoiseEstimate:
     r"""Return the verdict on averaged estimates.
 
@@ -100,6 +99,7 @@ def judge(
         unit: what the clock counts.
         excluded: how many measurements were left out.
         fewest: measurements below which nothing is identified.
+        why_excluded: in words, where all of them were.
 
     Returns:
         The estimate.
@@ -111,7 +111,7 @@ def judge(
         'noise scale 100 samples (95% interval 97.3 to 103), from 100 measurements'
     """
     if measurements == 0:
-        lost = f"all {excluded} measurements were excluded: something in them was not finite"
+        lost = f"all {excluded} measurements were excluded: {why_excluded}"
         return undefined(lost if excluded else "nothing has been measured yet", excluded=excluded, level=level)
     if found.trace == 0 and found.gradient_squared == 0:
         return undefined("every gradient was zero", excluded=excluded, level=level, measurements=measurements)
@@ -191,7 +191,7 @@ def _needed(
     if not (g > 0 and s > 0):
         return max(least, span)
     relative = max(v_ss / s**2 - 2 * v_sg / (s * g) + v_gg / g**2, 0.0)
-    times = relative * float(stdtrit(max(spread.freedom, 1.0), (1 + level) / 2)) ** 2 / (math.log(WIDEST) / 2) ** 2
+    times = relative * student_t(max(spread.freedom, 1.0), (1 + level) / 2) ** 2 / (math.log(WIDEST) / 2) ** 2
     return max(least, span * (times - 1), span / measurements)
 
 

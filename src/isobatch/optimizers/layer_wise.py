@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-NAMES = ("LARS", "Lamb", "AdamP")
+from isobatch.installed import need
 
 
 def groups(params: Iterable[Any], **vectors: Any) -> list[dict[str, Any]]:
@@ -62,12 +62,12 @@ def lars(
     References:
         arXiv 1708.03888 (You, Gitman, Ginsburg).
     """
+    need("optimizers")
     from pytorch_optimizer import LARS
 
-    made = LARS(
+    return LARS(
         list(params), lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, trust_coefficient=trust
     )
-    return _counted(made)
 
 
 def lamb(params: Iterable[Any], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> Optimizer:
@@ -86,13 +86,14 @@ def lamb(params: Iterable[Any], *, lr: float, betas: tuple[float, float], eps: f
     References:
         arXiv 1904.00962 (You et al.).
     """
+    need("optimizers")
     from pytorch_optimizer import Lamb
 
     # the library's defaults take a ten times larger first step, decouple the decay from the norm, and clip |w| at 10
     flags = {"weight_decouple": False, "adam_debias": True}
     made = Lamb(groups(params, adam=True), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **flags)
     made.clamp = math.inf
-    return _counted(made)
+    return made
 
 
 def adamp(
@@ -113,31 +114,7 @@ def adamp(
     References:
         arXiv 2006.08217 (Heo et al.).
     """
+    need("optimizers")
     from pytorch_optimizer import AdamP
 
-    return _counted(AdamP(groups(params), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
-
-
-def is_layer_wise(optimizer: Optimizer) -> bool:
-    """Return whether an optimizer is one of these.
-
-    Args:
-        optimizer: any.
-
-    Returns:
-        Whether its state is known here.
-
-    Example:
-        >>> import torch
-        >>> is_layer_wise(torch.optim.SGD([torch.zeros(1)], lr=0.1))
-        False
-    """
-    kind = type(optimizer)
-    return kind.__name__ in NAMES and kind.__module__.startswith("pytorch_optimizer.")
-
-
-def _counted(optimizer: Optimizer) -> Optimizer:
-    """Give each group its step count now, so that a fresh optimizer can take over a stored one's."""
-    for group in optimizer.param_groups:
-        group.setdefault("step", 0)
-    return optimizer
+    return AdamP(groups(params), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)

@@ -1,13 +1,17 @@
 """Training: the one loop, its guard, and what a change of the batch moves."""
 
+from isobatch.installed import need
+
+need("torch")
+
 from isobatch.train.device import Device
 from isobatch.train.guard import Guard, Judgement, Verdict
 from isobatch.train.loop import Step, Trainer
+from isobatch.train.optimizer_state import rescale_state
 from isobatch.train.rescaling import Rescaled, rescale
 from isobatch.train.sample_scheduler import SampleScheduler
 from isobatch.train.search import AutoWarmup
 from isobatch.train.setup import make_average, make_optimizer
-from isobatch.train.state import rescale_state
 
 __all__ = [
     "AutoWarmup",

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
-from isobatch.average.watch import overflowed
+from isobatch.average.engine import overflowed
 from isobatch.errors import InputError
 from isobatch.gradients import bare_optimizer
 from isobatch.optimizers.settings import assign

@@ -1,5 +1,9 @@
 """verify: is it the same run? Equivalence of whole runs, over seeds, with fixed margins."""
 
+from isobatch.installed import need
+
+need("torch", "verify")
+
 from isobatch.verify.arms import ABLATIONS, arms
 from isobatch.verify.comparison import Comparisons, run
 from isobatch.verify.equivalence import Comparison, Verdict, compare, gaps, margins

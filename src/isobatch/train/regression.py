@@ -1,0 +1,259 @@
+r"""An exact Gaussian process over the losses of a run, in the few dimensions that its kernel has.
+
+    k(x, x') = s*exp(-(x-x')^2/(2*l^2)) = s*phi(x).phi(x'),   phi_k(u) = exp(-u^2/(2*l^2)) * (u/l)^k / sqrt(k!)
+
+On [-1/2, 1/2] with l = 0.2 the terms beyond k = 31 add less than 1e-12, so that n losses cost one 32 x 32
+eigenvalue problem instead of an n x n Cholesky factor.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isobatch.curves import Look
+
+Array = NDArray[np.float64]
+
+LENGTHSCALE, TERMS, PLACES = 0.2, 32, 500
+FIT_POINTS, LOOK_POINTS, DRAWS, ITERATIONS = 100, 500, 5, 100
+RATE, LEAST_NOISE, JITTER = 0.01, 1e-4, 1e-4
+_FACTORIALS = np.array([math.sqrt(math.factorial(k)) for k in range(TERMS)])
+
+
+def features(x: Array) -> Array:
+    """Return phi(x), whose products are the kernel for s = 1.
+
+    Args:
+        x: places in [0, 1], shape (n,).
+
+    Returns:
+        Shape (n, 32).
+
+    Example:
+        >>> one = features(np.array([0.1, 0.4]))
+        >>> bool(abs(one[0] @ one[1] - np.exp(-(0.3**2) / 0.08)) < 1e-12)
+        True
+    """
+    u = (np.asarray(x, dtype=float) - 0.5) / LENGTHSCALE
+    powers = np.concatenate([np.ones((len(u), 1)), np.repeat(u[:, None], TERMS - 1, 1)], 1).cumprod(1)
+    return np.exp(-(u**2) / 2)[:, None] * powers / _FACTORIALS
+
+
+class Evidence:
+    """The marginal likelihood of losses, as a function of mean, scale and noise.
+
+    Args:
+        x: places in [0, 1].
+        y: losses there.
+    """
+
+    def __init__(self, x: Array, y: Array):
+        phi = features(x)
+        self.values, self.vectors = np.linalg.eigh(phi.T @ phi)
+        self.values = self.values.clip(min=0)
+        turned = phi @ self.vectors
+        self.ones, self.along = turned.sum(0), turned.T @ y
+        self.count, self.total, self.square = len(y), float(y.sum()), float(y @ y)
+
+    def negative(self, mean: float, scale: float, noise: float) -> float:
+        """Return minus the log evidence per loss, without its constant.
+
+        Args:
+            mean: c.
+            scale: s.
+            noise: sigma^2.
+
+        Returns:
+            (r'K^-1 r + log|K|)/(2n), K = s*phi.phi' + sigma^2, r = y - c.
+        """
+        n, b, d = self.count, self.along - mean * self.ones, scale * self.values + noise
+        square = self.square - 2 * mean * self.total + n * mean**2
+        fit = (square - scale * float(b @ (b / d))) / noise
+        return (fit + float(np.log(d).sum()) + (n - TERMS) * math.log(noise)) / (2 * n)
+
+    def slope(self, mean: float, scale: float, noise: float) -> tuple[float, float, float]:
+        """Return the derivatives of `negative` by mean, scale and noise.
+
+        Args:
+            mean: c.
+            scale: s.
+            noise: sigma^2.
+
+        Returns:
+            One number each.
+        """
+        n, b = self.count, self.along - mean * self.ones
+        part = 1 / (scale * self.values + noise)
+        share = b * part
+        along, ones, own, curved = (float(v) for v in np.stack([b, self.ones, share, self.values * share]) @ share)
+        square = self.square - 2 * mean * self.total + n * mean**2
+        by_mean = -2 * (self.total - n * mean - scale * ones) / noise
+        by_scale = float(self.values @ part) - own
+        length = (square - 2 * scale * along + scale**2 * curved) / noise**2
+        by_noise = float(part.sum()) + (n - TERMS) / noise - length
+        return by_mean / (2 * n), by_scale / (2 * n), by_noise / (2 * n)
+
+    def posterior(self, mean: float, scale: float, noise: float) -> tuple[Array, Array]:
+        """Return mean and covariance of the weights on phi.
+
+        Args:
+            mean: c.
+            scale: s.
+            noise: sigma^2.
+
+        Returns:
+            Shapes (32,) and (32, 32).
+        """
+        d = scale * self.values + noise
+        weights = self.vectors @ (scale * (self.along - mean * self.ones) / d)
+        return weights, (self.vectors * (scale * noise / d)) @ self.vectors.T
+
+
+@final
+class LossRegression:
+    """AutoWU's Gaussian process: fitted a little at each look, and asked whether the loss has turned.
+
+    At each look: mean set to that of the losses; 100 Adam steps on the evidence of at most 100 random losses; then,
+    five times, the posterior given at most 500 random losses at 500 places. The draws depend on the number of the look
+    alone, so every rank and every resumed run makes the same ones.
+
+    The published noise starts at 1e-3 and moves slowly: where losses scatter more, the first looks are sure of a turn
+    that is none. So unless `published`, a look takes the noise to be at least that between neighbouring losses.
+
+    Args:
+        published: leave the noise to the fit alone.
+
+    Example:
+        >>> x = np.linspace(0, 1, 200, endpoint=False)
+        >>> look = LossRegression().look(x, (x - 0.5) ** 2 * 8)
+        >>> min(look.chances) > 0.95, all(abs(place - 0.5) < 0.05 for place in look.places)
+        (True, True)
+
+    References:
+        arXiv 2107.05855 (Kim et al.), and its official code.
+    """
+
+    def __init__(self, *, published: bool = False):
+        self.published, self.looks = published, 0
+        self.mean, self.raw = 0.0, [0.0, _raw(1e-3 - LEAST_NOISE)]
+        self._first, self._second, self._steps = [0.0] * 3, [0.0] * 3, 0
+        self._places = np.linspace(0, 1, PLACES)
+        self._features = features(self._places)
+
+    @property
+    def scale(self) -> float:
+        """The kernel's s."""
+        return _softplus(self.raw[0])
+
+    @property
+    def noise(self) -> float:
+        """The variance of one loss."""
+        return LEAST_NOISE + _softplus(self.raw[1])
+
+    def look(self, x: Sequence[float] | Array, y: Sequence[float] | Array) -> Look:
+        """Fit, and say how likely it is that the loss was lower before.
+
+        Args:
+            x: places of the losses, shares of the samples so far.
+            y: finite losses; fewer than two say nothing.
+
+        Returns:
+            One chance and one place for each draw.
+        """
+        self.looks += 1
+        places, losses = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+        if len(losses) < 2:
+            return Look((0.0,) * DRAWS, (1.0,) * DRAWS)
+        self.mean = float(losses.mean())
+        chosen = self._draw(len(losses), FIT_POINTS, 0)
+        self._fit(Evidence(places[chosen], losses[chosen]))
+        noise = self.noise if self.published else max(self.noise, scatter(losses))
+        same = len(losses) <= LOOK_POINTS  # then every draw is all of them
+        found = [self._judge(places, losses, noise, draw) for draw in range(1, 2 if same else DRAWS + 1)] * (
+            DRAWS if same else 1
+        )
+        return Look(tuple(chance for chance, _ in found), tuple(place for _, place in found))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return hyperparameters, Adam's state and the number of looks, as plain values."""
+        lists = {"raw": list(self.raw), "first": list(self._first), "second": list(self._second)}
+        return {"looks": self.looks, "mean": self.mean, "steps": self._steps, **lists}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state.
+
+        Args:
+            state: what `state_dict` gave.
+        """
+        self.looks, self.mean, self._steps = state["looks"], state["mean"], state["steps"]
+        self.raw = list(state["raw"])
+        self._first, self._second = list(state["first"]), list(state["second"])
+
+    def _judge(self, places: Array, losses: Array, noise: float, draw: int) -> tuple[float, float]:
+        chosen = self._draw(len(losses), LOOK_POINTS, draw)
+        weights, covariance = Evidence(places[chosen], losses[chosen]).posterior(self.mean, self.scale, noise)
+        expected = self._features @ weights
+        return chance(expected, self._features, covariance), float(self._places[int(expected.argmin())])
+
+    def _draw(self, count: int, most: int, draw: int) -> NDArray[np.int64]:
+        if count <= most:
+            return np.arange(count)
+        return np.sort(np.random.default_rng([self.looks, draw]).choice(count, most, replace=False))
+
+    def _fit(self, evidence: Evidence) -> None:
+        values = [self.mean, float(self.raw[0]), float(self.raw[1])]
+        for _ in range(ITERATIONS):
+            slopes = evidence.slope(values[0], _softplus(values[1]), LEAST_NOISE + _softplus(values[2]))
+            self._steps += 1
+            far, near = 1 - 0.9**self._steps, 1 - 0.999**self._steps
+            for i, slope in enumerate(slopes):
+                step = slope if i == 0 else slope / (1 + math.exp(-values[i]))
+                self._first[i] += 0.1 * (step - self._first[i])
+                self._second[i] += 0.001 * (step**2 - self._second[i])
+                values[i] -= RATE * self._first[i] / far / (math.sqrt(self._second[i] / near) + 1e-8)
+        self.mean, self.raw = values[0], values[1:]
+
+
+def chance(expected: Array, phi: Array, covariance: Array) -> float:
+    """Return the largest chance over the earlier places that the function is lower there than at the last one.
+
+    Args:
+        expected: posterior mean at each place.
+        phi: features of the places.
+        covariance: of the weights.
+
+    Returns:
+        max_i P(f_i < f_last), each on its own.
+    """
+    apart = phi[:-1] - phi[-1]
+    spread = np.sqrt(((apart @ covariance) * apart).sum(1).clip(min=0) + JITTER)
+    furthest = float(((expected[-1] - expected[:-1]) / spread).max())
+    return 0.5 * math.erfc(-furthest / math.sqrt(2))
+
+
+def scatter(losses: Array) -> float:
+    """Return the variance of one loss about its neighbours, from the median of their distances.
+
+    Args:
+        losses: in order, at least two.
+
+    Returns:
+        sigma^2; an explosion at the end hardly moves it.
+
+    Example:
+        >>> noisy = np.random.default_rng(0).normal(0, 2, 1000) + np.linspace(0, 50, 1000)
+        >>> round(scatter(noisy), 1)  # 4 in the limit
+        3.7
+    """
+    return float(np.median(np.abs(np.diff(losses))) / 0.9539) ** 2
+
+
+def _softplus(value: float) -> float:
+    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
+
+
+def _raw(value: float) -> float:
+    return value + math.log(-math.expm1(-value))
