@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE, STUDIES = ROOT / "src" / "isobatch", ROOT / "studies" / "src" / "isobatch_studies"
 FLOORS = (
-    ("errors", "installed", "results", "student"),
+    ("errors", "renamed", "installed", "results", "student"),
     ("units", "rules", "schedules", "plan", "control", "formats"),
     ("gradients", "modules", "average", "noise", "augment", "optimizers"),
     ("data", "checkpoint", "decentralized", "topologies"),
