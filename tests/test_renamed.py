@@ -57,5 +57,5 @@ def test_batch_augmentation_answers_to_its_old_words(old, new):
 def test_the_warning_points_at_who_asked():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        old_names("isobatch.units", {"entire": "isobatch.units:whole"})("entire")
+        old_names("isobatch.units", {"entire": "isobatch.units.whole"})("entire")
     assert said[0].filename == __file__

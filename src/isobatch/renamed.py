@@ -1,4 +1,4 @@
-"""Old names: they still answer, and warn of the new one."""
+"""Old public names: they answer with the new one and a DeprecationWarning that says it."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -9,32 +9,34 @@ from typing import Any, TypeVar
 _Kind = TypeVar("_Kind")
 
 
-def old_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a module some of whose names have changed.
+def old_names(module: str, moved: Mapping[str, str], gone: Mapping[str, str] | None = None) -> Callable[[str], Any]:
+    """Return a module's `__getattr__` that knows its old names.
 
     Args:
-        module: its `__name__`.
-        names: old name -> "module:new name".
+        module: name of the module.
+        moved: old name -> dotted new one.
+        gone: name of what is no more -> what to use instead.
 
     Returns:
-        A function of a name: what has it now, with a DeprecationWarning.
+        The function.
 
     Example:
-        >>> with warnings.catch_warnings(record=True) as said:
-        ...     warnings.simplefilter("always")
-        ...     found = old_names("isobatch.units", {"entire": "isobatch.units:whole"})("entire")
-        >>> found.__name__, str(said[0].message)
-        ('whole', 'isobatch.units.entire is now isobatch.units.whole')
+        >>> look = old_names("isobatch.rules", {}, {"Staff": "nothing; it had no use"})
+        >>> look("Staff")
+        Traceback (most recent call last):
+        AttributeError: isobatch.rules.Staff is gone; use nothing; it had no use
     """
 
-    def answer(name: str) -> Any:
-        if name not in names:
-            raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        home, _, new = names[name].partition(":")
-        warnings.warn(f"{module}.{name} is now {home}.{new}", DeprecationWarning, stacklevel=2)
-        return getattr(import_module(home), new)
+    def look(name: str) -> Any:
+        if name in moved:
+            home, _, new = moved[name].rpartition(".")
+            warnings.warn(f"{module}.{name} is now {moved[name]}", DeprecationWarning, stacklevel=2)
+            return getattr(import_module(home), new)
+        if gone is not None and name in gone:
+            raise AttributeError(f"{module}.{name} is gone; use {gone[name]}")
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
-    return answer
+    return look
 
 
 class OldAttribute:

@@ -15,7 +15,7 @@ Pending = Callable[[], Tensor]
 Segment = tuple[int, int]
 _STOP = 0
 
-__getattr__ = old_names(__name__, {"Maker": "isobatch.augment.concurrently:DirectionProvider"})
+__getattr__ = old_names(__name__, {"Maker": "isobatch.augment.concurrently.DirectionProvider"})
 
 
 class DirectionProvider(ABC):

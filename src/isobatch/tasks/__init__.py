@@ -28,5 +28,5 @@ __all__ = [
 
 __getattr__ = old_names(
     __name__,
-    {"Lesson": "isobatch.tasks.loss_context:LossContext", "Teaching": "isobatch.tasks.loss_context:LossNeeds"},
+    {"Lesson": "isobatch.tasks.loss_context.LossContext", "Teaching": "isobatch.tasks.loss_context.LossNeeds"},
 )

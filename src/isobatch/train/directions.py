@@ -11,8 +11,8 @@ from isobatch.augment.concurrent_adversarial import directions
 from isobatch.augment.concurrently import DirectionProvider
 from isobatch.augment.draws import Draws
 from isobatch.augment.views import inputs_of
+from isobatch.curves import Staircase
 from isobatch.data import shard
-from isobatch.schedules import Staircase
 
 if TYPE_CHECKING:
     from torch import Tensor

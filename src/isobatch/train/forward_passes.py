@@ -15,7 +15,7 @@ from isobatch.augment.norms import adversarial_rows
 from isobatch.augment.views import inputs_of
 from isobatch.data import shard_sizes
 from isobatch.errors import InputError
-from isobatch.rules import FAMILIES
+from isobatch.plan import row_of
 from isobatch.train.balance import norm_ratio
 from isobatch.train.directions import Directions, eps_schedule, positions
 from isobatch.train.gradient import PLAIN, Accumulator, ForwardPass
@@ -171,7 +171,7 @@ def _check(run: Run, recipe: Recipe) -> None:
     adversary, part = recipe.adversary, recipe.augment
     several = adversary is not None or (part is not None and part.passes == "copies" and part.views > 1)
     way = 'augment.passes = "one"' if adversary is None else "one without [adversary]"
-    if several and FAMILIES[recipe.optimizer.name].invariant:
+    if several and row_of(recipe).invariant:
         raise InputError(
             f"optimizer.name={recipe.optimizer.name!r} reads its second moment off passes of independent samples, and "
             f"here the same samples pass several times; use {way}, or an optimizer that is not invariant"

@@ -9,21 +9,21 @@ import torch
 from torch import nn
 
 from isobatch import rules
+from isobatch.curves import AutoWU, Staircase
 from isobatch.data import SampleOrder, shard
 from isobatch.errors import InputError, NonFiniteError
-from isobatch.optimizers import put
+from isobatch.optimizers import write_prepared
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.plan import Recipe, Settings, scaled
 from isobatch.renamed import OldAttribute
-from isobatch.schedules import AutoWU, Staircase
 from isobatch.tasks import LossContext, Run
 from isobatch.train.device import Device
 from isobatch.train.following import Follower
 from isobatch.train.forward_passes import ForwardPasses
 from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, Verdict
-from isobatch.train.setup import batches, make_average, make_optimizer, make_search, written
-from isobatch.train.state import rescale_state
+from isobatch.train.optimizer_state import rescale_state
+from isobatch.train.setup import batches, make_average, make_optimizer, make_search, prepare_groups
 from isobatch.train.world import World
 from isobatch.units import whole
 
@@ -102,7 +102,7 @@ class Trainer:
         self.batch_at = batches(recipe) if self.follower is None or recipe.batch.schedule else self.follower.batch
         self._settings: dict[int, Settings] = {}
         self._stairs: dict[int, Staircase] = {}
-        self._written: dict[int, list[dict[str, Any]]] = {}
+        self._groups: dict[int, list[dict[str, Any]]] = {}
         self._parameters = list(run.model.parameters())
         self._norms = [m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._set_batch_norm(self.settings(self.last_batch))
@@ -233,9 +233,9 @@ class Trainer:
         if self.recipe.optimizer.clip is not None:
             self._clip(self.recipe.optimizer.clip)
         lr = new.lr * self._factor(size).mean(self.seen, self.seen + size)
-        if size not in self._written:
-            self._written[size] = written(self.optimizer, self.recipe, new)
-        put(self.optimizer, self._written[size], lr)
+        if size not in self._groups:
+            self._groups[size] = prepare_groups(self.optimizer, self.recipe, new)
+        write_prepared(self.optimizer, self._groups[size], lr)
         self.optimizer.step()
         if self.average is not None:
             schedule = self.average_schedule
@@ -249,9 +249,7 @@ class Trainer:
     def _factor(self, size: int) -> Staircase | AutoWU:
         if self.search is not None:
             return self.search.rate
-        if self.recipe.rules.lr != "legw":
-            return self.schedule
-        if size not in self._stairs:  # its warm-up moves with the batch
+        if size not in self._stairs:  # under some rules it moves with the batch
             self._stairs[size] = self.recipe.staircase(size)
         return self._stairs[size]
 

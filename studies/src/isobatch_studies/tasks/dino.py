@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from isobatch.augment import Views, augment
 from isobatch.average import ObservedMean
+from isobatch.curves import Staircase
 from isobatch.plan import Recipe
-from isobatch.schedules import Staircase
 from isobatch.tasks.face import Run, TensorSamples, seeded
 from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.units import finite, half_life, whole

@@ -10,7 +10,7 @@ from typing import Self
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
 from isobatch.errors import InputError
-from isobatch.plan.parts import Part
+from isobatch.recipe.parts import Part
 
 _TABLE = re.compile(r"^\[critical\][^\n]*\n(?:(?!\[)[^\n]*\n?)*", re.MULTILINE)
 

@@ -13,8 +13,8 @@ from pydantic import (
     model_validator,
 )
 
-from isobatch.plan.search import Search
-from isobatch.rules import FAMILIES, family
+from isobatch.curves import shape_of
+from isobatch.recipe.autowu import Search
 
 
 class Part(BaseModel):
@@ -141,12 +141,6 @@ class Optimizer(Part):
     lr_limit: StrictFloat | None = Field(default=None, gt=0)
     reference_batch: StrictInt | None = Field(default=None, ge=1)
 
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        family(name)
-        return name
-
     @field_validator("betas")
     @classmethod
     def _in_range(cls, betas: tuple[float, float]) -> tuple[float, float]:
@@ -158,16 +152,7 @@ class Optimizer(Part):
     def _fits(self) -> Self:
         if self.nesterov and not self.momentum:
             raise ValueError("optimizer.nesterov needs momentum > 0; set momentum or drop nesterov")
-        if self.momentum and "momentum" not in FAMILIES[self.name].moments:
-            raise ValueError(f"optimizer.momentum={self.momentum:g} has no meaning for {self.name}; remove it")
-        if self.reference_batch is not None and not FAMILIES[self.name].invariant:
-            raise ValueError(f"optimizer.reference_batch has no meaning for {self.name}; use invariant-{self.name}")
         return self
-
-    @property
-    def coupling(self) -> str:
-        """How weight decay is coupled."""
-        return self.decay or FAMILIES[self.name].decay
 
 
 class Schedule(Part):
@@ -176,7 +161,7 @@ class Schedule(Part):
     Args:
         length: such as "30 epochs", "20_000 samples", "500 steps" (steps of this recipe's batch).
         warmup: linear warm-up, same form.
-        shape: constant, linear, cosine, or autowu (see `search`).
+        shape: a name in `isobatch.curves.SHAPES` (constant, linear, cosine), or autowu (see `search`).
         final: learning rate at the end, as a share of lr.
         stair: samples over which the reference held each value; one step of this recipe unless given.
         decay_from: where the decay begins, such as "1 epoch"; the end of the warm-up unless given.
@@ -185,11 +170,16 @@ class Schedule(Part):
 
     length: str
     warmup: str = "0 samples"
-    shape: Literal["constant", "linear", "cosine", "autowu"] = "constant"
+    shape: str = "constant"
     final: StrictFloat = Field(default=0.0, ge=0, le=1)
     stair: StrictFloat | None = Field(default=None, gt=0)
     decay_from: str | None = None
     search: Search | None = None
+
+    @field_validator("shape")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return shape_of(name, beside=("autowu",))
 
     @model_validator(mode="after")
     def _searches(self) -> Self:
@@ -241,7 +231,8 @@ class Rules(Part):
     """Which form of a rule is used where several exist.
 
     Args:
-        lr: auto (the optimizer's own), linear, sqrt, noise-aware, legw (warm-up included, nothing else moves) or keep.
+        lr: auto (the optimizer's own) or a word of `isobatch.rules.LEARNING_RATES`: linear, sqrt, noise-aware, legw
+            (warm-up included, nothing else moves), speed or keep.
         momentum: sample-clock or keep.
         betas: power, linear or keep.
         average: half-life (rho**kappa) or keep (the decay per update, another average at every other batch).
@@ -249,7 +240,7 @@ class Rules(Part):
         noise_share: f, the noise share of the second moment at batch.size, for noise-aware.
     """
 
-    lr: Literal["auto", "linear", "sqrt", "noise-aware", "legw", "speed", "keep"] = "auto"
+    lr: str = "auto"
     momentum: Literal["sample-clock", "keep"] = "sample-clock"
     betas: Literal["power", "linear", "keep"] = "power"
     average: Literal["half-life", "keep"] = "half-life"
@@ -257,9 +248,7 @@ class Rules(Part):
     noise_share: StrictFloat | None = Field(default=None, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _share(self) -> Self:
-        if self.lr == "noise-aware" and self.noise_share is None:
-            raise ValueError('rules.lr = "noise-aware" needs rules.noise_share, the noise share of v in [0, 1]')
+    def _in_range(self) -> Self:
         if not all(0 <= floor < 1 for floor in self.floors):
             raise ValueError(f"rules.floors={list(self.floors)} must each be in [0, 1)")
         return self

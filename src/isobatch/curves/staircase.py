@@ -5,14 +5,11 @@ learning rate over the same samples is the same, whatever the sequence of batche
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
+from isobatch.curves.shapes import SHAPES, cosine, mean_over, shape_of
 from isobatch.errors import InputError
 from isobatch.units import finite
-
-SHAPES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Staircase:
     Args:
         length: samples of the whole run, positive.
         warmup: samples of the linear warm-up, at most length.
-        shape: constant, linear or cosine.
+        shape: a name in `SHAPES`: constant, linear, cosine.
         final: factor at the end of the run, in [0, 1].
         stair: samples of one reference step, positive.
         decay_from: samples at which the decay begins; the end of the warm-up unless given.
@@ -48,8 +45,7 @@ class Staircase:
         finite("schedule length", self.length, 0, open_low=True)
         finite("stair", self.stair, 0, open_low=True)
         finite("schedule.final", self.final, 0, 1)
-        if self.shape not in SHAPES:
-            raise InputError(f"schedule.shape={self.shape!r} must be one of {', '.join(SHAPES)}")
+        shape_of(self.shape)
         if not 0 <= self.warmup <= self.length:
             raise InputError(
                 f"schedule.warmup={self.warmup:g} samples must be in [0, {self.length:g}], the length of the run; "
@@ -80,7 +76,7 @@ class Staircase:
         Returns:
             The mean of the stairs, weighted by their overlap.
         """
-        return mean_of(self._value, start, stop, self.stair, self._stairs)
+        return mean_over(self._value, start, stop, self.stair, self._stairs)
 
     def _value(self, index: int) -> float:
         position = index * self.stair
@@ -89,10 +85,7 @@ class Staircase:
         start = self.warmup if self.decay_from is None else self.decay_from
         span = self.length - start
         progress = min(1.0, max(0.0, position - start) / span) if span else 1.0
-        if self.shape == "constant":
-            return 1.0
-        bend = 1 - progress if self.shape == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-        return self.final + (1 - self.final) * bend
+        return self.final + (1 - self.final) * SHAPES[self.shape](progress)
 
 
 @dataclass(frozen=True)
@@ -135,40 +128,10 @@ class DecaySchedule:
             H in samples, from 0 to infinity.
         """
         stairs = max(1, math.ceil(self.length / self.stair))
-        rate = -mean_of(self._log_decay, start, stop, self.stair, stairs) / self.stair
+        rate = -mean_over(self._log_decay, start, stop, self.stair, stairs) / self.stair
         return math.inf if rate == 0 else math.log(2) / rate
 
     def _log_decay(self, index: int) -> float:
         progress = min(1.0, index * self.stair / self.length)
-        decay = self.final - (self.final - self.start) * 0.5 * (1 + math.cos(math.pi * progress))
+        decay = self.final - (self.final - self.start) * cosine(progress)
         return -math.inf if decay == 0 else math.log(decay)
-
-
-def mean_of(value: Callable[[int], float], start: float, stop: float, stair: float, stairs: int) -> float:
-    """Return the mean of a step function over the samples [start, stop).
-
-    Args:
-        value: of each stair.
-        start: samples seen before the step.
-        stop: samples seen after it, greater than start.
-        stair: samples of one stair.
-        stairs: how many there are; the last value holds beyond them.
-
-    Returns:
-        The mean, weighted by overlap.
-
-    Raises:
-        InputError: a step without samples.
-    """
-    if not stop > start >= 0:
-        raise InputError(f"the step [{start:g}, {stop:g}) must hold samples: stop > start >= 0")
-    first, last = int(start / stair), math.ceil(stop / stair) - 1
-    if first >= last:
-        return value(min(first, stairs - 1))
-    clipped = partial(min, stairs - 1)
-    total = (first + 1) * stair - start
-    weighted = total * value(clipped(first))
-    for index in range(first + 1, last):
-        weighted += stair * value(clipped(index))
-    tail = stop - last * stair
-    return (weighted + tail * value(clipped(last))) / (stop - start)

@@ -1,26 +1,11 @@
 """The parts of a recipe for what lies past the useful batch: many views a sample, adversaries made ahead."""
 
-from __future__ import annotations
+from typing import Literal, Self
 
-from typing import TYPE_CHECKING, Literal, Self
+from pydantic import Field, StrictFloat, StrictInt, field_validator, model_validator
 
-from pydantic import Field, StrictFloat, StrictInt, model_validator
-
-from isobatch.plan.optimizer_rows import make_row
-from isobatch.plan.parts import Part
-from isobatch.rules import Confidence, Rule
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from isobatch.plan.plan import Row
-    from isobatch.plan.recipe import Recipe
-
-
-_VIEWS = Rule(
-    "views kept", "the clock counts samples, so learning rate and views stay", "1901.09335", Confidence.CONVENTION
-)
-_AGE = Rule("steps kept", "how old directions may become in samples is not known", "unknown", Confidence.UNKNOWN)
+from isobatch.curves import shape_of
+from isobatch.recipe.parts import Part
 
 
 class Augment(Part):
@@ -67,9 +52,14 @@ class Adversary(Part):
     norms: Literal["shared", "two"] = "shared"
     bounds: tuple[StrictFloat, StrictFloat] | None = None
     warmup: str = "0 samples"
-    shape: Literal["constant", "linear", "cosine"] = "constant"
+    shape: str = "constant"
     final: StrictFloat = Field(default=0.0, ge=0, le=1)
     seed: StrictInt = Field(default=0, ge=0)
+
+    @field_validator("shape")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return shape_of(name, "adversary.shape")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -78,42 +68,3 @@ class Adversary(Part):
         if self.bounds is not None and self.bounds[0] >= self.bounds[1]:
             raise ValueError(f"adversary.bounds={list(self.bounds)} must rise")
         return self
-
-
-def extras_in_samples(recipe: Recipe) -> dict[str, object]:
-    """Return [augment] and [adversary] with their spans in samples, so that they survive another batch.
-
-    Args:
-        recipe: the reference recipe.
-
-    Returns:
-        The parts to replace; empty for a recipe with neither.
-    """
-    found: dict[str, object] = {}
-    augment, adversary, unit = recipe.augment, recipe.adversary, recipe.batch.unit
-    if augment is not None and augment.adjust_norm is not None:
-        span = recipe.samples(augment.adjust_norm, "augment.adjust_norm")
-        found["augment"] = augment.model_copy(update={"adjust_norm": f"{span:.12g} {unit}"})
-    if adversary is not None:
-        span = recipe.samples(adversary.warmup, "adversary.warmup")
-        found["adversary"] = adversary.model_copy(update={"warmup": f"{span:.12g} {unit}"})
-    return found
-
-
-def extras_rows(recipe: Recipe, size: int) -> Iterator[Row]:
-    """Yield the rows of a plan for [augment] and [adversary].
-
-    Args:
-        recipe: the reference recipe.
-        size: the new batch.
-
-    Yields:
-        Rows.
-    """
-    augment, adversary, unit, old = recipe.augment, recipe.adversary, recipe.batch.unit, recipe.batch.size
-    if augment is not None:
-        note = f"{augment.views * old:,} rows a step become {augment.views * size:,}"
-        yield make_row("augment.views", augment.views, augment.views, _VIEWS, note)
-    if adversary is not None:
-        note = f"{adversary.tau * old:,} {unit} old become {adversary.tau * size:,}"
-        yield make_row("adversary.tau", adversary.tau, adversary.tau, _AGE, note)

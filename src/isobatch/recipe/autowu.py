@@ -1,10 +1,10 @@
-"""How a recipe's learning rate is searched for while it trains (AutoWU)."""
+"""[schedule.search]: how a recipe's learning rate is searched for while it trains (AutoWU)."""
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt
 
-from isobatch.schedules import Growth, interval_for
+from isobatch.curves import Growth, interval_for
 
 
 class Search(BaseModel):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from isobatch.curves.shapes import cosine, mean_over
 from isobatch.errors import InputError
-from isobatch.schedules.staircase import mean_of
 from isobatch.units import finite, whole
 
 DECAYS = ("cosine", "hold")
@@ -167,7 +167,7 @@ class AutoWU:
             The factor, in [0, 1].
         """
         stairs = max(1, math.ceil(self.growth.length / self.growth.stair))
-        return mean_of(self._value, start, stop, self.growth.stair, stairs)
+        return mean_over(self._value, start, stop, self.growth.stair, stairs)
 
     def observe(self, loss: float, start: float, stop: float) -> None:
         """Take in the loss of an applied step; at the end of the longest warm-up the rate turns.
@@ -253,7 +253,7 @@ class AutoWU:
             begin = max(begin, (1 - growth.cooldown) * growth.length)
         span = growth.length - begin
         progress = min(1.0, max(0.0, at - begin) / span) if span > 0 else 0.0
-        return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.peak * cosine(progress)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,9 +3,9 @@
 import math
 from typing import Any, final
 
+from isobatch.curves import Staircase
 from isobatch.errors import InputError
 from isobatch.rules import gain
-from isobatch.schedules.staircase import Staircase
 from isobatch.units import finite, whole
 
 

@@ -1,11 +1,9 @@
-"""Another number of devices: the global batch kept by a new split, or scaled with the devices."""
+"""How one global batch becomes micro-batches on ranks, and which splits are even."""
 
 from dataclasses import dataclass
 
 from isobatch.errors import InputError
 from isobatch.units import whole
-
-MODES = ("keep", "scale")
 
 
 @dataclass(frozen=True)
@@ -84,48 +82,6 @@ class Split:
         return f"{self.batch} = {self.devices} devices x micro {self.widest} x {self.accumulation}{tail}"
 
 
-@dataclass(frozen=True)
-class WorldChange:
-    """What another number of devices means for a run.
-
-    Args:
-        split: the new split.
-        kappa: new batch / old batch; every setting and state follows it, nothing moves at 1.
-        reason: in words.
-    """
-
-    split: Split
-    kappa: float
-    reason: str
-
-
-def even_split(batch: int, devices: int, micro: int) -> Split:
-    """Spread a batch evenly, or refuse it before the first step.
-
-    Args:
-        batch: global samples of a step.
-        devices: data-parallel devices.
-        micro: samples in one forward pass of a device.
-
-    Returns:
-        The even split.
-
-    Raises:
-        InputError: batch is no multiple of devices x micro; the nearest splits are listed.
-
-    Example:
-        >>> print(even_split(64, devices=4, micro=8))
-        64 = 4 devices x micro 8 x 2
-    """
-    asked = Split(batch, devices, micro)
-    if not asked.even:
-        raise InputError(
-            f"batch={batch} must be a multiple of devices x micro = {devices * micro}; nearest even splits: "
-            f"{'; '.join(map(str, nearest_splits(batch, devices, micro)))}; or an uneven one, weighted: {asked}"
-        )
-    return asked
-
-
 def nearest_splits(batch: int, devices: int, micro: int) -> tuple[Split, ...]:
     """Return the even splits nearest to what was asked, those that keep the batch first.
 
@@ -149,66 +105,6 @@ def nearest_splits(batch: int, devices: int, micro: int) -> tuple[Split, ...]:
     others = [Split(near, devices, micro) for near in (below, below + devices * micro) if near]
     others.sort(key=lambda near: abs(near.batch - batch))
     return tuple(dict.fromkeys(kept + others))
-
-
-def change_world(
-    batch: int, devices: int, new_devices: int, micro: int, *, mode: str = "keep", uneven: bool = False
-) -> WorldChange:
-    """Return what a run does when the number of its devices changes.
-
-    keep: the same global batch, so the same run; micro-batch and accumulation are planned again. The micro-batch stays
-    where it divides a device's share, else the largest divisor below it is taken. scale: the same share a device, so
-    batch * new/old, and every setting follows by the plan.
-
-    Args:
-        batch: global samples of a step until now.
-        devices: devices until now.
-        new_devices: devices from now on.
-        micro: most samples in one forward pass.
-        mode: keep or scale.
-        uneven: whether devices may take unequal shares, for a loop that weights means by their samples.
-
-    Returns:
-        The new split, kappa and the reason.
-
-    Raises:
-        InputError: a batch that the new devices cannot share evenly, with the nearest splits, or a mode unknown.
-
-    Example:
-        >>> print(change_world(64, 4, 2, micro=8).reason)
-        the batch stays 64 = 2 devices x micro 8 x 4; nothing else changes
-        >>> change_world(64, 4, 3, micro=8, mode="scale").kappa
-        0.75
-
-    References:
-        arXiv 1706.02677 (one update of B is the same however it is split, batch statistics apart).
-    """
-    if mode not in MODES:
-        raise InputError(f"mode={mode!r} must be one of {', '.join(MODES)}")
-    old, count = Split(batch, devices, micro), whole("new_devices", new_devices)
-    if mode == "scale":
-        if batch * count % devices:
-            raise InputError(
-                f"batch={batch} x {count}/{devices} devices is not whole; keep the batch, or start from a multiple "
-                f"of {devices}"
-            )
-        size = batch * count // devices
-        new = _even_or_uneven(size, count, micro, uneven)
-        because = f"the batch becomes {new}; kappa = {count}/{devices}, every setting follows the plan"
-        return WorldChange(new, size / batch, because)
-    new = _even_or_uneven(old.batch, count, micro, uneven)
-    kept = new.widest == old.widest
-    effect = "nothing else changes" if kept else f"the micro-batch was {old.widest}, which only batch norm sees"
-    return WorldChange(new, 1.0, f"the batch stays {new}; {effect}")
-
-
-def _even_or_uneven(batch: int, devices: int, micro: int, uneven: bool) -> Split:
-    if batch % devices == 0:
-        share = batch // devices
-        divisor = largest_divisor(share, micro)
-        # An awkward share would run a sample at a time to stay even; where weights allow, a small last pass is better.
-        return Split(batch, devices, micro if uneven and 2 * divisor < min(share, micro) else divisor)
-    return Split(batch, devices, micro) if uneven else even_split(batch, devices, micro)
 
 
 def largest_divisor(share: int, most: int) -> int:
