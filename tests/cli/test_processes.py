@@ -37,7 +37,12 @@ def test_importing_isobatch_and_planning_import_nothing_heavy(tmp_path):
     plan = f"from isobatch.cli import run\nassert run(['plan', {str(file)!r}, '--batch-size', '128']) == 0"
     assert loaded("import isobatch") == []
     assert loaded(plan) == []
-    assert loaded("import isobatch.units, isobatch.rules, isobatch.schedules, isobatch.plan") == []
+    assert (
+        loaded(
+            "import isobatch.units, isobatch.rules, isobatch.curves, isobatch.recipe, isobatch.plan, isobatch.control"
+        )
+        == []
+    )
     assert "torch" in loaded("import isobatch; isobatch.ModelEMA")
 
 
@@ -54,7 +59,7 @@ def test_bad_input_has_no_traceback(tmp_path):
 
 def test_a_task_of_ones_own_is_verified_from_a_recipe(tmp_path):
     """examples/own_task.py, called as its page says."""
-    words = ["examples/own_task.toml", "--batch-size", "32", "--seeds", "8", "--workers", "2", "--out", str(tmp_path)]
+    words = ["examples/own_task.toml", "--batch-size", "32", "--seeds", "16", "--workers", "2", "--out", str(tmp_path)]
     found = process("-m", "isobatch", "verify", "run", *words, "--ablate", "lr-only,unscaled")
     assert found.returncode == 0, found.stderr
     assert "plan: SAME (averaged model)" in found.stdout

@@ -160,7 +160,7 @@ def test_next_actions_name_mark_closest_arm_seeds_and_a_smaller_kappa():
     assert "--batch-size 16" in different
     assert "--max-kappa" in different
     assert "progressive scaling" in different
-    undecided = comparison({"plan": 0.02}, spread=0.1)
+    undecided = comparison({"plan": 0.0}, spread=0.04)
     assert undecided.verdict == "UNDECIDED"
     needed = undecided.table["plan"]["average"].seeds_to_decide
     assert needed > 8

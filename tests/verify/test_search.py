@@ -23,7 +23,7 @@ def test_planted_arms_move_one_setting():
 
 def test_the_characteristic_counts_verdicts_of_subsets(monkeypatch):
     gaps = {"plan": 0.0, "A/A": 0.0, "lr x1.3": 0.4, "half-life x1.1": 0.02}
-    monkeypatch.setattr(characteristic, "run", lambda *_, **__: comparison(gaps, seeds=40, spread=0.02))
+    monkeypatch.setattr(characteristic, "run", lambda *_, **__: comparison(gaps, seeds=40, spread=0.01))
     monkeypatch.setattr(characteristic, "DRAWS", 100)
     data = measure(recipe(), 32)
     shares = {arm: models["average"] for arm, models in data["shares"].items()}

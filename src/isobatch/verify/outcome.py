@@ -18,25 +18,25 @@ def next_actions(result: Comparisons) -> list[str]:
         Sentences, empty after SAME.
     """
     plan = result.table["plan"][result.headline]
-    if plan.verdict is Verdict.SAME or plan.first_outside is None:
+    if plan.verdict is Verdict.SAME:
         return []
-    marks = [result.stops[i] for i in result.marks]
-    unit = result.recipe.batch.unit
-    actions = [
-        f"first mark outside the margin: {marks[plan.first_outside]:,} {unit} "
-        f"({(plan.first_outside + 1) * 100 // MARKS}% of the run), gap {plan.mean[plan.first_outside]:+.3f}"
-    ]
+    actions, first = [], plan.first_outside
+    if first is not None:
+        actions.append(
+            f"first mark outside the margin: {result.stops[result.marks[first]]:,} {result.recipe.batch.unit} "
+            f"({(first + 1) * 100 // MARKS}% of the run), gap {plan.mean[first]:+.3f}"
+        )
     closest = min(result.table, key=lambda arm: abs(result.table[arm][result.headline].worst))
     if closest != "plan":
         actions.append(f"the closest arm is {closest} (worst gap {result.table[closest][result.headline].worst:+.3f})")
-    if plan.verdict is Verdict.UNDECIDED:
+    if plan.seeds_to_decide is not None:
         actions.append(
             f"about {plan.seeds_to_decide} seeds would decide; that is a new run: --seeds {plan.seeds_to_decide}"
         )
     kappa = result.plan.kappa
     smaller = round(result.recipe.batch.size * math.sqrt(kappa))
     actions.append(f"try a smaller kappa: --batch-size {smaller}, or --max-kappa for the largest one that is SAME")
-    if plan.first_outside <= 2 and kappa > 1:
+    if first is not None and first <= 2 and kappa > 1:
         actions.append("the gap opens early: start at the reference batch and switch later (progressive scaling)")
     elif kappa > 1:
         actions.append(
@@ -66,7 +66,7 @@ def to_dict(result: Comparisons) -> dict[str, Any]:
         "seconds": round(result.seconds, 1),
         "unit": result.recipe.batch.unit,
         "marks": marks,
-        "test": {"level": equivalence.LEVEL, "margins": result.bases, "early": equivalence.EARLY},
+        "test": {"level": equivalence.LEVEL.same, "margins": result.bases, "early": equivalence.EARLY},
         "arms": {arm: {model: _comparison(c) for model, c in models.items()} for arm, models in result.table.items()},
         "next": next_actions(result),
         "recipe": result.recipe.model_dump(mode="json", exclude_none=True),

@@ -106,7 +106,7 @@ def how(data: dict[str, Any]) -> list[str]:
         f"{value:g} ({'averaged' if m == 'average' else 'raw'} model)" for m, value in data["test"]["margins"].items()
     )
     early = f", plus {equivalence.EARLY:g} x initial loss / current loss of the reference" if loss else ""
-    wide = f"{1 - equivalence.LEVEL / len(data['marks']):.1%}"
+    wide = f"{1 - 2 * equivalence.LEVEL.different / len(data['marks']):.1%}"
     diverged = f"A loss above {equivalence.CEILING:g} times the initial one, or a diverged run, counts as that much."
     return [
         f"Gap: {gap} on held-out data, at {len(data['marks'])} marks fixed in {data['unit']}. Seed s gives every arm "
