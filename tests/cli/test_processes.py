@@ -59,7 +59,7 @@ def test_bad_input_has_no_traceback(tmp_path):
 
 def test_a_task_of_ones_own_is_verified_from_a_recipe(tmp_path):
     """examples/own_task.py, called as its page says."""
-    words = ["examples/own_task.toml", "--batch-size", "32", "--seeds", "8", "--workers", "2", "--out", str(tmp_path)]
+    words = ["examples/own_task.toml", "--batch-size", "32", "--seeds", "16", "--workers", "2", "--out", str(tmp_path)]
     found = process("-m", "isobatch", "verify", "run", *words, "--ablate", "lr-only,unscaled")
     assert found.returncode == 0, found.stderr
     assert "plan: SAME (averaged model)" in found.stdout

@@ -12,8 +12,8 @@ from isobatch.errors import InputError
 
 
 @dataclass(frozen=True)
-class Teaching:
-    """What a run's loss asks of the loop; with it the loss is called as loss(model, batch, lesson).
+class LossNeeds:
+    """What a run's loss asks of the loop; with it the loss is called as loss(model, batch, context).
 
     Args:
         teacher: the mode in which the averaged weights are handed over ("train": batch norm by the teacher's own
@@ -27,7 +27,7 @@ class Teaching:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class LossContext:
     """What the loop hands to a loss for one pass.
 
     Args:
@@ -51,5 +51,5 @@ class Lesson:
     def teacher(self) -> nn.Module:
         """The averaged weights after the previous step (post-step order), to be called under torch.no_grad()."""
         if self.average is None:
-            raise InputError("this loss asks for no teacher; give its run Teaching(teacher=...)")
+            raise InputError('this loss asked for no teacher; make its run with needs=LossNeeds(teacher="eval")')
         return self.average

@@ -16,24 +16,23 @@ from isobatch.augment.views import inputs_of
 from isobatch.data import shard_sizes
 from isobatch.errors import InputError
 from isobatch.plan import row_of
-from isobatch.train.ahead import Directions, eps_schedule, positions
 from isobatch.train.balance import norm_ratio
-from isobatch.train.turn import PLAIN, Turn
+from isobatch.train.directions import Directions, eps_schedule, positions
+from isobatch.train.gradient import PLAIN, Accumulator, ForwardPass
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from isobatch.augment.concurrently import Maker
+    from isobatch.augment.concurrently import DirectionProvider
     from isobatch.data import SampleOrder
     from isobatch.plan import Recipe
     from isobatch.tasks import Run
     from isobatch.train.device import Device
-    from isobatch.train.gradient import Accumulator
     from isobatch.train.world import World
 
 
-class Turns:
-    """The turns of a recipe with [augment] or [adversary], and their state.
+class ForwardPasses:
+    """The passes of a recipe with [augment] or [adversary], and their state.
 
     Args:
         run: the task; its batch norms are doubled in place where the recipe asks for two.
@@ -59,34 +58,34 @@ class Turns:
         self.factor, self.measured = 1.0, -1
         self._fresh = (self.factor, self.measured)
         self.prepared: Prepared | None = None
-        self.maker: Maker | None = None
+        self.provider: DirectionProvider | None = None
         if adversary is not None:
             if adversary.norms == "two":
                 two_norms(run.model)
-            self.directions = self.maker = Directions(run, adversary, order, world, device, self.views)
-            self.prepared = Prepared(self.maker, adversary.tau)
+            self.directions = self.provider = Directions(run, adversary, order, world, device, self.views)
+            self.prepared = Prepared(self.provider, adversary.tau)
             self.eps = eps_schedule(recipe, adversary)
         self.places = torch.zeros(0, dtype=torch.int64)
 
-    def ahead_by(self, maker: Maker) -> None:
+    def ahead_by(self, provider: DirectionProvider) -> None:
         """Have the directions of the batches ahead made elsewhere: by another process, on another stream.
 
         Args:
-            maker: asked for a (first position, samples) of a global batch, it owes this rank's directions.
+            provider: asked for a (first position, samples) of a global batch, it owes this rank's directions.
 
         Raises:
             InputError: a recipe without [adversary].
         """
         if self.prepared is None:
             raise InputError("the recipe has no [adversary]; there is nothing to make ahead")
-        self.maker = maker
-        self.prepared = Prepared(maker, self.prepared.tau)
+        self.provider = provider
+        self.prepared = Prepared(provider, self.prepared.tau)
 
     def begin(self, gradient: Accumulator, drawn: int, size: int, seen: int, most: int) -> None:
-        """Prepare a step: this rank's places in the order, its directions, and the turns that its passes take.
+        """Prepare a step: this rank's places in the order, its directions, and the passes that its samples take.
 
         Args:
-            gradient: is told of the turns.
+            gradient: is told of the passes.
             drawn: position of the global batch.
             size: samples of it.
             seen: samples of applied updates.
@@ -94,15 +93,15 @@ class Turns:
         """
         most = min(most, gradient.limit or most)
         self.places = positions((drawn, size), self.world)
-        turns, adversary = self._views(), self.recipe.adversary
+        passes, adversary = self._views(), self.recipe.adversary
         if adversary is not None and self.prepared is not None:
             clean, other = adversary.weights
             self.directions.most = most
             moves = self.prepared.take([(drawn + place * size, size) for place in range(adversary.tau + 1)])
             moved = partial(self._moved, moves, adversary.eps * self.eps.mean(seen, seen + size), adversary.bounds)
-            turns = [Turn(clean * turn.weight, turn.batch) for turn in turns]
-            turns.append(Turn(other, moved, partial(adversarial_rows, self.run.model)))
-        gradient.turns = turns
+            passes = [ForwardPass(clean * one.weight, one.batch) for one in passes]
+            passes.append(ForwardPass(other, moved, partial(adversarial_rows, self.run.model)))
+        gradient.passes = passes
         self._fresh = (self.factor, self.measured)
         if self.views is not None and self.every and int(seen // self.every) != self.measured:
             ratio = norm_ratio(self.views, self.run, self._rows(most, size), self.world)
@@ -112,8 +111,8 @@ class Turns:
     def applied(self) -> None:
         """Keep what was measured for this step, which will be applied; wait for who still reads the weights."""
         self.factor, self.measured = self._fresh
-        if self.maker is not None:
-            self.maker.settle()
+        if self.provider is not None:
+            self.provider.settle()
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return the metrics of predictions averaged over views; empty where the recipe does not ask for them."""
@@ -144,14 +143,14 @@ class Turns:
             if same_world:
                 self.prepared.load_state_dict(state["prepared"])
 
-    def _views(self) -> list[Turn]:
+    def _views(self) -> list[ForwardPass]:
         if self.views is None:
             return list(PLAIN)
-        count = self.views.turns
-        return [Turn(1 / count, partial(self._viewed, self.views, number)) for number in range(count)]
+        count = self.views.count
+        return [ForwardPass(1 / count, partial(self._viewed, self.views, number)) for number in range(count)]
 
     def _viewed(self, views: BatchAugmentation, number: int, batch: Any, start: int) -> Any:
-        return views.turn(batch, self.places[start : start + len(inputs_of(batch))], number)
+        return views.rows(batch, self.places[start : start + len(inputs_of(batch))], number)
 
     def _moved(self, moves: Tensor, eps: float, bounds: tuple[float, float] | None, batch: Any, start: int) -> Any:
         rows = slice(start, start + len(inputs_of(batch)))
@@ -174,13 +173,13 @@ def _check(run: Run, recipe: Recipe) -> None:
     way = 'augment.passes = "one"' if adversary is None else "one without [adversary]"
     if several and row_of(recipe).invariant:
         raise InputError(
-            f"optimizer.name={recipe.optimizer.name!r} reads its second moment off passes of independent samples, and "
+            f"optimizer.name={recipe.optimizer.name!r} measures its second moment on passes of independent samples; "
             f"here the same samples pass several times; use {way}, or an optimizer that is not invariant"
         )
     if several and (recipe.noise is not None or recipe.batch.adaptive is not None):
         raise InputError(
-            "the noise scale is read off passes of independent samples, and here the same samples pass several times; "
+            "the noise scale is measured on passes of independent samples; here the same samples pass several times; "
             f"use {way}, or remove [noise] and batch.adaptive"
         )
-    if run.teaching is not None:
-        raise InputError("a task whose loss is taught sees each sample once; remove [augment] and [adversary]")
+    if run.needs is not None:
+        raise InputError("a loss with a teacher or the clock sees each sample once; remove [augment] and [adversary]")

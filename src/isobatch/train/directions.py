@@ -8,7 +8,7 @@ import torch
 
 from isobatch.augment.batch_augmentation import BatchAugmentation
 from isobatch.augment.concurrent_adversarial import directions
-from isobatch.augment.concurrently import Maker
+from isobatch.augment.concurrently import DirectionProvider
 from isobatch.augment.draws import Draws
 from isobatch.augment.views import inputs_of
 from isobatch.curves import Staircase
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Segment = tuple[int, int]
 
 
-class Directions(Maker):
+class Directions(DirectionProvider):
     """Make the directions of a global batch that lies ahead, as (first position, samples).
 
     The pass sees the same views, in chunks of the same size, as the update will.
@@ -105,7 +105,7 @@ class Directions(Maker):
         Returns:
             The batch.
         """
-        return batch if self.views is None else self.views.turn(batch, places, 0)
+        return batch if self.views is None else self.views.rows(batch, places, 0)
 
 
 def positions(segment: Segment, world: World) -> Tensor:
