@@ -1,8 +1,8 @@
 """The gradient of one global batch: micro-batches weighted by their samples, smaller ones when memory runs out."""
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -161,6 +161,7 @@ class Accumulator:
             share, held = one.weight * whole, len(part) if whole else 0
             with ExitStack() as stack:
                 stack.enter_context(self._quiet(run.model, number + 1 < len(passes)))
+                stack.enter_context(nullcontext() if whole else _statistics_held(run.model))
                 with self.device.autocast(), one.around():
                     loss = run.step(one.batch(self.device.batch(run.samples[part]), start), here)
                 weight = share * self.world.size * self.factor
@@ -185,6 +186,36 @@ def _stand_in(run: Run) -> torch.Tensor:
     """Return a sample whose loss is a number."""
     places = (torch.tensor([place]) for place in range(len(run.samples)))
     return next((place for place in places if run.counts is None or run.counts(run.samples[place])), torch.tensor([0]))
+
+
+@contextmanager
+def _statistics_held(model: nn.Module) -> Generator[None]:
+    """Keep a stand-in's one sample out of statistics over the batch, which it does not have.
+
+    Synchronised norms take part as they are, or the other ranks would wait.
+
+    Args:
+        model: of the run.
+
+    Yields:
+        None.
+    """
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+    norms = [m for m in model.modules() if isinstance(m, kinds) and not isinstance(m, nn.SyncBatchNorm)]
+    held = [norm for norm in norms if norm.training]
+    bare = [norm for norm in norms if norm.running_mean is None and isinstance(norm, kinds[0])]
+    example = next(model.parameters())
+    for norm in held:
+        norm.training = False
+    for norm in bare:
+        norm.running_mean, norm.running_var = example.new_zeros(norm.num_features), example.new_ones(norm.num_features)
+    try:
+        yield
+    finally:
+        for norm in held:
+            norm.training = True
+        for norm in bare:
+            norm.running_mean = norm.running_var = None
 
 
 def _forget(context: LossContext | None) -> None:
