@@ -30,27 +30,31 @@ class RescaleCheck:
         step = max(1, len(rest) // spread) if spread else 1
         places = order[:SMALLEST] + (sorted(rest)[::step][:spread] if spread else [])
         self.chosen = [parameters[i] for i in places]
-        self._added: dict[Tensor, list[Tensor]] = {p: [] for p in self.chosen}
+        self._inside = {id(p) for p in self.chosen}
+        self._added: dict[int, Tensor] = {}
 
     def __contains__(self, parameter: Tensor) -> bool:
-        return parameter in self._added
+        return id(parameter) in self._inside
 
     def __len__(self) -> int:
-        return sum(min(p.numel(), LONGEST) for p in self.chosen)
+        return sum(map(_length, self.chosen))
 
     def add(self, parameter: Tensor, gradient: Tensor) -> None:
         """Take what one pass adds to a chosen parameter's gradient.
 
         Args:
             parameter: one of the chosen.
-            gradient: of its shape; kept as it is until the step is measured.
+            gradient: of its shape. Sums are taken as autograd takes them, so that untouched gradients are equal.
         """
-        self._added[parameter].append(gradient.flatten()[:LONGEST].clone() if gradient.numel() > LONGEST else gradient)
+        known = self._added.get(id(parameter))
+        if known is None:
+            self._added[id(parameter)] = _few(gradient).clone()
+        else:
+            known.add_(_few(gradient))
 
     def forget(self) -> None:
         """Drop what was taken."""
-        for added in self._added.values():
-            added.clear()
+        self._added.clear()
 
     def sums(self, device: torch.device) -> Tensor:
         """Return the sums in one vector; zeros for parameters that no pass reached.
@@ -61,15 +65,27 @@ class RescaleCheck:
         Returns:
             float64, as long on every rank.
         """
-        return torch.cat([self._sum(p, device) for p in self.chosen]) if self.chosen else torch.zeros(0).double()
+        if not self.chosen:
+            return torch.zeros(0, dtype=torch.float64, device=device)
+        found = [self._added.get(id(p)) for p in self.chosen]
+        none = [
+            torch.zeros(_length(p), device=device) for p, sums in zip(self.chosen, found, strict=True) if sums is None
+        ]
+        return torch.cat([none.pop(0) if sums is None else sums for sums in found]).double()
 
-    def _sum(self, parameter: Tensor, device: torch.device) -> Tensor:
-        added = self._added[parameter]
-        if not added:
-            return torch.zeros(min(parameter.numel(), LONGEST), dtype=torch.float64, device=device)
-        if len(added) == 1:
-            return added[0].flatten().double()
-        return torch.stack(added).flatten(1).double().sum(0)
+    def now(self, device: torch.device) -> Tensor:
+        """Return the same coordinates of the gradients as they are; zeros where there is none.
+
+        Args:
+            device: of the gradients.
+
+        Returns:
+            float64.
+        """
+        if not self.chosen:
+            return torch.zeros(0, dtype=torch.float64, device=device)
+        parts = [torch.zeros(_length(p), device=device) if p.grad is None else _few(p.grad) for p in self.chosen]
+        return torch.cat(parts).double()
 
     def factor(self, summed: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the gradient was multiplied by since, and whether one factor explains it.
@@ -80,11 +96,25 @@ class RescaleCheck:
         Returns:
             The factor (1 where the sums are all 0), and a boolean scalar.
         """
-        nothing = [torch.zeros(min(p.numel(), LONGEST), device=summed.device) for p in self.chosen if p.grad is None]
-        parts = [p.grad.flatten()[:LONGEST] if p.grad is not None else nothing.pop(0) for p in self.chosen]
-        now = torch.cat(parts).double()
+        now = self.now(summed.device)
         size = summed @ summed
         factor = torch.where(size > 0, (summed @ now) / size, torch.ones_like(size))
         left = torch.linalg.vector_norm(now - factor * summed)
         tolerance = max(_TOLERANCE.get(p.dtype, 0.05) for p in self.chosen)
         return factor, left <= tolerance * torch.linalg.vector_norm(now)
+
+
+def _rows(tensor: Tensor) -> int:
+    """Return how many of its first rows are looked at: a whole gradient that is a transposed view would be copied."""
+    return max(1, LONGEST * len(tensor) // tensor.numel())
+
+
+def _length(tensor: Tensor) -> int:
+    """Return how many numbers of a tensor are looked at."""
+    size = tensor.numel()
+    return size if size <= LONGEST else min(LONGEST, _rows(tensor) * (size // len(tensor)))
+
+
+def _few(tensor: Tensor) -> Tensor:
+    """Return the numbers of a tensor that are looked at."""
+    return tensor.flatten() if tensor.numel() <= LONGEST else tensor[: _rows(tensor)].flatten()[:LONGEST]

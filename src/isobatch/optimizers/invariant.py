@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from isobatch.errors import InputError
-from isobatch.gradients import ALONE, Ranks, process_group_of, world_size
+from isobatch.gradients import ALONE, Ranks, RescaleCheck, process_group_of, world_size
 from isobatch.optimizers.chunks import Chunks
 from isobatch.optimizers.ranks import sum_numbers, sum_tensors_
 from isobatch.optimizers.second_moment import NoiseForm, noise_weight, reduced_square
@@ -256,11 +256,14 @@ class InvariantOptimizer(Optimizer):
 
     def _factors(self, sums: Tensor, work: list[tuple[dict[str, Any], list[Tensor]]]) -> list[float]:
         """Return what each group's gradients were multiplied by since their passes; refuse what no factor explains."""
-        parts = sums.split([len(check) for check in self.chunks.checks])
-        read = [check.factor(part) for check, part in zip(self.chunks.checks, parts, strict=True)]
-        table = torch.stack(
-            [torch.stack([f, honest.double(), part.abs().sum()]) for (f, honest), part in zip(read, parts, strict=True)]
+        checks, told = self.chunks.checks, self.chunks.factor
+        parts = sums.split([len(check) for check in checks])
+        seen = all(
+            not some or any(p.grad is not None for p in c.chosen) for c, (_, some) in zip(checks, work, strict=True)
         )
+        if seen and torch.equal(sums, torch.cat([check.now(sums.device) for check in checks])):
+            return [1.0] * len(work)  # untouched, as mostly
+        table = torch.stack([_read(check, part) for check, part in zip(checks, parts, strict=True)])
         factors: list[float | None] = []
         for factor, honest, size in table.tolist():
             if not honest and math.isfinite(size):
@@ -276,7 +279,7 @@ class InvariantOptimizer(Optimizer):
                 "parameter groups were rescaled by different factors, and one has no gradient to read its own from; "
                 "clip all groups together"
             )
-        usual = known.pop() if len(known) == 1 else self.chunks.factor
+        usual = known.pop() if len(known) == 1 else told
         return [usual if factor is None else factor for factor in factors]
 
     def _local_scale(self) -> float:
@@ -311,3 +314,9 @@ class InvariantOptimizer(Optimizer):
             torch._foreach_mul_(tensors, self._local_scale())
             sum_tensors_(tensors, self._ranks)
         return found
+
+
+def _read(check: RescaleCheck, summed: Tensor) -> Tensor:
+    """Return the factor, whether it explains everything, and the size of what it was read from."""
+    factor, honest = check.factor(summed)
+    return torch.stack([factor, honest.double(), summed.abs().sum()])
