@@ -156,7 +156,7 @@ def test_what_can_only_be_planned_is_refused_with_what_can_be_trained(row):
 
 
 @each
-@pytest.mark.parametrize("batch", [2, 32])
+@pytest.mark.parametrize("batch", [2, 32, 128])
 def test_state_moves_by_its_row(row, batch):
     one, share = trainer(made(row)), 0.6
     for _ in range(3):
@@ -218,6 +218,19 @@ def test_the_plan_and_the_loop_take_the_rate_of_the_row(word):
         for batch, ratio in zip((32, 2), ratios, strict=True):
             assert base.at(batch).row("optimizer.lr").becomes == pytest.approx(0.01 * ratio, rel=1e-12), (name, batch)
             assert trainer(base).step(batch).lr == pytest.approx(0.01 * ratio, rel=1e-12), (name, batch)
+
+
+@everyone
+@pytest.mark.parametrize("word", LR_ROWS)
+def test_a_batch_that_stays_moves_nothing_bit_for_bit(row, word):
+    share = {"noise_share": 0.6} if rules.LEARNING_RATES[word].share else {}
+    for lr in (0.01, 0.003, 0.07):
+        for critical in (3.3, 7.3, 41.7, 123.4, 999.9):
+            plan = recipe(
+                optimizer={"name": row.name, "lr": lr, "weight_decay": 0.1}, rules={"lr": word, **share},
+                critical={"batch": critical},
+            ).at(REFERENCE)  # fmt: skip
+            assert all(found.was == found.becomes for found in plan.rows if found.key.startswith("optimizer."))
 
 
 FORMS = (
