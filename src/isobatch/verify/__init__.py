@@ -1,19 +1,26 @@
 """verify: is it the same run? Equivalence of whole runs, over seeds, with fixed margins."""
 
+from isobatch.verify.advice import next_actions
 from isobatch.verify.arms import ABLATIONS, arms
 from isobatch.verify.comparison import Comparisons, run
-from isobatch.verify.equivalence import Comparison, Verdict, compare, gaps, margins
-from isobatch.verify.outcome import next_actions, to_dict
+from isobatch.verify.equivalence import Comparison, Verdict, compare
+from isobatch.verify.judging import ArmTest, Conclusion, Failure, RecipeFails, conclude, judge, margin_of
+from isobatch.verify.result import to_dict
 
 __all__ = [
     "ABLATIONS",
+    "ArmTest",
     "Comparison",
     "Comparisons",
+    "Conclusion",
+    "Failure",
+    "RecipeFails",
     "Verdict",
     "arms",
     "compare",
-    "gaps",
-    "margins",
+    "conclude",
+    "judge",
+    "margin_of",
     "next_actions",
     "run",
     "to_dict",

@@ -1,26 +1,45 @@
 """The equivalence test: fixed margins, paired intervals, three verdicts.
 
-d_s(t) = log L_arm - log L_reference on held-out loss, for seed s at mark t (a difference in points for other metrics).
-SAME: at every mark the 90% t interval of the mean lies inside the margin (two one-sided tests, intersection-union).
-DIFFERENT: at some mark the 1 - 0.05/marks interval lies wholly outside. Otherwise UNDECIDED.
+d_s(t) is the gap of seed s at mark t, in logarithms for a ratio and in the metric's scale for a difference.
+SAME: at every mark the 90% interval of the mean lies inside the margin (two one-sided tests, intersection-union).
+DIFFERENT: at some mark the interval at 2.5% over all marks and a side lies wholly outside. Otherwise UNDECIDED.
+Intervals are t intervals stretched for skewness (`intervals`); a seed far from the others is never part of a SAME, and
+gaps that do not vary decide nothing.
 """
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 from scipy import stats
 
 from isobatch.errors import InputError
+from isobatch.units import finite, whole
+from isobatch.verify import intervals
+from isobatch.verify.intervals import LEVEL, Level
+from isobatch.verify.power import DEFAULT_SEEDS, LEAST_SEEDS, MOST_SEEDS, seeds_for_power, seeds_to_decide
+from isobatch.verify.sequential import Looks
 
-LEVEL = 0.05
+__all__ = [
+    "DEFAULT_SEEDS",
+    "LEAST_SEEDS",
+    "LEVEL",
+    "MOST_SEEDS",
+    "Comparison",
+    "Level",
+    "Looks",
+    "Verdict",
+    "compare",
+    "failure_bound",
+    "failures_differ",
+    "seeds_for_power",
+]
+
 MARGINS = {"average": 0.03, "raw": 0.10}
 POINTS = 0.5
 EARLY = 0.002
 CEILING = 10.0
-LEAST_SEEDS = 8
-_MOST = 100_000
 
 
 class Verdict(StrEnum):
@@ -31,6 +50,13 @@ class Verdict(StrEnum):
     UNDECIDED = "UNDECIDED"
 
 
+_VERDICTS = {
+    intervals.SAME: Verdict.SAME,
+    intervals.DIFFERENT: Verdict.DIFFERENT,
+    intervals.UNDECIDED: Verdict.UNDECIDED,
+}
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The test of one arm against the reference, for one model and one metric.
@@ -38,11 +64,13 @@ class Comparison:
     Args:
         verdict: SAME, DIFFERENT or UNDECIDED.
         mean: mean gap at each mark.
-        low: lower end of the 90% interval at each mark.
+        low: lower end of the 90% interval at each mark, the one that decides.
         high: upper end of it.
         margin: largest gap that counts as the same, at each mark.
-        first_outside: index of the first mark whose 90% interval leaves the margin, None when none does.
-        seeds_to_decide: seeds with which the present means and spreads would decide, None when decided.
+        outliers: positions of the seeds that lie far from the others.
+        reasons: why a verdict that the t intervals alone would give was not given, in sentences.
+        first_outside: index of the first mark whose mean gap leaves the margin, None when none does.
+        gap: the gaps that were tested, shape (seeds, marks).
     """
 
     verdict: Verdict
@@ -50,13 +78,25 @@ class Comparison:
     low: np.ndarray
     high: np.ndarray
     margin: np.ndarray
+    outliers: tuple[int, ...]
+    reasons: tuple[str, ...]
     first_outside: int | None
-    seeds_to_decide: int | None
+    gap: np.ndarray
 
     @property
     def worst(self) -> float:
         """Largest mean gap over the marks, with its sign."""
         return float(self.mean[np.abs(self.mean).argmax()])
+
+    @property
+    def end(self) -> float:
+        """Mean gap at the last mark."""
+        return float(self.mean[-1])
+
+    @cached_property
+    def seeds_to_decide(self) -> int | None:
+        """Fresh seeds that decide with 80% power, None where decided or where 200 do not; simulated when first read."""
+        return seeds_to_decide(self.gap, self.margin) if self.verdict is Verdict.UNDECIDED else None
 
 
 def gaps(arm: np.ndarray, reference: np.ndarray, ceiling: float, *, ratio: bool = True) -> np.ndarray:
@@ -104,58 +144,134 @@ def margins(base: float, initial: float, reference: np.ndarray) -> np.ndarray:
     return base + EARLY * initial / np.asarray(reference, dtype=float)
 
 
-def compare(gap: np.ndarray, margin: np.ndarray) -> Comparison:
+def compare(gap: np.ndarray, margin: np.ndarray, *, level: Level = LEVEL) -> Comparison:
     """Test whether the mean gap lies inside the margin at every mark.
 
     Args:
-        gap: paired gaps, shape (seeds, marks), at least two seeds.
+        gap: paired gaps of the seeds that ended on both sides, finite, shape (seeds, marks), at least two seeds.
         margin: positive margins, shape (marks,).
+        level: error rates; those of a look where the design is sequential.
 
     Returns:
         Verdict and intervals.
 
     Raises:
-        InputError: fewer than two seeds.
+        InputError: fewer than two seeds, gaps that are not finite, or margins that are not positive.
 
     Example:
-        >>> compare(np.array([[0.01, 0.0], [0.012, 0.001], [0.011, -0.001]]), np.array([0.03, 0.03])).verdict
+        >>> rng = np.random.default_rng(0)
+        >>> compare(0.005 * rng.standard_normal((10, 4)), np.full(4, 0.03)).verdict
         <Verdict.SAME: 'SAME'>
     """
-    seeds, marks = gap.shape
-    if seeds < 2:
-        raise InputError(f"seeds={seeds} must be at least 2 for an interval; verdicts take {LEAST_SEEDS}")
-    mean, error = gap.mean(0), gap.std(0, ddof=1) / math.sqrt(seeds)
-    half = stats.t.ppf(1 - LEVEL, seeds - 1) * error
-    wide = stats.t.ppf(1 - LEVEL / marks / 2, seeds - 1) * error
-    low, high = mean - half, mean + half
-    inside = (low > -margin) & (high < margin)
-    outside = (mean - wide > margin) | (mean + wide < -margin)
-    verdict = Verdict.SAME if inside.all() else Verdict.DIFFERENT if outside.any() else Verdict.UNDECIDED
-    first = None if inside.all() else int(np.argmin(inside))
-    needed = seeds_to_decide(mean, gap.std(0, ddof=1), margin) if verdict is Verdict.UNDECIDED else None
-    return Comparison(verdict, mean, low, high, margin, first, needed)
+    gap, margin = np.asarray(gap, dtype=float), np.asarray(margin, dtype=float)
+    if gap.ndim != 2 or margin.shape != gap.shape[1:] or not gap.shape[1]:
+        raise InputError(
+            f"gap has shape {gap.shape} and margin {margin.shape}; they must be (seeds, marks) and (marks,)"
+        )
+    if len(gap) < 2:
+        raise InputError(f"seeds={len(gap)} must be at least 2 for an interval; verdicts take {LEAST_SEEDS}")
+    if not np.isfinite(gap).all():
+        raise InputError("gap must be finite: leave out the seeds that failed, and count them with failure_bound")
+    if not (np.isfinite(margin) & (margin > 0)).all():
+        raise InputError(f"margin={margin.tolist()} must be positive and finite at every mark")
+    found = intervals.decide(gap, margin, level)
+    outside = np.abs(found.mean) > margin
+    return Comparison(
+        verdict=_VERDICTS[int(found.verdict)],
+        mean=found.mean,
+        low=found.low,
+        high=found.high,
+        margin=margin,
+        outliers=tuple(int(seed) for seed in np.flatnonzero(found.outliers)),
+        reasons=_reasons(found),
+        first_outside=int(outside.argmax()) if outside.any() else None,
+        gap=gap,
+    )
 
 
-def seeds_to_decide(mean: np.ndarray, deviation: np.ndarray, margin: np.ndarray) -> int:
-    """Return how many seeds would decide if means and deviations stay as they are.
+def _reasons(found: intervals.Decision) -> tuple[str, ...]:
+    seeds, flat = len(found.outliers), int(found.flat.sum())
+    if found.flat.all():
+        return ("the gaps do not vary from seed to seed at any mark, which is no certainty: the metric may not move",)
+    if found.verdict == found.by_t:
+        return ()
+    reasons = []
+    if found.by_t == intervals.SAME and found.outliers.any():
+        far = intervals.far(seeds)
+        reasons.append(
+            f"{int(found.outliers.sum())} of {seeds} seeds lie farther from the median seed than the margin and than "
+            f"{far:.3g} robust deviations: an average over such seeds hides what they do"
+        )
+    if (found.by_t == intervals.SAME and not found.inside) or found.by_t == intervals.DIFFERENT:
+        where = "inside" if found.by_t == intervals.SAME else "outside"
+        reasons.append(
+            f"the t interval lies {where} the margin, but not once it is stretched for skewed gaps, which "
+            f"{seeds} seeds do not rule out"
+        )
+        if flat:
+            reasons.append(
+                f"{flat} of {len(found.flat)} marks do not vary from seed to seed and were given the largest spread of "
+                "the other marks"
+            )
+    return tuple(reasons)
+
+
+def failure_bound(failures: int, seeds: int, confidence: float = 0.95) -> float:
+    """Return the rate of failed runs that so many failures do not rule out.
+
+    The largest p with P(at most k failures of n; p) = 1 - confidence (Clopper-Pearson, one-sided, exact).
 
     Args:
-        mean: mean gap at each mark.
-        deviation: its standard deviation over seeds.
-        margin: margin at each mark.
+        failures: k, failed runs.
+        seeds: n, runs.
+        confidence: of the bound.
 
     Returns:
-        The least number of seeds, at most 100,000.
+        A rate from 0 to 1.
+
+    Raises:
+        InputError: no seeds, or more failures than seeds.
 
     Example:
-        >>> seeds_to_decide(np.array([0.02]), np.array([0.05]), np.array([0.03]))
-        70
+        >>> round(failure_bound(0, 10), 3), round(failure_bound(0, 20), 3)
+        (0.259, 0.139)
+
+    References:
+        Clopper and Pearson, Biometrika 26 (1934).
     """
-    low, high = 2, _MOST
-    while low < high:
-        seeds = (low + high) // 2
-        half = stats.t.ppf(1 - LEVEL, seeds - 1) * deviation / math.sqrt(seeds)
-        wide = stats.t.ppf(1 - LEVEL / len(mean) / 2, seeds - 1) * deviation / math.sqrt(seeds)
-        decided = (np.abs(mean) + half < margin).all() or (np.abs(mean) - wide > margin).any()
-        low, high = (low, seeds) if decided else (seeds + 1, high)
-    return low
+    _count(failures, seeds)
+    finite("confidence", confidence, 0, 1, open_low=True, open_high=True)
+    return 1.0 if failures == seeds else float(stats.beta.ppf(confidence, failures + 1, seeds - failures))
+
+
+def failures_differ(arm_failures: int, reference_failures: int, seeds: int, *, level: Level = LEVEL) -> bool:
+    """Return whether the arm fails more often, or less often, than the reference.
+
+    Fisher's exact test of two rates, to each side at level.different.
+
+    Args:
+        arm_failures: failed runs of the arm.
+        reference_failures: of the reference.
+        seeds: runs of each.
+        level: error rates; those of a look where the design is sequential.
+
+    Returns:
+        True where the rates differ.
+
+    Raises:
+        InputError: no seeds, or more failures than seeds.
+
+    Example:
+        >>> failures_differ(4, 0, 10), failures_differ(5, 0, 10), failures_differ(0, 5, 10)
+        (False, True, True)
+    """
+    _count(arm_failures, seeds)
+    _count(reference_failures, seeds)
+    more, all_of_them = max(arm_failures, reference_failures), arm_failures + reference_failures
+    return bool(stats.hypergeom.sf(more - 1, 2 * seeds, all_of_them, seeds) <= level.different)
+
+
+def _count(failures: int, seeds: int) -> None:
+    whole("seeds", seeds)
+    if whole("failures", failures, 0) > seeds:
+        raise InputError(f"failures={failures} must be at most seeds={seeds}")

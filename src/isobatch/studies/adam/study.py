@@ -17,7 +17,8 @@ from isobatch.studies.adam.shares import Shares, measure_shares, shares_name
 from isobatch.studies.adam.story import html, picture
 from isobatch.studies.cells import train_all
 from isobatch.studies.claims import Outcome, as_dict, claims, criteria, outcome
-from isobatch.verify.comparison import judge
+from isobatch.tasks import LOSS
+from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve, map_jobs
 
 NAME = "adam"
@@ -103,7 +104,7 @@ def _rows(
     arms = {"reference": curves[f"{cell.task} B={cell.batch} reference"]}
     arms |= {rule: curves[cell.label(rule)] for rule in rules}
     stops = len(arms["reference"][0].values["raw"]["loss"])
-    table, _, _ = judge(arms, tuple(range(2, stops, 2)), None, "average")
+    table = judge(arms, tuple(range(2, stops, 2)), {"loss": LOSS})
     found = shares[cell.task, cell.batch]
     return [
         {

@@ -15,8 +15,8 @@ from isobatch.studies.claims import criteria
 from isobatch.studies.pseudo_label import grid as layout
 from isobatch.studies.pseudo_label.judging import judge_claims
 from isobatch.studies.pseudo_label.story import html, picture
-from isobatch.tasks import make_run
-from isobatch.verify.comparison import judge
+from isobatch.tasks import LOSS, make_run
+from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve
 
 NAME = "pseudo-label"
@@ -106,8 +106,8 @@ def _row(
     row["minutes"] = round(float(np.mean([curve.seconds for curve in runs])) / 60, 2)
     if arm.name != layout.REFERENCE:
         both, marks = {"reference": reference, "arm": runs}, tuple(range(1, len(places)))
-        table, _, _ = judge(both, marks, rules["margin"], "average")
-        strict, _, _ = judge(both, marks, rules["strict"], "average")
+        table = judge(both, marks, {"loss": LOSS}, margins={"average": rules["margin"]})
+        strict = judge(both, marks, {"loss": LOSS}, margins={"average": rules["strict"]})
         row["strict"] = str(strict["arm"]["average"].verdict)
         row["verdicts"] = {model: str(test.verdict) for model, test in table["arm"].items()}
         row["worst"] = {model: round(test.worst, 4) for model, test in table["arm"].items()}
