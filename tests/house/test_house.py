@@ -10,7 +10,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "isobatch"
 FLOORS = (
     ("errors",),
     ("units", "rules", "schedules", "plan", "control", "topologies", "formats"),
-    ("average", "noise", "augment", "optimizers"),
+    ("gradients", "average", "noise", "augment", "optimizers"),
     ("data", "checkpoint", "decentralized"),
     ("tasks", "train"),
     ("report", "verify", "critical", "studies"),

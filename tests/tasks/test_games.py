@@ -12,7 +12,7 @@ from isobatch.errors import InputError
 from isobatch.plan import Schedule
 from isobatch.tasks import make_run
 from isobatch.tasks.cartpole import LIMIT, CartPoles, judge
-from isobatch.tasks.games import Rollouts, a2c_loss, discounted, uniform
+from isobatch.tasks.games import Outcome, Rollouts, a2c_loss, discounted, uniform
 from isobatch.train import Trainer
 from isobatch.train.persistence import restore, state_of
 
@@ -62,6 +62,54 @@ def test_returns_and_loss_are_those_of_the_paper(seed):
     a, ret = torch.tensor([0, 2, 1, 1, 0]), torch.tensor(rng.normal(size=5))
     found = a2c_loss(lambda seen: (z, v), (torch.zeros(5), a, ret))  # type: ignore[arg-type]
     assert float(found) == pytest.approx(slow.loss(z.tolist(), v.tolist(), a.tolist(), ret.tolist()), rel=1e-12)
+
+
+class Scripted:
+    """Games whose ends are written down: frame by frame, one column a game."""
+
+    def __init__(self, ended, cut, kind=bool):
+        self.ended, self.cut, self.pool = np.array(ended), np.array(cut), len(ended[0])
+        self.frame, self.kind = 0, kind
+
+    def observe(self, games):
+        return torch.full((len(games), 1), float(self.frame))
+
+    def act(self, games, actions):
+        ended, cut = (flags[self.frame][games].astype(self.kind) for flags in (self.ended, self.cut))
+        self.frame += 1
+        last = torch.full((len(games), 1), 100.0 + self.frame)
+        return Outcome(np.arange(1.0, 1 + len(games)), ended, cut, last)
+
+
+ENDS = {
+    "nothing": [(0, 0)] * 4,
+    "over": [(0, 0), (1, 0), (0, 0), (0, 0)],
+    "cut": [(0, 0), (0, 1), (0, 0), (0, 0)],
+    "both": [(0, 0), (1, 1), (0, 0), (0, 0)],
+    "both at once": [(1, 1), (0, 0), (0, 0), (0, 0)],
+    "both at the end": [(0, 0), (0, 0), (0, 0), (1, 1)],
+    "always both": [(1, 1)] * 4,
+    "cut, then both": [(0, 1), (1, 1), (0, 0), (0, 0)],
+    "both, then cut": [(1, 1), (0, 1), (0, 0), (0, 0)],
+    "over, then both, then cut": [(1, 0), (1, 1), (0, 1), (0, 0)],
+}
+
+
+@pytest.mark.parametrize("kind", [bool, int, np.uint8, np.float32])
+@pytest.mark.parametrize("name", ENDS)
+def test_nothing_follows_a_game_that_is_over_on_the_step_of_its_limit(name, kind):
+    """Beside another game that is cut in every frame, so that the critic is always asked."""
+    ended = [[over, 0] for over, _ in ENDS[name]]
+    cut = [[limit, 1] for _, limit in ENDS[name]]
+    rollouts = Rollouts(
+        Scripted(ended, cut, kind), lambda x: (torch.zeros(len(x), 2), 3 * x[:, 0]), frames=100, steps=4, discount=0.5
+    )
+    found = rollouts[torch.arange(8)][2].reshape(2, 4)
+    values = [3 * (101.0 + t) for t in range(4)]
+    for game in range(2):
+        ours = [[row[game] for row in flags] for flags in (ended, cut)]
+        wanted = slow.returns([game + 1.0] * 4, *ours, values, 3 * 4.0, 0.5)
+        assert found[game].tolist() == pytest.approx(wanted), (name, game)
 
 
 def test_the_gradient_does_not_flow_through_the_gain():

@@ -7,15 +7,11 @@ from operator import getitem, is_
 from typing import Any, NamedTuple, final
 
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from isobatch.errors import InputError
+from isobatch.gradients import canonical, unwrap
 
 Select = Callable[[str, Tensor], bool]
-
-# Segments that wrappers put into names: torch.compile, activation checkpointing, FSDP1.
-_WRAPPER_SEGMENTS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
-
 
 FULL = 64
 PLACES = 64
@@ -26,45 +22,6 @@ class Slot(NamedTuple):
 
     table: dict[str, Tensor | None]
     key: str
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside torch.compile, DDP and DataParallel wrappers.
-
-    Args:
-        model: any module.
-
-    Returns:
-        The user's own module.
-
-    Example:
-        >>> inner = nn.Linear(2, 1)
-        >>> unwrap(DataParallel(inner)) is inner
-        True
-    """
-    while True:
-        inner = model._modules.get("_orig_mod")
-        if isinstance(model, (DataParallel, DistributedDataParallel)):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
-
-
-def canonical(name: str) -> str:
-    """Return a tensor's name without the segments that wrappers add.
-
-    Args:
-        name: dotted name, as in named_parameters().
-
-    Returns:
-        The name in the bare model.
-
-    Example:
-        >>> canonical("layer1._orig_mod.weight")
-        'layer1.weight'
-    """
-    return ".".join(part for part in name.split(".") if part not in _WRAPPER_SEGMENTS)
 
 
 def trainable(name: str, tensor: Tensor) -> bool:

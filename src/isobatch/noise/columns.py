@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from isobatch.average.binding import canonical, unwrap
 from isobatch.errors import InputError
+from isobatch.gradients import canonical, unwrap
 
 Groups = Literal["layer", "parameter", "optimizer"] | Callable[[str], str] | None
 WHOLE = "model"

@@ -151,12 +151,40 @@ def put(optimizer: Optimizer, rows: Sequence[Mapping[str, Any]], lr: float | Non
         rates = [_writes(optimizer, index, group, numbers) for index, group in enumerate(optimizer.param_groups)]
     for group, row, rate in zip(optimizer.param_groups, rows, rates, strict=True):
         for key, value in chain(row.items(), rate.items()):
-            if group[key] is value:
-                continue
-            if isinstance(group[key], torch.Tensor):
-                group[key].fill_(value)
-            else:
-                group[key] = value
+            assign(group, key, value)
+
+
+def assign(group: dict[str, Any], option: str, value: Any) -> None:
+    """Write one option of a parameter group; a tensor stays the same tensor, as compiled and captured steps need it.
+
+    Args:
+        group: of an optimizer.
+        option: its name; "betas.0" is the first of a pair.
+        value: a number, a pair of numbers, or anything where no tensor is held.
+
+    Example:
+        >>> group = {"lr": torch.tensor(0.1), "betas": (0.9, 0.99)}
+        >>> kept = group["lr"]
+        >>> assign(group, "lr", 0.5)
+        >>> assign(group, "betas.0", 0.8)
+        >>> float(kept), group["betas"]
+        (0.5, (0.8, 0.99))
+    """
+    key, _, place = option.partition(".")
+    held = group.get(key)
+    if place:
+        assign(group, key, tuple(value if str(n) == place else part for n, part in enumerate(held or ())))
+    elif held is value:
+        return
+    elif isinstance(held, torch.Tensor):
+        held.fill_(value) if not isinstance(value, torch.Tensor) else held.copy_(value)
+    elif isinstance(held, tuple) and isinstance(value, tuple | list) and len(held) == len(value):
+        parts: dict[str, Any] = {str(n): part for n, part in enumerate(held)}
+        for n, part in enumerate(value):
+            assign(parts, str(n), part)
+        group[key] = tuple(parts.values())
+    else:
+        group[key] = value
 
 
 def _writes(optimizer: Optimizer, index: int, group: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:

@@ -165,10 +165,11 @@ class Rollouts(Stream):
             now = self.games.observe(games)
             actions = choose(self.policy(now)[0], uniform(self.seed, segments, turn))
             found = self.games.act(games, actions)
-            stopped = found.ended | found.cut
+            ended, limit = (np.asarray(flags, dtype=bool) for flags in (found.ended, found.cut))
+            stopped, cut = ended | limit, limit & ~ended  # nothing follows a game that ends on the step of its limit
             after = np.zeros(count)
-            if found.cut.any():
-                after[found.cut] = self.policy(found.last[found.cut])[1].double().numpy()
+            if cut.any():
+                after[cut] = self.policy(found.last[cut])[1].double().numpy()
             seen.append(now)
             taken.append(actions)
             rewards.append(found.reward)

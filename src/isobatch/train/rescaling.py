@@ -1,5 +1,6 @@
 """rescale: change the batch of a running job in one transaction, in a user's own loop."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,8 +9,9 @@ import torch
 
 from isobatch import rules
 from isobatch.errors import InputError
+from isobatch.optimizers.settings import assign
 from isobatch.plan import Recipe, Settings, scaled
-from isobatch.train.sample_scheduler import SampleScheduler
+from isobatch.train.sample_scheduler import SampleScheduler, drives
 from isobatch.train.state import check, rescale_state
 from isobatch.units import finite, whole
 
@@ -62,7 +64,8 @@ def rescale(
         to: the new global batch.
         optimizer: a torch optimizer that was built with the recipe's numbers, or rescaled before.
         recipe: the reference recipe; its rules are used.
-        scheduler: a `SampleScheduler`; without one each group's lr is multiplied.
+        scheduler: a `SampleScheduler` of this optimizer; without one each group's lr is multiplied. A torch scheduler
+            that runs unwrapped would undo that at its next step, so it is refused.
         ema: the weight average, only checked to be on the sample clock.
         noise: a noise estimate; per-sample quantities do not depend on the batch, so nothing of it moves.
         loader: anything with `rescale(batch_size)`, such as the batch sampler.
@@ -72,10 +75,12 @@ def rescale(
         What moved.
 
     Raises:
-        InputError: a batch beyond a rule's domain, an optimizer without a known treatment, or a bare torch scheduler.
+        InputError: a batch beyond a rule's domain, an optimizer without a known treatment or of another kind than the
+            recipe's, a bare torch scheduler, or one that moves what the batch would move.
     """
     size = whole("to", to)
     check(optimizer)
+    check_recipe(optimizer, recipe)
     _check_parts(scheduler, ema)
     stamps = {group.get(_BATCH, recipe.batch.size) for group in optimizer.param_groups}
     if len(stamps) > 1:
@@ -90,17 +95,16 @@ def rescale(
     }
     if present == size:
         return Rescaled(present, size, {}, False)
+    powers = _check_scheduler(optimizer, scheduler, recipe, old, new)
     undo: list[Callable[[], None]] = []
     try:
         if loader is not None:
             undo.append(loader.rescale(size))
-        groups = [dict(group) for group in optimizer.param_groups]
+        groups = [_copied(group) for group in optimizer.param_groups]
         undo.append(lambda: _restore(optimizer, groups))
         _write(optimizer, recipe, old, new, scaled_lr=scheduler is None)
         if scheduler is not None:
-            before = (scheduler.factor, scheduler.samples)
-            undo.append(lambda: _restore_scheduler(scheduler, before))
-            scheduler.factor, scheduler.samples = new.lr / recipe.optimizer.lr, size
+            undo.append(_move_scheduler(scheduler, new.lr / recipe.optimizer.lr, size, powers))
             scheduler.write()
         after = rules.noise_share_after(share, size / present)
         for group in optimizer.param_groups:
@@ -126,6 +130,67 @@ def _check_parts(scheduler: object | None, ema: object | None) -> None:
         )
 
 
+def check_recipe(optimizer: torch.optim.Optimizer, recipe: Recipe) -> None:
+    """Refuse an optimizer of another kind than the recipe's: other rules would move it.
+
+    Args:
+        optimizer: the optimizer; kinds without a recipe name of their own pass where they have the recipe's moments.
+        recipe: names the optimizer.
+
+    Raises:
+        InputError: another kind.
+    """
+    name, options = recipe.optimizer.name, optimizer.param_groups[0]
+    known = {other.replace("-", ""): other for other in rules.FAMILIES}
+    kinds = [known[word] for kind in type(optimizer).__mro__ if (word := kind.__name__.lower()) in known]
+    kind = kinds[0] if kinds else None
+    if kind in ("adam", "adamw") and name in ("adam", "adamw"):  # torch's two classes are one optimizer with two decays
+        decays = recipe.optimizer.weight_decay or any(group["weight_decay"] for group in optimizer.param_groups)
+        decoupled = kind == "adamw" or bool(options.get("decoupled_weight_decay"))
+        if not decays or decoupled == (recipe.optimizer.coupling == "decoupled"):
+            return
+    elif kind == name or (kind is None and all(key in options for key in rules.FAMILIES[name].moments)):
+        return
+    raise InputError(
+        f"the optimizer is {type(optimizer).__name__} and the recipe's is {name!r}, whose rules differ; give the "
+        "recipe of this optimizer, or the optimizer of this recipe"
+    )
+
+
+def _check_scheduler(
+    optimizer: torch.optim.Optimizer, scheduler: SampleScheduler | None, recipe: Recipe, old: Settings, new: Settings
+) -> dict[str, float]:
+    """Return the powers of what the scheduler moves beside the learning rate, or refuse what would be undone."""
+    if scheduler is None:
+        if any("initial_lr" in group for group in optimizer.param_groups):
+            raise InputError(
+                "a torch scheduler drives this optimizer (its groups hold 'initial_lr') and would undo the new lr at "
+                "its next step; build SampleScheduler(scheduler, batch_size=...) before training and give scheduler=, "
+                "or, where none runs any more, delete 'initial_lr' from the groups"
+            )
+        return {}
+    drives(scheduler, optimizer)
+    stair = recipe.schedule.stair if recipe.schedule is not None else None
+    if scheduler.batch_size not in (recipe.batch.size, stair):
+        raise InputError(
+            f"the scheduler's reference batch is {scheduler.batch_size} and the recipe's {recipe.batch.size}: one of "
+            "them would be scaled twice; build SampleScheduler with the recipe's batch size"
+        )
+    before, after = recipe.optimizer.betas[0], new.betas[0]
+    for option, moved in (
+        ("momentum", old.momentum != new.momentum),
+        ("weight_decay", old.weight_decay != new.weight_decay),
+        ("betas.1", old.betas[1] != new.betas[1]),
+    ):
+        if moved and option in scheduler.driven:
+            raise InputError(
+                f"the scheduler moves {option}, and so would the new batch; build it without "
+                '(cycle_momentum=False), or keep the momentum (rules.momentum = "keep")'
+            )
+    power = math.log(after) / math.log(before) if 0 < before < 1 and 0 < after < 1 else 1.0
+    return {"betas.0": power}
+
+
 def _share(optimizer: torch.optim.Optimizer, given: float | None) -> float:
     if given is not None:
         return finite("noise_share", given, 0, 1)
@@ -136,12 +201,12 @@ def _write(optimizer: torch.optim.Optimizer, recipe: Recipe, old: Settings, new:
     family = rules.FAMILIES[recipe.optimizer.name]
     for group in optimizer.param_groups:
         if scaled_lr:
-            group["lr"] = group["lr"] * (new.lr / old.lr)
+            assign(group, "lr", group["lr"] * (new.lr / old.lr))
         if old.weight_decay:
-            group["weight_decay"] = group["weight_decay"] * (new.weight_decay / old.weight_decay)
+            assign(group, "weight_decay", group["weight_decay"] * (new.weight_decay / old.weight_decay))
         for key, value in _moments(family, new).items():
             if key in group:
-                group[key] = value
+                assign(group, key, value)
 
 
 def _moments(family: rules.Family, new: Settings) -> dict[str, Any]:
@@ -155,11 +220,27 @@ def _moments(family: rules.Family, new: Settings) -> dict[str, Any]:
     return values
 
 
+def _copied(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a group's options with the values of those that are tensors, which are written in place."""
+    return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in group.items()}
+
+
 def _restore(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
-        group.clear()
-        group.update(saved)
+        for key in group.keys() - saved.keys():
+            del group[key]
+        for key, value in saved.items():
+            assign(group, key, value)
 
 
-def _restore_scheduler(scheduler: SampleScheduler, before: tuple[float, float]) -> None:
-    scheduler.factor, scheduler.samples = before
+def _move_scheduler(
+    scheduler: SampleScheduler, factor: float, size: int, powers: dict[str, float]
+) -> Callable[[], None]:
+    """Give a scheduler the numbers of another batch, and return what takes them back."""
+    before = scheduler.factor, scheduler.samples, scheduler.powers
+
+    def back() -> None:
+        scheduler.factor, scheduler.samples, scheduler.powers = before
+
+    scheduler.factor, scheduler.samples, scheduler.powers = factor, size, powers
+    return back
