@@ -148,11 +148,11 @@ def dropout(settings, seed):
 def broken(settings, seed):
     """A loss that raises in the middle of a run."""
     run = cancer(settings, seed)
-    steps, inner = [0], run.loss
+    steps, inner, after = [0], run.loss, int(settings.options.get("after", 5))
 
     def loss(net, batch):
         steps[0] += 1
-        if steps[0] > int(settings.options.get("after", 5)):
+        if steps[0] > after:
             raise RuntimeError("the disk went away")
         return inner(net, batch)
 

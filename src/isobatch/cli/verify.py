@@ -127,7 +127,7 @@ def run(chosen: argparse.Namespace) -> int:
             mend=chosen.mend,
             device=chosen.device,
             out=folder,
-            on_folder=_kept,
+            on_folder=None if chosen.json else _kept,
             on_estimate=estimated,
             on_done=done,
         )

@@ -2,12 +2,11 @@
 
 import math
 
-from isobatch.errors import InputError
 from isobatch.verify.comparison import Comparisons
 from isobatch.verify.design import MARKS
-from isobatch.verify.equivalence import Verdict, failure_bound
+from isobatch.verify.equivalence import MOST_SEEDS, Verdict, failure_bound
 from isobatch.verify.judging import ArmTest
-from isobatch.verify.mending import MEANING, early
+from isobatch.verify.mending import MEANING, candidates, early
 
 
 def next_actions(result: Comparisons, *, searched: bool = False) -> list[str]:
@@ -75,7 +74,7 @@ def _mends(result: Comparisons, plan: ArmTest) -> list[str]:
             said.append(f"{what}, worst gap {test.worst:+.3f} against ±{test.margin:.3f}")
         return said
     said = []
-    if result.plan.recipe.optimizer.name == result.recipe.optimizer.name and _has_invariant(result):
+    if _has_invariant(result):
         said.append("use the batch-size invariant form of the optimizer: --optimizer invariant, or let --mend try it")
     average = result.table["plan"].get("average")
     if average is not None and early(average) and result.recipe.ema is not None and result.recipe.ema.kind == "plain":
@@ -84,11 +83,8 @@ def _mends(result: Comparisons, plan: ArmTest) -> list[str]:
 
 
 def _has_invariant(result: Comparisons) -> bool:
-    try:
-        result.recipe.at(result.plan.recipe.batch.size, optimizer="invariant")
-    except InputError:
-        return False
-    return True
+    plan = result.plan.recipe
+    return "invariant" in candidates(plan, result.recipe, None)
 
 
 def _seeds(result: Comparisons, plan: ArmTest) -> list[str]:
@@ -96,7 +92,8 @@ def _seeds(result: Comparisons, plan: ArmTest) -> list[str]:
         return []
     fresh = result.seeds[-1] + 1
     if plan.seeds_to_decide is None:
-        return ["more seeds would not decide: the gap lies too near the margin, or scatters too far"]
+        why = "the gap lies too near the margin, or scatters too far"
+        return [f"even {MOST_SEEDS} fresh seeds would not decide four times in five: {why}"]
     return [
         f"{plan.seeds_to_decide} fresh seeds would decide four times in five: --seeds {plan.seeds_to_decide} "
         f"--seed-from {fresh}"

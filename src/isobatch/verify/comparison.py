@@ -159,18 +159,7 @@ def run(
     probes = work.probe(design.jobs([design.seed_from]))
     rule = _rule(design, probes, metric, {} if margin is None else {model: margin}, allow_failures)
     design = _within(design, work, probes, budget, free=seeds is None)
-    which = store.identity(
-        recipe,
-        batch_size,
-        extra=extra or {},
-        optimizer=optimizer or "",
-        looks=design.looks.seeds,
-        seed_from=design.seed_from,
-        metric=rule.metric,
-        margin=margin,
-        allow_failures=allow_failures,
-        device=device,
-    )
+    which = store.identity(design, rule, optimizer, extra)
     work.folder, reused = store.open_folder(out, which), store.judged_before(which)
     if on_folder is not None:
         on_folder(work.folder, reused)

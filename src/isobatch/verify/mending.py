@@ -70,11 +70,16 @@ def candidates(plan: Recipe, reference: Recipe, average: ArmTest | None) -> dict
     made: dict[str, Recipe] = {}
     if plan.optimizer.name == reference.optimizer.name:
         with suppress(InputError):  # an optimizer without such a form
-            made["invariant"] = reference.at(plan.batch.size, optimizer="invariant").recipe
-    if average is not None and plan.ema is not None and plan.ema.kind == "plain" and early(average):
-        for name, base in (("hold", plan), ("invariant, hold", made.get("invariant"))):
-            if base is not None and base.ema is not None:
-                made[name] = base.model_copy(update={"ema": base.ema.model_copy(update={"kind": "hold"})})
+            other = reference.at(plan.batch.size, optimizer="invariant").recipe
+            if other.optimizer.name != plan.optimizer.name:
+                made["invariant"] = other
+    if average is None or plan.ema is None or plan.ema.kind != "plain":
+        return made
+    held = {"ema": plan.ema.model_copy(update={"kind": "hold"})}
+    if early(average):
+        made["hold"] = plan.model_copy(update=held)
+    if "invariant" in made:
+        made["invariant, hold"] = made["invariant"].model_copy(update=held)
     return made
 
 

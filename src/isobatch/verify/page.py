@@ -9,7 +9,6 @@ from isobatch.plan.plan import show
 from isobatch.verify.arms import MEANING
 from isobatch.verify.mending import MEANING as MENDS
 
-
 _TOLD = 2
 
 

@@ -13,6 +13,7 @@ from isobatch.errors import InputError
 from isobatch.plan import Recipe
 from isobatch.report import prepare, read_result, write
 from isobatch.verify.cells import recipe_values
+from isobatch.verify.design import Design, Rule
 
 _NAME = "comparison.json"
 _JUDGED = "judged.json"
@@ -28,8 +29,8 @@ class Identity:
         optimizer: form that the plan takes, "" for the recipe's own.
         looks: numbers of seeds after which it may stop.
         seed_from: the first seed.
-        metric: asked for by name, "" for the task's headline.
-        margin: of the headline model, None for the fixed one.
+        metric: that is judged.
+        margins: model -> margin instead of the fixed one.
         allow_failures: failed seeds that are allowed.
         device: where runs are trained.
         task: hash of the file of a user's task, "" for a shipped one.
@@ -42,7 +43,7 @@ class Identity:
     looks: tuple[int, ...]
     seed_from: int
     metric: str
-    margin: float | None
+    margins: dict[str, float]
     allow_failures: int
     device: str
     task: str
@@ -65,20 +66,32 @@ class Identity:
         return _hash(asked)
 
 
-def identity(recipe: Recipe, batch_size: int, *, extra: Mapping[str, Recipe], **more: Any) -> Identity:
+def identity(design: Design, rule: Rule, optimizer: str | None, extra: Mapping[str, Recipe] | None) -> Identity:
     """Return what decides a comparison.
 
     Args:
-        recipe: the reference.
-        batch_size: of the plan.
+        design: of the comparison.
+        rule: that judges it.
+        optimizer: form that the plan takes, None for the recipe's own.
         extra: further arms.
-        **more: the other values of `Identity`.
 
     Returns:
         The identity, with the hash of a user's task file.
     """
-    arms = {name: recipe_values(arm) for name, arm in extra.items()}
-    return Identity(recipe_values(recipe), batch_size, task=_source(recipe), more=_hash(arms) if arms else "", **more)
+    arms = {name: recipe_values(arm) for name, arm in (extra or {}).items()}
+    return Identity(
+        recipe=recipe_values(design.recipe),
+        batch_size=design.plan.recipe.batch.size,
+        optimizer=optimizer or "",
+        looks=design.looks.seeds,
+        seed_from=design.seed_from,
+        metric=rule.metric,
+        margins=rule.margins,
+        allow_failures=rule.allow_failures,
+        device=design.device,
+        task=_source(design.recipe),
+        more=_hash(arms) if arms else "",
+    )
 
 
 def open_folder(out: Path | None, which: Identity) -> Path:
