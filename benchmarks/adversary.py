@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import isobatch
-from isobatch.studies.concurrent_adversarial import overlap
+from isobatch_studies.concurrent_adversarial import overlap
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ from isobatch import Recipe
 from isobatch.report import write, write_result
 from isobatch.report.pictures import RC, png
 from isobatch.tasks import make_run
-from isobatch.tasks.arcade import Arcade
 from isobatch.train import Trainer
+from isobatch_studies.tasks.arcade import Arcade
 
 
 def rate(work, decisions: int) -> float:

@@ -18,9 +18,9 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from isobatch import Recipe
-from isobatch.noise.regression import DRAWS, LossRegression
 from isobatch.tasks import make_run
 from isobatch.train import Trainer
+from isobatch.train.regression import DRAWS, LossRegression
 
 ROUNDS = 9
 RUNS = {

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from isobatch.average import Horizons, ModelEMA, Storage
+from isobatch.average import ModelEMA, MultiEMA, Storage
 
 DECAY, BATCH = 0.999, 256
 LEFT_TO_THE_LOOP = Storage(check_finite=False)
@@ -34,7 +34,7 @@ def ours(model: nn.Module, **options: Any) -> Update:
 
 
 def horizons(model: nn.Module, **options: Any) -> Update:
-    averages = Horizons(model, decays=[0.99, 0.999, 0.9999], batch_size=BATCH, **options)
+    averages = MultiEMA(model, decays=[0.99, 0.999, 0.9999], batch_size=BATCH, **options)
     return lambda: averages.update(samples=BATCH)
 
 

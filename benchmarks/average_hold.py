@@ -20,7 +20,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from isobatch.average import Horizons
+from isobatch.average import MultiEMA
 
 BATCH, EPOCHS = 4, 16
 RATES = (0.02, 0.004)
@@ -43,8 +43,8 @@ def build(seed: int) -> nn.Module:
     return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)).double()
 
 
-def averages(model: nn.Module, kind: str, cadence: int = 1) -> Horizons:
-    return Horizons(model, decays=DECAYS, batch_size=BATCH, kind=kind, cadence=cadence)
+def averages(model: nn.Module, kind: str, cadence: int = 1) -> MultiEMA:
+    return MultiEMA(model, decays=DECAYS, batch_size=BATCH, kind=kind, cadence=cadence)
 
 
 def flat(average: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 import isobatch
 from isobatch.decentralized import Decentralized
-from isobatch.studies.decentlam.loopback import ranks
-from isobatch.topologies import build
+from isobatch.decentralized.graphs import build
+from isobatch_studies.decentlam.loopback import ranks
 
 RANKS, BAR = 4, 1.1
 CONTENDERS = {

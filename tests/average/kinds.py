@@ -9,13 +9,13 @@ from tests.reference import averages as truth
 from torch import nn
 
 from isobatch.average import (
-    Horizons,
+    LAWA,
+    SWA,
     LinearRamp,
     ModelEMA,
+    MultiEMA,
     PowerEMA,
-    RecentMean,
     SwitchEMA,
-    UniformTail,
 )
 
 BATCHES = [8, 8, 24, 7, 1, 16, 64, 8, 13, 3, 8, 8]
@@ -55,13 +55,13 @@ KINDS = [
         None,
         lambda t, B: truth.ema(t, B, _ramped(B, 50, 60)),
     ),
-    Kind("horizon 1", lambda m, **k: Horizons(m, half_lives=[20, 50, 300], **k), 20, lambda t, B: truth.ema(t, B, 20)),
+    Kind("horizon 1", lambda m, **k: MultiEMA(m, half_lives=[20, 50, 300], **k), 20, lambda t, B: truth.ema(t, B, 20)),
     Kind(
-        "horizon 3", lambda m, **k: Horizons(m, half_lives=[20, 50, 300], **k), 300, lambda t, B: truth.ema(t, B, 300)
+        "horizon 3", lambda m, **k: MultiEMA(m, half_lives=[20, 50, 300], **k), 300, lambda t, B: truth.ema(t, B, 300)
     ),
     Kind(
         "horizon hold",
-        lambda m, **k: Horizons(m, decays=[0.9, 0.99], batch_size=4, kind="hold", **k),
+        lambda m, **k: MultiEMA(m, decays=[0.9, 0.99], batch_size=4, kind="hold", **k),
         4 * np.log(0.5) / np.log(0.99),
         lambda t, B: truth.hold(t, B, 0.99, 4),
     ),
@@ -71,10 +71,10 @@ KINDS = [
         0.1,
         lambda t, B: truth.power(t, B, truth.gamma_of(0.1)),
     ),
-    Kind("tail", lambda m, **k: UniformTail(m, start=60, **k), None, lambda t, B: truth.uniform_tail(t, B, 60)),
+    Kind("tail", lambda m, **k: SWA(m, start=60, **k), None, lambda t, B: truth.uniform_tail(t, B, 60)),
     Kind(
         "recent",
-        lambda m, **k: RecentMean(m, last=3, every=20, **k),
+        lambda m, **k: LAWA(m, last=3, every=20, **k),
         None,
         lambda t, B: truth.recent_mean(t, B, 3, 20),
     ),

@@ -8,7 +8,7 @@ from tests.reference import averages as truth
 from torch import nn
 
 from isobatch.average import ModelEMA, recalibrate
-from isobatch.average.batchnorm import Moments
+from isobatch.average.statistics import Moments
 from isobatch.errors import InputError
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from isobatch.average import Horizons, ModelEMA
+from isobatch.average import ModelEMA, MultiEMA
 from isobatch.average.clock import AUTO_SPAN
 from isobatch.errors import InputError
 
@@ -108,7 +108,7 @@ def test_report_tells_of_lost_updates():
 
 
 def test_auto_follows_the_shortest_horizon():
-    averages = Horizons(vector(), half_lives=[1000, 100_000], cadence="auto")
+    averages = MultiEMA(vector(), half_lives=[1000, 100_000], cadence="auto")
     for _ in range(5):
         averages.update(samples=1)
     assert averages._engine.clock.applied == 1

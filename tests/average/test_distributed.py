@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from isobatch.average import Horizons, ModelEMA, Storage, recalibrate
+from isobatch.average import ModelEMA, MultiEMA, Storage, recalibrate
 from isobatch.errors import InputError
 
 STEPS, GLOBAL = 6, 8
@@ -39,7 +39,7 @@ def kinds(module):
     return [
         ModelEMA(module, half_life=20),
         ModelEMA(module, half_life=20, dtype=torch.bfloat16, storage=Storage(rounding="stochastic", seed=3)),
-        Horizons(module, half_lives=[10, 40], kind="hold"),
+        MultiEMA(module, half_lives=[10, 40], kind="hold"),
     ]
 
 

@@ -7,7 +7,7 @@ from tests.reference import averages as truth
 from torch import nn
 
 from isobatch.average import PowerEMA, Snapshot, exponent, synthesize
-from isobatch.average.posthoc import coefficients, overlap
+from isobatch.average.power import coefficients, overlap
 from isobatch.errors import InputError
 
 SCHEDULES = {

@@ -7,7 +7,7 @@ import torch
 from tests.average.kinds import model, step
 from torch import nn
 
-from isobatch.average import ModelEMA, RecentMean, UniformTail
+from isobatch.average import LAWA, SWA, ModelEMA
 
 
 def test_the_report_before_the_first_update():
@@ -62,7 +62,7 @@ def test_a_coarse_update_is_told():
 
 def test_uniform_averages_tell_their_ages():
     module = model()
-    tail, recent = UniformTail(module), RecentMean(module, last=2, every=8)
+    tail, recent = SWA(module), LAWA(module, last=2, every=8)
     for j in range(4):
         step(module, j)
         tail.update(samples=8)

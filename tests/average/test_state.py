@@ -8,7 +8,7 @@ from safetensors.torch import load, save
 from tests.average.kinds import model, step
 from torch import nn
 
-from isobatch.average import Horizons, ModelEMA, PowerEMA, RecentMean, Storage, UniformTail
+from isobatch.average import LAWA, SWA, ModelEMA, MultiEMA, PowerEMA, Storage
 from isobatch.errors import InputError
 
 
@@ -106,8 +106,8 @@ def test_a_checkpoint_without_averages_loads_by_choice():
 
 def test_other_kinds_formats_and_shapes_of_state_are_refused():
     module, ema = trained()
-    with pytest.raises(InputError, match="of a ModelEMA, not of a UniformTail"):
-        UniformTail(module).load_state_dict(ema.state_dict())
+    with pytest.raises(InputError, match="of a ModelEMA, not of a SWA"):
+        SWA(module).load_state_dict(ema.state_dict())
     newer = ema.state_dict()
     newer["values"]["format"] = 99
     with pytest.raises(InputError, match="format 99"):
@@ -119,17 +119,17 @@ def test_other_kinds_formats_and_shapes_of_state_are_refused():
         (damaged["values"] if part == "values" else damaged["values"]["clock"]).pop(field)
         with pytest.raises(InputError, match=f"lacks .*{field}"):
             ema.load_state_dict(damaged)
-    two = Horizons(module, half_lives=[1, 2])
+    two = MultiEMA(module, half_lives=[1, 2])
     with pytest.raises(InputError, match="half_lives"):
-        Horizons(module, half_lives=[1, 2, 3]).load_state_dict(two.state_dict())
+        MultiEMA(module, half_lives=[1, 2, 3]).load_state_dict(two.state_dict())
     with pytest.raises(InputError, match="averages in the state"):
-        Horizons(module, half_lives=[1, 2, 3]).load_state_dict(two.state_dict(), settings="given")
+        MultiEMA(module, half_lives=[1, 2, 3]).load_state_dict(two.state_dict(), settings="given")
 
 
 @pytest.mark.parametrize("storage", [Storage(), Storage(flat=True), Storage(rounding="compensated")])
 def test_tensors_go_through_safetensors_and_values_through_json(storage):
     module = model()
-    make = lambda: Horizons(module, half_lives=[10, 90], kind="hold", storage=storage)  # noqa: E731
+    make = lambda: MultiEMA(module, half_lives=[10, 90], kind="hold", storage=storage)  # noqa: E731
     averages = make()
     for j in range(4):
         step(module, j)
@@ -165,14 +165,14 @@ def test_the_average_of_another_library_is_taken_over():
         ema.load_average({"0.weight": torch.zeros(4, 3)})
     with pytest.raises(InputError, match="shape"):
         ema.load_average({n: torch.zeros(1) for n in ema.average()})
-    for several, which in ((Horizons(module, half_lives=[5, 9]), 9), (PowerEMA(module, sigma_rels=[0.1, 0.2]), 0.2)):
+    for several, which in ((MultiEMA(module, half_lives=[5, 9]), 9), (PowerEMA(module, sigma_rels=[0.1, 0.2]), 0.2)):
         several.load_average(peer.state_dict(), which=which)
         assert torch.equal(several.average(which)["0.bias"], peer.module[0].bias)
 
 
 def test_a_mean_of_snapshots_starts_from_a_loaded_average():
     module = model()
-    recent = RecentMean(module, last=2, every=8)
+    recent = LAWA(module, last=2, every=8)
     peer = {n: torch.full_like(p, 3.0) for n, p in module.named_parameters()}
     recent.load_average(peer)
     assert float(recent.average()["0.bias"][0]) == 3.0

@@ -7,9 +7,8 @@ import torch
 from tests.average.kinds import model, step
 from torch import nn
 
-from isobatch.average import Horizons, ModelEMA, Storage, trainable
-from isobatch.average.layout import FLAT
-from isobatch.average.rounding import compensated_, stochastic_
+from isobatch.average import ModelEMA, MultiEMA, Storage, trainable
+from isobatch.average.layout import FLAT, compensated_, stochastic_
 from isobatch.errors import InputError
 
 LAYOUTS = {
@@ -40,7 +39,7 @@ def many(dtype=torch.float32):
 def test_every_shape_and_stride_is_averaged_alike(layout, weights, count, kind):
     module = many(weights)
     half_lives = [40.0, 8.0, 300.0][:count]
-    averages = Horizons(module, half_lives=half_lives, kind=kind, **LAYOUTS[layout])
+    averages = MultiEMA(module, half_lives=half_lives, kind=kind, **LAYOUTS[layout])
     expected = {h: {n: p.detach().clone() for n, p in module.named_parameters()} for h in half_lives}
     wide = {
         h: {n: p.to(torch.complex128 if p.is_complex() else torch.float64) for n, p in e.items()}

@@ -26,9 +26,8 @@ from isobatch.average import (
     timm_warmup,
     ultralytics_warmup,
 )
-from isobatch.average.momentum import overlaps
-from isobatch.average.stepwarmup import warmup_from
-from isobatch.average.warmup import NoWarmup
+from isobatch.average.clock import overlaps
+from isobatch.average.warmup import NoWarmup, warmup_from
 from isobatch.errors import InputError
 
 SAMPLE_CLOCK = [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isobatch.average.weights import hold, plain
+from isobatch.average.clock import hold, plain
 from isobatch.errors import InputError
 
 

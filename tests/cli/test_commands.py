@@ -227,27 +227,6 @@ def test_an_internal_error_is_not_disguised(path, monkeypatch):
         cli.run(["verify", "run", path, "--batch-size", "32"])
 
 
-def test_the_studies_are_listed(capsys):
-    assert cli.run(["study"]) == 0
-    assert "adam" in capsys.readouterr().out
-    assert cli.run(["study", "--json"]) == 0
-    assert "adam" in json.loads(capsys.readouterr().out)
-
-
-@pytest.mark.parametrize(("held", "words", "what"), [
-    ({"study": "legw", "quick": False}, [], "study legw"),
-    ({"study": "adam", "quick": False}, ["--quick"], "study adam"),
-    ({"study": "adam", "quick": True}, [], "study adam --quick"),
-    ({"verdict": "SAME"}, [], "another result"),
-])  # fmt: skip
-def test_a_study_does_not_write_over_another_result(held, words, what, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("isobatch.studies.adam.study.run", lambda **_: pytest.fail("it ran"))
-    (tmp_path / "result.json").write_text(json.dumps(held))
-    assert cli.run(["study", "adam", "--out", str(tmp_path), *words]) == 2
-    assert f"holds {what}; give another --out" in capsys.readouterr().err
-    assert json.loads((tmp_path / "result.json").read_text()) == held
-
-
 def test_a_narrow_terminal_still_shows_every_confidence(path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.run(["plan", path, "--batch-size", "128"]) == 0
@@ -256,25 +235,6 @@ def test_a_narrow_terminal_still_shows_every_confidence(path, monkeypatch, capsy
     assert "because" not in table
     assert table.count("derived") >= 2
     assert max(map(len, table.splitlines())) <= 80
-
-
-def test_a_study_is_handed_its_options(monkeypatch, tmp_path, capsys):
-    asked = {}
-
-    def fake(**options):
-        asked.update(options)
-        claim = {"id": "adam/one", "held": None, "evidence": "no data"}
-        return {"study": "adam", "title": "Invented", "claims": [claim]}
-
-    monkeypatch.setattr("isobatch.studies.adam.study.run", fake)
-    words = ["study", "adam", "--quick", "--budget", "90s", "--workers", "3", "--out", str(tmp_path / "out"), "--json"]
-    assert cli.run(words) == 0
-    assert json.loads(capsys.readouterr().out)["title"] == "Invented"
-    handed = (asked["quick"], asked["budget"], asked["workers"], asked["out"])
-    assert handed == (True, 90.0, 3, tmp_path / "out")
-    assert cli.run(["study", "adam"]) == 0
-    assert (asked["quick"], asked["budget"], asked["workers"], asked["out"]) == (False, None, None, None)
-    assert "no verdict" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [["train", "--out", "OUT"], ["verify", "run", "--batch-size", "32"]])

@@ -5,8 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.decentralized.jobs import data, flat, real, train, virtual, world
 
-from isobatch import topologies
-from isobatch.decentralized import METHODS
+from isobatch.decentralized import METHODS, graphs
 from isobatch.decentralized.methods import PmSGDLars, SlowMo
 
 STEPS = 7
@@ -21,7 +20,7 @@ def gather(folder, size):
 ])  # fmt: skip
 def test_real_processes_are_the_virtual_nodes(size, graph, names, tmp_path):
     """One method after another in one world, overlapped or not, in one bucket or in four."""
-    topology, (x, y) = topologies.build(graph, size), data(size, STEPS)
+    topology, (x, y) = graphs.build(graph, size), data(size, STEPS)
     runs = [(name, overlap, limit) for name in names for overlap, limit in ((False, 1 << 25), (True, 100))]
 
     def ranked(rank):
@@ -41,7 +40,7 @@ def test_real_processes_are_the_virtual_nodes(size, graph, names, tmp_path):
 
 @pytest.mark.parametrize("graph", ["exponential", "one-peer-exponential", "random-matching", "star"])
 def test_graphs_that_change_or_are_not_symmetric(graph, tmp_path):
-    topology, (x, y) = topologies.build(graph, 4), data(4, STEPS)
+    topology, (x, y) = graphs.build(graph, 4), data(4, STEPS)
 
     def ranked(rank):
         net, opt = real("decentlam", topology, overlap=True, bucket_bytes=100)
@@ -55,7 +54,7 @@ def test_graphs_that_change_or_are_not_symmetric(graph, tmp_path):
 
 def test_a_node_may_have_several_processes(tmp_path):
     """Nodes of two, one and one rank: the first is one node with the mean gradient of its ranks."""
-    topology, (x, y) = topologies.build("lazy ring", 3), data(4, STEPS)
+    topology, (x, y) = graphs.build("lazy ring", 3), data(4, STEPS)
     nodes = [[0, 3], [1], [2]]
 
     def ranked(rank):
@@ -85,7 +84,7 @@ def uneven(name, topology, x, y):
 
 
 def test_slowmo_and_lars_with_options_of_their_own(tmp_path):
-    topology, (x, y) = topologies.ring(3), data(3, STEPS)
+    topology, (x, y) = graphs.ring(3), data(3, STEPS)
     methods = [SlowMo(0.7, period=3, slow_beta=0.6, slow_lr=0.8), PmSGDLars(0.7, trust=0.02)]
 
     def ranked(rank):

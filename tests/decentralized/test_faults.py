@@ -13,12 +13,12 @@ from tests.crash import fork, kill_me, wait
 from tests.decentralized.jobs import data, flat, real, train, world
 from torch import distributed as dist
 
-from isobatch import InputError, topologies
-from isobatch.decentralized import VirtualNodes, relative_error
+from isobatch import InputError
+from isobatch.decentralized import VirtualNodes, graphs, relative_error
 from isobatch.errors import NonFiniteError, PeerError
 
 SIZE = 4
-RING = topologies.build("lazy ring", SIZE)
+RING = graphs.build("lazy ring", SIZE)
 
 
 def left_alone(folder, action):
@@ -200,10 +200,10 @@ def test_bad_input_is_named(tmp_path):
             ({"nodes": [[0, 1]]}, "the topology has 2 nodes"), ({"method": "adam"}, "method='adam'"),
         ):  # fmt: skip
             with pytest.raises(InputError, match=message):
-                real(options.pop("method", "decentlam"), topologies.ring(2), **options)
+                real(options.pop("method", "decentlam"), graphs.ring(2), **options)
         with pytest.raises(InputError, match="the topology has 3 nodes"):
-            real("decentlam", topologies.ring(3))
-        net, opt = real("decentlam", topologies.ring(2), overlap=True)
+            real("decentlam", graphs.ring(3))
+        net, opt = real("decentlam", graphs.ring(2), overlap=True)
         x, y = data(2, 1)
         from tests.decentralized.jobs import loss
 
@@ -217,8 +217,8 @@ def test_bad_input_is_named(tmp_path):
     from isobatch.decentralized import Decentralized
 
     with pytest.raises(InputError, match="no process group"):
-        Decentralized(torch.optim.SGD(net.parameters(), lr=0.1), topologies.ring(2))
+        Decentralized(torch.optim.SGD(net.parameters(), lr=0.1), graphs.ring(2))
     with pytest.raises(InputError, match="Adam cannot"):
-        Decentralized(torch.optim.Adam(net.parameters()), topologies.ring(2))
+        Decentralized(torch.optim.Adam(net.parameters()), graphs.ring(2))
     with pytest.raises(InputError, match="nesterov"):
-        Decentralized(torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True), topologies.ring(2))
+        Decentralized(torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True), graphs.ring(2))

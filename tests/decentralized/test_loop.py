@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.decentralized.jobs import data, flat, loss, model, real, train, virtual, world
 
-from isobatch import InputError, ModelEMA, topologies
+from isobatch import InputError, ModelEMA
 from isobatch.checkpoint import Checkpoints, load_model, load_optimizer, optimizer_state
-from isobatch.decentralized import VirtualNodes, mean_state, node_state
+from isobatch.decentralized import VirtualNodes, graphs, mean_state, node_state
 
-RING = topologies.build("lazy ring", 3)
+RING = graphs.build("lazy ring", 3)
 STATEFUL = ["decentlam", "d2", "slowmo"]
 
 
@@ -51,14 +51,14 @@ def test_a_resumed_run_is_the_run_bit_for_bit_and_another_number_of_nodes_goes_o
     def elsewhere(rank):
         """Four nodes on another graph: all of them begin at the mean of the three."""
         for name in STATEFUL:
-            net, opt = real(name, topologies.build("lazy star", 4), net=model(seed=7))
+            net, opt = real(name, graphs.build("lazy star", 4), net=model(seed=7))
             step = Checkpoints(tmp_path / name).latest()
             restore(node_state(step.path, rank, 4), net, opt)
             save_file({"w": flat(net)}, tmp_path / f"{name}-mean-{rank}")
             train(net, opt, x, y, rank, first=5)
             assert torch.isfinite(flat(net)).all()
             opt.close()
-        net, opt = real("qg", topologies.ring(4))
+        net, opt = real("qg", graphs.ring(4))
         restore(node_state(Checkpoints(tmp_path / "decentlam").latest().path, rank, 4), net, opt)
         with pytest.raises(InputError, match="of method 'decentlam', this run uses 'qg'"):
             train(net, opt, x[:1], y[:1], rank)
@@ -122,7 +122,7 @@ def test_averages_metrics_and_the_clock(tmp_path):
 def test_accumulation_schedulers_and_groups(tmp_path):
     """Two halves of a batch are the batch; the schedule moves the rate; a group of its own keeps its decay."""
     x, y = data(2, 6)
-    ring = topologies.build("lazy ring", 2)
+    ring = graphs.build("lazy ring", 2)
 
     def ranked(rank):
         for overlap in (False, True):
@@ -152,7 +152,7 @@ def test_accumulation_schedulers_and_groups(tmp_path):
 
 def grouped(x, y):
     """DecentLaM by hand on two nodes with W = [[3/4, 1/4], [1/4, 3/4]]."""
-    nodes = VirtualNodes(model(), loss, topologies.build("lazy ring", 2), lr=0.05)
+    nodes = VirtualNodes(model(), loss, graphs.build("lazy ring", 2), lr=0.05)
     wide = torch.cat([torch.full((p.numel(),), float(p.ndim > 1)) for p in model().parameters()]).double()
     w, m = torch.tensor([[0.75, 0.25], [0.25, 0.75]], dtype=torch.float64), torch.zeros_like(nodes.weights)
     for count in range(len(x)):
@@ -164,7 +164,7 @@ def grouped(x, y):
 
 
 def test_replicas_are_runs_of_their_own():
-    topology, (x, y) = topologies.build("lazy ring", 4), data(8, 5)
+    topology, (x, y) = graphs.build("lazy ring", 4), data(8, 5)
     both = VirtualNodes([model(0), model(1)], loss, topology, lr=0.05)
     for count in range(5):
         both.step((x[count], y[count]))
@@ -181,7 +181,7 @@ def test_replicas_are_runs_of_their_own():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_keep_their_dtype(dtype):
     x, y = data(4, 3)
-    nodes = VirtualNodes(model().to(dtype), loss, topologies.ring(4), lr=0.05)
+    nodes = VirtualNodes(model().to(dtype), loss, graphs.ring(4), lr=0.05)
     nodes.step((x[0].to(dtype), y[0]))
     assert nodes.weights.dtype == dtype
     assert torch.isfinite(nodes.weights).all()
@@ -195,7 +195,7 @@ def test_lars_is_that_of_a_kept_library():
     wide, rest = [[p for p in net.parameters() if (p.ndim > 1) == w] for w in (True, False)]
     groups = [{"params": wide}, {"params": rest, "weight_decay": 0.0}]
     peer = LARS(groups, lr=0.5, momentum=0.9, weight_decay=0.01, trust_coefficient=1e-2)
-    nodes = VirtualNodes(model(), loss, topologies.complete(1), named_lars(), lr=0.5, weight_decay=0.01)
+    nodes = VirtualNodes(model(), loss, graphs.complete(1), named_lars(), lr=0.5, weight_decay=0.01)
     for count in range(len(x)):
         peer.zero_grad()
         loss(net, (x[count, 0], y[count, 0])).backward()
@@ -212,11 +212,11 @@ def named_lars():
 
 def test_bad_input_is_named():
     with pytest.raises(InputError, match="batch norm"):
-        VirtualNodes(torch.nn.BatchNorm1d(3), loss, topologies.ring(4), lr=0.1)
+        VirtualNodes(torch.nn.BatchNorm1d(3), loss, graphs.ring(4), lr=0.1)
     with pytest.raises(InputError, match="lr=0"):
-        VirtualNodes(model(), loss, topologies.ring(4), lr=0.0).step(tuple(part[0] for part in data(4, 1)))
+        VirtualNodes(model(), loss, graphs.ring(4), lr=0.0).step(tuple(part[0] for part in data(4, 1)))
     with pytest.raises(InputError, match="lr=-1"):
-        VirtualNodes(model(), loss, topologies.ring(4), lr=-1)
+        VirtualNodes(model(), loss, graphs.ring(4), lr=-1)
     with pytest.raises(InputError, match="different names"):
         mean_state([{"a": 1}, {"b": 1}])
     with pytest.raises(InputError, match="shapes"):

@@ -14,7 +14,7 @@ import json, sys
 import torch
 import torch.distributed as dist
 import isobatch as ib
-from isobatch import topologies
+from isobatch.decentralized import graphs
 from isobatch.decentralized import Decentralized
 
 dist.init_process_group("gloo")
@@ -23,7 +23,7 @@ torch.manual_seed(0)
 model = torch.nn.Linear(4, 1).double()
 data = torch.Generator().manual_seed(rank)
 optimizer = Decentralized(
-    torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), topologies.ring(nodes).lazy(), method="decentlam"
+    torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), graphs.ring(nodes).lazy(), method="decentlam"
 )
 ema, noise = ib.ModelEMA(model, half_life=500), ib.NoiseScale(model)
 for _ in range(60):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tests.reference.decentralized import LeastSquares, mixing, trajectory
 
-from isobatch import InputError, decentralized, topologies
-from isobatch.decentralized import METHODS, advance, find
+from isobatch import InputError, decentralized
+from isobatch.decentralized import METHODS, advance, find, graphs
 from isobatch.decentralized.methods import SlowMo
 
 PLAIN = [name for name in METHODS if name != "pmsgd-lars"]
@@ -31,14 +31,14 @@ def run(method, x, w_of, gamma, steps, gradient=TASK.gradient):
 @cache
 def settled(name, beta, gamma=0.05, graph="lazy ring"):
     """Where a method stays: enough steps for a movement below rounding."""
-    w = mixing(topologies.build(graph, 8))
+    w = mixing(graphs.build(graph, 8))
     return run(find(name, beta), np.zeros((8, 6)), lambda _: w, gamma, 2400)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("name", PLAIN)
 def test_the_update_is_the_papers(name, graph):
-    topology = topologies.build(graph, 8)
+    topology = graphs.build(graph, 8)
     beta = 0.0 if name == "dsgd" else 0.8
     start = np.random.default_rng(1).normal(size=(1, 6)) + np.zeros((8, 1))
     got = run(find(name, beta), start, lambda k: mixing(topology, k), 0.05, 30)
@@ -49,7 +49,7 @@ def test_the_update_is_the_papers(name, graph):
 @pytest.mark.parametrize("name", [name for name in PLAIN if name not in ("dsgd", "slowmo", "pmsgd")])
 def test_without_momentum_all_are_dsgd(name):
     """D2 alone is another method at beta 0: it corrects the bias."""
-    w = mixing(topologies.build("lazy ring", 8))
+    w = mixing(graphs.build("lazy ring", 8))
     x = np.random.default_rng(2).normal(size=(8, 6))
     got, plain = (run(find(n, 0.0), x, lambda _: w, 0.05, 20) for n in (name, "dsgd"))
     if name == "d2":
@@ -67,7 +67,7 @@ def test_without_momentum_all_are_dsgd(name):
 @pytest.mark.parametrize("name", [name for name in PLAIN if name not in ("slowmo", "awc", "pmsgd")])
 def test_on_the_complete_graph_all_that_average_the_gradient_are_pmsgd(name):
     """QG at beta 0 only: it keeps (1-beta) of a step and adds the gradient whole."""
-    w = mixing(topologies.complete(8))
+    w = mixing(graphs.complete(8))
     beta = 0.0 if name in ("dsgd", "qg") else 0.8
     start = np.tile(np.random.default_rng(3).normal(size=6), (8, 1))
     got = run(find(name, beta), start, lambda _: w, 0.05, 25)
@@ -76,7 +76,7 @@ def test_on_the_complete_graph_all_that_average_the_gradient_are_pmsgd(name):
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
 def test_decentlams_fixed_point_is_dsgds_at_every_beta(beta):
-    w = mixing(topologies.build("lazy ring", 8))
+    w = mixing(graphs.build("lazy ring", 8))
     np.testing.assert_allclose(settled("decentlam", beta), settled("dsgd", 0.0), rtol=0, atol=1e-12)
     np.testing.assert_allclose(settled("qg", beta), settled("dsgd", 0.0), rtol=0, atol=1e-12)
     np.testing.assert_allclose(settled("dsgd", 0.0), TASK.fixed_point("dsgd", w, 0.05, 0.0), rtol=0, atol=1e-12)
@@ -95,7 +95,7 @@ def test_dmsgd_is_dsgd_at_the_larger_learning_rate():
 
 @pytest.mark.parametrize("name", ["awc", "da"])
 def test_where_the_rivals_stay(name):
-    w = mixing(topologies.build("lazy ring", 8))
+    w = mixing(graphs.build("lazy ring", 8))
     np.testing.assert_allclose(settled(name, 0.8), TASK.fixed_point(name, w, 0.05, 0.8), rtol=0, atol=1e-12)
 
 
@@ -111,13 +111,13 @@ def test_d2_and_all_reduce_have_no_bias():
 ])  # fmt: skip
 def test_the_known_table_of_biases(name, wanted):
     """8-node ring made lazy, d = 30, gamma = 1e-2, within 10%."""
-    task, w = LeastSquares(), mixing(topologies.build("lazy ring", 8))
+    task, w = LeastSquares(), mixing(graphs.build("lazy ring", 8))
     found = [task.bias(task.fixed_point(name, w, 1e-2, beta)) for beta in (0.0, 0.5, 0.8, 0.9, 0.95)[: len(wanted)]]
     np.testing.assert_allclose(found, wanted, rtol=0.1)
 
 
 def test_the_bias_of_dmsgd_grows_as_the_theory_says_at_a_small_learning_rate():
-    task, w = LeastSquares(), mixing(topologies.ring(8))
+    task, w = LeastSquares(), mixing(graphs.ring(8))
     base = task.bias(task.fixed_point("dsgd", w, 1e-3, 0.0))
     for beta in (0.5, 0.8, 0.9):
         ratio = task.bias(task.fixed_point("dmsgd", w, 1e-3, beta)) / base
@@ -135,9 +135,9 @@ BAD = [
     (lambda: find("decentlam", -0.1), "momentum=-0.1"),
     (lambda: find("dsgd", 0.9), "has no momentum"),
     (lambda: SlowMo(0.9, period=0), "period=0"),
-    (lambda: find("d2", 0.9).check(topologies.ring(8)), "topology.lazy"),
-    (lambda: find("d2", 0.9).check(topologies.exponential(8)), "topology.lazy"),
-    (lambda: find("d2", 0.9).check(topologies.random_matching(8)), "topology.lazy"),
+    (lambda: find("d2", 0.9).check(graphs.ring(8)), "topology.lazy"),
+    (lambda: find("d2", 0.9).check(graphs.exponential(8)), "topology.lazy"),
+    (lambda: find("d2", 0.9).check(graphs.random_matching(8)), "topology.lazy"),
 ]
 
 

@@ -55,7 +55,7 @@ def worker(rank, path, jobs, results):
         found = [run(*job[:3], rank=rank, **job[3]) for job in jobs]
         tensors = [torch.full((2,), rank + 1.0), torch.full((3, 1), 10.0 * (rank + 1), dtype=torch.float64)]
         sum_tensors_(tensors, dist.group.WORLD)
-        sums = sum_numbers([rank, 2.5], dist.group.WORLD, torch.device("cpu"))
+        sums = sum_numbers(torch.tensor([rank, 2.5], dtype=torch.float64), dist.group.WORLD).tolist()
         results.put((rank, found, [tensor.flatten().tolist() for tensor in tensors], sums))
     finally:
         dist.destroy_process_group()

@@ -1,81 +1,28 @@
 """Tasks: one face, weights from the seed alone, a fixed split, and clear refusals of what cannot be used."""
 
-from copy import deepcopy
-
 import pytest
 import torch
 from tests.recipes import recipe
-from tests.tasks.speech import small
+from tests.tasks.battery import BATTERY
 from torch import nn
 
 from isobatch.errors import InputError
-from isobatch.tasks import SHIPPED, Lesson, Run, TensorSamples, find, make_run
+from isobatch.tasks import SHIPPED, Run, TensorSamples, find, make_run
 from isobatch.tasks.asked import Asked
 from isobatch.tasks.folds import digits
-from isobatch.tasks.speech import pools
 from isobatch.tasks.text import corpus
 
-SIZES = {
-    "a2c-atari": 500, "image-cnn": 124,
-    "a2c-cartpole": 500, "autoencoder": 1437, "digits": 1437, "digits-cnn": 1437, "digits-lstm": 1437, "quadratic": 256,
-    "text": 8192, "text-lstm": 8192, "vae": 1437, "byol": 124, "dino": 124, "polyak": 124,
-    "pseudo-label": small.SLOTS,
-}  # fmt: skip
-GLYPHS = {"data": "glyphs", "side": 8, "frames": 124, "width": 8, "stages": 2, "hidden": 8}
-POLYAK = {key: value for key, value in GLYPHS.items() if key != "hidden"}
-CNN = {"data": "glyphs", "side": 8, "frames": 124, "width": 4, "hidden": 8}
-OPTIONS = {
-    "a2c-atari": {"pool": 2, "width": 2},
-    "image-cnn": CNN,
-    "byol": GLYPHS,
-    "dino": GLYPHS,
-    "polyak": POLYAK,
-    "pseudo-label": small.OPTIONS,
-}
-tasks = pytest.mark.parametrize("name", SHIPPED)
-
-
-@pytest.fixture(autouse=True)
-def noise_for_speech(monkeypatch):
-    monkeypatch.setattr(pools, "corpus", small.corpus)
+SIZES = {"digits": 1437, "digits-cnn": 1437, "digits-lstm": 1437, "quadratic": 256, "text": 8192, "text-lstm": 8192}
 
 
 def made(name, seed=0, **options):
-    return make_run(recipe(task=name, data_size=SIZES[name], options=OPTIONS.get(name, {}) | options), seed)
+    return make_run(recipe(task=name, data_size=SIZES[name], options=options), seed)
 
 
-def lesson(run):
-    """What the loop would hand to the first pass."""
-    if run.teaching is None:
-        return None
-    average = deepcopy(run.model).requires_grad_(False) if run.teaching.teacher else None
-    return Lesson(0, 4, 1000, torch.arange(4), run.teaching.means, average)
-
-
-@tasks
-def test_the_seed_alone_gives_the_weights(name):
-    torch.manual_seed(7)
-    state = torch.random.get_rng_state()
-    one, same, other = made(name, 3), made(name, 3), made(name, 4)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    pairs = list(zip(one.model.parameters(), same.model.parameters(), other.model.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b, _ in pairs)
-    assert not all(torch.equal(a, c) for a, _, c in pairs)
-    assert one.facts
-
-
-@tasks
-def test_a_step_gives_a_loss_with_gradients_and_evaluation_gives_numbers(name):
-    run = made(name)
-    loss = run.step(run.samples[torch.arange(4)], lesson(run))
-    loss.backward()
-    assert loss.shape == ()
-    assert all(p.grad is not None for p in run.model.parameters())
-    metrics = run.evaluate()
-    assert metrics["loss"] > 0
-    assert all(isinstance(value, float) for value in metrics.values())
-    assert run.model.training
-    assert len(run.samples) == SIZES[name]
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("check", BATTERY, ids=lambda check: check.__name__)
+def test_every_task(check, name):
+    check(name, SIZES[name], {})
 
 
 def test_digits_are_split_once_for_all():
@@ -144,7 +91,7 @@ def test_the_noise_of_the_quadratic_has_no_mean_and_the_variance_asked_for():
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("digitz", r"task='digitz' is not shipped \(a2c-.*digits, .*quadratic, text, .*vae\); your own is \"my_pkg"),
+    ("digitz", r"task='digitz' is not installed \(.*digits, .*quadratic, text, .*\).*; your own is \"my_pkg"),
     ("nowhere.at_all:make", r"task='nowhere.at_all:make' cannot be imported: ModuleNotFoundError.*PYTHONPATH"),
     ("isobatch.tasks.digits:male", "isobatch.tasks.digits has no function 'male'"),
     ("isobatch.tasks.text:CONTEXT", "has no function 'CONTEXT'"),
@@ -205,16 +152,6 @@ def test_evaluation_restores_the_mode_also_after_an_exception():
     with pytest.raises(RuntimeError, match="boom"):
         run.evaluate()
     assert run.model.training
-
-
-@tasks
-def test_an_option_that_a_task_does_not_read_is_refused_and_those_it_reads_are_named(name):
-    with pytest.raises(
-        InputError, match=rf"options\.widht is not an option of task='{name}', which looks for: "
-    ) as error:
-        made(name, widht=8)
-    wanted = "dimension" if name == "quadratic" else "width"
-    assert wanted in str(error.value)
 
 
 @pytest.mark.parametrize("take", [dict, lambda o: {**o}, lambda o: list(o.values()), lambda o: dict(o.items()), sorted])

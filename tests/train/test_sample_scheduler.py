@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tests.gloo import world
+from tests.gradients.test_wrappers import Forwarding, Passing, Sharing
 from torch.optim import SGD, Adam, AdamW
 from torch.optim import lr_scheduler as torch_schedulers
 from torch.optim.lr_scheduler import (
@@ -225,6 +226,31 @@ def test_training_past_a_scheduler_that_fails_there_is_said_once():
         scheduler.step(samples=8)
     scheduler.step(samples=8)
     assert scheduler.get_last_lr() == [0.05]
+
+
+WRAPPED = {
+    "bare": lambda o: o,
+    "passing": Passing,
+    "forwarding": Forwarding,
+    "sharing": Sharing,
+    "two of them": lambda o: Passing(Passing(o)),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrapped_optimizers_are_seen_through(name):
+    optimizer = sgd()
+    wrapped = WRAPPED[name](optimizer)
+    scheduler = SampleScheduler(PolynomialLR(wrapped, STEPS, 2.0), batch_size=8)
+    assert scheduler.optimizer is optimizer
+    rows, handle = reference("polynomial"), scheduler.attach(wrapped, samples=np.int64(8))
+    for row in rows[:4]:
+        close(options(optimizer), row)
+        assert wrapped.param_groups is optimizer.param_groups
+        optimizer.step()
+    handle.remove()
+    rescale(to=16, optimizer=wrapped, recipe=KEPT, scheduler=scheduler)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(2 * mean(rows, 32, 48)[0]["lr"])
 
 
 def test_groups_added_later_follow_when_told_to():

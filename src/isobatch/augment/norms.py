@@ -2,13 +2,13 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from isobatch.errors import InputError
+from isobatch.modules import with_weights
 
 
 class TwoNorms(nn.Module):
@@ -23,7 +23,7 @@ class TwoNorms(nn.Module):
 
     def __init__(self, norm: _BatchNorm):
         super().__init__()
-        self.main, self.adversarial = norm, deepcopy(norm)
+        self.main, self.adversarial = norm, with_weights(norm)
         self.twin = False
 
     def forward(self, inputs: Tensor) -> Tensor:

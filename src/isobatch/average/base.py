@@ -3,15 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
+from numbers import Integral
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from isobatch.average.clock import Clock
-from isobatch.average.engine import Engine
-from isobatch.average.report import Report, measured
+from isobatch.average.clock import Clock, counted
+from isobatch.average.engine import Engine, Report, measured, overflowed
+from isobatch.average.lending import Mode
 from isobatch.average.state import (
     FORMAT,
     Missing,
@@ -23,9 +25,9 @@ from isobatch.average.state import (
     tensors_out,
     winner,
 )
-from isobatch.average.teacher import Mode, Teacher
-from isobatch.average.watch import overflowed
-from isobatch.errors import InputError
+from isobatch.errors import InputError, IsobatchError
+from isobatch.gradients import bare_optimizer
+from isobatch.units import finite
 
 Which = float | None
 
@@ -76,9 +78,9 @@ class ModelAverage(ABC):
     def applied(self, model: nn.Module, which: Which = None) -> AbstractContextManager[None]:
         """Give the model the averaged weights inside the block, its raw weights and buffers back afterwards.
 
-        Storages change hands, nothing is copied unless the dtypes differ; exceptions change nothing in that. Inside
-        the block update() and state_dict() are refused, because the model does not hold its raw weights; whoever
-        changes weights there changes the average.
+        The block works on copies of the averaged weights and of the buffers: whatever a forward pass writes, replaces
+        or removes there, the model and the average are bit for bit what they were, also after an exception. Inside
+        the block update() and state_dict() are refused, because the model does not hold its raw weights.
 
         Args:
             model: the bound model, a wrapper of it, or another model with the same names.
@@ -87,8 +89,8 @@ class ModelAverage(ABC):
         Returns:
             A context manager.
         """
-        self._engine.tracks.refresh()
-        return self._engine.tracks.applied(model, self.average(which))
+        self._engine.buffers.refresh()
+        return self._engine.buffers.applied(model, self.average(which))
 
     def average_model(self, which: Which = None) -> nn.Module:
         """Return a copy of the bare model with the averaged weights, in evaluation mode.
@@ -99,14 +101,16 @@ class ModelAverage(ABC):
         Returns:
             A new module in the model's dtypes, without gradients.
         """
-        self._engine.tracks.refresh()
-        return self._engine.tracks.model(self.average(which))
+        self._engine.buffers.refresh()
+        return self._engine.buffers.model(self.average(which))
 
     def teacher(self, mode: Mode = "eval", which: Which = None) -> nn.Module:
         """Return the averaged weights as a module beside the model, to be called in training: the average teaches.
 
-        Its parameters are the average's own storage where dtypes allow, so nothing is copied or swapped; ask for it
-        at every step, and the same module comes back until the model is moved or cast. Call it under torch.no_grad().
+        A call changes neither the student nor the average. Where all of the model's code is that of torch's own layers,
+        the parameters are the average's own storage and nothing is copied; other code may write into its weights or
+        buffers, so it gets copies, brought up to date at every update and every asking. The same module comes back
+        until the model is moved or cast. Call it under torch.no_grad().
 
         Args:
             mode: "eval", or "train": batch norm uses the statistics of the teacher's batch and keeps none.
@@ -115,6 +119,9 @@ class ModelAverage(ABC):
         Returns:
             A module without gradients.
 
+        Raises:
+            InputError: an unknown mode, or a model that cannot be copied truly; the message names what.
+
         Example:
             >>> import isobatch as ib
             >>> student = nn.Linear(1, 1)
@@ -122,15 +129,8 @@ class ModelAverage(ABC):
             >>> ema.teacher().weight.data_ptr() == ema.average()["weight"].data_ptr()
             True
         """
-        tracks = self._engine.tracks
-        tracks.refresh()
-        values, key = self.average(which), (mode, which)
-        roles, teacher = self._engine.teachers.get(key, (None, None))
-        if teacher is None or roles is not tracks.roles:
-            teacher = Teacher(tracks.root, tracks.live(), values, mode)
-            self._engine.teachers[key] = tracks.roles, teacher
-        teacher.refresh(values)
-        return teacher.module
+        self._engine.buffers.refresh()
+        return self._engine.teacher(mode, which, partial(self.average, which)).module
 
     def copy_to(self, model: nn.Module, which: Which = None) -> None:
         """Write the averaged weights into a model for good, such as at the end of training.
@@ -139,8 +139,8 @@ class ModelAverage(ABC):
             model: the bound model, a wrapper of it, or another model with the same names.
             which: the horizon, where there are several.
         """
-        self._engine.tracks.refresh()
-        self._engine.tracks.copy_to(model, self.average(which))
+        self._engine.buffers.refresh()
+        self._engine.buffers.copy_to(model, self.average(which))
 
     def attach(self, optimizer: Optimizer, samples: float | Callable[[], float]) -> RemovableHandle:
         """Update after every step of an optimizer, without further calls of update().
@@ -148,28 +148,39 @@ class ModelAverage(ABC):
         A step that never happens, such as one that a gradient scaler skips, is not counted.
 
         Args:
-            optimizer: whose steps the average follows.
+            optimizer: whose steps the average follows, bare or in the wrapper of a framework.
             samples: global samples of each step, or a function that tells those of the step just made.
 
         Returns:
             A handle whose remove() ends it.
+
+        Raises:
+            InputError: no optimizer, or samples that are neither a positive number nor a function.
         """
+        inner = bare_optimizer(optimizer)
+        size: Any = samples if callable(samples) else counted(samples)
 
         def after_step(*_: Any) -> None:
-            if not overflowed(optimizer):
-                self.update(samples=samples if isinstance(samples, int | float) else samples())
+            if not overflowed(inner):
+                self.update(samples=size() if callable(size) else size)
 
-        return optimizer.register_step_post_hook(after_step)
+        return inner.register_step_post_hook(after_step)
 
     def reset(self) -> None:
-        """Start again at the model's present weights, such as after loading pretrained ones; the clock goes on."""
+        """Start again at the model's present weights, such as after loading pretrained ones; the clock goes on.
+
+        Which tensors are averaged is chosen afresh too.
+
+        Raises:
+            NonFiniteError: a weight that is not finite, by name; the average was left as it was.
+        """
         self._engine.restart()
 
     def watch(self, optimizer: Optimizer) -> RemovableHandle:
         """Count the optimizer's steps, so that updates which do not match them are reported.
 
         Args:
-            optimizer: whose steps the average follows.
+            optimizer: whose steps the average follows, bare or in the wrapper of a framework.
 
         Returns:
             A handle whose remove() ends the count.
@@ -185,8 +196,8 @@ class ModelAverage(ABC):
         Returns:
             The report; its warnings are sentences.
         """
-        self._engine.tracks.refresh()
-        return measured(self._engine, self.average(which), self._tracks(which))
+        self._engine.buffers.refresh()
+        return measured(self._engine, self.average(which), self._indices(which))
 
     def state_dict(self) -> dict[str, Any]:
         """Return {"tensors": {name: tensor}, "values": JSON-able settings and clock}.
@@ -199,14 +210,14 @@ class ModelAverage(ABC):
         Raises:
             InputError: inside an applied() block.
         """
-        self._engine.tracks.refresh()
+        self._engine.buffers.refresh()
         values = {
             "class": type(self).__name__,
             "format": FORMAT,
             "settings": self._settings(),
             "clock": self._engine.clock.state(),
         }
-        return {"tensors": tensors_out(self._engine.tracks), "values": values}
+        return {"tensors": tensors_out(self._engine.buffers), "values": values}
 
     def load_state_dict(
         self,
@@ -226,19 +237,29 @@ class ModelAverage(ABC):
 
         Raises:
             InputError: names, shapes or settings differ in a way that the choices do not cover; nothing was changed.
+            NonFiniteError: a saved average that is not finite, by name; nothing was changed.
         """
-        self._engine.tracks.refresh()
+        self._engine.buffers.refresh()
         if state is None and missing == "weights":
             self.reset()
             return
         values, tensors = opened(state, type(self).__name__)
-        chosen = winner(values["settings"], self._settings(), settings, self._FIXED)
+        given = self._settings()
+        chosen = winner(values["settings"], given, settings, self._FIXED)
         clock = Clock.load(values["clock"])
-        if len(clock.spans) != len(self._engine.clock.spans):
+        if len(clock.spans) != len(self._engine.clock.spans) or len(clock.ages) != len(clock.spans):
             raise InputError(f"{len(clock.spans)} averages in the state, {len(self._engine.clock.spans)} here")
-        tensors_in(self._engine.tracks, tensors, missing, unexpected)
-        self._adopt(chosen)
+        try:
+            self._adopt(chosen)
+            tensors_in(self._engine.buffers, tensors, missing, unexpected)
+        except (KeyError, TypeError, AttributeError) as error:
+            self._adopt(given)
+            raise InputError(f"the settings in the state are damaged ({error!r}); it has {dict(chosen)}") from error
+        except IsobatchError:
+            self._adopt(given)
+            raise
         self._engine.clock = clock
+        self._engine.teach(moved=True)
 
     def load_average(self, tensors: Mapping[str, Tensor], *, seen: float = 0, which: Which = None) -> None:
         """Take over an average from tensors named as in the model, such as one made by another library.
@@ -250,13 +271,16 @@ class ModelAverage(ABC):
 
         Raises:
             InputError: a name is missing or a shape differs.
+            NonFiniteError: a tensor that is not finite, by name; nothing was changed.
         """
-        self._engine.tracks.refresh()
-        plain_in(self._engine.tracks, tensors, self._tracks(which)[0])
-        self._engine.tracks.follow()
+        past = finite("seen", seen, 0)
+        self._engine.buffers.refresh()
+        plain_in(self._engine.buffers, tensors, self._indices(which)[0])
+        self._engine.buffers.follow()
         zeros = (0.0,) * len(self._engine.clock.spans)
-        self._engine.clock = Clock(seen=seen, spans=zeros, ages=zeros)
+        self._engine.clock = Clock(seen=int(seen) if isinstance(seen, Integral) else past, spans=zeros, ages=zeros)
+        self._engine.teach(moved=True)
 
     @abstractmethod
-    def _tracks(self, which: Which) -> tuple[int, ...]:
-        """Return which of the K tracks an average is made of."""
+    def _indices(self, which: Which) -> tuple[int, ...]:
+        """Return which of the K averages an average is made of."""

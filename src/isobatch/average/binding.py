@@ -1,12 +1,21 @@
-"""A model's tensors by name: each once, under a name that no wrapper changes, and re-read only when something moved."""
+"""A model's tensors by name: each once, under a name that no wrapper changes, and re-read only when something moved.
+
+Which tensors belong is decided when they are first seen, and stays so: a parameter that is frozen for a while, by an
+adapter that is switched off or by the other player's turn, keeps its average.
+"""
 
 import math
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 from operator import getitem, is_
 from typing import Any, NamedTuple, final
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from isobatch.errors import InputError
 from isobatch.gradients import canonical, unwrap
@@ -15,6 +24,7 @@ Select = Callable[[str, Tensor], bool]
 
 FULL = 64
 PLACES = 64
+AVERAGED = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 class Slot(NamedTuple):
@@ -22,6 +32,7 @@ class Slot(NamedTuple):
 
     table: dict[str, Tensor | None]
     key: str
+    module: nn.Module
 
 
 def trainable(name: str, tensor: Tensor) -> bool:
@@ -58,43 +69,88 @@ class Binding:
     """The averaged tensors of one model, bound once.
 
     Parameters of floating type, and floating persistent buffers when `buffers` asks for them; tied tensors once, under
-    the first of their names. Everything else stays the model's own.
+    the first of their names. Everything else stays the model's own: also buffers that are derived from the weights by
+    a unit vector, as in spectral norm, whose mean is no unit vector.
 
     Args:
         model: the model, wrapped or bare.
         buffers: whether floating buffers are averaged too.
-        select: which parameters to average, by name and tensor; None for all.
+        select: which parameters to average, by name and tensor; None for all. What it once chose stays chosen; what it
+            chooses later joins.
+
+    Raises:
+        InputError: no module, nothing to average, or a tensor that cannot be averaged, by name.
     """
 
     def __init__(self, model: nn.Module, *, buffers: bool = False, select: Select | None = None):
-        self.root = unwrap(model)
+        self.root = bare(model)
         self._buffers = buffers
         self._select = select
         self._calls = 0
         self.slots: dict[str, Slot] = {}
+        self.aliases: dict[str, str] = {}
+        self.known: dict[str, bool] = {}
+        self.still: set[str] = set()
+        self._derived: dict[str, bool] = {}
         self.bind()
 
-    def bind(self) -> None:
-        """Walk the tree and bind every tensor anew."""
-        self._verdicts = [(name, slot, self._chosen(name, slot)) for name, slot in self._candidates()]
-        self.slots = {name: slot for name, slot, chosen in self._verdicts if chosen}
-        if len(self.slots) < sum(chosen for _, _, chosen in self._verdicts):
-            names = [name for name, _, chosen in self._verdicts if chosen]
+    def bind(self, *, anew: bool = False) -> None:
+        """Walk the tree and bind every tensor again.
+
+        Args:
+            anew: whether the selection is made afresh too.
+
+        Raises:
+            InputError: nothing to average, two tensors of one name, or a tensor that cannot be averaged.
+        """
+        if anew:
+            self.known, self._derived = {}, {}
+        found, self.aliases = candidates(self.root, buffers=self._buffers)
+        self._verdicts = [(name, slot, self._chosen(name, slot)) for name, slot in found]
+        chosen = [(name, slot) for name, slot, belongs in self._verdicts if belongs]
+        slots = dict(chosen)
+        if len(slots) < len(chosen):
+            names = [name for name, _ in chosen]
             twice = sorted({name for name in names if names.count(name) > 1})
             raise InputError(f"two tensors share the names {twice[:5]} once wrapper prefixes are removed; rename one")
+        if not slots and self._select is not None and found:
+            raise InputError(
+                f"select chooses none of the {len(found)} tensors; unfreeze what is to be averaged first, or choose by "
+                "name"
+            )
+        for name, slot in chosen:
+            refuse_odd(name, _tensor(name, slot))
+        before, self.still = self.still, set()
+        for name, slot in chosen:
+            if (name in before or name not in self.known) and _constant(_tensor(name, slot)):
+                self.still.add(name)
+        self.slots = slots
+        self.known |= {name: belongs for name, _, belongs in self._verdicts}
         modules = list(self.root.modules())
         self._tables = [t for m in modules for t in (m._modules, m._parameters, m._buffers if self._buffers else {})]
         self._bound = list(chain.from_iterable(map(dict.values, self._tables)))
         self._children = [(m._modules, name, child) for m in modules for name, child in m._modules.items()]
         self.pin()
 
+    def reconsider(self) -> bool:
+        """Look once more for unit vectors, after the first forward passes may have made them; bind again if so.
+
+        Returns:
+            Whether something left the average.
+        """
+        late = [n for n, slot in self.slots.items() if not self._derived.get(n, True) and _unit(_tensor(n, slot))]
+        self._derived |= dict.fromkeys(late, True)
+        if late:
+            self.bind()
+        return bool(late)
+
     def pin(self) -> None:
         """Remember the storages that the tensors have now."""
         tensors = self.tensors()
         # Aliases keep the bound storages alive, so an equal address means the same storage.
         self._aliases = [t.detach() for t in tensors.values()]
-        self._turns = max(1, math.ceil(len(tensors) / PLACES))
-        self._parts = [self._part(turn) for turn in range(self._turns)]
+        self._shares = max(1, math.ceil(len(tensors) / PLACES))
+        self._parts = [self._part(index) for index in range(self._shares)]
 
     def forget(self) -> None:
         """Make the next check fail, so that the model is bound again."""
@@ -111,24 +167,26 @@ class Binding:
         self._calls += 1
         if self._calls % FULL == 0 or self._select is not None:
             return self.current()
-        return self._holds(self._parts[self._calls % self._turns])
+        return self._holds(self._parts[self._calls % self._shares])
 
     def current(self) -> bool:
-        """Whether the whole tree is as it was bound, and selected as it was."""
+        """Whether the whole tree is as it was bound, and nothing more is selected."""
         if sum(map(len, self._tables)) != len(self._bound):
             return False
         if not all(map(is_, chain.from_iterable(map(dict.values, self._tables)), self._bound)):
             return False
         if not all(map(self._holds, self._parts)):
             return False
-        return self._select is None or all(self._chosen(n, slot) == was for n, slot, was in self._verdicts)
+        if not all(_constant(_tensor(name, self.slots[name])) for name in self.still):
+            return False
+        return not any(self._joins(name, slot) for name, slot, belongs in self._verdicts if not belongs)
 
-    def _part(self, turn: int) -> Part:
-        slots = list(self.slots.values())[turn :: self._turns]
-        pointers = [alias.data_ptr() for alias in self._aliases[turn :: self._turns]]
+    def _part(self, index: int) -> Part:
+        slots = list(self.slots.values())[index :: self._shares]
+        pointers = [alias.data_ptr() for alias in self._aliases[index :: self._shares]]
         tables: list[dict[str, Any]] = [slot.table for slot in slots]
         keys = [slot.key for slot in slots]
-        children = self._children[turn :: self._turns]
+        children = self._children[index :: self._shares]
         parents, names = [c[0] for c in children], [c[1] for c in children]
         count = sum(map(len, tables)) + sum(map(len, parents))
         return Part(tables, keys, pointers, parents, names, [c[2] for c in children], count)
@@ -141,30 +199,231 @@ class Binding:
                 and all(map(is_, map(getitem, part.parents, part.names), part.children))
                 and sum(map(len, part.tables)) + sum(map(len, part.parents)) == part.count
             )
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, RuntimeError):
             return False
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the live tensors by canonical name."""
         return {name: _tensor(name, slot) for name, slot in self.slots.items()}
 
-    def _candidates(self) -> Iterator[tuple[str, Slot]]:
-        seen: set[int] = set()
-        for prefix, module in self.root.named_modules():
-            passing = module._non_persistent_buffers_set
-            buffers = {k: t for k, t in module._buffers.items() if k not in passing} if self._buffers else {}
-            for table, entries in ((module._parameters, module._parameters), (module._buffers, buffers)):
-                for key, tensor in entries.items():
-                    if tensor is None or id(tensor) in seen or not (tensor.is_floating_point() or tensor.is_complex()):
-                        continue
-                    seen.add(id(tensor))
-                    yield canonical(f"{prefix}.{key}" if prefix else key), Slot(table, key)
+    def others(self) -> list[tuple[str, Tensor]]:
+        """Return the parameters that are not averaged, by canonical name; tied ones under every name."""
+        mine = {id(tensor) for tensor in self.tensors().values()}
+        held = self.root.named_parameters(remove_duplicate=False)
+        return [(canonical(name), p) for name, p in held if id(p) not in mine]
+
+    def in_other(self, model: nn.Module) -> dict[str, list[Tensor]]:
+        """Return the tensors of another model that answer to the names here, under any name of tied ones.
+
+        Args:
+            model: with the same names, wrapped or bare.
+
+        Returns:
+            The tensors to write for each name; several where they are tied here and not there.
+
+        Raises:
+            InputError: names or shapes differ.
+        """
+        root = bare(model)
+        slots, aliases = candidates(root, buffers=True)
+        there = {name: _tensor(name, slot) for name, slot in slots}
+        reach = there | {alias: there[first] for alias, first in aliases.items()}
+        mine, found = self.tensors(), {}
+        for first in mine:
+            words = [first, *(alias for alias, name in self.aliases.items() if name == first)]
+            found[first] = list({id(reach[word]): reach[word] for word in words if word in reach}.values())
+        taken = {id(tensor) for tensors in found.values() for tensor in tensors}
+        strange = {n for n, t in there.items() if isinstance(t, nn.Parameter) and id(t) not in taken}
+        extra = set() if self._select is not None else strange - self.known.keys()
+        absent = [first for first, tensors in found.items() if not tensors]
+        if absent or extra:
+            raise InputError(
+                f"the model does not match the average: missing {sorted(absent)[:5]}, unexpected {sorted(extra)[:5]}"
+            )
+        for first, tensor in ((first, tensor) for first, tensors in found.items() for tensor in tensors):
+            if tensor.shape != mine[first].shape:
+                raise InputError(
+                    f"{first!r} has shape {tuple(tensor.shape)} in the model, {tuple(mine[first].shape)} here"
+                )
+        return found
 
     def _chosen(self, name: str, slot: Slot) -> bool:
-        tensor = slot.table[slot.key]
-        if self._select is None or not isinstance(tensor, nn.Parameter):
+        """Whether a tensor is averaged: what was decided stays, but for what begins to train."""
+        if self.known.get(name, False) and not self._derived.get(name, False):
             return True
-        return self._select(name, tensor)
+        if name in self.known:
+            return self._joins(name, slot)
+        tensor = _tensor(name, slot)
+        if not tensor.requires_grad and not isinstance(slot.module, _NormBase):
+            self._derived[name] = _power_iteration(slot.module, slot.key) or _unit(tensor)
+        return not self._derived.get(name, False) and self._selected(name, tensor)
+
+    def _joins(self, name: str, slot: Slot) -> bool:
+        """Whether a tensor that was left out is to be averaged from now on."""
+        tensor = _tensor(name, slot)
+        if self._derived.get(name, False) and not tensor.requires_grad:
+            return False
+        return self._selected(name, tensor)
+
+    def _selected(self, name: str, tensor: Tensor) -> bool:
+        return self._select is None or not isinstance(tensor, nn.Parameter) or bool(self._select(name, tensor))
+
+
+def bare(model: object) -> nn.Module:
+    """Return the module to be averaged inside wrappers.
+
+    Args:
+        model: wrapped or bare.
+
+    Returns:
+        The user's own module.
+
+    Raises:
+        InputError: no module, or one that torch.jit has compiled.
+
+    Example:
+        >>> inner = nn.Linear(1, 1)
+        >>> bare(inner) is inner
+        True
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model={type(model).__name__} must be a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("a model compiled by torch.jit cannot be averaged; give the module it was scripted from")
+    return unwrap(model)
+
+
+def candidates(root: nn.Module, *, buffers: bool) -> tuple[list[tuple[str, Slot]], dict[str, str]]:
+    """Return the tensors of a model that may be averaged, each once, and the further names of tied ones.
+
+    Args:
+        root: a bare module.
+        buffers: whether floating persistent buffers count.
+
+    Returns:
+        (canonical name, place) of each tensor; first name by further name.
+
+    Example:
+        >>> [name for name, _ in candidates(nn.Linear(1, 1), buffers=False)[0]]
+        ['weight', 'bias']
+    """
+    found: list[tuple[str, Slot]] = []
+    seen: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for prefix, module in root.named_modules(remove_duplicate=False):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(f"{prefix!r} is compiled by torch.jit and cannot be averaged; leave it a plain module")
+        passing = module._non_persistent_buffers_set
+        kept = {k: t for k, t in module._buffers.items() if k not in passing} if buffers else {}
+        for table, entries in ((module._parameters, module._parameters), (module._buffers, kept)):
+            for key, tensor in entries.items():
+                name = canonical(f"{prefix}.{key}" if prefix else key)
+                if tensor is None or not (is_lazy(tensor) or tensor.is_floating_point() or tensor.is_complex()):
+                    continue
+                if id(tensor) in seen:
+                    aliases[name] = seen[id(tensor)]
+                else:
+                    seen[id(tensor)] = name
+                    found.append((name, Slot(table, key, module)))
+    return found, aliases
+
+
+def first_not_finite(tensors: Mapping[str, Tensor], besides: Collection[str] = ()) -> str | None:
+    """Return the name of the first tensor that holds a NaN or an infinity, None where there is none.
+
+    Args:
+        tensors: by name.
+        besides: names that are not looked at.
+
+    Returns:
+        A name, or None.
+
+    Example:
+        >>> first_not_finite({"a": torch.zeros(2), "b": torch.tensor([1.0, float("nan")])})
+        'b'
+    """
+    names = [name for name in tensors if name not in besides]
+    flags: dict[torch.device, list[tuple[int, Tensor]]] = {}
+    for place, name in enumerate(names):
+        tensor = tensors[name].detach()
+        flags.setdefault(tensor.device, []).append((place, torch.isfinite(tensor).all()))
+    bad = []
+    for found in flags.values():
+        good = torch.stack([flag for _, flag in found]).tolist()
+        bad += [place for (place, _), fine in zip(found, good, strict=True) if not fine]
+    return names[min(bad)] if bad else None
+
+
+def tell_changes(before: set[str], after: set[str]) -> None:
+    """Warn when tensors joined or left the model, because their averages start or end with them.
+
+    Args:
+        before: names that were averaged.
+        after: names that are.
+
+    Example:
+        >>> tell_changes({"weight"}, {"weight"})
+    """
+    added, removed = sorted(after - before), sorted(before - after)
+    if added or removed:
+        warnings.warn(
+            f"the model's tensors changed: averages of {added[:5]} start at their present values, averages of "
+            f"{removed[:5]} were dropped",
+            stacklevel=5,
+        )
+
+
+def _constant(tensor: Tensor) -> bool:
+    """Whether a tensor does not train and holds infinities, as a mask does: such a one stays itself."""
+    return not tensor.requires_grad and bool(torch.isinf(tensor.detach()).any())
+
+
+def _power_iteration(module: nn.Module, key: str) -> bool:
+    hooks = vars(module).get("_forward_pre_hooks", {}).values()
+    return any(isinstance(h, SpectralNorm) and key in (f"{h.name}_u", f"{h.name}_v") for h in hooks)
+
+
+def _unit(tensor: Tensor) -> bool:
+    """Whether a tensor is made of unit vectors, which a mean would shorten."""
+    plain = not (is_lazy(tensor) or tensor.is_meta) and tensor.layout == torch.strided and tensor.dtype in AVERAGED
+    if not plain or type(tensor.data) is not Tensor or tensor.numel() < 2:
+        return False
+    wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+    slack = 1e-2 if tensor.dtype in (torch.float16, torch.bfloat16) else 1e-4
+    axes = {axis for axis in (0, tensor.dim() - 1) if tensor.shape[axis] > 1}
+    norms = [torch.linalg.vector_norm(wide, dim=axis) for axis in axes]
+    return any(bool(((norm - 1).abs() < slack).all()) for norm in norms)
+
+
+def refuse_odd(name: str, tensor: Tensor) -> None:
+    """Refuse, in words, a tensor that an average cannot follow.
+
+    Args:
+        name: of it.
+        tensor: the model's.
+
+    Raises:
+        InputError: no values, shards, another layout, another dtype, or made in inference mode.
+
+    Example:
+        >>> refuse_odd("weight", torch.zeros(1))
+    """
+    way = f"leave it out with Storage(select=lambda name, tensor: name != {name!r})"
+    if not isinstance(tensor, nn.Parameter):
+        way = 'leave it out with buffers="copy"'
+    if is_lazy(tensor):
+        raise InputError(f"{name!r} has no shape yet; run one batch through the model before the average is made")
+    if tensor.is_meta:
+        raise InputError(f"{name!r} is on the meta device and has no values; materialise the model first")
+    if type(tensor.data) is not Tensor or tensor.layout != torch.strided or tensor.is_nested:
+        kind = type(tensor.data).__name__ if type(tensor.data) is not Tensor else str(tensor.layout)
+        raise InputError(f"{name!r} is a {kind}, which cannot be averaged here; average plain tensors, or {way}")
+    if tensor.dtype not in AVERAGED:
+        raise InputError(f"{name!r} is {tensor.dtype}, too narrow to be averaged; {way}")
+    if tensor.is_inference():
+        raise InputError(
+            f"{name!r} was made in torch.inference_mode(), so nothing can train it; make the model outside of it"
+        )
 
 
 def _tensor(name: str, slot: Slot) -> Tensor:

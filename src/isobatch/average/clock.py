@@ -1,15 +1,143 @@
-"""The clock of an average: samples seen, what is pending, and when the pending is applied."""
+r"""The clock of an average: samples seen, what is pending, when it is applied, and the weights of that update.
+
+An update that spans x half-lives keeps the share 2**-x of the average and gives the rest to the weights; a first-order
+hold splits that rest between the weights at the two ends of the span.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, NamedTuple, final
 
-from isobatch.average.weights import Hold
 from isobatch.errors import InputError
 from isobatch.units import finite, whole
 
 AUTO_SPAN = 1 / 200
+
+
+def counted(samples: object, name: str = "samples") -> int | float:
+    """Return a number of samples as a plain Python number, so that it can go into JSON.
+
+    Args:
+        samples: positive, of any numeric type.
+        name: what it is, for the message.
+
+    Returns:
+        An int where it is a whole type, else a float.
+
+    Raises:
+        InputError: not a number, not finite, or not positive.
+
+    Example:
+        >>> counted(8), counted(8.5)
+        (8, 8.5)
+    """
+    if type(samples) is int and samples > 0:
+        return samples
+    size = finite(name, samples, 0, open_low=True)
+    return int(samples) if isinstance(samples, Integral) else size
+
+
+def overlaps(start: float, stop: float, batch: float) -> list[tuple[int, float]]:
+    """Return the reference steps that an interval of samples covers, each with the share of it that is covered.
+
+    Reference step j spans the samples from j * batch to (j + 1) * batch.
+
+    Args:
+        start: first sample.
+        stop: end of the interval, after start.
+        batch: reference batch.
+
+    Returns:
+        Pairs (j, share), shares in (0, 1].
+
+    Example:
+        >>> overlaps(4, 16, 8)
+        [(0, 0.5), (1, 1.0)]
+    """
+    found = []
+    for step in range(math.floor(start / batch), math.ceil(stop / batch)):
+        share = (min(stop, (step + 1) * batch) - max(start, step * batch)) / batch
+        if share > 0:
+            found.append((step, share))
+    return found
+
+
+class Hold(NamedTuple):
+    """zeta' = keep * zeta + before * theta_before + after * theta_after; the three sum to 1."""
+
+    keep: float
+    before: float
+    after: float
+
+
+def plain(halves: float) -> float:
+    r"""Weight of the new weights in an update that spans `halves` half-lives.
+
+    w = 1 - 2**(-x) = -expm1(-x ln 2), exact however close the decay is to 1.
+
+    Args:
+        halves: x, from 0 (nothing moves) to infinity (a copy).
+
+    Returns:
+        w in [0, 1].
+
+    Raises:
+        InputError: a negative or NaN span.
+
+    Example:
+        >>> plain(1.0)
+        0.5
+
+    References:
+        arXiv 2307.13813 (rho ** kappa; here w = 1 - rho ** kappa).
+    """
+    if math.isnan(halves) or halves < 0:
+        raise InputError(f"span={halves!r} half-lives must be in [0, inf]; samples and half-life must be positive")
+    return -math.expm1(-halves * math.log(2))
+
+
+def hold(halves: float, steps: float | None = None) -> Hold:
+    r"""Weights of an update that takes the weights to move in a straight line between its two ends.
+
+    With R = 2**(-x), rho = R**(1/k) and S = (1 - R) / (1 - rho): after = (k - rho S) / k, before = 1 - R - after. This
+    is what k small post-step updates of a reference run give while the weights move at a constant rate. Without k the
+    reference run is the continuous limit: after = 1 - (1 - R) / (x ln 2).
+
+    Args:
+        halves: x, half-lives that the update spans, from 0 to infinity.
+        steps: k, reference steps that it spans (samples / reference batch); None for the continuous limit.
+
+    Returns:
+        The three weights. For k < 1 `before` is slightly negative: the reference run's own lag is longer.
+
+    Raises:
+        InputError: a negative or NaN span, or steps not positive.
+
+    Example:
+        >>> [round(w, 6) for w in hold(64 * -math.log2(0.99), steps=64)]
+        [0.525596, 0.208246, 0.266157]
+
+    References:
+        Derived from the matrix form of arXiv 2307.13813 for a constant gradient.
+    """
+    total = plain(halves)
+    if steps is not None and not steps > 0:
+        raise InputError(f"steps={steps!r} must be > 0; give the samples of the update divided by the reference batch")
+    if math.isinf(halves):
+        return Hold(0.0, 0.0, 1.0)
+    span = halves * math.log(2)
+    one = 0.0 if steps is None else span / steps
+    after = -math.expm1(_log_mean_decay(span) - _log_mean_decay(one) - one)
+    return Hold(1.0 - total, total - after, after)
+
+
+def _log_mean_decay(span: float) -> float:
+    """log((1 - exp(-y)) / y), without cancellation for small y."""
+    if span < 1e-2:
+        return -span / 2 + span**2 / 24 - span**4 / 2880
+    return math.log(-math.expm1(-span) / span)
 
 
 @final
@@ -153,14 +281,21 @@ class Clock(NamedTuple):
             The clock.
 
         Raises:
-            InputError: a field is missing.
+            InputError: a field is missing or holds something else.
         """
+        if not isinstance(state, Mapping):
+            raise InputError(f"the clock in the state is {type(state).__name__}, not a mapping; the state is damaged")
         missing = sorted(set(Clock._fields) - state.keys())
         if missing:
             raise InputError(f"the clock in the state lacks {missing}; it was written by another version or damaged")
         fields: dict[str, Any] = {name: state[name] for name in Clock._fields}
-        fields["spans"], fields["ages"] = tuple(number_in(x) for x in state["spans"]), tuple(state["ages"])
-        return Clock(**fields)
+        for name in ("spans", "ages"):
+            if not isinstance(fields[name], list | tuple) or not fields[name]:
+                raise InputError(f"clock {name}={fields[name]!r} must be a list of numbers; the state is damaged")
+            fields[name] = tuple(_not_negative(name, number_in(x)) for x in fields[name])
+        for name in ("calls", "waiting", "applied"):
+            fields[name] = whole(f"clock {name}", fields[name], 0)
+        return Clock(**{**fields, **{name: _not_negative(name, fields[name]) for name in ("seen", "pending")}})
 
 
 def number_out(value: float) -> float | str:
@@ -188,8 +323,21 @@ def number_in(value: float | str) -> float:
     Returns:
         The number.
 
+    Raises:
+        InputError: anything else.
+
     Example:
         >>> number_in("inf")
         inf
     """
-    return math.inf if value == "inf" else float(value)
+    if value == "inf":
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputError(f'{value!r} must be a number or "inf"; the state is damaged')
+    return float(value)
+
+
+def _not_negative(name: str, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, Real) or not value >= 0:
+        raise InputError(f"clock {name}={value!r} must be a number of at least 0; the state is damaged")
+    return value

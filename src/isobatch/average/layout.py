@@ -1,21 +1,106 @@
-"""Where averages live in memory: K averages of a tensor side by side, small tensors together in one buffer.
+"""How averages are held: the options of their memory, where they live in it, and how results are rounded into it.
 
-K averages of one tensor are one tensor of shape [K, *shape], so a single operation moves all horizons and reads the
+K averages of one tensor are one tensor of shape [K, *shape], so a single operation moves all of them and reads the
 weights once. Tensors of at most SMALL elements share one buffer of shape [K, total].
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
+from isobatch.average.binding import Select
+from isobatch.errors import InputError
+from isobatch.units import whole
+
+Buffers = Literal["copy", "average"]
+Rounding = Literal["auto", "nearest", "stochastic", "compensated"]
+RoundingInForce = Literal["nearest", "stochastic", "compensated"]
+NARROW = (torch.bfloat16, torch.float16)
 SMALL = 4096
 FLAT = 1 << 16
 
 # (average dtype, weights dtype, device): tensors with the same key go through the same operations.
 Key = tuple[torch.dtype, torch.dtype, torch.device]
+
+
+@final
+@dataclass(frozen=True)
+class Storage:
+    """Options of the memory behind an average; the defaults suit almost every model.
+
+    Args:
+        rounding: how a result is rounded to the average's dtype: "nearest"; "stochastic" (unbiased, from a private
+            seeded generator, so ranks agree); "compensated" (a second tensor keeps what rounding lost); "auto" takes
+            nearest for float32 and wider, stochastic below.
+        seed: of the stochastic rounding.
+        flat: move the model's small parameters into one buffer per dtype, so that models of many small tensors are
+            averaged in one operation; the parameters stay the same objects.
+        select: which parameters to average, by canonical name and tensor; None for all. The rest, and buffers that
+            are not averaged, stay the model's own. What was chosen stays chosen when it is frozen; what is chosen
+            later joins with a warning.
+        check_finite: whether an update first refuses weights that are not finite (one more read of the weights and a
+            host sync); turn it off where the training loop has judged the step already.
+
+    Raises:
+        InputError: an unknown rounding, a bad seed, or a selection that is no function.
+
+    Example:
+        >>> Storage(rounding="stochastic").resolve(torch.bfloat16)
+        'stochastic'
+    """
+
+    rounding: Rounding = "auto"
+    seed: int = 0
+    flat: bool = False
+    select: Select | None = None
+    check_finite: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ("auto", "nearest", "stochastic", "compensated"):
+            raise InputError(
+                f'rounding={self.rounding!r} must be "auto", "nearest", "stochastic" or "compensated"; "auto" is safe'
+            )
+        whole("seed", self.seed, 0)
+        if self.select is not None and not callable(self.select):
+            raise InputError(f"select={self.select!r} must be a function of name and tensor, or None for all")
+
+    def resolve(self, dtype: torch.dtype) -> Literal["nearest", "stochastic", "compensated"]:
+        """Return the rounding in force for averages held in `dtype`.
+
+        Args:
+            dtype: of the average.
+
+        Returns:
+            nearest, stochastic or compensated; stochastic rounding exists below float32 only.
+        """
+        narrow = dtype in NARROW
+        if self.rounding == "auto":
+            return "stochastic" if narrow else "nearest"
+        if self.rounding == "stochastic" and not narrow:
+            return "nearest"
+        return self.rounding
+
+
+def kept_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which a tensor's average is held.
+
+    Args:
+        tensor: the model's tensor.
+        dtype: what the user asked for.
+
+    Returns:
+        dtype, except that float32 holds float64 weights in float64, and complex weights stay complex.
+
+    Example:
+        >>> kept_dtype(torch.zeros(1, dtype=torch.bfloat16), torch.float32)
+        torch.float32
+    """
+    if tensor.is_complex() or (dtype == torch.float32 and tensor.dtype == torch.float64):
+        return tensor.dtype
+    return dtype
 
 
 def dense(tensor: Tensor) -> bool:
@@ -127,6 +212,7 @@ def allocate(
     *,
     flat: bool = False,
     wide: bool = False,
+    still: Collection[str] = (),
 ) -> Stacks:
     """Return zeroed stacks of `count` averages for every tensor, strided like the tensor.
 
@@ -136,6 +222,7 @@ def allocate(
         dtype_of: dtype of a tensor's average.
         flat: as in pooled().
         wide: hold in the wider of the average's and the weights' dtype instead.
+        still: names that no update moves; they belong to no group.
 
     Returns:
         The stacks, in the model's order.
@@ -146,7 +233,8 @@ def allocate(
     """
     made: dict[str, Tensor] = {}
     pools: dict[Key, tuple[Tensor, list[str]]] = {}
-    found = groups(live, dtype_of)
+    found = groups({name: tensor for name, tensor in live.items() if name not in still}, dtype_of)
+    made |= {name: _stack(live[name], count, dtype_of(live[name])) for name in still}
     for key, names in found.items():
         dtype = torch.promote_types(key[0], key[1]) if wide else key[0]
         small = pooled(live, names, flat=flat)
@@ -224,3 +312,97 @@ def _stack(tensor: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     strides = tensor.stride() if dense(tensor) else torch.empty(tensor.shape, device="meta").stride()
     made = torch.empty_strided((count, *tensor.shape), (size, *strides), dtype=dtype, device=tensor.device)
     return made.zero_()
+
+
+def work_dtype(average: torch.dtype, weights: torch.dtype, rounding: RoundingInForce) -> torch.dtype:
+    """Return the dtype in which an update is computed.
+
+    Args:
+        average: dtype of the average.
+        weights: dtype of the model's tensor.
+        rounding: how the result is rounded to the average's dtype.
+
+    Returns:
+        The average's own dtype where it is wide enough, otherwise the next wider one.
+
+    Example:
+        >>> work_dtype(torch.bfloat16, torch.bfloat16, "stochastic")
+        torch.float32
+    """
+    if rounding == "compensated":
+        wider = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+        return wider.get(average, torch.float32 if average in NARROW else average)
+    return torch.float32 if average in NARROW else average
+
+
+def refuse_lost(dtype: torch.dtype, shares: Sequence[float]) -> None:
+    """Refuse an update that rounding to nearest would lose even where average and weights differ by 100%.
+
+    Args:
+        dtype: of the average.
+        shares: weights of the new weights; 0 means that nothing is to move.
+
+    Raises:
+        InputError: says the smallest workable weight and the ways out.
+
+    Example:
+        >>> refuse_lost(torch.bfloat16, [0.1])
+    """
+    floor = torch.finfo(dtype).eps / 4
+    low = min((s for s in shares if s > 0), default=1.0)
+    if low < floor:
+        raise InputError(
+            f"an update of weight {low:.3g} is lost in {dtype} rounded to nearest, even where average and weights "
+            f"differ by 100%; the smallest workable weight is {floor:.3g} (decay {1 - floor:.5g}). Use "
+            'dtype=torch.float32, rounding="stochastic", or a longer cadence'
+        )
+
+
+def stochastic_(target: Tensor, value: Tensor, generator: torch.Generator | None) -> None:
+    """Round value to one of target's two neighbouring numbers, so that the expectation is value.
+
+    Of the neighbours a <= value <= b it takes b with probability (value - a) / (b - a).
+
+    Args:
+        target: bfloat16 or float16, any shape; overwritten.
+        value: float32, same shape.
+        generator: source of the random numbers, on target's device.
+
+    Example:
+        >>> target = torch.zeros(4, dtype=torch.bfloat16)
+        >>> stochastic_(target, torch.full((4,), 0.5), None)
+        >>> target.tolist()
+        [0.5, 0.5, 0.5, 0.5]
+
+    References:
+        arXiv 2010.06192 (stochastic rounding for training in bfloat16).
+    """
+    near = value.to(target.dtype)
+    back = near.to(value.dtype)
+    error = value - back
+    bits = near.view(torch.int16)
+    # Floats are sign and magnitude: one more in the bits is one step away from zero, whatever the sign.
+    step = torch.where((error > 0) == (back > 0), 1, -1).to(torch.int16)
+    across = torch.where(error > 0, 1, -32767).to(torch.int16)
+    other = torch.where(back == 0, across, bits + step).view(target.dtype)
+    gap = (other.to(value.dtype) - back).abs_()
+    chance = torch.rand(value.shape, generator=generator, dtype=value.dtype, device=value.device)
+    target.copy_(torch.where((error != 0) & (chance * gap < error.abs()), other, near))
+
+
+def compensated_(target: Tensor, rest: Tensor, value: Tensor) -> None:
+    """Write value as target + rest, each in target's dtype.
+
+    Args:
+        target: the average; overwritten.
+        rest: what rounding to target lost; overwritten.
+        value: wider than target, same shape; its contents are used up.
+
+    Example:
+        >>> target, rest = torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.bfloat16)
+        >>> compensated_(target, rest, torch.tensor([1.0009765625]))
+        >>> target.item(), rest.item()
+        (1.0, 0.0009765625)
+    """
+    target.copy_(value)
+    rest.copy_(value.sub_(target))

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from isobatch.average.base import ModelAverage, Which
-from isobatch.average.clock import Cadence
+from isobatch.average.buffers import AverageBuffers
+from isobatch.average.clock import Cadence, counted
 from isobatch.average.engine import Engine
-from isobatch.average.options import no_half_life, only_average, storage_settings
-from isobatch.average.storage import Buffers, Storage
-from isobatch.average.tracks import Tracks
+from isobatch.average.layout import Buffers, Storage
+from isobatch.average.state import no_half_life, only_average, storage_settings
 from isobatch.units import finite, whole
 
 
 @final
-class UniformTail(ModelAverage):
+class SWA(ModelAverage):
     """Uniform average of the weights from `start` on: stochastic weight averaging (SWA).
 
     Weights count by the samples they stand for: those of a step of B samples weigh B, so the average does not depend on
@@ -36,7 +36,7 @@ class UniformTail(ModelAverage):
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
-        >>> tail = UniformTail(layer, start=10)
+        >>> tail = SWA(layer, start=10)
         >>> for value, batch in ((5.0, 10), (1.0, 10), (4.0, 20)):
         ...     _ = nn.init.constant_(layer.weight, value)  # stands for optimizer.step()
         ...     tail.update(samples=batch)
@@ -61,7 +61,7 @@ class UniformTail(ModelAverage):
     ):
         self.start = finite("start", start, 0)
         cadence = Cadence(calls=1) if every is None else Cadence(samples=finite("every", every, 0, open_low=True))
-        self._engine = Engine(Tracks(model, 1, dtype=dtype, buffers=buffers, storage=storage), 1, cadence)
+        self._engine = Engine(AverageBuffers(model, 1, dtype=dtype, buffers=buffers, storage=storage), 1, cadence)
 
     def update(self, *, samples: float, half_life: float | None = None) -> None:
         """Take in the weights of one optimizer step; call it after the step.
@@ -74,10 +74,10 @@ class UniformTail(ModelAverage):
             InputError: samples not positive, a half-life, or inside an applied() block.
             NonFiniteError: a weight that is not finite; average and clock are left as they were.
         """
-        no_half_life(half_life, "UniformTail")
-        size = finite("samples", samples, 0, open_low=True)
+        no_half_life(half_life, "SWA")
+        size = counted(samples)
         before = self.seen - self.start
-        self._engine.advance(samples, (math.log2((before + size) / before) if before > 0 else math.inf,))
+        self._engine.advance(size, (math.log2((before + size) / before) if before > 0 else math.inf,))
 
     def average(self, which: Which = None) -> dict[str, Tensor]:
         """Return the averaged tensors by name; they are the average itself, not copies.
@@ -88,23 +88,23 @@ class UniformTail(ModelAverage):
         Returns:
             Tensors by canonical name.
         """
-        return self._engine.tracks.values(self._tracks(which)[0])
+        return self._engine.buffers.values(self._indices(which)[0])
 
-    def _tracks(self, which: Which) -> tuple[int, ...]:
+    def _indices(self, which: Which) -> tuple[int, ...]:
         only_average(which)
         return (0,)
 
     def _settings(self) -> dict[str, Any]:
         word = self._engine.cadence.word()
-        return {"start": self.start, "cadence": word, **storage_settings(self._engine.tracks)}
+        return {"start": self.start, "cadence": word, **storage_settings(self._engine.buffers)}
 
     def _adopt(self, settings: Mapping[str, Any]) -> None:
-        self.start = settings["start"]
+        self.start = finite("start", settings["start"], 0)
         self._engine.cadence = Cadence.parse(settings["cadence"])
 
 
 @final
-class RecentMean(ModelAverage):
+class LAWA(ModelAverage):
     """Mean of the last few snapshots of the weights: latest weight averaging (LAWA).
 
     Snapshots are taken where a multiple of `every` samples is passed, so they do not move with the batch size. Until
@@ -123,7 +123,7 @@ class RecentMean(ModelAverage):
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
-        >>> recent = RecentMean(layer, last=2, every=10)
+        >>> recent = LAWA(layer, last=2, every=10)
         >>> for value in (1.0, 2.0, 4.0):
         ...     _ = nn.init.constant_(layer.weight, value)  # stands for optimizer.step()
         ...     recent.update(samples=10)
@@ -148,8 +148,8 @@ class RecentMean(ModelAverage):
     ):
         self.last = whole("last", last)
         cadence = Cadence(samples=finite("every", every, 0, open_low=True))
-        tracks = Tracks(model, self.last, dtype=dtype, buffers=buffers, storage=storage)
-        self._engine = Engine(tracks, self.last, cadence)
+        averages = AverageBuffers(model, self.last, dtype=dtype, buffers=buffers, storage=storage)
+        self._engine = Engine(averages, self.last, cadence)
 
     def update(self, *, samples: float, half_life: float | None = None) -> None:
         """Take in the weights of one optimizer step; call it after the step.
@@ -162,11 +162,11 @@ class RecentMean(ModelAverage):
             InputError: samples not positive, a half-life, or inside an applied() block.
             NonFiniteError: a weight that is not finite; snapshots and clock are left as they were.
         """
-        no_half_life(half_life, "RecentMean")
-        finite("samples", samples, 0, open_low=True)
+        no_half_life(half_life, "LAWA")
+        size = counted(samples)
         spans = [0.0] * self.last
         spans[self._engine.clock.applied % self.last] = math.inf
-        self._engine.advance(samples, spans)
+        self._engine.advance(size, spans)
 
     def average(self, which: Which = None) -> dict[str, Tensor]:
         """Return the mean of the snapshots by name, in new tensors.
@@ -177,17 +177,17 @@ class RecentMean(ModelAverage):
         Returns:
             Tensors by canonical name.
         """
-        slots = self._tracks(which)
-        stacks = self._engine.tracks.roles["average"].tensors
+        slots = self._indices(which)
+        stacks = self._engine.buffers.roles["average"].tensors
         return {name: stack[: len(slots)].mean(dim=0) for name, stack in stacks.items()}
 
-    def _tracks(self, which: Which) -> tuple[int, ...]:
+    def _indices(self, which: Which) -> tuple[int, ...]:
         only_average(which)
         return tuple(range(max(1, min(self.last, self._engine.clock.applied))))
 
     def _settings(self) -> dict[str, Any]:
         word = self._engine.cadence.word()
-        return {"last": self.last, "cadence": word, **storage_settings(self._engine.tracks)}
+        return {"last": self.last, "cadence": word, **storage_settings(self._engine.buffers)}
 
     def _adopt(self, settings: Mapping[str, Any]) -> None:
         self._engine.cadence = Cadence.parse(settings["cadence"])

@@ -1,11 +1,22 @@
-"""Warm-ups of an average on the sample clock: how the half-life grows while little has been seen."""
+"""Warm-ups of an average: how the half-life grows while little has been seen.
 
+Those on the sample clock are exact for any batch. Those of other libraries (StepWarmup) count optimizer steps, for runs
+that must continue as they began there: counted in calls of update() their shape changes with the batch size; with
+`batch_size` they count reference steps of that batch instead, and are then exact for any batch too.
+"""
+
+import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
-from isobatch.units import finite
+from isobatch.average.clock import overlaps
+from isobatch.errors import InputError
+from isobatch.units import finite, whole
+
+Curve = Literal["tensorflow", "crowson", "exponential", "annealing"]
 
 
 class Warmup(ABC):
@@ -28,6 +39,17 @@ class Warmup(ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Return JSON-able settings that warmup_from() reads."""
+
+    def fitted(self, batch_size: float | None) -> "Warmup":
+        """Return the warm-up for a decay that was stated at a batch.
+
+        Args:
+            batch_size: samples of one update of that decay; None where it is a half-life.
+
+        Returns:
+            The same, but for warm-ups whose curve is a decay of the same update.
+        """
+        return self
 
 
 def constant_spans(samples: float, half_life: float) -> float:
@@ -228,6 +250,143 @@ class Debias(Warmup):
     def settings(self) -> dict[str, Any]:
         """Return JSON-able settings."""
         return _settings(self)
+
+
+@final
+@dataclass(frozen=True)
+class StepWarmup(Warmup):
+    r"""A warm-up in steps t: min(rho, curve(t)), or for "exponential" rho * curve(t).
+
+    tensorflow: (1 + t) / (10 + t). crowson: 1 - (1 + t / scale)**-power. exponential: 1 - exp(-t / scale).
+    annealing: t / (scale + t). Not batch-invariant unless batch_size is given.
+
+    Args:
+        curve: one of the four.
+        scale: inv_gamma, tau or gamma of the curve.
+        power: of crowson.
+        first: t of the first step that is not a copy.
+        copies: steps at the start that copy the weights.
+        min_decay: floor of the decay.
+        batch_size: reference batch whose steps are counted; None counts calls.
+        every: steps of one application, for which the curve gives one decay (t at its last step); None takes it from
+            the average, whose decay is stated for so many samples, over batch_size.
+
+    Raises:
+        InputError: a value outside its range.
+
+    Example:
+        >>> round(2 ** -StepWarmup("tensorflow", first=1).spans(0, 8, 1e6, call=0), 6)  # (1 + 1) / (10 + 1)
+        0.181818
+    """
+
+    curve: Curve
+    scale: float = 1.0
+    power: float = 2 / 3
+    first: int = 0
+    copies: int = 0
+    min_decay: float = 0.0
+    batch_size: float | None = None
+    every: int | None = 1
+
+    def __post_init__(self) -> None:
+        if self.curve not in ("tensorflow", "crowson", "exponential", "annealing"):
+            raise InputError(f"curve={self.curve!r} must be tensorflow, crowson, exponential or annealing")
+        finite("scale", self.scale, 0, open_low=True)
+        finite("power", self.power, 0, open_low=True)
+        finite("min_decay", self.min_decay, 0, 1)
+        whole("first", self.first, 0)
+        whole("copies", self.copies, 0)
+        if self.every is not None:
+            whole("every", self.every)
+        if self.batch_size is not None:
+            finite("batch_size", self.batch_size, 0, open_low=True)
+
+    def fitted(self, batch_size: float | None) -> "StepWarmup":
+        """Return the warm-up with the steps of one application known; see Warmup.fitted().
+
+        Args:
+            batch_size: samples for which the decay is stated.
+
+        Returns:
+            The same where they were known.
+        """
+        if self.every is not None:
+            return self
+        known = batch_size is not None and self.batch_size is not None
+        return dataclasses.replace(self, every=max(1, round(batch_size / self.batch_size)) if known else 1)
+
+    def spans(self, seen: float, samples: float, half_life: float, call: int) -> float:
+        """Return the half-lives that the update spans; see Warmup.spans().
+
+        Args:
+            seen: samples before the update.
+            samples: of the update.
+            half_life: H in samples after the warm-up.
+            call: calls before this one.
+
+        Returns:
+            Half-lives.
+        """
+        if self.batch_size is None:
+            return self._step(call, constant_spans(samples, half_life))
+        steady = constant_spans(self.batch_size, half_life)
+        if self._step(math.floor(seen / self.batch_size), steady) == steady:
+            return constant_spans(samples, half_life)
+        steps = overlaps(seen, seen + samples, self.batch_size)
+        return sum(share * self._step(step, steady) for step, share in steps)
+
+    def settings(self) -> dict[str, Any]:
+        """Return JSON-able settings."""
+        fields = {key: value for key, value in asdict(self).items() if (key, value) != ("every", 1)}
+        return {"name": type(self).__name__, **fields}
+
+    def _step(self, step: int, steady: float) -> float:
+        """Half-lives of one step whose decay would be 2**-steady without warm-up."""
+        every = self.every or 1
+        if every > 1:
+            last = step - step % every + every - 1
+            return self._application(last, steady * every) / every
+        return self._application(step, steady)
+
+    def _application(self, step: int, steady: float) -> float:
+        if step < self.copies:
+            return math.inf
+        t = step - self.copies + self.first
+        curve = {
+            "tensorflow": (1 + t) / (10 + t),
+            "crowson": 1 - (1 + t / self.scale) ** -self.power,
+            "exponential": -math.expm1(-t / self.scale),
+            "annealing": t / (self.scale + t),
+        }[self.curve]
+        own = math.inf if curve == 0 else -math.log2(curve)
+        span = steady + own if self.curve == "exponential" else max(steady, own)
+        return min(span, -math.log2(self.min_decay)) if self.min_decay else span
+
+
+def warmup_from(settings: Mapping[str, Any]) -> Warmup:
+    """Return the warm-up that settings() described.
+
+    Args:
+        settings: "name" and the fields.
+
+    Returns:
+        The warm-up.
+
+    Raises:
+        InputError: an unknown name.
+
+    Example:
+        >>> warmup_from({"name": "Ramp", "ratio": 0.05})
+        Ramp(ratio=0.05)
+    """
+    kinds: dict[str, type[Warmup]] = {
+        k.__name__: k for k in (NoWarmup, Ramp, LinearRamp, CopyUntil, Debias, StepWarmup)
+    }
+    fields = dict(settings)
+    name = fields.pop("name")
+    if name not in kinds:
+        raise InputError(f"warm-up {name!r} is unknown; known are {sorted(kinds)}")
+    return kinds[name](**fields)
 
 
 def _bent(seen: float, samples: float, half_life: float, bend: float, slope: float) -> float:

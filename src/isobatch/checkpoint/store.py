@@ -8,14 +8,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from isobatch.checkpoint import writer
-from isobatch.checkpoint.files import disk_errors, sync_folder
-from isobatch.checkpoint.loading import Loaded, load
-from isobatch.checkpoint.lock import FolderLock
-from isobatch.checkpoint.manifest import verify
-from isobatch.checkpoint.ranks import Ranks
+from isobatch.checkpoint.files import FolderLock, disk_errors, sync_folder
+from isobatch.checkpoint.manifest import Loaded, load, verify
 from isobatch.checkpoint.tensors import Arena
 from isobatch.checkpoint.tree import split
-from isobatch.checkpoint.writer import Content, Step
+from isobatch.checkpoint.writer import Content, Ranks, Step
 from isobatch.errors import InputError, SaveError
 from isobatch.units import whole
 

@@ -50,8 +50,7 @@ def describe(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict]:
     for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES:
             raise InputError(
-                f"state {name!r} has dtype {tensor.dtype}; a checkpoint holds {', '.join(DTYPES)}: convert it "
-                "(torch.view_as_real for complex numbers)"
+                f"state {name!r} has dtype {tensor.dtype}; a checkpoint holds {', '.join(DTYPES)}: convert it"
             )
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     return {name: {"dtype": _NAMES[tensors[name].dtype], "shape": list(tensors[name].shape)} for name in order}
@@ -98,7 +97,8 @@ def chunks(tensors: Mapping[str, torch.Tensor], entries: Mapping[str, dict]) -> 
     """
     for name in entries:
         dense = tensors[name].detach().resolve_neg().cpu().contiguous()
-        yield memoryview(dense.reshape(-1).view(torch.uint8).numpy())
+        flat = dense.as_strided((dense.numel(),), (1,))  # one element counts as contiguous with any stride
+        yield memoryview(flat.view(torch.uint8).numpy())
 
 
 class Arena:
@@ -122,6 +122,7 @@ class Arena:
     def __len__(self) -> int:
         return len(self._block)
 
+    @torch.inference_mode(False)
     def reserve(self, size: int) -> None:
         """Take memory for copies of `size` bytes, and touch it in a thread.
 
@@ -140,6 +141,7 @@ class Arena:
             self._warming.join()
             self._warming = None
 
+    @torch.inference_mode(False)  # what is made in inference mode could not be written again outside
     def copy(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Copy tensors into the block; the copies hold until the next call.
 
@@ -163,6 +165,7 @@ class Arena:
         return copies
 
 
+@torch.inference_mode(False)  # tensors that training may go on with
 def read(path: Path, entries: Mapping[str, dict]) -> dict[str, torch.Tensor]:
     """Read a safetensors file and refuse one that does not hold exactly the tensors described.
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from isobatch.errors import InputError, NonFiniteError
@@ -15,9 +16,10 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 def split(state: Mapping[str, Any], allow_nonfinite: Sequence[str] = ()) -> tuple[Any, dict[str, torch.Tensor]]:
     """Split a nested state into a JSON tree and its tensors by path.
 
-    A tensor becomes {"$tensor": path}, a tuple {"$tuple": [...]}, a dict with keys that JSON has not (ints, or strings
-    with a leading "$") {"$dict": [[key, value], ...]}. Tensors that are the same memory are kept once and both places
-    name it.
+    A tensor becomes {"$tensor": path}, a complex one {"$complex": path} with real and imaginary parts on a last axis, a
+    tuple {"$tuple": [...]}, a dict with keys that JSON has not (ints, or strings with a leading "$")
+    {"$dict": [[key, value], ...]}; numpy's numbers become Python's. Tensors that are the same memory are kept once and
+    both places name it.
 
     Args:
         state: nested dicts, lists and tuples of tensors, None, bools, ints, floats and strings.
@@ -58,6 +60,7 @@ def join(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         {'a': (1, tensor([0.]))}
     """
     used: set[str] = set()
+    complex_views: dict[str, torch.Tensor] = {}
 
     def decode(node: Any) -> Any:
         if isinstance(node, list):
@@ -77,8 +80,12 @@ def join(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         used.add(name)
         return tensors[name]
 
+    def complex_tensor(name: str) -> torch.Tensor:
+        return complex_views.setdefault(name, torch.view_as_complex(tensor(name)))
+
     decoders: dict[str, Callable[[Any], Any]] = {
         "$tensor": tensor,
+        "$complex": complex_tensor,
         "$tuple": lambda items: tuple(decode(item) for item in items),
         "$dict": lambda pairs: {key: decode(value) for key, value in pairs},
         "$float": float,
@@ -131,11 +138,16 @@ class _Splitter:
         self._names: dict[tuple, str] = {}
 
     def encode(self, value: Any, keys: tuple) -> Any:
+        if isinstance(value, np.generic):
+            value = value.item()
         if value is None or isinstance(value, bool | str | int):
             return value
         if isinstance(value, float):
             return self._float(float(value), keys)
         if isinstance(value, torch.Tensor):
+            self._check(value, keys)
+            if value.is_complex():
+                return {"$complex": self._tensor(torch.view_as_real(value.detach().resolve_conj()), keys)}
             return {"$tensor": self._tensor(value, keys)}
         if isinstance(value, dict):
             return self._dict(value, keys)
@@ -155,6 +167,7 @@ class _Splitter:
         return {"$float": str(value)}
 
     def _dict(self, value: dict, keys: tuple) -> Any:
+        value = {key.item() if isinstance(key, np.generic) else key: item for key, item in value.items()}
         for key in value:
             if type(key) not in (str, int):
                 raise InputError(f"state {_path(keys)!r} has the key {key!r}; keys must be strings or ints")
@@ -163,13 +176,18 @@ class _Splitter:
             return {"$dict": [list(item) for item in items]}
         return dict(items)
 
+    @staticmethod
+    def _check(tensor: torch.Tensor, keys: tuple) -> None:
+        dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
+        if type(tensor) not in _PLAIN or not dense or tensor.device.type == "meta":
+            raise InputError(
+                f"state {_path(keys)!r} is a {type(tensor).__name__} ({tensor.layout}, {tensor.dtype}, "
+                f"{tensor.device}); give a dense tensor with values: .to_local() or .full_tensor() of a DTensor, "
+                ".to_dense() of a sparse one, .dequantize() of a quantized one, .to_empty() and loaded weights for meta"
+            )
+
     def _tensor(self, tensor: torch.Tensor, keys: tuple) -> str:
         name = _path(keys)
-        if type(tensor) not in _PLAIN or tensor.layout != torch.strided or tensor.device.type == "meta":
-            raise InputError(
-                f"state {name!r} is a {type(tensor).__name__} ({tensor.layout}, {tensor.device}); give a dense tensor "
-                "with values: .to_local() or .full_tensor() of a DTensor, .to_dense() of a sparse one"
-            )
         place = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset())
         memory = (*place, tensor.shape, tensor.stride(), tensor.dtype, tensor.is_neg())
         if tensor.numel() and memory in self._names:

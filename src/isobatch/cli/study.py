@@ -3,11 +3,25 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from isobatch.cli.options import DEVICE, add_output, prepare, print_table, progress, say, seconds
 from isobatch.errors import InputError
+from isobatch.installed import announced
 from isobatch.units import whole
+
+_INSTALL = "pip install isobatch-studies"
+
+
+class Study(Protocol):
+    """What an entry point of the group "isobatch.studies" gives: cheap to load, its work imported when it runs."""
+
+    question: str
+    takes: frozenset[str]
+
+    def run(self, **options: Any) -> dict[str, Any]:
+        """Train, judge, write, and return what goes into result.json."""
+        ...
 
 
 def add(commands: Any) -> None:
@@ -17,7 +31,7 @@ def add(commands: Any) -> None:
         commands: the sub-parsers.
     """
     text = "re-run published claims and say whether they held; without a name, list the studies"
-    command = commands.add_parser("study", help=text, description=text)
+    command = commands.add_parser("study", help=text, description=text, epilog=f"The studies come with: {_INSTALL}")
     command.add_argument("name", nargs="?", help="which study")
     command.add_argument("--quick", action="store_true", help="the small grid; some claims stay without a verdict")
     command.add_argument("--budget", help="begin no further cell after 30m, 2h; a second call goes on")
@@ -25,6 +39,72 @@ def add(commands: Any) -> None:
     command.add_argument("--simulate-nodes", type=int, help="decentlam: extrapolate the cost of exchanges to these")
     add_output(command)
     command.set_defaults(call=study)
+
+
+def studies() -> dict[str, Study]:
+    """Return the studies of all installed distributions.
+
+    Returns:
+        Name -> study.
+
+    Raises:
+        InputError: none is installed.
+    """
+    found = {name: point.load() for name, point in announced("isobatch.studies").items()}
+    if not found:
+        raise InputError(f"no studies are installed; they are a distribution of their own: {_INSTALL}")
+    return found
+
+
+def find(name: str) -> Study:
+    """Return a study.
+
+    Args:
+        name: of the study.
+
+    Returns:
+        The study.
+
+    Raises:
+        InputError: no such study, or none is installed.
+    """
+    known = studies()
+    if name not in known:
+        raise InputError(f"study={name!r} must be one of {', '.join(known)}")
+    return known[name]
+
+
+def options(name: str, takes: frozenset[str], device: str, nodes: int | None) -> dict[str, Any]:
+    """Return the arguments that only some studies take.
+
+    Args:
+        name: of the study.
+        takes: which of them it takes.
+        device: device and its options in one word.
+        nodes: how many to simulate, None for the study's own.
+
+    Returns:
+        Arguments of its `run`, none for the CPU and the study's own nodes.
+
+    Raises:
+        InputError: a device for a study of the CPU, or nodes for a study without.
+
+    Example:
+        >>> options("progressive", frozenset(), "cpu", None)
+        {}
+        >>> options("decentlam", frozenset({"simulate_nodes"}), "cpu", 1024)
+        {'simulate_nodes': 1024}
+    """
+    found: dict[str, Any] = {}
+    if device != "cpu":
+        if "device" not in takes:
+            raise InputError(f"study {name} runs on the CPU only; leave --device {device} out")
+        found["device"] = device
+    if nodes is not None:
+        if "simulate_nodes" not in takes:
+            raise InputError(f"study {name} has no nodes; leave --simulate-nodes {nodes} out")
+        found["simulate_nodes"] = nodes
+    return found
 
 
 def _check_free(folder: Path | None, name: str, *, quick: bool) -> None:
@@ -48,22 +128,20 @@ def study(chosen: argparse.Namespace) -> int:
     Returns:
         0, whether or not the claims held.
     """
-    from isobatch.studies.catalogue import STUDIES, find, on_device, on_nodes
-    from isobatch.studies.pages import HELD
-
     if chosen.name is None:
+        listed = {name: one.question for name, one in studies().items()}
         if chosen.json:
-            say(json.dumps(STUDIES, indent=1))
+            say(json.dumps(listed, indent=1))
             return 0
-        print_table("studies", [["name", "question"], *([name, text] for name, text in STUDIES.items())])
+        print_table("studies", [["name", "question"], *([name, text] for name, text in listed.items())])
         return 0
-    module, budget, folder = find(chosen.name), seconds(chosen.budget), prepare(chosen.out)
+    one, budget, folder = find(chosen.name), seconds(chosen.budget), prepare(chosen.out)
     if chosen.workers is not None:
         whole("workers", chosen.workers)
     _check_free(folder, chosen.name, quick=chosen.quick)
-    extra = on_device(chosen.name, chosen.device) | on_nodes(chosen.name, chosen.simulate_nodes)
+    extra = options(chosen.name, one.takes, chosen.device, chosen.simulate_nodes)
     with progress(chosen.json) as (estimated, done):
-        data = module.run(
+        data = one.run(
             quick=chosen.quick,
             out=folder,
             workers=chosen.workers,
@@ -72,15 +150,19 @@ def study(chosen: argparse.Namespace) -> int:
             on_done=done,
             **extra,
         )
-    if chosen.json:
-        from isobatch.report import dump
+    _show(data, folder, as_json=chosen.json)
+    return 0
 
+
+def _show(data: dict[str, Any], folder: Path | None, *, as_json: bool) -> None:
+    from isobatch.report import HELD, dump
+
+    if as_json:
         say(dump(data).rstrip())
-        return 0
+        return
     rows = [["claim", "", "evidence"], *([c["id"], HELD[c["held"]], c["evidence"]] for c in data["claims"])]
     if data["claims"]:
         print_table(data["title"], rows)
     for table in data.get("tables", []):
         print_table(table["title"], table["rows"])
     say(f"written: {folder}" if folder else "no files written; --out DIR keeps cells and a report")
-    return 0

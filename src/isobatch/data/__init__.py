@@ -7,9 +7,9 @@ from isobatch.data.loader import SeededItems as SeededItems
 from isobatch.data.order import SampleOrder as SampleOrder
 from isobatch.data.order import shard as shard
 from isobatch.data.order import shard_sizes as shard_sizes
-from isobatch.data.repeated import RepeatedBatchSampler as RepeatedBatchSampler
+from isobatch.data.order import split_batch as split_batch
 from isobatch.data.sampler import OrderBatchSampler as OrderBatchSampler
 from isobatch.data.sampler import OrderSampler as OrderSampler
-from isobatch.data.split import split_batch as split_batch
+from isobatch.data.sampler import RepeatedBatchSampler as RepeatedBatchSampler
 from isobatch.data.tokens import TokenBatches as TokenBatches
 from isobatch.data.tokens import TokenBatchSampler as TokenBatchSampler

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from isobatch.decentralized import updates
+from isobatch.decentralized.topology import Topology
 from isobatch.decentralized.updates import Array, Step
 from isobatch.errors import InputError
-from isobatch.topologies import Topology
 from isobatch.units import finite, whole
 
 Slots = dict[str, Array]

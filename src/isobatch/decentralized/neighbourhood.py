@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from isobatch.decentralized.mail import Collected, Exchange, Mail
+from isobatch.decentralized.mixing import renormalised
+from isobatch.decentralized.topology import Topology
 from isobatch.errors import InputError, PeerError
-from isobatch.topologies import Topology, renormalised
 from isobatch.units import finite, whole
 
 OnLoss = Literal["stop", "continue"]

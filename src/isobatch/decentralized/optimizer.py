@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from isobatch.decentralized.bucket import Bucket
 from isobatch.decentralized.methods import Method, find
 from isobatch.decentralized.neighbourhood import Incident, Neighbourhood, OnLoss
+from isobatch.decentralized.topology import Topology
 from isobatch.errors import InputError, NonFiniteError
-from isobatch.topologies import Topology
 
 _COUNT = "decentralized_steps"
 _NAME = "decentralized_method"

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from isobatch.decentralized.flat import Layout, consensus_distance, relative_error
+from isobatch.decentralized.bucket import Layout
 from isobatch.decentralized.methods import Method, PmSGDLars, find
+from isobatch.decentralized.nodes_mean import consensus_distance, relative_error
+from isobatch.decentralized.topology import Topology
 from isobatch.decentralized.updates import advance
 from isobatch.errors import InputError
-from isobatch.topologies import Topology
 from isobatch.units import finite
 
 
@@ -37,7 +38,7 @@ class VirtualNodes:
         InputError: no such method, a topology that it cannot use, a setting out of range, or batch norm.
 
     Example:
-        >>> from isobatch.topologies import ring
+        >>> from isobatch.decentralized import ring
         >>> nodes = VirtualNodes(nn.Linear(2, 1), lambda net, x: net(x).square().mean(), ring(4), lr=0.1)
         >>> nodes.step(torch.ones(4, 3, 2)).shape
         torch.Size([4])

@@ -1,5 +1,7 @@
 """Gradients as they are made: what wraps a model or an optimizer, and one set of hooks for all who look at chunks."""
 
+from isobatch.gradients.rescale_check import RescaleCheck
+from isobatch.gradients.tap import Member, Receiver, Tap, Watch, refuse_sparse, refuse_unwatchable
 from isobatch.gradients.wrappers import (
     ALONE,
     Ranks,
@@ -12,10 +14,17 @@ from isobatch.gradients.wrappers import (
 
 __all__ = [
     "ALONE",
+    "Member",
     "Ranks",
+    "Receiver",
+    "RescaleCheck",
+    "Tap",
+    "Watch",
     "bare_optimizer",
     "canonical",
     "process_group_of",
+    "refuse_sparse",
+    "refuse_unwatchable",
     "unwrap",
     "world_size",
 ]

@@ -140,7 +140,7 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
     while inner is not None:
         yield inner
         parallel = isinstance(inner, (DataParallel, DistributedDataParallel))
-        inner = inner.module if parallel else inner._modules.get("_orig_mod")
+        inner = inner.module if parallel else dict(inner._modules.items()).get("_orig_mod")
 
 
 def _of_data_parallel(source: nn.Module | Iterable[Tensor], tensors: list[Tensor]) -> dist.ProcessGroup | None:

@@ -1,7 +1,7 @@
 """The hooks of one measured step: chunks as they are accumulated, and rows of a batch where there is one chunk only."""
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal, final
 
@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from isobatch.errors import InputError
-from isobatch.noise.coupling import length
+from isobatch.gradients import RescaleCheck, Tap, refuse_sparse
+from isobatch.noise.half_batches import length
 from isobatch.noise.pace import Stopwatch
 from isobatch.noise.record import Entry, Record
-from isobatch.noise.rows import Owner, few_of, run_again, wide
-from isobatch.noise.work import Work, take_rows
-from isobatch.units import finite
+from isobatch.noise.rows import Owner, Work, few_of, run_again, take_rows, wide
 
 Mode = Literal["auto", "chunks", "prefix", "rows", "norms", "buckets"]
 # Gradients up to so many numbers wait for the end of their pass, so that their norms take one launch together.
@@ -25,46 +24,61 @@ MODES: tuple[Mode, ...] = ("auto", "chunks", "prefix", "rows", "norms", "buckets
 
 @final
 class Declared:
-    """What the backward pass that runs now holds, in samples; nothing outside `chunk`.
+    """What the backward pass that runs now holds, in samples; nothing outside a chunk.
 
-    `ever` is set by the first chunk of the run, `counts` where chunks are counted on the clock's own unit, `step` is
-    the sum over the present step.
+    `ever` is set by the first chunk that the noise scale itself was given, `counts` where chunks are counted on the
+    clock's own unit, `step` is the sum over the present step.
     """
 
     def __init__(self) -> None:
         self.samples: float | None = None
         self.rows: list[float] | None = None
+        self.opened_by: object | None = None
         self.ever = False
         self.counts = False
         self.step = 0.0
+        self._halves = False
 
-    @contextmanager
-    def chunk(self, samples: float, rows: Sequence[float] | None = None, *, counts: bool = True) -> Generator[None]:
+    def chunk(
+        self, tap: Tap, samples: float, rows: Sequence[float] | None = None, *, counts: bool = True
+    ) -> AbstractContextManager[None]:
         """Declare the one backward pass inside.
 
         Args:
+            tap: of the model's parameters.
             samples: of the chunk.
             rows: of each of its rows; None for equal ones.
             counts: whether samples are counted as the clock counts them.
 
-        Yields:
-            Nothing.
+        Returns:
+            A context manager. Entering it raises InputError inside another chunk, or with rows that do not add up to
+            the samples.
+        """
+        self._halves = not counts
+        return tap.chunk(samples, self, rows)
 
-        Raises:
-            InputError: inside another chunk, or rows that do not add up to the samples.
+    def begin(self, samples: float, rows: Sequence[float] | None, *, own: bool) -> None:
+        """Take note that a chunk is open.
+
+        Args:
+            samples: of the chunk.
+            rows: of each of its rows.
+            own: whether it was declared here; somebody else's may count in another unit.
         """
         if self.samples is not None:
-            raise InputError(f"chunk({samples}) inside another chunk; close that one first")
-        size = finite("samples", samples, 0)
-        if rows is not None and abs(sum(rows) - size) > 1e-6 * max(size, 1):
-            raise InputError(f"rows hold {sum(rows):g} samples but the chunk {size:g}; give every row's own count")
-        self.samples, self.rows = size, None if rows is None else [float(n) for n in rows]
-        self.ever, self.counts = True, self.counts or counts
-        self.step += size
-        try:
-            yield
-        finally:
-            self.samples = self.rows = None
+            self.step -= self.samples
+        self.samples, self.rows = samples, None if rows is None else list(rows)
+        self.ever = self.ever or own
+        self.counts = self.counts or (own and not self._halves)
+        self.step += samples
+
+    def end(self, samples: float) -> None:
+        """Take note that its backward pass is done.
+
+        Args:
+            samples: of the chunk.
+        """
+        self.samples = self.rows = None
 
 
 @final
@@ -75,7 +89,7 @@ class Passes:
         record: where chunks go.
         declared: what the present pass holds.
         watch: times it.
-        take: which passes' norms are wanted: "all", "first", or "none" (only the witness).
+        take: which passes' norms are wanted: "all", "first", or "none" (only the check of rescaling).
     """
 
     def __init__(self, record: Record, declared: Declared, watch: Stopwatch, take: Literal["all", "first", "none"]):
@@ -83,7 +97,7 @@ class Passes:
         self.declared = declared
         self.watch = watch
         self.take = take
-        self.witnesses = [record.witness]
+        self.checks: list[RescaleCheck] = [record.check]
         self.units: list[float] = []
         self.sums: dict[Tensor, Tensor] | None = None
         self.cleared = False
@@ -101,11 +115,8 @@ class Passes:
         Raises:
             InputError: a sparse gradient, or passes inside and outside `chunk` in one step.
         """
-        if gradient.is_sparse:
-            raise InputError(
-                f"parameter {self.record.columns.name_of(parameter)!r} got a sparse gradient; "
-                "build its nn.Embedding with sparse=False, or freeze it"
-            )
+        if gradient.layout is not torch.strided:
+            refuse_sparse(f"parameter {self.record.columns.name_of(parameter)!r}", gradient)
         declared = self.declared.samples
         if declared is None and self.declared.ever:
             raise InputError("a backward pass outside noise.chunk() follows one inside; declare every pass of a run")
@@ -120,9 +131,9 @@ class Passes:
         while len(self.units) <= turn:
             self.units.append(unit)
         self.cleared = self.cleared or (turn > 0 and parameter.grad is None)
-        for witness in self.witnesses:
-            if parameter in witness:
-                witness.add(parameter, gradient)
+        for check in self.checks:
+            if parameter in check:
+                check.add(parameter, gradient)
         if self.sums is not None:
             known = self.sums.get(parameter)
             self.sums[parameter] = gradient.clone() if known is None else known + gradient
@@ -145,6 +156,35 @@ class Passes:
         if self._waiting and self._entry is not None:
             self.record.add(self._entry, self._waiting)
         self._waiting = {}
+
+
+@final
+class LayerHook:
+    """A hook on a layer that does nothing where torch.compile traces it, and nothing on a copy of the layer.
+
+    So a compiled graph is never broken by it, and a model that is copied while it is measured drags nothing along.
+
+    Args:
+        act: what the hook does in eager mode; None for nothing.
+    """
+
+    def __init__(self, act: Callable[..., None] | None = None):
+        self.act = act
+
+    def __call__(self, *arguments: Any) -> None:
+        """Act, in eager mode.
+
+        Args:
+            *arguments: as torch hands them to a hook.
+        """
+        if not torch.compiler.is_compiling() and self.act is not None:
+            self.act(*arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LayerHook":
+        return LayerHook()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LayerHook, ()
 
 
 @final
@@ -186,9 +226,11 @@ class Rows:
         self._forward = 0
         self._odd: set[str] = set()
         self._batch: int | None = None
-        self._handles: list[RemovableHandle] = [model.register_forward_pre_hook(self._count, with_kwargs=True)]
+        self._handles: list[RemovableHandle] = [
+            model.register_forward_pre_hook(LayerHook(self._count), with_kwargs=True)
+        ]
         for owner in self.layers:
-            self._handles.append(owner.module.register_forward_hook(self._before(owner)))
+            self._handles.append(owner.module.register_forward_hook(LayerHook(self._before(owner))))
 
     def remove(self) -> None:
         """Take the hooks away."""
@@ -230,7 +272,7 @@ class Rows:
 
     def _before(self, owner: Owner) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if torch.is_grad_enabled() and output.requires_grad:
+            if torch.is_grad_enabled() and output.requires_grad and not torch.jit.is_tracing():
                 x = inputs[0].detach()
                 output.register_hook(partial(self._backward, owner, x, self._forward, self._batch))
 

@@ -5,10 +5,9 @@ from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from isobatch.errors import InputError
-from isobatch.gradients import canonical, unwrap
+from isobatch.gradients import canonical, refuse_unwatchable, unwrap
 
 Groups = Literal["layer", "parameter", "optimizer"] | Callable[[str], str] | None
 WHOLE = "model"
@@ -35,10 +34,19 @@ class Columns:
     def __init__(self, model: nn.Module, groups: Groups = None, optimizer: torch.optim.Optimizer | None = None):
         self.model = unwrap(model)
         self._wrapped = any("_orig_mod" in module._modules for module in model.modules())
+        self._groups, self._optimizer = groups, optimizer
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in the parameters that the model has now.
+
+        Raises:
+            InputError: no parameter at all, or "optimizer" without one.
+        """
         self._name_of: dict[Tensor, str] = {p: canonical(name) for name, p in self.model.named_parameters()}
         if not self._name_of:
             raise InputError("the model has no parameters; there is no gradient to measure")
-        labels = {p: _label(name, p, groups, optimizer) for p, name in self._name_of.items()}
+        labels = {p: _label(name, p, self._groups, self._optimizer) for p, name in self._name_of.items()}
         self.names = [WHOLE, *dict.fromkeys(label for label in labels.values() if label is not None)]
         place = {name: i for i, name in enumerate(self.names) if i}
         self._column: dict[Tensor, int] = {p: place[label] for p, label in labels.items() if label is not None}
@@ -48,17 +56,20 @@ class Columns:
         return len(self.names)
 
     def trainable(self) -> list[nn.Parameter]:
-        """Return the parameters that need gradients now, each once.
+        """Return the parameters that need gradients now, each once; ones that came in addition are taken in.
 
         Returns:
             The parameters.
 
         Raises:
-            InputError: a parameter that was not there at the start.
+            InputError: parameters in place of others that were there at the start.
         """
         found = [p for p in self.model.parameters() if p.requires_grad]
         if not all(p in self._name_of for p in found):
-            raise InputError("the model has other parameters than at the start; build the measurement anew")
+            here = set(self.model.parameters())
+            if not all(p in here for p in self._name_of):
+                raise InputError("the model has other parameters than at the start; build the measurement anew")
+            self.refresh()
         return found
 
     @property
@@ -70,17 +81,13 @@ class Columns:
         """Refuse a model without a gradient to measure, or whose gradients cannot be seen.
 
         Raises:
-            InputError: everything frozen, or sharded (FSDP2) parameters.
+            InputError: everything frozen, or parameters that are sharded, complex, lazy, on the meta device or float8.
         """
         trainable = self.trainable()
         if not trainable:
             raise InputError("the model has no parameter that needs a gradient; unfreeze what is to be measured")
-        sharded = [p for p in trainable if isinstance(p.data, DTensor)]
-        if sharded:
-            raise InputError(
-                f"parameter {self.name_of(sharded[0])!r} is sharded (DTensor), and its local gradients cannot be seen "
-                "yet; measure an unsharded copy with noise.measure"
-            )
+        for parameter in trainable:
+            refuse_unwatchable(f"parameter {self.name_of(parameter)!r}", parameter)
 
     def name_of(self, parameter: Tensor) -> str:
         """Return a parameter's canonical name.

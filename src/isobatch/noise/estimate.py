@@ -9,8 +9,7 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from isobatch.noise.interval import Spread, ratio_interval
-from isobatch.noise.statistic import Moments, noise_scale
+from isobatch.noise.statistic import Moments, Spread, noise_scale, ratio_interval
 
 FEWEST = 12
 WIDEST = 4.0
@@ -84,6 +83,7 @@ def judge(
     unit: str = "samples",
     excluded: int = 0,
     fewest: int = FEWEST,
+    why_excluded: str = "something in them was not finite",
 ) -> NoiseEstimate:
     r"""Return the verdict on averaged estimates.
 
@@ -100,6 +100,7 @@ def judge(
         unit: what the clock counts.
         excluded: how many measurements were left out.
         fewest: measurements below which nothing is identified.
+        why_excluded: in words, where all of them were.
 
     Returns:
         The estimate.
@@ -111,7 +112,7 @@ def judge(
         'noise scale 100 samples (95% interval 97.3 to 103), from 100 measurements'
     """
     if measurements == 0:
-        lost = f"all {excluded} measurements were excluded: something in them was not finite"
+        lost = f"all {excluded} measurements were excluded: {why_excluded}"
         return undefined(lost if excluded else "nothing has been measured yet", excluded=excluded, level=level)
     if found.trace == 0 and found.gradient_squared == 0:
         return undefined("every gradient was zero", excluded=excluded, level=level, measurements=measurements)

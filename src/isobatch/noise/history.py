@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from isobatch.errors import InputError
-from isobatch.noise.interval import Array, Spread, blocked_spread
 from isobatch.noise.record import Found
+from isobatch.noise.statistic import Array, Spread, blocked_spread
 
 MOST_CELLS = 128
 POWER = 2
 # Weights below this share of a fresh measurement's are dropped.
 _FORGOTTEN = 2.0**-20
+# Numbers of a cell beside its sums: weight, kept, lost, changed.
+_PLAIN = 4
 
 
 @dataclass
@@ -30,7 +32,8 @@ class Cell:
         sums: span-weighted trace and |G|^2 by column, shape (columns, 2).
         weight: sum of the spans that count, a scalar.
         kept: how many measurements count, a scalar.
-        lost: how many do not, a scalar.
+        lost: how many do not because something was not finite, a scalar.
+        changed: how many do not because the gradient was no multiple of the chunks' sum, a scalar.
         position: samples on the clock, mean over its measurements.
         span: samples that it stands for.
         batch: samples of a step, mean over its measurements.
@@ -40,6 +43,7 @@ class Cell:
     weight: Tensor
     kept: Tensor
     lost: Tensor
+    changed: Tensor
     position: float
     span: float
     batch: float
@@ -52,6 +56,7 @@ class Cell:
             self.weight + other.weight,
             self.kept + other.kept,
             self.lost + other.lost,
+            self.changed + other.changed,
             (self.position * self.span + other.position * other.span) / span,
             span,
             (self.batch * self.span + other.batch * other.span) / span,
@@ -66,6 +71,7 @@ class Read(NamedTuple):
         spreads: how well each is known.
         measurements: how many count.
         excluded: how many do not.
+        changed: how many of these for a gradient that was no multiple of the chunks' sum.
         span: samples on the clock behind the average.
         traces: tr(Sigma) of the whole model by cell, in order of time.
         batches: samples of a step by cell.
@@ -75,6 +81,7 @@ class Read(NamedTuple):
     spreads: list[Spread]
     measurements: int
     excluded: int
+    changed: int
     span: float
     traces: Array
     batches: Array
@@ -103,7 +110,8 @@ class History:
             batch: samples of the step.
         """
         kept = found.counts
-        cell = Cell(found.values * span, kept * span, kept, 1 - kept, seen - span / 2, span, batch)
+        lost = 1 - kept - found.changed
+        cell = Cell(found.values * span, kept * span, kept, lost, found.changed, seen - span / 2, span, batch)
         self.cells.append(cell)
         if self.half_life is not None:
             self.cells = [c for c in self.cells if self.weight(c.position, cell.position) > _FORGOTTEN]
@@ -151,14 +159,14 @@ class History:
             The averages; zeros without measurements.
         """
         if not self.cells:
-            return _empty(columns, 0)
+            return _empty(columns, 0, 0)
         table = self._table().cpu().numpy()
-        kept, lost = (round(float(n)) for n in table[:, -2:].sum(0))
-        live = table[:, -3] > 0
+        kept, lost, changed = (round(float(n)) for n in table[:, -3:].sum(0))
+        live = table[:, -_PLAIN] > 0
         if not live.any():
-            return _empty(columns, lost)
-        weight = table[live, -3]
-        each = table[live, :-3].reshape(-1, columns, 2) / weight[:, None, None]
+            return _empty(columns, lost + changed, changed)
+        weight = table[live, -_PLAIN]
+        each = table[live, :-_PLAIN].reshape(-1, columns, 2) / weight[:, None, None]
         if data_size is not None:
             each[:, :, 1] += each[:, :, 0] / data_size
         newest = self.cells[-1].position if self.half_life is not None else seen
@@ -168,7 +176,7 @@ class History:
         spreads = [blocked_spread(each[:, i], shares) for i in range(columns)]
         window = float(shares.sum() ** 2 / (shares**2 / weight).sum())
         batches = np.array([cell.batch for cell in self.cells])[live]
-        return Read(means, spreads, kept, lost, window, each[:, 0, 0], batches)
+        return Read(means, spreads, kept, lost + changed, changed, window, each[:, 0, 0], batches)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and JSON values."""
@@ -195,23 +203,29 @@ class History:
             InputError: tensors that do not fit the values.
         """
         positions, spans, batches = values["positions"], values["spans"], values["batches"]
-        shape = (len(positions), 2 * columns + 3)
+        shape = (len(positions), 2 * columns + _PLAIN)
         table = tensors["history"].detach() if positions else torch.zeros(shape)
+        if table.shape[-1] == shape[1] - 1:  # written when one count held all that was excluded
+            table = torch.cat([table, torch.zeros_like(table[:, :1])], dim=1)
         if tuple(table.shape) != shape or not len(spans) == len(batches) == len(positions):
             raise InputError(
                 f"the noise history has shape {tuple(table.shape)}, expected {shape}; the state is damaged"
             )
         table = table.to(device, torch.float64, copy=True)
         self.cells = [
-            Cell(row[:-3].view(columns, 2), row[-3], row[-2], row[-1], float(position), float(span), float(batch))
+            Cell(row[:-_PLAIN].view(columns, 2), *row[-_PLAIN:].unbind(), float(position), float(span), float(batch))
             for row, position, span, batch in zip(table, positions, spans, batches, strict=True)
         ]
         self.start = float(values["start"])
 
     def _table(self) -> Tensor:
-        return torch.stack([torch.cat([c.sums.flatten(), torch.stack([c.weight, c.kept, c.lost])]) for c in self.cells])
+        return torch.stack(
+            [torch.cat([c.sums.flatten(), torch.stack([c.weight, c.kept, c.lost, c.changed])]) for c in self.cells]
+        )
 
 
-def _empty(columns: int, lost: int) -> Read:
+def _empty(columns: int, lost: int, changed: int) -> Read:
     nothing = np.zeros(0)
-    return Read(np.zeros((columns, 2)), [Spread(np.zeros((2, 2)), 0.0)] * columns, 0, lost, 0.0, nothing, nothing)
+    return Read(
+        np.zeros((columns, 2)), [Spread(np.zeros((2, 2)), 0.0)] * columns, 0, lost, changed, 0.0, nothing, nothing
+    )

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from isobatch.gradients import RescaleCheck
 from isobatch.noise.columns import Columns
 from isobatch.noise.geometry import Geometry, gaussian_root
-from isobatch.noise.witness import Witness
 
 
 @dataclass
@@ -36,10 +36,14 @@ class Found(NamedTuple):
     Args:
         values: (trace, |G|^2), shape (columns, 2), float64; zeros where they do not count.
         counts: 1 where the step counts, 0 where something was not finite or no gradient of this step; a scalar.
+        changed: 1 where everything was finite, but the gradient no multiple of what the chunks added; a scalar.
+        factor: what that multiple was; a scalar.
     """
 
     values: Tensor
     counts: Tensor
+    changed: Tensor = torch.zeros((), dtype=torch.float64)
+    factor: Tensor = torch.ones((), dtype=torch.float64)
 
 
 @final
@@ -65,7 +69,7 @@ class Record:
         self.covered = list(covered)
         self.trusted = trusted
         self.entries: list[Entry] = []
-        self.witness = Witness(self.covered)
+        self.check = RescaleCheck(self.covered)
         self.total_units = 0.0
         self._weights: dict[Tensor, Tensor | None] = {}
         self._coordinates: dict[Tensor, Tensor] = {}
@@ -136,7 +140,7 @@ class Record:
         over, plain = self._sums(device)
         squares = sum(unit * unit for entry in self.entries for unit in entry.units)
         numbers = send([float(self._chunks), self._seen, squares, self.total_units], device)
-        sums = torch.cat([over, plain, numbers, self.witness.sums(device)])
+        sums = torch.cat([over, plain, numbers, self.check.sums(device)])
         if group is not None:
             dist.all_reduce(sums, group=group)
             self._all_reduce_coordinates(group)
@@ -159,9 +163,9 @@ class Record:
 
     def _moments(self, sums: Tensor, samples: float, ranks: int) -> Found:
         width = len(self.columns)
-        over, plain, numbers, witnessed = sums.split([width, width, 4, len(sums) - 2 * width - 4])
+        over, plain, numbers, summed = sums.split([width, width, 4, len(sums) - 2 * width - 4])
         chunks, seen, unit_squares, total = numbers
-        factor, honest = self.witness.factor(witnessed / ranks)
+        factor, honest = self.check.factor(summed / ranks)
         gradients = {p: self.weighted(p, p.grad) for p in self.covered if p.grad is not None}
         mean = self._mean_square(gradients, sums.device)
         rescaled = (factor / ranks) ** 2
@@ -172,8 +176,22 @@ class Record:
         if self.geometry.by_coordinate:
             spread = self._sigma_squared(gradients, seen, freedom, total**2 * rescaled)
         values = torch.stack([spread * (samples / total), signal], dim=1)
-        counts = (torch.isfinite(values).all() & honest).double()
-        return Found(torch.where(counts > 0, values, torch.zeros_like(values)), counts)
+        sound = torch.isfinite(values).all()
+        counts = (sound & honest).double()
+        values = torch.where(counts > 0, values, torch.zeros_like(values))
+        return Found(values, counts, (sound & ~honest).double(), factor)
+
+    def square(self, gradients: dict[Tensor, Tensor]) -> Tensor:
+        """Return the squared length of a gradient of the whole model, in the geometry, of what is trusted.
+
+        Args:
+            gradients: by covered parameter.
+
+        Returns:
+            A scalar, float64.
+        """
+        weighted = {p: self.weighted(p, gradient) for p, gradient in gradients.items()}
+        return self._mean_square(weighted, self.covered[0].device)[0]
 
     def _mean_square(self, gradients: dict[Tensor, Tensor], device: torch.device) -> Tensor:
         """Return |gbar|^2 by column."""

@@ -3,28 +3,30 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
 from typing import Any, final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from isobatch.errors import InputError
-from isobatch.noise.armed import Armed, Outcome, Setup
+from isobatch.gradients import Ranks, Tap, process_group_of, world_size
 from isobatch.noise.capture import MODES, Declared, Mode
 from isobatch.noise.columns import Columns, Groups
-from isobatch.noise.coupling import check_mean, first_tensor, mixes_rows
 from isobatch.noise.estimate import NoiseEstimate
 from isobatch.noise.geometry import Geometry, Name
+from isobatch.noise.half_batches import backward_in_halves, check_mean, first_tensor, mixes_rows
 from isobatch.noise.history import History
-from isobatch.noise.interval import coverage
+from isobatch.noise.independence import FIRST, KEPT, LATER, PairedStep, copied, facts_of
+from isobatch.noise.measured_step import BucketHook, MeasuredStep, Measurement, Setup, reading_hook
 from isobatch.noise.pace import Pace, Stopwatch, clock_of
-from isobatch.noise.report import report
-from isobatch.noise.rows import owners
-from isobatch.noise.state import compare, restore, values_of
-from isobatch.noise.ways import BucketHook, backward_in_halves, reading_hook
+from isobatch.noise.progress import Progress, Terms, compare, report
+from isobatch.noise.rows import Owner, owners
+from isobatch.noise.statistic import coverage
 from isobatch.units import finite, whole
+
+NOTHING_TRAINS = "no parameter needs a gradient now"
 
 
 @final
@@ -33,7 +35,8 @@ class NoiseScale:
 
     Call update() after backward and before the optimizer step; before or after unscaling and clipping. Chunks are
     what the loop has: ranks under DDP, micro-batches under accumulation, otherwise single rows of the batch, seen by
-    hooks on known layers. Gradients, weights and random numbers are never changed.
+    hooks on known layers. Gradients, weights and random numbers are never changed. What needs a gradient may change as
+    the run goes: then the window starts again.
 
     Args:
         model: wrapped or bare; under DDP the wrapped one.
@@ -49,7 +52,8 @@ class NoiseScale:
         data_size: D, where the |G|^2 of a finite data set is meant, sampled without replacement.
         level: coverage of intervals.
         unit: what the clock counts, for the sentences.
-        process_group: ranks whose gradients are averaged; None takes DDP's own.
+        process_group: ranks whose gradients are averaged; None takes those of the DistributedDataParallel around the
+            model, "alone" says that each rank trains for itself.
 
     Raises:
         InputError: a setting outside its range, nothing that trains, or sharded (FSDP2) parameters.
@@ -85,40 +89,38 @@ class NoiseScale:
         data_size: float | None = None,
         level: float = 0.95,
         unit: str = "samples",
-        process_group: dist.ProcessGroup | None = None,
+        process_group: Ranks = None,
     ):
         if capture not in MODES:
             raise InputError(f"capture={capture!r} must be one of {', '.join(MODES)}")
         self.columns = Columns(model, groups, optimizer)
         self.columns.refuse_unmeasurable()
-        self.level, self.unit = coverage(level), unit
-        self.data_size = None if data_size is None else finite("data_size", data_size, 2)
+        self._terms = Terms(
+            coverage(level), unit, None if data_size is None else finite("data_size", data_size, 2), capture
+        )
         self.geometry = Geometry(geometry, optimizer)
         if half_life is not None and half_life != math.inf:
             finite("half_life", half_life, 0, open_low=True)
         self.history = History(half_life)
-        self.pace = Pace(every, budget, clock_of(next(self.columns.model.parameters()).device))
-        group = process_group
-        if group is None and isinstance(model, DistributedDataParallel):
-            group = model.process_group
-        group = group if group is not None and group.size() > 1 else None
+        self._device = next(self.columns.model.parameters()).device
+        self.pace = Pace(every, budget, clock_of(self._device))
+        self._given: Ranks = process_group
+        group = process_group_of(model, process_group, guess=False)
         self._declared = Declared()
-        layers = [] if self.columns.compiled else owners(self.columns.model, norms_only=capture == "norms")
         if self.columns.compiled and capture in ("rows", "norms"):
             raise InputError(f'capture="{capture}" puts hooks on layers, which a compiled model passes by; use halves')
-        self._setup = Setup(self.columns, self.geometry, self._declared, group, whole("rows", rows), capture, layers)
-        self.caveats = mixes_rows(self.columns.model)
-        self.seen = 0.0
-        self.measured_at = 0.0
-        self.turn = 0
-        self.mode: Mode = capture
-        self.trusted: dict[Tensor, Tensor] | None = None
-        self.coverage = 1.0
-        self.expected: float | None = None
-        self.reason = ""
+        few = whole("rows", rows)
+        self._setup = Setup(Tap(), self.columns, self.geometry, self._declared, group, few, capture, self._layers())
+        self.progress = Progress(capture, mixes_rows(self.columns.model))
         self._loss_checked = False
-        self._armed: Armed | None = None
+        self._step: MeasuredStep | None = None
+        self._pair: PairedStep | None = None
         self._arm()
+
+    @property
+    def seen(self) -> float:
+        """Samples on the clock."""
+        return self.progress.seen
 
     def chunk(self, samples: float, *, rows: Sequence[float] | None = None) -> AbstractContextManager[None]:
         """Declare how many samples (or tokens) the one backward pass inside holds; needed where chunks are unequal.
@@ -132,7 +134,7 @@ class NoiseScale:
         Returns:
             A context manager.
         """
-        return self._declared.chunk(samples, rows)
+        return self._declared.chunk(self._setup.tap, samples, rows)
 
     def halves(self, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Tensor:
         """Run backward over one batch, in two halves where this step is measured: the same operations, the same result.
@@ -151,12 +153,13 @@ class NoiseScale:
         rows = len(first_tensor(x))
         if not self._loss_checked:
             self._loss_checked = True
-            self.caveats += check_mean(lambda _, batch: loss_fn(*batch), self.columns.model, (x, y))
-        if self._armed is None or rows < 2 or self._setup.group is not None:
+            self.progress.caveats += check_mean(lambda _, batch: loss_fn(*batch), self.columns.model, (x, y))
+        if self._step is None or rows < 2 or self._setup.group is not None:
             loss = loss_fn(x, y)
             loss.backward()
             return loss.detach()
-        return backward_in_halves(loss_fn, x, y, rows, self._declared)
+        declare = partial(self._declared.chunk, self._setup.tap, counts=False)
+        return backward_in_halves(loss_fn, x, y, rows, declare)
 
     def update(self, *, samples: float) -> None:
         """Take in one step; call it after backward and before the optimizer step.
@@ -169,14 +172,18 @@ class NoiseScale:
         """
         size = finite("samples", samples, 0, open_low=True)
         self.pace.arrive()
-        self.seen += size
-        if self._armed is not None:
-            armed, self._armed = self._armed, None
-            outcome = armed.finish(size)
-            with armed.watch:
+        self.progress.seen += size
+        if self._setup.group is None and self._given is None and self.progress.turn == 0 and world_size() > 1:
+            self._setup = replace(self._setup, group=process_group_of(self.columns.model, guess=False))
+        extra = self._finish_pair(size)
+        if self._step is not None:
+            step, self._step = self._step, None
+            step.setup = self._setup
+            outcome = step.finish(size)
+            with step.watch:
                 self._take(outcome, size)
-            device = next(self.columns.model.parameters()).device
-            self.pace.measured(armed.watch, self._setup.group, device)
+            step.watch.host += extra
+            self.pace.measured(step.watch, self._setup.group, self._device)
         self._declared.step = 0.0
         if self.pace.due(ready=self.geometry.ready):
             self._arm()
@@ -185,13 +192,14 @@ class NoiseScale:
     @property
     def armed(self) -> bool:
         """Whether the present step is measured."""
-        return self._armed is not None
+        return self._step is not None
 
     def discard(self) -> None:
         """Forget the present step, as a skipped step must be; clock and averages are left as they were."""
         self._declared.step = 0.0
-        if self._armed is not None:
-            self._armed.remove()
+        self._drop_pair()
+        if self._step is not None:
+            self._step.remove()
             self._arm()
 
     def back(self) -> None:
@@ -211,14 +219,14 @@ class NoiseScale:
         """
 
         def take(parameters: list[Tensor], gradients: list[Tensor]) -> None:
-            if self._armed is not None:
-                self._armed.bucket(parameters, gradients)
+            if self._step is not None:
+                self._step.bucket(parameters, gradients)
 
         return reading_hook(take, self._setup.group, inner)
 
     def estimate(self) -> NoiseEstimate:
         """Return the noise scale as of now; the only place where the host waits for measurements."""
-        return report(self)
+        return report(self.progress, self.history, self.columns, self._terms)
 
     def rescale(self, *, temperature: float = 1.0) -> None:
         r"""Follow a change of settings: the noise scale goes as 1/T, T ~ lr/batch for SGD, over (1 - momentum).
@@ -240,20 +248,31 @@ class NoiseScale:
         if ratio == 1:
             return
         before = self.estimate()
-        known = before.value if before.value is not None and math.isfinite(before.high) else self.expected
-        self.expected = None if known is None else known / ratio
-        self.history.clear(self.seen)
-        self.pace.restart()
+        known = before.value if before.value is not None and math.isfinite(before.high) else self.progress.expected
+        self.progress.expected = None if known is None else known / ratio
+        self._begin_again()
         self.discard()
-        if self._armed is None:
+        if self._step is None:
             self._arm()
 
     def state_dict(self) -> dict[str, Any]:
         """Return {"tensors": {name: tensor}, "values": JSON-able settings and clock}."""
         tensors, values = self.history.state()
-        for parameter, trust in (self.trusted or {}).items():
-            tensors[f"trusted/{self.columns.name_of(parameter)}"] = trust
-        return {"tensors": tensors, "values": values_of(self, values)}
+        tensors |= self.progress.tensors(self.columns)
+        pair = self._pair
+        if pair is not None:
+            tensors |= {f"pair/{self.columns.name_of(p)}": gradient for p, gradient in pair.before.items()}
+            tensors["pair"] = pair.facts
+        return {
+            "tensors": tensors,
+            "values": {
+                "class": "NoiseScale",
+                "settings": self._settings(),
+                "clock": self.progress.clock(armed=self.armed) | {"pair": None if pair is None else pair.samples},
+                "pace": {"steps": self.pace.steps, "last": self.pace.last, "gap": self.pace.gap},
+                "history": values,
+            },
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over averages, window and clock; with a fixed `every` the run goes on bit for bit.
@@ -264,27 +283,110 @@ class NoiseScale:
         Raises:
             InputError: a state of another geometry, capture, unit or grouping; nothing is loaded.
         """
-        compare(self, state["values"])
-        restore(self, state)
-        if self._armed is not None:
-            self._armed.remove()
-            self._armed = None
-        if state["values"]["clock"]["armed"]:
+        tensors, values = state["tensors"], state["values"]
+        compare(self._settings(), values["settings"])
+        self.history.load(tensors, values["history"], len(self.columns), self._device)
+        self.progress.load(tensors, values["clock"], self.columns)
+        pace = values["pace"]
+        self.pace.steps, self.pace.last, self.pace.gap = pace["steps"], pace["last"], pace["gap"]
+        if self._step is not None:
+            self._step.remove()
+            self._step = None
+        self._drop_pair()
+        if values["clock"].get("pair") is not None:
+            named = {self.columns.name_of(p): p for p in self.columns.model.parameters()}
+            before: dict[Tensor, Tensor] = {
+                p: tensors[f"pair/{n}"].to(self._device, copy=True) for n, p in named.items() if f"pair/{n}" in tensors
+            }
+            self._put_pair(before, tensors["pair"].to(self._device, copy=True), values["clock"]["pair"])
+        if values["clock"]["armed"]:
             self._arm()
 
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "geometry": self.geometry.name,
+            "unit": self._terms.unit,
+            "data_size": self._terms.data_size,
+            "half_life": self.history.half_life,
+            "columns": self.columns.names,
+        }
+
     def _arm(self) -> None:
-        if self.geometry.ready:
-            self._armed = Armed(self._setup, self.mode, self.turn, self.trusted)
+        """Put hooks on the coming step; a window over other parameters than it trains starts again."""
+        if not self.geometry.ready:
+            return
+        trained = [self.columns.name_of(p) for p in self.columns.trainable()]
+        if not trained:
+            self.progress.reason = NOTHING_TRAINS
+            return
+        if self.progress.trained is not None and trained != self.progress.trained:
+            self.columns.refuse_unmeasurable()
+            if self.history.cells:
+                self.progress.caveats += (
+                    f"since {self.seen:g} {self._terms.unit}, when other parameters began to be trained",
+                )
+            self.progress.trusted, self.progress.mode = None, self._setup.mode
+            self._setup = replace(self._setup, layers=self._layers())
+            self._drop_pair()
+            self._begin_again()
+        self.progress.trained = trained
+        self._tapped()
+        self._step = MeasuredStep(self._setup, self.progress.mode, self.progress.turn, self.progress.trusted)
+
+    def _layers(self) -> list[Owner]:
+        return [] if self.columns.compiled else owners(self.columns.model, norms_only=self._terms.capture == "norms")
+
+    def _tapped(self) -> None:
+        """Share the tap of whoever else watches these parameters."""
+        tap = Tap.of(self.columns.model.parameters())
+        if tap is not self._setup.tap:
+            self._setup = replace(self._setup, tap=tap)
+            tap.join(self._declared)
+
+    def _begin_again(self) -> None:
+        self.history.clear(self.seen)
+        self.pace.restart()
 
     def _watch(self) -> Stopwatch | None:
-        return None if self._armed is None else self._armed.watch
+        return None if self._step is None else self._step.watch
 
-    def _take(self, outcome: Outcome, samples: float) -> None:
-        self.mode, self.reason = outcome.mode, outcome.reason
-        self.turn += 1
+    def _take(self, outcome: Measurement, samples: float) -> None:
+        progress = self.progress
+        progress.mode, progress.reason = outcome.mode, outcome.reason
+        progress.turn += 1
         if outcome.trusted is not None:
-            self.trusted = outcome.trusted
-        if outcome.found is not None:
-            self.coverage = outcome.coverage
-            self.history.add(outcome.found, seen=self.seen, span=self.seen - self.measured_at, batch=samples)
-            self.measured_at = self.seen
+            progress.trusted = outcome.trusted
+        if outcome.found is None or outcome.record is None:
+            return
+        progress.coverage = outcome.coverage
+        self.history.add(outcome.found, seen=self.seen, span=self.seen - progress.measured_at, batch=samples)
+        progress.measured_at = self.seen
+        if len(progress.pairs) < FIRST or progress.turn % LATER == 0:
+            self._put_pair(copied(outcome.record.covered), facts_of(outcome.found), samples)
+
+    def _put_pair(self, before: dict[Tensor, Tensor], facts: Tensor, samples: float) -> None:
+        """Compare the coming step with the one whose gradient this is."""
+        if before:
+            self._tapped()
+            setup = self._setup
+            trusted = self.progress.trusted if self.progress.mode in ("rows", "norms") else None
+            self._pair = PairedStep(
+                self.columns, self.geometry, setup.group, setup.tap, before, facts, samples, trusted
+            )
+
+    def _finish_pair(self, samples: float) -> float:
+        """Take what a pair of steps gave; return the seconds it took."""
+        pair, self._pair = self._pair, None
+        if pair is None:
+            return 0.0
+        watch = Stopwatch(self._device)
+        with watch:
+            found = pair.finish(samples)
+            if found is not None:
+                self.progress.pairs = [*self.progress.pairs, found][-KEPT:]
+        return watch.host
+
+    def _drop_pair(self) -> None:
+        if self._pair is not None:
+            self._pair.remove()
+            self._pair = None

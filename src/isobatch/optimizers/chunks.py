@@ -1,18 +1,22 @@
 """Squares of chunk gradients, taken while the backward passes run: one buffer beside the gradients, no second pass."""
 
-import weakref
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from isobatch.errors import InputError
-from isobatch.optimizers.leaf import Leaf
+from isobatch.gradients import RescaleCheck, Tap, Watch, refuse_sparse, refuse_unwatchable
+from isobatch.optimizers.leaf import Squares
 from isobatch.optimizers.second_moment import NoiseForm
 from isobatch.units import finite
 
+_SPREAD = 4
 
+
+@final
 class Chunks:
     """The chunk gradients of one optimizer step: how many, how many samples, and the sum of their squares.
 
@@ -42,48 +46,97 @@ class Chunks:
         self._looked = False
         self._open: float | None = None
         self._by_hand = False
-        self._leaves: dict[Tensor, Leaf] = {}
+        self.opened_by: object | None = None
+        self._tap: Tap | None = None
+        self._watch: Watch | None = None
+        self._leaves: dict[int, Squares] = {}
+        self._checks: list[RescaleCheck] = []
 
     def attach(self, parameters: Iterable[Tensor]) -> None:
-        """Watch parameters that need gradients; those that are watched already are left alone.
+        """Watch parameters; those that are watched already are left alone. Frozen ones are seen once they thaw.
 
         Args:
             parameters: leaf tensors.
-        """
-        for parameter in parameters:
-            if parameter.requires_grad and parameter not in self._leaves:
-                leaf = self._leaves[parameter] = Leaf(parameter)
-                leaf.node.register_prehook(_hook(weakref.ref(self), weakref.ref(leaf)))
 
-    @contextmanager
-    def chunk(self, samples: float) -> Generator[None]:
+        Raises:
+            InputError: one whose gradients cannot be seen or squared.
+        """
+        fresh = [p for p in parameters if id(p) not in self._leaves]
+        if not fresh:
+            return
+        for parameter in fresh:
+            refuse_unwatchable(_words(parameter), parameter)
+        if self._tap is None or self._watch is None:
+            self._tap = Tap.of(fresh)
+            self._tap.join(self)
+            self._watch = Watch(self, self._tap)
+        self._watch.add(fresh)
+        self._leaves |= {id(parameter): Squares(parameter) for parameter in fresh}
+
+    def check(self, groups: Sequence[Sequence[Tensor]]) -> None:
+        """Choose the parameters of each group by which a factor on its gradients is read.
+
+        Args:
+            groups: parameters of each group.
+        """
+        if len(self._checks) == len(groups) and all(map(_alive, self._checks, groups)):
+            return
+        for leaf in self._leaves.values():
+            leaf.check = None
+        self._checks = [RescaleCheck([p for p in group if p.requires_grad], _SPREAD) for group in groups]
+        for found in self._checks:
+            for parameter in found.chosen:
+                self._leaves[id(parameter)].check = found
+
+    @property
+    def checks(self) -> list[RescaleCheck]:
+        """What each group's gradients are compared with."""
+        return self._checks
+
+    def chunk(self, samples: float) -> AbstractContextManager[None]:
         """Declare that the one backward pass inside is a chunk of so many samples (or tokens).
+
+        A noise scale that watches the same parameters is told, too.
 
         Args:
             samples: n, at least 0; a chunk of 0 (everything masked) is not counted.
 
-        Yields:
-            Nothing.
+        Returns:
+            A context manager. Entering it raises InputError inside another chunk, or after backward passes that no
+            chunk declared.
+        """
+        if self._tap is None:
+            self._tap = Tap()
+            self._tap.join(self)
+        return self._tap.chunk(samples, self)
+
+    def begin(self, samples: float, rows: Sequence[float] | None, *, own: bool) -> None:
+        """Take note that a chunk is open.
+
+        Args:
+            samples: of the chunk.
+            rows: not used.
+            own: whether this optimizer declared it.
 
         Raises:
-            InputError: inside another chunk, or after backward passes that no chunk declared.
+            InputError: after backward passes that no chunk declared.
         """
-        if self._open is not None:
-            raise InputError(f"chunk(samples={samples}) inside another chunk; close that one first")
         if self.count and not self.declared:
             raise InputError(
                 f"chunk(samples={samples}) after {self.count} backward passes outside any chunk; "
                 "put every backward of the step inside one, or none"
             )
-        size = finite("samples", samples, 0)
         self.declared = True
-        self._begin(size)
-        self._open = size
-        try:
-            yield
-            self._close(size)
-        finally:
-            self._open = None
+        self._begin(samples)
+        self._open = samples
+
+    def end(self, samples: float) -> None:
+        """Count the chunk whose backward pass is done.
+
+        Args:
+            samples: of the chunk.
+        """
+        self._close(samples)
 
     def add(self, parameter: Tensor, gradient: Tensor, samples: float) -> None:
         """Count one chunk's contribution to a parameter's gradient and, while `enabled`, add its square.
@@ -93,7 +146,7 @@ class Chunks:
             gradient: c, what this chunk adds to `.grad`.
             samples: n, positive.
         """
-        leaf = self._current(self._leaves[parameter])
+        leaf = self._current(self._leaves[id(parameter)])
         leaf.calls += 1
         if self.enabled:
             self._unit = self._unit or samples
@@ -107,7 +160,7 @@ class Chunks:
             squares: the sum, of the parameter's shape.
             samples: n of each chunk, positive.
         """
-        leaf = self._current(self._leaves[parameter])
+        leaf = self._current(self._leaves[id(parameter)])
         self._unit = self._unit or samples
         scaled = squares * (self._unit / samples)
         leaf.buffer = scaled if leaf.calls == 0 or leaf.buffer is None else leaf.buffer.add_(scaled)
@@ -140,7 +193,7 @@ class Chunks:
         Returns:
             The buffer itself, to be used up by the step.
         """
-        leaf = self._leaves.get(parameter)
+        leaf = self._leaves.get(id(parameter))
         return leaf.buffer if leaf is not None and leaf.step == self._step and leaf.calls and self.enabled else None
 
     @property
@@ -171,6 +224,8 @@ class Chunks:
         self._unit = 0.0
         self.declared = False
         self._step += 1
+        for found in self._checks:
+            found.forget()
 
     def release(self) -> None:
         """Free the buffers (they come back when needed)."""
@@ -189,20 +244,25 @@ class Chunks:
             self.count += 1
             self.samples += samples
 
-    def receive(self, leaf: Leaf, gradient: Tensor) -> None:
+    def receive(self, parameter: Tensor, gradient: Tensor) -> None:
         """Take one backward pass's gradient of a parameter, before it is accumulated.
 
         Args:
-            leaf: the watched parameter.
+            parameter: a watched one.
             gradient: what the pass adds to `.grad`.
 
         Raises:
             InputError: a second pass in one chunk, a pass outside when others were declared, cleared or sparse
                 gradients.
         """
+        leaf = self._leaves[id(parameter)]
+        if gradient.layout is not torch.strided:
+            refuse_sparse(_words(parameter), gradient)
+        if leaf.check is not None and self.enabled:
+            leaf.check.add(parameter, gradient)
         if self._by_hand:
             return
-        samples = self._open
+        samples = self._open if self.opened_by is not None else None
         if samples is None:
             samples = self._undeclared(leaf)
         elif leaf.chunk == self._chunk:
@@ -211,14 +271,9 @@ class Chunks:
                 "(with activation checkpointing: use_reentrant=False)"
             )
         leaf.chunk = self._chunk
-        if gradient.is_sparse:
-            raise InputError(
-                f"a parameter of shape {tuple(leaf.parameter.shape)} got a sparse gradient, which has no square here; "
-                "build its nn.Embedding with sparse=False"
-            )
         if self._current(leaf).calls and not self._looked:
             self._looked = True  # once a pass is enough, and this runs for every parameter
-            if leaf.parameter.grad is None:
+            if parameter.grad is None:
                 raise InputError("gradients were cleared but their squares were not; use optimizer.zero_grad()")
         if samples == 0:
             return
@@ -231,7 +286,7 @@ class Chunks:
         else:
             leaf.add(gradient, self._weight, self.form)
 
-    def _undeclared(self, leaf: Leaf) -> float:
+    def _undeclared(self, leaf: Squares) -> float:
         """Return the samples of a pass outside `chunk`, counted where this parameter is the first to hear of it."""
         if self.declared:
             raise InputError("a backward pass outside optimizer.chunk() follows one inside; declare every pass")
@@ -241,7 +296,7 @@ class Chunks:
             self._close(samples)
         return samples
 
-    def _current(self, leaf: Leaf) -> Leaf:
+    def _current(self, leaf: Squares) -> Squares:
         """Return the leaf, with its count at 0 where it last heard of another step."""
         if leaf.step != self._step:
             leaf.step = self._step
@@ -249,12 +304,13 @@ class Chunks:
         return leaf
 
 
-def _hook(chunks: "weakref.ref[Chunks]", watched: weakref.ref[Leaf]) -> Callable[[tuple[Tensor, ...]], None]:
-    """Return a hook that dies with its collector, so that a dropped optimizer leaves the model as it was."""
+def _words(parameter: Tensor) -> str:
+    lazy = isinstance(parameter, (nn.UninitializedParameter, nn.UninitializedBuffer))
+    return "a parameter" if lazy else f"a parameter of shape {tuple(parameter.shape)}"
 
-    def before_accumulation(gradients: tuple[Tensor, ...]) -> None:
-        collector, leaf = chunks(), watched()
-        if collector is not None and leaf is not None and gradients[0] is not None:
-            collector.receive(leaf, gradients[0])
 
-    return before_accumulation
+def _alive(check: RescaleCheck, group: Sequence[Tensor]) -> bool:
+    """Whether what was chosen still gets gradients, as far as the group has any that does."""
+    if check.chosen:
+        return all(p.requires_grad for p in check.chosen)
+    return not any(p.requires_grad for p in group)

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 import torch
-import torch.distributed as dist
 
+from isobatch.gradients import Ranks
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.optimizers.second_moment import NoiseForm, Tensors, bias_correction
 from isobatch.optimizers.settings import decay
@@ -115,7 +115,8 @@ class InvariantAdamW(InvariantOptimizer):
         noise: "coordinate" (one buffer more than AdamW), or the cheaper "factored" (sums of rows and columns), "row"
             and "tensor"; see `second_moment.spread`.
         variance_every: F; measure the noise at every F-th step only (denser early), and keep it in between.
-        process_group: ranks that DDP averages over, e.g. torch.distributed.group.WORLD; None for one process.
+        process_group: ranks that gradients are averaged over; None takes those of the DistributedDataParallel around
+            the parameters, "alone" says that each rank trains for itself.
 
     Raises:
         InputError: a setting out of range.
@@ -146,7 +147,7 @@ class InvariantAdamW(InvariantOptimizer):
         micro_batch: int | None = None,
         noise: NoiseForm = "coordinate",
         variance_every: int = 1,
-        process_group: dist.ProcessGroup | None = None,
+        process_group: Ranks = None,
     ):
         super().__init__(
             params,
@@ -177,7 +178,7 @@ class InvariantAdam(InvariantOptimizer):
         micro_batch: samples of a backward pass outside `chunk`; None where every pass is declared by it.
         noise: "coordinate", "factored", "row" or "tensor".
         variance_every: F, see InvariantAdamW.
-        process_group: ranks that DDP averages over; None for one process.
+        process_group: as for InvariantAdamW.
 
     Raises:
         InputError: a setting out of range.
@@ -202,7 +203,7 @@ class InvariantAdam(InvariantOptimizer):
         micro_batch: int | None = None,
         noise: NoiseForm = "coordinate",
         variance_every: int = 1,
-        process_group: dist.ProcessGroup | None = None,
+        process_group: Ranks = None,
     ):
         super().__init__(
             params,
@@ -235,7 +236,7 @@ class InvariantRMSprop(InvariantOptimizer):
         micro_batch: samples of a backward pass outside `chunk`; None where every pass is declared by it.
         noise: "coordinate", "factored", "row" or "tensor".
         variance_every: F, see InvariantAdamW.
-        process_group: ranks that DDP averages over; None for one process.
+        process_group: as for InvariantAdamW.
 
     Raises:
         InputError: a setting out of range.
@@ -261,7 +262,7 @@ class InvariantRMSprop(InvariantOptimizer):
         micro_batch: int | None = None,
         noise: NoiseForm = "coordinate",
         variance_every: int = 1,
-        process_group: dist.ProcessGroup | None = None,
+        process_group: Ranks = None,
     ):
         super().__init__(
             params,

@@ -1,7 +1,9 @@
 """The one step that every invariant optimizer takes; the forms differ in how they move the weights."""
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,15 +12,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from isobatch.errors import InputError
+from isobatch.gradients import ALONE, Ranks, process_group_of, world_size
 from isobatch.optimizers.chunks import Chunks
 from isobatch.optimizers.ranks import sum_numbers, sum_tensors_
 from isobatch.optimizers.second_moment import NoiseForm, noise_weight, reduced_square
-from isobatch.optimizers.update import Batch, Form, gradients_of, update
+from isobatch.optimizers.update import Batch, Form, update
 from isobatch.optimizers.window import Clock, refuse_endless
 from isobatch.units import finite, whole
 
 _NOISE_FORMS = ("coordinate", "factored", "row", "tensor")
 _KEPT = ("reference_batch", "noise")
+_ROUNDING = 1e-5
 
 
 class InvariantOptimizer(Optimizer):
@@ -32,10 +36,9 @@ class InvariantOptimizer(Optimizer):
         micro_batch: samples of a backward pass outside `chunk`; None means that every pass is declared.
         noise: how finely the noise is kept: "coordinate" (exact), "factored", "row", "tensor".
         variance_every: F; the variance is measured anew at every F-th step, more often early on. 1 keeps no variance.
-        process_group: ranks over which gradients are averaged (DDP); None for one process.
+        process_group: ranks over which gradients are averaged; None takes those of the DistributedDataParallel around
+            the parameters, "alone" says that each rank trains for itself.
     """
-
-    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class InvariantOptimizer(Optimizer):
         micro_batch: int | None,
         noise: NoiseForm,
         variance_every: int,
-        process_group: dist.ProcessGroup | None,
+        process_group: Ranks,
     ):
         for key in ("lr", "eps", "weight_decay"):
             finite(key, defaults[key], 0)
@@ -58,7 +61,8 @@ class InvariantOptimizer(Optimizer):
         self._form = form
         self._noise: NoiseForm = noise
         self._every = whole("variance_every", variance_every)
-        self._ranks = process_group
+        self._given: Ranks = process_group
+        self._ranks: dist.ProcessGroup | None = None
         kept = {"reference_batch": reference_batch, "noise": noise, "updates": 0, "since_variance": 1}
         super().__init__(params, {**defaults, **kept})
 
@@ -69,13 +73,16 @@ class InvariantOptimizer(Optimizer):
             param_group: as for any torch optimizer.
 
         Raises:
-            InputError: complex parameters.
+            InputError: parameters whose gradients cannot be squared pass by pass, such as complex or sharded ones; the
+                group is not added.
         """
         super().add_param_group(param_group)
-        parameters = self.param_groups[-1]["params"]
-        if any(parameter.is_complex() for parameter in parameters):
-            raise InputError("complex parameters have no second moment here; give torch.view_as_real of them")
-        self.chunks.attach(parameters)
+        try:
+            self.chunks.attach(self.param_groups[-1]["params"])
+        except InputError:
+            self.param_groups.pop()
+            raise
+        self._watch()
 
     def chunk(self, samples: float) -> AbstractContextManager[None]:
         """Declare the one backward pass inside `with` as a chunk of so many samples; see `Chunks.chunk`.
@@ -106,6 +113,7 @@ class InvariantOptimizer(Optimizer):
         """
         super().zero_grad(set_to_none)
         self._forget()
+        self._watch()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; it must belong to the same reference batch and form of noise.
@@ -129,6 +137,7 @@ class InvariantOptimizer(Optimizer):
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise InputError(f"{type(self).__name__} watches its parameters and cannot be copied; copy its state_dict")
 
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Apply the collected gradients; every refusal comes before anything changes.
@@ -140,8 +149,9 @@ class InvariantOptimizer(Optimizer):
             What the closure returned, None without one.
 
         Raises:
-            InputError: more than a reference batch in one chunk, gradients that were not watched, or a reference
-                batch that these steps would never fill.
+            InputError: more than a reference batch in one chunk, gradients that were not watched, or were changed
+                since by more than one factor, ranks of which nothing is known, or a reference batch that these steps
+                would never fill.
         """
         loss = None
         if closure is not None:
@@ -149,24 +159,45 @@ class InvariantOptimizer(Optimizer):
                 loss = closure()
         work = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
         parameters = [parameter for _, some in work for parameter in some]
-        if parameters and self._unscaled(parameters):
+        if parameters:
+            self._ranks = self._group(parameters)
             self._apply(work, parameters)
         self._forget()
-        self.chunks.attach(parameter for group in self.param_groups for parameter in group["params"])
+        self._watch()
         return loss
+
+    def _watch(self) -> None:
+        """See what was added or thawed since."""
+        self.chunks.attach(parameter for group in self.param_groups for parameter in group["params"])
+        self.chunks.check([group["params"] for group in self.param_groups])
+
+    def _group(self, parameters: list[Tensor]) -> dist.ProcessGroup | None:
+        """Return the ranks that gradients are averaged over; refuse to guess where several run."""
+        if self._ranks is not None or self._given == ALONE or world_size() == 1:
+            return self._ranks
+        found = process_group_of(parameters, self._given, guess=False)
+        if found is None and self._given is None:
+            raise InputError(
+                f"{world_size()} ranks run and no DistributedDataParallel holds these parameters, so it is not known "
+                "whose gradients are averaged; give process_group=torch.distributed.group.WORLD where all ranks "
+                'train one model, process_group="alone" where each trains its own'
+            )
+        return found
 
     def _apply(self, work: list[tuple[dict[str, Any], list[Tensor]]], parameters: list[Tensor]) -> None:
         """Update every group, each in cohorts of parameters whose numbers are equal (mostly one)."""
-        batch = self._batch(parameters)
+        batch, sums = self._batch(parameters)
         fresh = self._measures(batch, parameters)
+        factors = self._factors(sums, work) if fresh else []
         squares = self._squares(parameters) if fresh else {}
-        for group, some in work:
+        for number, (group, some) in enumerate(work):
             cohorts: dict[Clock, list[Tensor]] = {}
             for parameter in some:
                 cohorts.setdefault(Clock.of(self.state[parameter]), []).append(parameter)
+            here = replace(batch, scale=batch.scale * factors[number] ** 2) if fresh else batch
             for clock, cohort in cohorts.items():
                 states = [self._state_of(parameter, group) for parameter in cohort]
-                update(self._form, group, cohort, states, clock, batch, [squares[p] for p in cohort] if fresh else None)
+                update(self._form, group, cohort, states, clock, here, [squares[p] for p in cohort] if fresh else None)
         if self._every == 1:
             return
         if fresh:
@@ -191,27 +222,11 @@ class InvariantOptimizer(Optimizer):
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state
 
-    def _unscaled(self, parameters: list[Tensor]) -> bool:
-        """Divide the gradients by a GradScaler's scale, which it hands over as attributes; False means overflow."""
-        found = getattr(self, "found_inf", None)
-        scale = getattr(self, "grad_scale", None)
-        if found is None:
-            return True
-        if float(found) > 0:
-            return False
-        if scale is not None:
-            factor = 1 / float(scale)
-            torch._foreach_mul_(gradients_of(parameters), factor)
-            self.chunks.scaled(factor)
-        elif not self.chunks.rescaled:
-            raise InputError(
-                "scaler.unscale_ changed the gradients but not their squares; call "
-                "optimizer.chunks.scaled(1 / scaler.get_scale()) beside it"
-            )
-        return True
+    def _batch(self, parameters: list[Tensor]) -> tuple[Batch, Tensor]:
+        """Return this step's batch and the sums to read factors from, both over the ranks.
 
-    def _batch(self, parameters: list[Tensor]) -> Batch:
-        """Return this step's batch, summed over the ranks. Gradients set by hand count as one micro-batch a rank."""
+        Gradients set by hand count as one micro-batch a rank.
+        """
         default = self.chunks.default_samples
         if default is None and not self.chunks.declared:
             raise InputError(
@@ -219,9 +234,13 @@ class InvariantOptimizer(Optimizer):
                 "or build the optimizer with micro_batch=the samples of one backward pass"
             )
         samples, chunks, ranks = self.chunks.samples, self.chunks.count, 1
+        device = parameters[0].device
+        sums = torch.cat([check.sums(device) for check in self.chunks.checks]) if self.chunks.enabled else None
         if self._ranks is not None:
-            totals = sum_numbers([samples, chunks], self._ranks, parameters[0].device)
-            samples, chunks, ranks = totals[0], int(totals[1]), self._ranks.size()
+            ranks = self._ranks.size()
+            numbers = torch.tensor([samples, chunks], dtype=torch.float64, device=device)
+            message = sum_numbers(numbers if sums is None else torch.cat([numbers, sums]), self._ranks)
+            samples, chunks, sums = float(message[0]), int(message[1]), message[2:] / ranks
         if chunks == 0 and default is not None and not self.chunks.declared:
             samples, chunks = float(default * ranks), ranks
         if samples == 0:
@@ -233,11 +252,36 @@ class InvariantOptimizer(Optimizer):
             scale=samples / ranks**2 * (self._local_scale() if ranks == 1 else 1.0),
             noise=self._noise,
             keep=self._every > 1,
+        ), sums if sums is not None else torch.zeros(0)
+
+    def _factors(self, sums: Tensor, work: list[tuple[dict[str, Any], list[Tensor]]]) -> list[float]:
+        """Return what each group's gradients were multiplied by since their passes; refuse what no factor explains."""
+        parts = sums.split([len(check) for check in self.chunks.checks])
+        read = [check.factor(part) for check, part in zip(self.chunks.checks, parts, strict=True)]
+        table = torch.stack(
+            [torch.stack([f, honest.double(), part.abs().sum()]) for (f, honest), part in zip(read, parts, strict=True)]
         )
+        factors: list[float | None] = []
+        for factor, honest, size in table.tolist():
+            if not honest and math.isfinite(size):
+                raise InputError(
+                    "gradients were changed between backward and step by more than one factor (element-wise or "
+                    "per-layer clipping, noise, gradients of an earlier step or of other ranks), so their squares "
+                    "cannot follow; clip by the norm of a whole parameter group, or clear with optimizer.zero_grad()"
+                )
+            factors.append((1.0 if abs(factor - 1) < _ROUNDING else factor) if size > 0 else None)
+        known = {factor for factor in factors if factor is not None}
+        if any(f is None and some for f, (_, some) in zip(factors, work, strict=True)) and len(known) > 1:
+            raise InputError(
+                "parameter groups were rescaled by different factors, and one has no gradient to read its own from; "
+                "clip all groups together"
+            )
+        usual = known.pop() if len(known) == 1 else self.chunks.factor
+        return [usual if factor is None else factor for factor in factors]
 
     def _local_scale(self) -> float:
         """Return what makes sum c^2/n of this process's squares."""
-        return self.chunks.factor**2 / (self.chunks.unit or 1.0)
+        return 1 / (self.chunks.unit or 1.0)
 
     def _measures(self, batch: Batch, parameters: list[Tensor]) -> bool:
         """Return whether this step measures the noise from its own chunks; refuse what cannot be honoured."""

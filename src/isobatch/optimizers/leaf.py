@@ -1,31 +1,31 @@
-"""One watched parameter and the sum of its squared chunk gradients."""
+"""The sum of one parameter's squared chunk gradients."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
+from isobatch.gradients import RescaleCheck
 from isobatch.optimizers.second_moment import NoiseForm, reduced_square
 
 
-class Leaf:
+class Squares:
     """One watched parameter: the sum of its squared chunk gradients, and which step and chunk it last heard of.
 
     Args:
-        parameter: a leaf tensor that needs gradients.
+        parameter: a leaf tensor.
     """
 
-    __slots__ = ("__weakref__", "buffer", "calls", "chunk", "node", "parameter", "short", "step")
+    __slots__ = ("buffer", "calls", "check", "chunk", "parameter", "short", "step")
 
     def __init__(self, parameter: Tensor):
         self.parameter = parameter
         self.short = parameter.dtype in (torch.float16, torch.bfloat16)
-        self.node: Any = get_gradient_edge(parameter).node
+        self.check: RescaleCheck | None = None
         self.buffer: Tensor | None = None
         self.calls = 0
         self.step = -1
-        self.chunk = -1
+        self.chunk: Any = None
 
     def add(self, gradient: Tensor, weight: float, form: NoiseForm) -> None:
         """Add the weighted square of one chunk's gradient; the first of a step overwrites, so nothing is zeroed.

@@ -1,7 +1,5 @@
 """Sums over ranks: the squares travel beside the gradients, in one flat message for each device and dtype."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -9,20 +7,19 @@ from torch import Tensor
 from isobatch.optimizers.second_moment import Tensors
 
 
-def sum_numbers(numbers: Sequence[float], group: dist.ProcessGroup, device: torch.device) -> list[float]:
-    """Return each number summed over the ranks of a group, in float64.
+def sum_numbers(numbers: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return numbers summed over the ranks of a group.
 
     Args:
-        numbers: as many on every rank.
+        numbers: as many on every rank, on the device where the backend wants its message.
         group: the ranks.
-        device: where the backend wants its message.
 
     Returns:
         The sums, the same on every rank.
     """
-    message = torch.tensor(numbers, dtype=torch.float64, device=device)
+    message = numbers.clone()
     dist.all_reduce(message, group=group)
-    return message.tolist()
+    return message
 
 
 def sum_tensors_(tensors: Tensors, group: dist.ProcessGroup) -> None:

@@ -177,7 +177,7 @@ def assign(group: dict[str, Any], option: str, value: Any) -> None:
     elif held is value:
         return
     elif isinstance(held, torch.Tensor):
-        held.fill_(value) if not isinstance(value, torch.Tensor) else held.copy_(value)
+        held.copy_(value.reshape(held.shape)) if isinstance(value, torch.Tensor) else held.fill_(value)
     elif isinstance(held, tuple) and isinstance(value, tuple | list) and len(held) == len(value):
         parts: dict[str, Any] = {str(n): part for n, part in enumerate(held)}
         for n, part in enumerate(value):

@@ -1,10 +1,11 @@
 """Reports: result.json, pictures, and one self-contained HTML page."""
 
-from isobatch.report.page import Section, render
+from isobatch.report.page import HELD, Section, render
 from isobatch.report.pictures import model_figure, overlay_figure, png
 from isobatch.report.store import dump, prepare, read_result, versions, write, write_result
 
 __all__ = [
+    "HELD",
     "Section",
     "dump",
     "model_figure",

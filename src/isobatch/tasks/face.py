@@ -11,28 +11,21 @@ import torch
 from torch import nn
 
 from isobatch.errors import InputError, IsobatchError
+from isobatch.installed import announced
 from isobatch.plan import Recipe
 from isobatch.tasks.asked import Asked
 from isobatch.tasks.lesson import Lesson, Teaching
 from isobatch.tasks.metric import Metric
 
 SHIPPED = {
-    "a2c-atari": "isobatch.tasks.arcade:make",
-    "a2c-cartpole": "isobatch.tasks.cartpole:make",
-    "autoencoder": "isobatch.tasks.generative:make",
-    "byol": "isobatch.tasks.byol:make",
     "digits": "isobatch.tasks.digits:make",
     "digits-cnn": "isobatch.tasks.digits:make_cnn",
     "digits-lstm": "isobatch.tasks.digits:make_lstm",
-    "dino": "isobatch.tasks.dino:make",
-    "image-cnn": "isobatch.tasks.convnet:make",
-    "polyak": "isobatch.tasks.polyak:make",
-    "pseudo-label": "isobatch.tasks.speech.task:make",
     "quadratic": "isobatch.tasks.quadratic:make",
     "text": "isobatch.tasks.text:make",
     "text-lstm": "isobatch.tasks.text:make_lstm",
-    "vae": "isobatch.tasks.generative:make_vae",
 }
+"""Tasks of this package; others are found by their entry points, see `named`."""
 
 
 class Samples(Sized, Protocol):
@@ -178,11 +171,20 @@ def seeded(seed: int) -> Generator[None]:
         yield
 
 
+def named() -> dict[str, str]:
+    """Return every task that has a name: those of this package, and those that installed distributions announce.
+
+    Returns:
+        Name -> "module:function", from SHIPPED and the entry points "isobatch.tasks".
+    """
+    return {name: point.value for name, point in announced("isobatch.tasks").items()} | SHIPPED
+
+
 def find(name: str) -> Make:
     """Return the function that makes a task's runs.
 
     Args:
-        name: a shipped task, or "my_pkg.mod:make".
+        name: a shipped task, one of an installed distribution, or "my_pkg.mod:make".
 
     Returns:
         make(settings, seed) -> Run.
@@ -191,9 +193,12 @@ def find(name: str) -> Make:
         InputError: no such task, or a module or function that cannot be imported.
     """
     target = SHIPPED.get(name, name)
-    module, colon, function = target.partition(":")
-    if not colon:
-        raise InputError(f'task={name!r} is not shipped ({", ".join(SHIPPED)}); your own is "my_pkg.mod:make"')
+    if ":" not in target:
+        known = named()
+        if name not in known:
+            raise InputError(f"task={name!r} {_unknown(known)}")
+        target = known[name]
+    module, _, function = target.partition(":")
     try:
         make = getattr(importlib.import_module(module), function, None)
     except Exception as error:  # whatever the user's module does on import
@@ -202,6 +207,12 @@ def find(name: str) -> Make:
     if not callable(make):
         raise InputError(f"task={name!r}: {module} has no function {function!r}")
     return make
+
+
+def _unknown(known: dict[str, str]) -> str:
+    here = any(target.startswith("isobatch_studies.") for target in known.values())
+    more = "" if here else "; the tasks of the studies come with: pip install isobatch-studies"
+    return f'is not installed ({", ".join(sorted(known))}){more}; your own is "my_pkg.mod:make"'
 
 
 def make_run(settings: Recipe, seed: int) -> Run:
@@ -235,7 +246,7 @@ def make_run(settings: Recipe, seed: int) -> Run:
 
 def _made(task: str, settings: Recipe, seed: int) -> Any:
     make = find(task)
-    if task in SHIPPED:
+    if ":" not in task:
         return make(settings, seed)
     try:
         return make(settings, seed)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from isobatch.average.observed import ObservedMean
+from isobatch.average import ObservedMean
 from isobatch.errors import InputError
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from isobatch.checkpoint import load_model, load_optimizer, optimizer_state, rng_state, set_rng_state
+from isobatch.checkpoint import load_model, load_optimizer, model_state, optimizer_state, rng_state, set_rng_state
 from isobatch.errors import InputError
 from isobatch.optimizers.invariant import InvariantOptimizer
-from isobatch.tasks.games import Stream
+from isobatch.tasks.stream import Stream
 from isobatch.train.loop import Trainer
 
 _COUNTERS = ("seen", "drawn", "steps", "skipped", "skipped_in_a_row", "noise_share", "last_batch")
@@ -36,7 +36,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     state = {
         **own,
         "clock": {name: getattr(trainer, name) for name in _COUNTERS},
-        "model": dict(model.state_dict()),
+        "model": model_state(model),
         "optimizer": optimizer_state(trainer.optimizer, model),
     }
     if trainer.average is not None:

@@ -9,6 +9,7 @@ import torch
 
 from isobatch import rules
 from isobatch.errors import InputError
+from isobatch.gradients import bare_optimizer
 from isobatch.optimizers.settings import assign
 from isobatch.plan import Recipe, Settings, scaled
 from isobatch.train.sample_scheduler import SampleScheduler, drives
@@ -62,7 +63,8 @@ def rescale(
 
     Args:
         to: the new global batch.
-        optimizer: a torch optimizer that was built with the recipe's numbers, or rescaled before.
+        optimizer: a torch optimizer that was built with the recipe's numbers, or rescaled before; one that Accelerate
+            wraps is seen through.
         recipe: the reference recipe; its rules are used.
         scheduler: a `SampleScheduler` of this optimizer; without one each group's lr is multiplied. A torch scheduler
             that runs unwrapped would undo that at its next step, so it is refused.
@@ -78,7 +80,7 @@ def rescale(
         InputError: a batch beyond a rule's domain, an optimizer without a known treatment or of another kind than the
             recipe's, a bare torch scheduler, or one that moves what the batch would move.
     """
-    size = whole("to", to)
+    size, optimizer = whole("to", to), bare_optimizer(optimizer)
     check(optimizer)
     check_recipe(optimizer, recipe)
     _check_parts(scheduler, ema)

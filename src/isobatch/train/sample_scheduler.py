@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
-from isobatch.average.watch import overflowed
+from isobatch.average.engine import overflowed
 from isobatch.errors import InputError
+from isobatch.gradients import bare_optimizer
 from isobatch.optimizers.settings import assign
 from isobatch.train.scheduler_preview import SchedulerPreview
 from isobatch.units import finite, whole
@@ -49,7 +50,7 @@ class SampleScheduler(LRScheduler):
         if isinstance(scheduler, SampleScheduler):
             raise InputError("SampleScheduler is not a function of steps; give the scheduler that it wraps")
         self._preview = SchedulerPreview(scheduler)
-        self.scheduler, self.optimizer = scheduler, scheduler.optimizer
+        self.scheduler, self.optimizer = scheduler, bare_optimizer(scheduler.optimizer)
         self.batch_size = whole("batch_size", batch_size)
         self.seen: float = 0
         self.factor = 1.0
@@ -116,7 +117,7 @@ class SampleScheduler(LRScheduler):
         """Step after every step of an optimizer, without further calls; one that a gradient scaler skips is none.
 
         Args:
-            optimizer: the one that the scheduler drives, or one that shares its groups.
+            optimizer: the one that the scheduler drives, one that shares its groups, or Accelerate's wrapper of it.
             samples: global samples of each step, or a function that tells those of the step just made.
 
         Returns:
@@ -126,13 +127,14 @@ class SampleScheduler(LRScheduler):
             InputError: another optimizer, or samples that are not positive.
         """
         drives(self, optimizer)
+        stepped = bare_optimizer(optimizer)
         counted: float | Callable[[], float] = samples if callable(samples) else _count_of("samples", samples)
 
         def after_step(*_: Any) -> None:
-            if not overflowed(optimizer):
+            if not overflowed(stepped):
                 self.step(samples=counted if isinstance(counted, int | float) else counted())
 
-        return optimizer.register_step_post_hook(after_step)
+        return stepped.register_step_post_hook(after_step)
 
     def follow_groups(self, like: int = 0) -> None:
         """Let the groups added since the scheduler was built follow one of the others, each in its present proportion.

@@ -9,6 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from isobatch.errors import InputError
+from isobatch.gradients import bare_optimizer
 
 Values = dict[str, list[float]]
 
@@ -112,9 +113,12 @@ class SchedulerPreview:
 
     def _advance(self) -> bool:
         """Step the scheduler on the copy of the groups; False where it has no further step."""
-        optimizer = self.scheduler.optimizer
-        groups = optimizer.param_groups
-        optimizer.param_groups = self._stage
+        bare = bare_optimizer(self.scheduler.optimizer)
+        groups, holders = bare.param_groups, [bare]
+        bare.param_groups = self._stage
+        if self.scheduler.optimizer.param_groups is not self._stage:  # a wrapper that holds the list itself
+            holders.append(self.scheduler.optimizer)
+            self.scheduler.optimizer.param_groups = self._stage
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it steps ahead of the optimizer on purpose
@@ -128,7 +132,8 @@ class SchedulerPreview:
                 "of its own); build the sequence inside the chain"
             ) from error
         finally:
-            optimizer.param_groups = groups
+            for holder in holders:
+                holder.param_groups = groups
         return True
 
     def _take(self, before: Values) -> None:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from isobatch.average.observed import ObservedMean
+from isobatch.average import ObservedMean
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,328 @@
+"""Averages by name beside the model they follow: the tensors that every kind of average shares."""
+
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from isobatch.average.binding import Binding, first_not_finite, tell_changes
+from isobatch.average.clock import Hold
+from isobatch.average.kernels import Update
+from isobatch.average.layout import (
+    NARROW,
+    Buffers,
+    Stacks,
+    Storage,
+    allocate,
+    flatten,
+    kept_dtype,
+    refuse_lost,
+)
+from isobatch.average.lending import exchanged
+from isobatch.errors import InputError, NonFiniteError
+from isobatch.gradients import unwrap
+from isobatch.modules import with_weights
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@final
+class AverageBuffers:
+    """K averages of every averaged tensor of one model.
+
+    Args:
+        model: the model, wrapped or bare.
+        count: K.
+        dtype: in which the averages are held.
+        buffers: "copy" leaves buffers the model's own, "average" averages the floating ones.
+        storage: rounding, layout and selection.
+        previous: whether the weights of the last update are kept too, for a first-order hold.
+
+    Raises:
+        InputError: another dtype, an unknown word for buffers, or a tensor that cannot be averaged, by name.
+        NonFiniteError: a weight that is not finite, by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        count: int,
+        *,
+        dtype: torch.dtype,
+        buffers: Buffers,
+        storage: Storage | None = None,
+        previous: bool = False,
+    ):
+        if buffers not in ("copy", "average"):
+            raise InputError(f'buffers={buffers!r} must be "copy" or "average"')
+        if dtype not in DTYPES:
+            raise InputError(f"dtype={dtype} must be torch.float32, float64, bfloat16 or float16")
+        if storage is not None and not isinstance(storage, Storage):
+            raise InputError(f"storage={storage!r} must be a Storage(...), or None for the defaults")
+        self.dtype, self.of_buffers = dtype, buffers
+        self.storage = Storage() if storage is None else storage
+        self.rounding = self.storage.resolve(dtype)
+        self.exchanged = False
+        self._count, self._hold = count, previous
+        self._binding = Binding(model, buffers=buffers == "average", select=self.storage.select)
+        self.generators: dict[torch.device, torch.Generator] = {}
+        self.roles: dict[str, Stacks] = {}
+        self._was_still: set[str] = set()
+        self._bind({})
+
+    @property
+    def root(self) -> nn.Module:
+        """The bare model."""
+        return self._binding.root
+
+    @property
+    def still(self) -> set[str]:
+        """Names of tensors that hold infinities by design and do not train; their averages are copies."""
+        return self._binding.still
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """First names of tied tensors, by their further names."""
+        return self._binding.aliases
+
+    def others(self) -> list[tuple[str, Tensor]]:
+        """Return the parameters that are not averaged, by name."""
+        return self._binding.others()
+
+    def reset(self) -> None:
+        """Start every average again at the model's present weights, with the selection made afresh.
+
+        Raises:
+            NonFiniteError: a weight that is not finite; the averages were left as they were.
+        """
+        self._usable()
+        self._rebind({}, anew=True)
+
+    def reconsider(self) -> None:
+        """Let go of buffers that the first forward passes have shown to be unit vectors."""
+        if self._binding.reconsider():
+            gone = self.roles["average"].tensors.keys() - self._binding.slots.keys()
+            self._bind(self.roles, gone)
+
+    def follow(self) -> None:
+        """Let a first-order hold begin at the model's present weights."""
+        if "previous" in self.roles:
+            live = self.live()
+            for name, stack in self.roles["previous"].tensors.items():
+                stack[0].copy_(live[name].detach())
+
+    def refresh(self, *, quick: bool = False) -> None:
+        """Re-bind when a module or parameter was replaced, added, removed, moved or cast.
+
+        Args:
+            quick: whether Binding.unmoved() is enough, as in an update, where what is new has not moved yet.
+
+        Raises:
+            InputError: a tensor changed its shape, or the averages are lent to the model.
+        """
+        self._usable()
+        if self._binding.unmoved() if quick else self._binding.current():
+            return
+        self._rebind(self.roles)
+
+    def _rebind(self, old: Mapping[str, Stacks], *, anew: bool = False) -> None:
+        try:
+            self._binding.bind(anew=anew)
+            self._bind(old)
+        except (InputError, NonFiniteError):
+            self._binding.forget()
+            raise
+
+    def live(self) -> dict[str, Tensor]:
+        """Return the model's averaged tensors by name."""
+        return self._binding.tensors()
+
+    def trained(self) -> list[Tensor]:
+        """Return the tensors that train now, by which a changed model can be told from an unchanged one."""
+        return [t for t in self.live().values() if t.requires_grad]
+
+    def values(self, index: int) -> dict[str, Tensor]:
+        """Return one average by name; the tensors are the average itself.
+
+        Args:
+            index: which of the K.
+
+        Returns:
+            Views of the stacks.
+        """
+        return {name: stack[index] for name, stack in self.roles["average"].tensors.items()}
+
+    def read(self, seen: float) -> None:
+        """Collect the weights of an update, and refuse them if they are not finite.
+
+        Args:
+            seen: samples so far, for the message.
+
+        Raises:
+            NonFiniteError: names the first bad tensor; no average was touched.
+        """
+        self._update.read()
+        if not self.storage.check_finite or self._update.finite():
+            return
+        bad = first_not_finite(self.live(), self.still)
+        if bad is not None:
+            raise NonFiniteError(
+                f"{bad!r} is not finite after {seen:g} samples; the average was left as it was. Restore the weights "
+                "(they may be taken from the average), then go on; what is infinite by design is left out with "
+                'Storage(select=...), a buffer with buffers="copy"',
+                seen=int(seen),
+                parameter=bad,
+            )
+
+    def move(self, shares: Sequence[Hold]) -> None:
+        """Move every average; read() comes first.
+
+        Args:
+            shares: weights of the update, one per average.
+
+        Raises:
+            InputError: rounding to nearest in a narrow dtype would lose any update of this weight.
+        """
+        if self.rounding == "nearest" and self.dtype in NARROW:
+            refuse_lost(self.dtype, [1 - s.keep for s in shares])
+        self._update.move(shares)
+        if self.still:
+            self._follow_still()
+
+    def _follow_still(self) -> None:
+        live = self.live()
+        for name in self.still:
+            self.roles["average"].tensors[name].copy_(
+                live[name].detach().expand_as(self.roles["average"].tensors[name])
+            )
+
+    @contextmanager
+    def applied(self, model: nn.Module, values: Mapping[str, Tensor]) -> Generator[None]:
+        """Give `model` the given values inside the block.
+
+        Args:
+            model: the bound model, a wrapper of it, or another model with the same names.
+            values: by name, one for every averaged tensor.
+
+        Yields:
+            None, with the values in place.
+        """
+        self._usable()
+        pairs = [(tensor, values[name]) for name, tensors in self._targets(model).items() for tensor in tensors]
+        self.exchanged = True
+        try:
+            with exchanged(unwrap(model), pairs):
+                yield
+        finally:
+            self.exchanged = False
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module, values: Mapping[str, Tensor]) -> None:
+        """Write values into a model's tensors.
+
+        Args:
+            model: the bound model, a wrapper of it, or another model with the same names.
+            values: by name, one for every averaged tensor.
+        """
+        self._usable()
+        for name, tensors in self._targets(model).items():
+            for tensor in tensors:
+                tensor.copy_(values[name])
+
+    def model(self, values: Mapping[str, Tensor]) -> nn.Module:
+        """Return a copy of the bare model with the given values, in evaluation mode, without gradients.
+
+        Args:
+            values: by name, one for every averaged tensor.
+
+        Returns:
+            The copy, in the dtypes of the model.
+
+        Raises:
+            InputError: the model cannot be copied truly.
+        """
+        self.refresh()
+        live = self.live()
+        with torch.inference_mode(False), torch.no_grad():
+            copies = {
+                name: value.detach().to(device=live[name].device, dtype=live[name].dtype, copy=True)
+                for name, value in values.items()
+            }
+        try:
+            made = with_weights(self.root, copies)
+        except InputError as error:
+            raise InputError(f"{error}; or use applied(), which makes no copy of the model") from error
+        return made.eval().requires_grad_(False)
+
+    def _targets(self, model: nn.Module) -> dict[str, list[Tensor]]:
+        if isinstance(model, nn.Module) and unwrap(model) is self.root:
+            self.refresh()
+            return {name: [tensor] for name, tensor in self.live().items()}
+        return self._binding.in_other(model)
+
+    def _usable(self) -> None:
+        if self.exchanged:
+            raise InputError(
+                "the averaged weights are applied just now, so the model does not hold its raw weights; leave the "
+                "applied() block first"
+            )
+
+    def _bind(self, old: Mapping[str, Stacks], told: Collection[str] = ()) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            if self.storage.flat:
+                flatten(self.live())
+                self._binding.pin()
+            live = self.live()
+            kept = {role: stacks.tensors for role, stacks in old.items()}
+            self._refuse(live, kept.get("average", {}))
+            roles = self._allocate(live)
+            for role, stacks in roles.items():
+                for name, stack in stacks.tensors.items():
+                    if name in kept.get(role, {}) and not (name in self._was_still and name not in self.still):
+                        stack.copy_(kept[role][name])
+                    elif role != "compensation":
+                        stack.copy_(live[name].detach().expand_as(stack))
+            self._seed({t.device for t in live.values()})
+            self._update = Update(
+                live,
+                roles["average"],
+                self.rounding,
+                compensation=roles.get("compensation"),
+                previous=roles.get("previous"),
+                generators=self.generators,
+            )
+        tell_changes(set(kept["average"]) - set(told) if old else set(live), set(live))
+        self.roles, self._was_still = roles, set(self.still)
+
+    def _refuse(self, live: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+        """Refuse a changed shape, and new averages that would start at something that is not finite."""
+        for name, tensor in live.items():
+            if name in kept and kept[name].shape[1:] != tensor.shape:
+                was, now = tuple(kept[name].shape[1:]), tuple(tensor.shape)
+                raise InputError(f"{name!r} changed its shape from {was} to {now}; reset() starts the average again")
+        bad = first_not_finite(live, {*self.still, *(kept.keys() - self._was_still)})
+        if bad is not None:
+            raise NonFiniteError(
+                f"{bad!r} is not finite, and an average that starts there never recovers; start it at finite weights. "
+                'What is infinite by design is left out with Storage(select=...), a buffer with buffers="copy"',
+                parameter=bad,
+            )
+
+    def _allocate(self, live: dict[str, Tensor]) -> dict[str, Stacks]:
+        def dtype_of(tensor: Tensor) -> torch.dtype:
+            return kept_dtype(tensor, self.dtype)
+
+        flat, still = self.storage.flat, self.still
+        roles = {"average": allocate(live, self._count, dtype_of, flat=flat, still=still)}
+        if self.rounding == "compensated":
+            roles["compensation"] = allocate(live, self._count, dtype_of, flat=flat, still=still)
+        if self._hold:
+            roles["previous"] = allocate(live, 1, dtype_of, flat=flat, wide=True, still=still)
+        return roles
+
+    def _seed(self, devices: set[torch.device]) -> None:
+        if self.rounding == "stochastic":
+            for device in devices - self.generators.keys():
+                self.generators[device] = torch.Generator(device).manual_seed(self.storage.seed)

@@ -1,0 +1,336 @@
+"""One update as a few multi-tensor calls: average <- keep * average + before * previous + after * weights.
+
+The tensors of a model are bound once, so that an update walks no tree. Pieces that stay in cache between the operations
+on them are moved together, so that memory is read once however many averages, dtypes or roundings are involved.
+"""
+
+from cmath import isfinite
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from isobatch.average.clock import Hold
+from isobatch.average.layout import (
+    Key,
+    RoundingInForce,
+    Stacks,
+    alias,
+    compensated_,
+    dense,
+    rows,
+    span,
+    stochastic_,
+    work_dtype,
+)
+
+CACHED = 1 << 19  # elements per block and thread on a CPU: 2 MiB of float32
+STAGED = 1 << 26  # elements per block on an accelerator, where it bounds working memory only
+
+
+@final
+@dataclass(frozen=True)
+class Item:
+    """Averages [K, n] of weights [n], and the companions of the same elements."""
+
+    average: Tensor
+    weights: Tensor
+    compensation: Tensor | None
+    previous: Tensor | None
+
+    def cut(self, size: int) -> Iterator["Item"]:
+        """Yield pieces of at most `size` elements; a tensor without a one-dimensional alias stays whole.
+
+        Args:
+            size: elements.
+
+        Yields:
+            The pieces in order.
+        """
+        if self.weights.dim() != 1 or self.weights.numel() <= size:
+            yield self
+            return
+        for start in range(0, self.weights.numel(), size):
+            part = slice(start, start + size)
+            yield Item(
+                self.average[:, part],
+                self.weights[part],
+                None if self.compensation is None else self.compensation[:, part],
+                None if self.previous is None else self.previous[part],
+            )
+
+
+def gather(items: Sequence[Item], size: int) -> list[list[Item]]:
+    """Cut items and put the pieces into groups of about `size` elements.
+
+    Args:
+        items: whole tensors.
+        size: elements that stay in cache together.
+
+    Returns:
+        Groups in order.
+    """
+    found: list[list[Item]] = []
+    filled = size
+    for item in items:
+        for piece in item.cut(size):
+            if filled + piece.weights.numel() > size:
+                found.append([])
+                filled = 0
+            found[-1].append(piece)
+            filled += piece.weights.numel()
+    return found
+
+
+@final
+class Scratch:
+    """Working memory that all blocks of a pass share, one after another.
+
+    Args:
+        elements: of the largest block.
+    """
+
+    def __init__(self, elements: int):
+        self._elements = elements
+        self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def like(self, role: str, tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """Return views of the shapes of `tensors` into the buffer of one role.
+
+        Args:
+            role: what the memory holds; roles do not overlap.
+            tensors: whose shapes and device to take.
+            dtype: of the views.
+
+        Returns:
+            The views, in order.
+        """
+        key = (role, dtype, tensors[0].device)
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(self._elements, dtype=dtype, device=tensors[0].device)
+        pieces = self._buffers[key][: sum(t.numel() for t in tensors)].split([t.numel() for t in tensors])
+        return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
+
+
+@final
+class Shares:
+    """Weights of one update, as numbers and as columns [K, 1] made once per dtype and device.
+
+    Args:
+        holds: weights of the update, one per horizon.
+    """
+
+    def __init__(self, holds: Sequence[Hold]):
+        self.whole = [h.before + h.after for h in holds]
+        self.after = [h.after for h in holds]
+        self.before = [h.before / (1 - h.after) if h.after < 1 else 0.0 for h in holds]
+        self._columns: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+    def column(self, shares: list[float], like: Tensor) -> Tensor:
+        """Return whole, after or before as a column in the dtype and on the device of a tensor.
+
+        Args:
+            shares: one of the three lists.
+            like: whose dtype and device to take.
+
+        Returns:
+            Of shape [K, 1].
+        """
+        key = (id(shares), like.dtype, like.device)
+        if key not in self._columns:
+            self._columns[key] = torch.tensor(shares, dtype=like.dtype, device=like.device).view(-1, 1)
+        return self._columns[key]
+
+
+@final
+class Block:
+    """Pieces of one dtype pair on one device, moved in a few multi-tensor operations.
+
+    Args:
+        items: the pieces.
+        rounding: how a result is rounded to the average's dtype.
+        generator: of stochastic rounding.
+        scratch: shared working memory.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        rounding: RoundingInForce,
+        generator: torch.Generator | None,
+        scratch: Scratch,
+    ):
+        self._rounding, self._generator = rounding, generator
+        self._single = items[0].average.shape[0] == 1
+        self._averages = [i.average[0] if self._single else i.average for i in items]
+        self._weights = [i.weights for i in items]
+        rests = [i.compensation for i in items if i.compensation is not None]
+        self._rests = [r[0] for r in rests] if self._single else rests
+        self._previous = [i.previous for i in items if i.previous is not None]
+        kept, given = self._averages[0].dtype, self._weights[0].dtype
+        work = work_dtype(kept, given, rounding)
+        self._wide = scratch.like("average", self._averages, work) if work != kept else []
+        self._staged = scratch.like("weights", self._weights, work) if work != given else []
+        differs = self._previous and self._previous[0].dtype != work
+        self._before = scratch.like("previous", self._previous, work) if differs else []
+
+    def move(self, shares: Shares) -> None:
+        """Move the averages of this block.
+
+        Args:
+            shares: weights of the update.
+        """
+        sources = _cast(self._weights, self._staged)
+        targets = _cast(self._averages, self._wide)
+        if self._rests:
+            torch._foreach_add_(targets, self._rests)
+        if not self._previous:
+            self._lerp(targets, sources, shares, shares.whole)
+        else:
+            previous = _cast(self._previous, self._before)
+            self._lerp(targets, previous, shares, shares.before)
+            self._lerp(targets, sources, shares, shares.after)
+            torch._foreach_copy_(self._previous, self._weights)
+        if self._wide:
+            self._round()
+
+    def _lerp(self, targets: list[Tensor], sources: list[Tensor], shares: Shares, chosen: list[float]) -> None:
+        if not any(chosen):
+            return
+        if self._single:
+            torch._foreach_lerp_(targets, sources, chosen[0])
+            return
+        column = shares.column(chosen, targets[0])
+        torch._foreach_lerp_(
+            targets, sources, [column if s.dim() == 1 else column.view(-1, *[1] * s.dim()) for s in sources]
+        )
+
+    def _round(self) -> None:
+        if self._rounding == "nearest":
+            torch._foreach_copy_(self._averages, self._wide)
+        elif self._rounding == "stochastic":
+            for target, value in zip(self._averages, self._wide, strict=True):
+                stochastic_(target, value, self._generator)
+        else:
+            for target, rest, value in zip(self._averages, self._rests, self._wide, strict=True):
+                compensated_(target, rest, value)
+
+
+def _cast(tensors: list[Tensor], scratch: list[Tensor]) -> list[Tensor]:
+    if not scratch:
+        return tensors
+    torch._foreach_copy_(scratch, tensors)
+    return scratch
+
+
+@final
+class Update:
+    """One update of every average of a model.
+
+    Args:
+        live: the model's tensors by name; aliases of their storage are bound.
+        averages: stacks of the averages.
+        rounding: how results are rounded to the average's dtype.
+        compensation: what rounding lost, for compensated averages.
+        previous: weights of the last update, for a first-order hold.
+        generators: of stochastic rounding, by device.
+    """
+
+    def __init__(
+        self,
+        live: dict[str, Tensor],
+        averages: Stacks,
+        rounding: RoundingInForce,
+        *,
+        compensation: Stacks | None = None,
+        previous: Stacks | None = None,
+        generators: dict[torch.device, torch.Generator] | None = None,
+    ):
+        self._reads: list[tuple[list[Tensor], Tensor]] = []
+        self._sources: list[Tensor] = []
+        self._blocks: list[Block] = []
+        for key, names in averages.groups.items():
+            items = list(self._items(live, key, names, averages, (compensation, previous)))
+            self._sources += [item.weights for item in items]
+            generator = (generators or {}).get(key[2])
+            parts = _parts(items, rounding)
+            scratch = Scratch(max((sum(i.average.numel() for i in part) for part in parts), default=0))
+            self._blocks += [Block(part, rounding, generator, scratch) for part in parts]
+
+    def read(self) -> None:
+        """Collect small weights into their buffers; call it once before finite() and move()."""
+        for tensors, into in self._reads:
+            torch.cat(tensors, out=into)
+
+    def finite(self) -> bool:
+        """Whether every weight may be finite: no sum of a tensor overflowed or became NaN."""
+        sums: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for source in self._sources:
+            total = _spread(source) if source.dtype == torch.float16 else source.sum()
+            if total.device.type != "cpu":
+                sums.setdefault((total.dtype, total.device), []).append(total)
+            elif not isfinite(total.item()):
+                return False
+        return all(bool(torch.isfinite(torch.stack(totals)).all()) for totals in sums.values())
+
+    def move(self, holds: Sequence[Hold]) -> None:
+        """Move every average.
+
+        Args:
+            holds: weights of the update, one per horizon.
+        """
+        shares = Shares(holds)
+        for block in self._blocks:
+            block.move(shares)
+
+    def _items(
+        self,
+        live: dict[str, Tensor],
+        key: Key,
+        names: Sequence[str],
+        averages: Stacks,
+        companions: tuple[Stacks | None, Stacks | None],
+    ) -> Iterator[Item]:
+        pool, members = averages.pools.get(key, (None, []))
+        if pool is not None:
+            rest, previous = (None if c is None else c.pools[key][0] for c in companions)
+            yield Item(pool, self._pooled(live, members, pool), rest, None if previous is None else previous[0])
+        for name in names:
+            tensor, average = live[name], averages.tensors[name]
+            if name in members or tensor.numel() == 0:
+                continue
+            flat = dense(tensor)
+            average = rows(average) if flat else average
+            rest, previous = (
+                None if c is None else rows(c.tensors[name]) if flat else c.tensors[name] for c in companions
+            )
+            weights = alias(tensor) if flat else tensor.detach()
+            yield Item(average, weights, rest, None if previous is None else previous[0])
+
+    def _pooled(self, live: dict[str, Tensor], members: Sequence[str], pool: Tensor) -> Tensor:
+        direct = span(live, members)
+        if direct is not None:
+            return direct
+        into = torch.empty(pool.shape[1], dtype=live[members[0]].dtype, device=pool.device)
+        self._reads.append(([alias(live[name]) for name in members], into))
+        return into
+
+
+def _spread(source: Tensor) -> Tensor:
+    """Distance of the extremes, because a sum in float16 overflows; a NaN or an infinity stays visible."""
+    low, high = source.aminmax()
+    return high.float() - low.float()
+
+
+def _parts(items: list[Item], rounding: RoundingInForce) -> list[list[Item]]:
+    if not items:
+        return []
+    first = items[0]
+    kept, given = first.average.dtype, first.weights.dtype
+    once = first.average.shape[0] == 1 and first.previous is None
+    if once and work_dtype(kept, given, rounding) == kept == given:
+        return [items]
+    device = first.average.device
+    return gather(items, CACHED * torch.get_num_threads() if device.type == "cpu" else STAGED)

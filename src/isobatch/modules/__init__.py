@@ -1,0 +1,6 @@
+"""Modules with other weights: the one copy of a model in the house."""
+
+from isobatch.modules.copies import Copy as Copy
+from isobatch.modules.copies import copied as copied
+from isobatch.modules.copies import with_weights as with_weights
+from isobatch.modules.hooks import leaves_weights_alone as leaves_weights_alone

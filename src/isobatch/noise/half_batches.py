@@ -1,0 +1,224 @@
+"""Parts of a batch: its rows, its halves, and whether the loss is a mean over them.
+
+Sums are named, and what couples rows is said beside every estimate.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from isobatch.errors import InputError
+
+
+class CoupledSamplesWarning(UserWarning):
+    """The loss of a batch is not a mean over independent samples, so a noise scale of single samples has no meaning."""
+
+
+def mixes_rows(model: nn.Module) -> tuple[str, ...]:
+    """Warn of layers whose output for one row depends on the other rows: batch norm in training mode.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Caveats to print beside the estimate; empty when there are none.
+
+    Example:
+        >>> mixes_rows(nn.Linear(1, 1))
+        ()
+    """
+    kinds = nn.modules.batchnorm._BatchNorm
+    names = [name or "model" for name, m in model.named_modules() if isinstance(m, kinds) and m.training]
+    if not names:
+        return ()
+    told = (
+        f"batch norm ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}) couples the samples of a "
+        "batch: the noise scale depends on the size of the chunks; measure with the chunk size you train with"
+    )
+    warnings.warn(told, CoupledSamplesWarning, stacklevel=3)
+    return (told,)
+
+
+def check_mean(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any) -> tuple[str, ...]:
+    """Compare the loss of two rows with the losses of each: a mean gives the mean, a sum the sum.
+
+    Runs in evaluation mode, so dropout does not blur the comparison; every module's mode is given back.
+
+    Args:
+        loss: loss(model, batch).
+        model: the model.
+        batch: a tensor, or a tuple, list or mapping of tensors, rows on axis 0; anything else is not checked.
+
+    Returns:
+        Caveats; empty when the loss is a mean, or cannot be checked.
+
+    Raises:
+        InputError: the loss is a sum over rows.
+
+    Example:
+        >>> check_mean(lambda model, x: model(x).square().mean(), nn.Linear(1, 1), torch.ones(2, 1))
+        ()
+    """
+    if (length(batch) or 0) < 2:
+        return ()
+    modes = [(module, module.training) for module in model.modules()]
+    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices)):
+            first, second, both = (float(loss(model, rows_of(batch, a, b))) for a, b in ((0, 1), (1, 2), (0, 2)))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    scale = max(abs(first), abs(second), abs(both))
+    near = 0.02 * scale
+    if not scale > 0 or abs((first + second) / 2 - both) <= near:
+        return ()
+    if abs(first + second - both) <= near:
+        raise InputError(
+            f"the loss is a sum over samples: {first:.4g} and {second:.4g} alone, {both:.4g} together; "
+            'return the mean (reduction="mean", or divide by the samples)'
+        )
+    if min(first, second) <= both <= max(first, second):
+        return ()
+    told = (
+        f"the loss of two rows together ({both:.4g}) is no mean of their losses alone ({first:.4g}, {second:.4g}): "
+        "samples are coupled, as in a contrastive loss, and the noise scale of single samples has no meaning"
+    )
+    warnings.warn(told, CoupledSamplesWarning, stacklevel=3)
+    return (told,)
+
+
+def sum_in_disguise(traces: NDArray[np.float64], batches: NDArray[np.float64]) -> str:
+    r"""Return why a loss looks like a sum: tr(Sigma) of one sample grew as the square of the batch.
+
+    Of a mean loss it does not depend on the batch. Looks at the last change of batch by a factor of 2 or more.
+
+    Args:
+        traces: tr(Sigma) of measurements, in order of time.
+        batches: samples of their steps.
+
+    Returns:
+        The reason; empty where nothing points to a sum.
+
+    Example:
+        >>> sum_in_disguise(np.array([1.0, 1.0, 16.0, 16.0]), np.array([8.0, 8.0, 32.0, 32.0]))[:27]
+        'the loss is a sum over samp'
+        >>> sum_in_disguise(np.array([1.0, 1.0, 2.0, 2.0]), np.array([8.0, 8.0, 32.0, 32.0]))
+        ''
+    """
+    steps = np.abs(np.diff(np.log(batches))) if len(batches) > 1 else np.zeros(0)
+    changes = np.flatnonzero(steps >= math.log(2))
+    if not len(changes):
+        return ""
+    last = int(changes[-1]) + 1
+    first = int(changes[-2]) + 1 if len(changes) > 1 else 0
+    before, after = float(np.median(traces[first:last])), float(np.median(traces[last:]))
+    ratio = float(np.median(batches[last:]) / np.median(batches[first:last]))
+    if min(before, after) <= 0 or math.log(after / before) / math.log(ratio) < 1.5:
+        return ""
+    return (
+        f"the loss is a sum over samples: tr(Sigma) changed {after / before:.3g}-fold when the batch changed "
+        f"{ratio:.3g}-fold; divide the loss by the samples"
+    )
+
+
+def backward_in_halves(
+    loss_fn: Callable[[Any, Any], Tensor],
+    x: Any,
+    y: Any,
+    rows: int,
+    declare: Callable[[float], AbstractContextManager[None]],
+) -> Tensor:
+    """Run forward and backward on each half of a batch; `.grad` ends as that of the whole batch's mean loss.
+
+    Args:
+        loss_fn: the mean loss over the rows it is given.
+        x: inputs.
+        y: targets.
+        rows: in the batch, at least 2.
+        declare: told how many rows each half holds.
+
+    Returns:
+        The batch's mean loss, detached.
+    """
+    parts = []
+    for start, stop in ((0, rows // 2), (rows // 2, rows)):
+        with declare(stop - start):
+            part = loss_fn(rows_of(x, start, stop), rows_of(y, start, stop)) * ((stop - start) / rows)
+            part.backward()
+        parts.append(part.detach())
+    return parts[0] + parts[1]
+
+
+def rows_of(batch: Any, start: int, stop: int) -> Any:
+    """Return rows start to stop of every tensor in a batch.
+
+    Args:
+        batch: a tensor, or a tuple, list or mapping of tensors.
+        start: first row.
+        stop: row after the last.
+
+    Returns:
+        The same structure.
+
+    Example:
+        >>> rows_of((torch.arange(4), torch.arange(4)), 1, 3)
+        (tensor([1, 2]), tensor([1, 2]))
+    """
+    if isinstance(batch, Tensor):
+        return batch[start:stop]
+    if isinstance(batch, Mapping):
+        return {key: rows_of(value, start, stop) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        parts = [rows_of(value, start, stop) for value in batch]
+        return type(batch)(*parts) if isinstance(batch, tuple) and type(batch) is not tuple else type(batch)(parts)
+    return batch
+
+
+def first_tensor(batch: Any) -> Tensor:
+    """Return the first tensor of a batch.
+
+    Args:
+        batch: a tensor, or a tuple, list or mapping of tensors.
+
+    Returns:
+        The tensor whose length is the batch's.
+
+    Raises:
+        InputError: nothing that has rows.
+    """
+    if isinstance(batch, Tensor) and batch.ndim > 0:
+        return batch
+    inside = list(batch.values()) if isinstance(batch, Mapping) else batch
+    if isinstance(inside, tuple | list) and inside:
+        return first_tensor(inside[0])
+    raise InputError(f"a chunk of type {type(batch).__name__} has no rows to count; give counts=")
+
+
+def length(batch: Any) -> int | None:
+    """Return the length of the first tensor in a batch that has one.
+
+    Args:
+        batch: anything.
+
+    Returns:
+        Its rows, None without such a tensor.
+
+    Example:
+        >>> length({"tokens": torch.zeros(3, 2), "scale": 1.0})
+        3
+    """
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim > 0 else None
+    inside = list(batch.values()) if isinstance(batch, Mapping) else batch
+    if not isinstance(inside, tuple | list):
+        return None
+    return next((n for n in map(length, inside) if n is not None), None)

@@ -1,0 +1,95 @@
+"""isobatch study adaptive: fixed batches, one that follows the noise scale, and one that leaves the average behind."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path as Folder
+from typing import Any
+
+from isobatch.plan import Recipe
+from isobatch.report import prepare, write, write_result
+from isobatch.verify.cells import run_all
+from isobatch_studies.adaptive.judging import BARE, FULL, NAME, SMALL, judge, rows, savings
+from isobatch_studies.adaptive.paths import Drive, Path, drive, file_name
+from isobatch_studies.adaptive.story import html, picture
+from isobatch_studies.claims import as_dict, criteria
+
+
+def arms(rules: dict[str, Any], fixed: list[int]) -> dict[str, Recipe]:
+    """Return the recipes of the study by arm, the reference first.
+
+    Args:
+        rules: the criteria.
+        fixed: batches of the fixed arms.
+
+    Returns:
+        Arm -> recipe.
+    """
+    base = Recipe.parse(rules["recipe"])
+    found = {SMALL.format(batch): base.at(batch).recipe for batch in fixed}
+    values = {**rules["recipe"], "noise": rules["noise"]}
+    values["batch"] = {**values["batch"], "adaptive": rules["adaptive"]}
+    found[FULL] = Recipe.parse(values)
+    found[BARE] = Recipe.parse({**values, "rules": {"average": "keep"}})
+    return found
+
+
+def run(
+    *,
+    quick: bool = False,
+    out: Folder | None = None,
+    workers: int | None = None,
+    budget: float | None = None,
+    on_estimate: Callable[[float, int], None] | None = None,
+    on_done: Callable[[Any], None] | None = None,
+) -> dict[str, Any]:
+    """Run the study, or take up again where it stopped.
+
+    Args:
+        quick: fewer seeds and fixed batches.
+        out: folder for cells, result.json, picture and page; nothing is kept without it.
+        workers: processes, one a core unless given.
+        budget: seconds after which no further arm is begun.
+        on_estimate: called with seconds (0: unknown) and the number of runs.
+        on_done: called with each finished run.
+
+    Returns:
+        What goes into result.json.
+    """
+    rules = criteria(NAME)
+    part = rules | (rules["quick"] if quick else {})
+    seeds, began = part["seeds"], time.monotonic()
+    recipes = arms(rules, part["fixed"])
+    if on_estimate is not None:
+        on_estimate(0.0, seeds * len(recipes))
+    paths: dict[str, list[Path]] = {}
+    for stream, (arm, recipe) in enumerate(recipes.items()):
+        jobs = [Drive(arm, recipe, seed, stream, rules["look_every"]) for seed in range(seeds)]
+        start = budget is None or time.monotonic() - began < budget
+        done = run_all(drive, jobs, out, name=file_name, read=_read, workers=workers, start=start, on_done=on_done)
+        if done is not None:
+            paths[arm] = done
+    table = rows(paths, rules["goal"], SMALL.format(part["fixed"][0]))
+    saved, complete = savings(paths, rules["goal"]), len(paths) == len(recipes)
+    data = {
+        "study": NAME,
+        "title": rules["title"],
+        "quick": quick,
+        "seeds": seeds,
+        "goal": rules["goal"],
+        "cells": {"complete": len(paths), "of": len(recipes)},
+        "rows": table,
+        "savings": saved,
+        "claims": as_dict(judge(table, saved, seeds if paths else 0, complete=complete)),
+        "first": {arm: {"batches": found[0].batches, "seen": found[0].seen, "losses": found[0].losses,
+                        "noise": found[0].noise} for arm, found in paths.items()},
+    }  # fmt: skip
+    if out is not None:
+        folder = prepare(out)
+        write_result(folder, data)
+        write(folder / "adaptive.png", picture(data))
+        write(folder / "report.html", html(data))
+    return data
+
+
+def _read(values: dict[str, Any]) -> Path:
+    return Path(**values)

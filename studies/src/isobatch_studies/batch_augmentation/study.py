@@ -1,0 +1,169 @@
+"""isobatch study batch-augmentation: M views of each sample in one update, and the same images spent otherwise."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isobatch.report import prepare, write, write_result
+from isobatch.verify.cells import hashed, name, run_all, train_all
+from isobatch.verify.workers import Curve
+from isobatch_studies.batch_augmentation import grid as layout
+from isobatch_studies.batch_augmentation import variance
+from isobatch_studies.batch_augmentation.story import html, picture
+from isobatch_studies.claims import Outcome, as_dict, claims, criteria, outcome
+from isobatch_studies.folds import chosen
+from isobatch_studies.paired import Interval, interval, last
+
+NAME = "batch-augmentation"
+CHANCE = 10.0
+
+
+def run(
+    *,
+    quick: bool = False,
+    out: Path | None = None,
+    workers: int | None = None,
+    budget: float | None = None,
+    on_estimate: Callable[[float, int], None] | None = None,
+    on_done: Callable[[Curve], None] | None = None,
+) -> dict[str, Any]:
+    """Run the study, or take up again where it stopped.
+
+    Args:
+        quick: one seed a fold.
+        out: folder for cells, result.json, picture and page; nothing is kept without it.
+        workers: processes, one a core unless given.
+        budget: seconds after which no further seed is begun.
+        on_estimate: called with seconds (0: unknown) and the number of runs.
+        on_done: called with each finished run.
+
+    Returns:
+        What goes into result.json.
+    """
+    rules = criteria(NAME)
+    small = rules["quick"] if quick else rules
+    seeds = small["seeds"]
+    select = layout.selection(rules, small["selection_seeds"])
+    if on_estimate is not None:
+        on_estimate(0.0, len(select) + seeds * (len(rules["views"]) + len(layout.CONTROLS) + 1))
+    rates, runs, measured = {}, {}, []
+    tried = train_all([select], out, workers=workers, budget=budget, on_done=on_done)
+    if tried:
+        rates = chosen(tried, rules["rates"], lambda rate: f"select {rate:g}")
+        for group in variance.jobs(rates, seeds):
+            measured += _measured(group, out, workers, on_done)
+        runs = train_all(layout.reported(rules, rates, seeds), out, workers=workers, budget=budget, on_done=on_done)
+    row = _accuracy(rules, runs) if runs else None
+    law = _law(rules, measured) if measured else None
+    data = {
+        "study": NAME,
+        "title": rules["title"],
+        "quick": quick,
+        "seeds": row["seeds"] if row else 0,
+        "rates": {str(fold): rate for fold, rate in rates.items()},
+        "accuracy": row,
+        "variance": law,
+        "claims": as_dict(judge_claims(row, law)),
+    }
+    if out is not None:
+        folder = prepare(out)
+        write_result(folder, data)
+        write(folder / "views.png", picture(data))
+        write(folder / "report.html", html(data))
+    return data
+
+
+def _measured(
+    group: list[Any], out: Path | None, workers: int | None, on_done: Callable[[Curve], None] | None
+) -> list[Curve]:
+    found = run_all(
+        variance.measured,
+        group,
+        out,
+        name=lambda job: hashed("variance", name(job)),
+        read=lambda values: Curve(**values),
+        workers=workers,
+        on_done=on_done,
+    )
+    return list(found or ())
+
+
+def _accuracy(rules: dict[str, Any], runs: dict[str, list[Curve]]) -> dict[str, Any]:
+    arms = [layout.views_arm(m) for m in rules["views"]] + list(layout.CONTROLS)
+    final = {arm: [last(curve, "accuracy", CHANCE) for curve in runs[arm]] for arm in arms}
+    base = layout.views_arm(1)
+    gains = {arm: interval(np.subtract(final[arm], final[base]).tolist()) for arm in arms if arm != base}
+    updates = {arm: [_updates(curve, rules) for curve in runs[arm]] for arm in arms[: len(rules["views"])]}
+    saved = {arm: interval(np.subtract(updates[base], found).tolist()) for arm, found in updates.items() if arm != base}
+    return {
+        "seeds": len(final[base]),
+        "values": {arm: [round(v, 3) for v in found] for arm, found in final.items()},
+        "means": {arm: interval(found).to_dict() for arm, found in final.items()},
+        "gains": {arm: found.to_dict() for arm, found in gains.items()},
+        "updates": {arm: interval(found).to_dict() for arm, found in updates.items()},
+        "saved": {arm: found.to_dict() for arm, found in saved.items()},
+        "steps": {arm: runs[arm][0].steps for arm in arms},
+        "curves": {
+            arm: np.mean([curve.values["raw"]["validation_accuracy"] for curve in runs[arm]], axis=0).round(3).tolist()
+            for arm in updates
+        },
+    }
+
+
+def _updates(curve: Curve, rules: dict[str, Any]) -> int:
+    series = curve.values["raw"]["validation_accuracy"]
+    reached = [place for place, value in enumerate(series, start=1) if value >= rules["target"]]
+    return 10 * (reached[0] if reached else len(series) + 1)
+
+
+def _law(rules: dict[str, Any], measured: list[Curve]) -> dict[str, Any]:
+    values = [{key: found[0] for key, found in curve.values["raw"].items()} for curve in measured]
+    apart, relative = {}, {}
+    for m in rules["views"]:
+        ratios = [v[f"M={m}"] / v[f"law {m}"] if v[f"law {m}"] > 0 else np.nan for v in values]
+        apart[str(m)] = interval(np.log(ratios).tolist()).to_dict()
+        relative[str(m)] = {
+            "measured": interval([v[f"M={m}"] / v["M=1"] for v in values]).to_dict(),
+            "law": round(float(np.mean([v[f"law {m}"] / v["law 1"] for v in values])), 4),
+        }
+    return {
+        "seeds": len(values),
+        "share": interval([v["share"] for v in values]).to_dict(),
+        "pays": sorted(int(v["pays"]) for v in values),
+        "log_ratio": apart,
+        "relative": relative,
+    }
+
+
+def judge_claims(row: dict[str, Any] | None, law: dict[str, Any] | None) -> list[Outcome]:
+    """Compute `held` of every claim from the criteria.
+
+    Args:
+        row: accuracies and updates, None where no seed is complete.
+        law: the variances, None where none was measured.
+
+    Returns:
+        Outcomes in the order of criteria.json.
+    """
+    known = claims(NAME)
+
+    def above(claim: str, key: str, views: tuple[int, ...], unit: str) -> Outcome:
+        if row is None:
+            return outcome(known[claim], 0, None, "not run")
+        found = {m: Interval(**row[key][layout.views_arm(m)]) for m in views}
+        text = ", ".join(f"M = {m}: {gap}" for m, gap in found.items())
+        return outcome(known[claim], row["seeds"], all(gap.low > 0 for gap in found.values()), f"{text} {unit}")
+
+    ids = list(known)
+    found = [
+        above(ids[0], "gains", (2, 4, 8, 16), "points"),
+        above(ids[1], "saved", (4, 8, 16), "updates fewer"),
+    ]
+    if law is None:
+        return [*found, outcome(known[ids[2]], 0, None, "not run")]
+    apart = {m: Interval(**part) for m, part in law["log_ratio"].items()}
+    inside = all(gap.low > -0.1 and gap.high < 0.1 for gap in apart.values())
+    text = "log of measured over law " + ", ".join(f"M = {m}: {gap}" for m, gap in apart.items())
+    return [*found, outcome(known[ids[2]], law["seeds"], inside, text)]

@@ -1,0 +1,50 @@
+"""The studies: what each one asks; a study's own modules are loaded when it runs."""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study, as an entry point of the group "isobatch.studies" gives it.
+
+    Args:
+        name: of the study; its folder has underscores for dashes.
+        question: what it asks, in a line.
+        takes: options of `run` beside those of every study: "device", "simulate_nodes".
+    """
+
+    name: str
+    question: str
+    takes: frozenset[str] = frozenset()
+
+    def run(self, **options: Any) -> dict[str, Any]:
+        """Train, judge and write.
+
+        Args:
+            **options: quick, out, workers, budget, on_estimate, on_done, and those that the study takes.
+
+        Returns:
+            What goes into result.json.
+        """
+        return importlib.import_module(f"isobatch_studies.{self.name.replace('-', '_')}.study").run(**options)
+
+
+_DEVICE = frozenset({"device"})
+
+ADAM = Study("adam", "Adam at any batch size: which rule holds when")
+ADAPTIVE = Study("adaptive", "A batch that follows the noise scale, against fixed batches")
+AUTOWU = Study("autowu", "AutoWU: a learning rate found without tuning, and a short budget mended")
+BATCH_AUGMENTATION = Study("batch-augmentation", "Batch augmentation: many views of each sample in one update")
+BYOL = Study("byol", "BYOL: the average is the teacher", _DEVICE)
+CONCURRENT_ADVERSARIAL = Study("concurrent-adversarial", "Adversarial examples made ahead by older weights")
+DECENTLAM = Study(
+    "decentlam", "Decentralized momentum: who amplifies the inconsistency bias", frozenset({"simulate_nodes"})
+)
+DINO = Study("dino", "DINO: the average is the teacher, and its centre an average too", _DEVICE)
+LEGW = Study("legw", "LEGW: sixteen times the batch with nothing retuned")
+NOISE_SCALE = Study("noise-scale", "The gradient noise scale against the critical batch, domain by domain")
+POLYAK = Study("polyak", "Averaged weights: the rule, the width of the place, the average as a teacher", _DEVICE)
+PROGRESSIVE = Study("progressive", "Changing the batch in the middle of a run")
+PSEUDO_LABEL = Study("pseudo-label", "Continual pseudo-labelling: the average labels the data", _DEVICE)

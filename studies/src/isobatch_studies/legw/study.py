@@ -1,0 +1,156 @@
+"""isobatch study legw: sixteen times the batch by LEGW, by linear scaling and by the square root alone."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isobatch.report import prepare, write, write_result
+from isobatch.verify.cells import train_all
+from isobatch.verify.workers import Curve
+from isobatch_studies.claims import Outcome, as_dict, claims, criteria, outcome
+from isobatch_studies.legw import grid as layout
+from isobatch_studies.legw.story import html, picture
+from isobatch_studies.paired import Interval, choose, interval, last
+
+NAME = "legw"
+CHANCE = {"accuracy": 10.0, "loss": math.log(256)}
+_LOSS = 10.0
+"""Points of validation accuracy (or a tenth of the loss) whose loss is called a failure of the base batch."""
+
+
+def run(
+    *,
+    quick: bool = False,
+    out: Path | None = None,
+    workers: int | None = None,
+    budget: float | None = None,
+    on_estimate: Callable[[float, int], None] | None = None,
+    on_done: Callable[[Curve], None] | None = None,
+) -> dict[str, Any]:
+    """Run the study, or take up again where it stopped.
+
+    Args:
+        quick: five seeds of the row LSTM alone.
+        out: folder for cells, result.json, picture and page; nothing is kept without it.
+        workers: processes, one a core unless given.
+        budget: seconds after which no further seed is begun.
+        on_estimate: called with seconds (0: unknown) and the number of runs.
+        on_done: called with each finished run.
+
+    Returns:
+        What goes into result.json.
+    """
+    rules = criteria(NAME)
+    small = rules["quick"] if quick else rules
+    tasks = {task: rules["tasks"][task] for task in small["tasks"]}
+    seeds, repeats = small["seeds"], small["selection_seeds"]
+    if on_estimate is not None:
+        per_task = [len(layout.selection(task, part, repeats)) + 4 * seeds for task, part in tasks.items()]
+        on_estimate(0.0, sum(per_task))
+    rows = []
+    for task, part in tasks.items():
+        select = layout.selection(task, part, repeats)
+        tried = train_all([select], out, workers=workers, budget=budget, on_done=on_done)
+        if not tried:
+            continue
+        scores = _scores(task, part, tried)
+        rates = {fold: choose(found) for fold, found in scores.items()}
+        runs = train_all(
+            layout.reported(task, part, rates, seeds), out, workers=workers, budget=budget, on_done=on_done
+        )
+        if runs:
+            rows.append(_row(task, part, scores, rates, runs))
+    data = {
+        "study": NAME,
+        "title": rules["title"],
+        "quick": quick,
+        "seeds": seeds,
+        "rows": rows,
+        "claims": as_dict(judge_claims(rows)),
+    }
+    if out is not None:
+        folder = prepare(out)
+        write_result(folder, data)
+        write(folder / "legw.png", picture(data))
+        write(folder / "report.html", html(data))
+    return data
+
+
+def _scores(task: str, part: dict[str, Any], tried: dict[str, list[Curve]]) -> dict[int, dict[float, list[float]]]:
+    """Return fold -> rate -> validation scores, higher is better."""
+    metric, found = part["metric"], {}
+    sign = -1.0 if metric == "loss" else 1.0
+    folds = 1 if task == "lstm-lm" else layout.FOLDS
+    for rate in part["rates"]:
+        for curve in tried[f"select {task} {rate:g}"]:
+            score = sign * last(curve, f"validation_{metric}", CHANCE[metric])
+            found.setdefault(curve.seed % folds, {}).setdefault(rate, []).append(score)
+    return found
+
+
+def _row(
+    task: str,
+    part: dict[str, Any],
+    scores: dict[int, dict[float, list[float]]],
+    rates: dict[int, float],
+    runs: dict[str, list[Curve]],
+) -> dict[str, Any]:
+    metric = part["metric"]
+    values = {name: [last(c, metric, CHANCE[metric]) for c in runs[f"{task} {name}"]] for name in layout.ARMS}
+    gaps = {name: interval(np.subtract(values[name], values["base"]).tolist()) for name in layout.ARMS[1:]}
+    return {
+        "task": task,
+        "metric": metric,
+        "kappa": part["kappa"],
+        "seeds": len(values["base"]),
+        "rates": {str(fold): rate for fold, rate in rates.items()},
+        "distance": {str(fold): _distance(scores[fold], rates[fold]) for fold in rates},
+        "validation": {f"{rate:g}": round(float(np.mean([s for f in scores.values() for s in f[rate]])), 4)
+                       for rate in part["rates"]},
+        "values": {name: [round(value, 4) for value in found] for name, found in values.items()},
+        "means": {name: interval(found).to_dict() for name, found in values.items()},
+        "gaps": {name: found.to_dict() for name, found in gaps.items()},
+        "stopped": {name: sum(bool(c.stopped) for c in runs[f"{task} {name}"]) for name in layout.ARMS},
+        "steps": {name: runs[f"{task} {name}"][0].steps for name in layout.ARMS},
+    }  # fmt: skip
+
+
+def _distance(scores: dict[float, list[float]], chosen: float) -> float | None:
+    """Return the smallest rate above the chosen one that fails, over the chosen one; None within the grid."""
+    best = float(np.mean(scores[chosen]))
+    lost = _LOSS if best > 0 else abs(best) / _LOSS
+    failing = [rate for rate, found in scores.items() if rate > chosen and float(np.mean(found)) < best - lost]
+    return min(failing) / chosen if failing else None
+
+
+def judge_claims(rows: list[dict[str, Any]]) -> list[Outcome]:
+    """Compute `held` of every claim from the criteria.
+
+    Args:
+        rows: one a task.
+
+    Returns:
+        Outcomes in the order of criteria.json; None where a task or seeds are missing.
+    """
+    known, of = claims(NAME), {row["task"]: row for row in rows}
+
+    def judged(name: str, task: str, arm: str, test: Callable[[Interval], bool], unit: str) -> Outcome:
+        if task not in of:
+            return outcome(known[name], 0, None, "not run")
+        gap = Interval(**of[task]["gaps"][arm])
+        text = f"{arm} minus base {gap} {unit}"
+        if arm == "linear":
+            distances = sorted({d for d in of[task]["distance"].values() if d}, key=float)
+            text += "; the base batch itself fails at "
+            text += f"{' or '.join(f'{d:g}' for d in distances)} times its rate" if distances else "no rate of the grid"
+        return outcome(known[name], of[task]["seeds"], test(gap), text)
+
+    return [
+        judged("legw/16x-noninferior", "lstm", "LEGW", lambda gap: gap.low > -2, "points"),
+        judged("legw/linear-worse", "lstm", "linear", lambda gap: gap.high < -10, "points"),
+        judged("legw/lstm-lm", "lstm-lm", "LEGW", lambda gap: gap.high < math.log(1.1), "in log perplexity"),
+        judged("legw/cnn-lars", "cnn-lars", "LEGW", lambda gap: gap.low > -2, "points"),
+    ]

@@ -1,0 +1,90 @@
+"""isobatch study noise-scale: B_simple and B_crit, at the start and on average, domain by domain."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from isobatch.report import prepare, write, write_result
+from isobatch.verify.cells import run_all
+from isobatch_studies.claims import as_dict, criteria
+from isobatch_studies.noise_scale import grid as layout
+from isobatch_studies.noise_scale.judging import NAME, judge, row
+from isobatch_studies.noise_scale.probing import Probe, Reading, file_name, probe
+from isobatch_studies.noise_scale.story import html, pictures
+
+_RATES = 6
+
+
+def run(
+    *,
+    quick: bool = False,
+    out: Path | None = None,
+    workers: int | None = None,
+    budget: float | None = None,
+    on_estimate: Callable[[float, int], None] | None = None,
+    on_done: Callable[[Any], None] | None = None,
+) -> dict[str, Any]:
+    """Run the study, or take up again where it stopped.
+
+    Args:
+        quick: the small grid of criteria.json.
+        out: folder for cells, result.json, pictures and page; nothing is kept without it.
+        workers: processes, one a core unless given.
+        budget: seconds after which no further batch is begun.
+        on_estimate: called with seconds (0: unknown) and the number of runs, about.
+        on_done: called with each finished run.
+
+    Returns:
+        What goes into result.json.
+    """
+    rules = criteria(NAME)
+    part, count = rules["quick" if quick else "grid"], rules["window"]["stops"]
+    known, seeds, began = layout.domains(part), part["seeds"], time.monotonic()
+    if on_estimate is not None:
+        on_estimate(0.0, seeds * sum(len(domain.batches) * _RATES + 1 for domain in known))
+
+    def left() -> float | None:
+        return None if budget is None else max(0.0, budget - (time.monotonic() - began))
+
+    def follow(probes: list[Probe]) -> list[Reading] | None:
+        start = left() is None or bool(left())
+        name, read = file_name, _read
+        return run_all(probe, probes, out, name=name, read=read, workers=workers, start=start, on_done=on_done)
+
+    # The two questions beside the table first: they are cheap, and a budget that ends in a sweep leaves them answered.
+    rows, beside = [], {}
+    for name, probes in layout.beside(part, known, seeds, count).items():
+        readings = follow(probes)
+        if readings is not None:
+            beside[name] = {label: [r for r in readings if r.label == label] for label in {p.label for p in probes}}
+    for domain in known:
+        found = layout.critical(domain, seeds, out, workers, left(), on_done)
+        point = layout.nearest(found) if not found.left else None
+        readings = follow(layout.along(domain, point, seeds, count)) if point is not None else None
+        rows.append(row(domain, found, point, readings))
+    data = {
+        "study": NAME,
+        "title": rules["title"],
+        "quick": quick,
+        "seeds": seeds,
+        "cells": {"complete": sum(made["complete"] for made in rows), "of": len(rows)},
+        "rows": rows,
+        "beside": {name: {label: [vars(r) for r in found] for label, found in sorted(groups.items())}
+                   for name, groups in beside.items()},
+        "claims": as_dict(judge(rows, beside, seeds)),
+    }  # fmt: skip
+    if out is not None:
+        _write(prepare(out), data)
+    return data
+
+
+def _write(folder: Path, data: dict[str, Any]) -> None:
+    write_result(folder, data)
+    for name, picture in pictures(data).items():
+        write(folder / f"{name}.png", picture)
+    write(folder / "report.html", html(data))
+
+
+def _read(values: dict[str, Any]) -> Reading:
+    return Reading(**values)

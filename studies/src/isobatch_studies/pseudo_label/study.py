@@ -1,0 +1,155 @@
+"""isobatch study pseudo-label: the average labels the data, at other batches, with the EMA rule and without."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from isobatch.errors import InputError
+from isobatch.report import prepare, write, write_result
+from isobatch.tasks import LOSS, make_run
+from isobatch.verify.cells import train_all
+from isobatch.verify.judging import judge
+from isobatch.verify.workers import Curve
+from isobatch_studies.claims import criteria
+from isobatch_studies.pseudo_label import grid as layout
+from isobatch_studies.pseudo_label.judging import judge_claims
+from isobatch_studies.pseudo_label.story import html, picture
+
+NAME = "pseudo-label"
+
+
+def run(
+    *,
+    quick: bool = False,
+    out: Path | None = None,
+    workers: int | None = None,
+    budget: float | None = None,
+    device: str = "cpu",
+    on_estimate: Callable[[float, int], None] | None = None,
+    on_done: Callable[[Curve], None] | None = None,
+) -> dict[str, Any]:
+    """Run the study, or take up again where it stopped.
+
+    Args:
+        quick: the small grid of criteria.json.
+        out: folder for cells, result.json, picture and page; nothing is kept without it.
+        workers: processes, one a core unless given.
+        budget: seconds after which no further arm is begun.
+        device: device and its options in one word.
+        on_estimate: called with seconds (0: unknown) and the number of runs.
+        on_done: called with each finished run.
+
+    Returns:
+        What goes into result.json.
+
+    Raises:
+        InputError: a budget that ended before the reference.
+    """
+    rules = criteria(NAME)
+    part = rules["quick" if quick else "grid"]
+    seeds, base = part["seeds"], layout.reference(part)
+    if on_estimate is not None:
+        on_estimate(0.0, seeds * (1 + len(layout.arms(part, 0.0))))
+
+    began = time.monotonic()
+    make_run(base, 0)  # speaks the corpus once, before many processes ask for it
+
+    def train(chosen: list[layout.Arm], seconds: float | None) -> dict[str, list[Curve]]:
+        jobs = layout.groups(part, seeds, chosen, device)
+        return train_all(jobs, out, workers=workers, budget=seconds, on_done=on_done)
+
+    start = layout.Arm("control", layout.REFERENCE, base)
+    curves = train([start], budget)
+    if not curves:
+        raise InputError("the budget ended before the reference, from which every arm starts; raise --budget")
+    error = layout.start_error(part, curves[layout.REFERENCE])
+    arms = layout.arms(part, error)
+    curves |= train(arms, None if budget is None else budget - (time.monotonic() - began))
+    data = {"study": NAME, "title": rules["title"], "quick": quick, "seeds": seeds, "device": device}
+    data |= _found(rules, part, [start, *arms], curves, error)
+    if out is not None:
+        folder = prepare(out)
+        write_result(folder, data)
+        write(folder / "curves.png", picture(data))
+        write(folder / "report.html", html(data))
+    return data
+
+
+def _found(
+    rules: dict[str, Any], part: dict[str, Any], arms: list[layout.Arm], curves: dict[str, list[Curve]], error: float
+) -> dict[str, Any]:
+    """Return rows, claims and what they rest on; the first arm is the reference."""
+    places = layout.stops(part)
+    rows = [_row(arm, curves, rules, places) for arm in arms if arm.name in curves]
+    return {
+        "data": curves[layout.REFERENCE][0].facts,
+        "margin": rules["margin"],
+        "strict": rules["strict"],
+        "start": {"samples": part["recipe"]["options"]["start"], "error": error},
+        "cells": {"complete": len(rows) - 1, "of": len(arms) - 1},
+        "rows": rows,
+        "claims": judge_claims(rows, part["seeds"], part),
+        "stops": places,
+    }
+
+
+def _row(
+    arm: layout.Arm, curves: dict[str, list[Curve]], rules: dict[str, Any], places: Sequence[int]
+) -> dict[str, Any]:
+    runs, reference = curves[arm.name], curves[layout.REFERENCE]
+    row: dict[str, Any] = {"arm": arm.name, "kind": arm.kind, "kappa": arm.kappa, "form": arm.form}
+    row["steps"] = runs[0].steps
+    row["minutes"] = round(float(np.mean([curve.seconds for curve in runs])) / 60, 2)
+    if arm.name != layout.REFERENCE:
+        both, marks = {"reference": reference, "arm": runs}, tuple(range(1, len(places)))
+        table = judge(both, marks, {"loss": LOSS}, margins={"average": rules["margin"]})
+        strict = judge(both, marks, {"loss": LOSS}, margins={"average": rules["strict"]})
+        row["strict"] = str(strict["arm"]["average"].verdict)
+        row["verdicts"] = {model: str(test.verdict) for model, test in table["arm"].items()}
+        row["worst"] = {model: round(test.worst, 4) for model, test in table["arm"].items()}
+        row["gap"] = {
+            key: [round(float(x), 4) for x in getattr(table["arm"]["average"], key)]
+            for key in ("mean", "low", "high", "margin")
+        }
+        row["wer_gap"] = _interval(_last(runs, "average", "wer") - _last(reference, "average", "wer"))
+        ratio = np.log(_last(runs, "average", "loss")) - np.log(_last(reference, "average", "loss"))
+        row["loss_gap"] = _interval(ratio, worst=1.0)
+    row["wer"] = {model: _interval(_last(runs, model, "wer")) for model in ("average", "raw")}
+    row["wer_curve"] = {model: _mean(runs, model, "wer") for model in ("average", "raw")}
+    row["loss_curve"] = _mean(runs, "average", "loss")
+    row["starts"] = [int(curve.values["average"]["start"][-1]) for curve in runs]
+    row["collapsed"] = sum(collapsed(curve) for curve in runs)
+    row["diverged"] = sum(bool(curve.stopped) for curve in runs)
+    return row
+
+
+def collapsed(curve: Curve) -> bool:
+    """Return whether pseudo-labelling has collapsed: it began, and the teacher ends with nothing said or nothing right.
+
+    Args:
+        curve: of a run.
+
+    Returns:
+        Whether more than half of the teacher's outputs are empty, or its word error rate is 95 % or more.
+    """
+    last = {name: series[-1] for name, series in curve.values["average"].items()}
+    return last["start"] >= 0 and (last["empty"] > 50 or last["wer"] >= 95)
+
+
+def _last(runs: Sequence[Curve], model: str, metric: str) -> np.ndarray:
+    return np.array([curve.values[model][metric][-1] for curve in runs], dtype=float)
+
+
+def _mean(runs: Sequence[Curve], model: str, metric: str) -> list[float]:
+    return [round(float(v), 4) for v in np.mean([curve.values[model][metric] for curve in runs], axis=0)]
+
+
+def _interval(values: np.ndarray, worst: float = 100.0) -> list[float]:
+    """Return mean, low and high of the 95% t interval; what is not finite counts as the worst."""
+    values = np.where(np.isfinite(values), values, worst)
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return [round(float(v), 3) for v in (values.mean(), values.mean() - half, values.mean() + half)]

@@ -1,0 +1,111 @@
+"""Picture and page of the teacher studies."""
+
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from isobatch import report
+from isobatch.report.pictures import RC
+from isobatch_studies.pages import page
+from isobatch_studies.teachers.grid import MEANING
+
+_SHADE = {"rule": "#0072B2", "no EMA rule": "#D55E00", "progressive": "#009E73", "hold": "#CC79A7"}
+_STYLES = ("-", "--", "-.", ":")
+
+
+def picture(data: dict[str, Any]) -> bytes:
+    """Return the curves of every arm over the samples, as PNG.
+
+    Args:
+        data: the study's result.
+
+    Returns:
+        PNG bytes.
+    """
+    return report.png(figure(data))
+
+
+def figure(data: dict[str, Any]) -> Figure:
+    """Draw the averaged model's gap in log loss and its accuracy over the samples, one line a variant.
+
+    Args:
+        data: the study's result.
+
+    Returns:
+        A figure of two panels a variant.
+    """
+    variants = [v for v in data["stops"] if f"{v} reference" in data["curves"]]
+    with matplotlib.rc_context(RC):
+        made = Figure(figsize=(14.4, 5.2 * max(1, len(variants))), layout="constrained")
+        if not variants:
+            return made
+        for (left, right), variant in zip(made.subplots(len(variants), 2, squeeze=False), variants, strict=True):
+            _gaps(left, data, variant)
+            _accuracies(right, data, variant)
+    return made
+
+
+def _lines(data: dict[str, Any], variant: str) -> list[tuple[str, str, str, dict[str, list[float]]]]:
+    kappas = sorted({r["kappa"] for r in data["rows"]}, reverse=True)
+    found = []
+    for r in data["rows"]:
+        if r["variant"] == variant:
+            label = f"{variant} {r['arm']} x{r['kappa']:g}"
+            style = _STYLES[kappas.index(r["kappa"]) % len(_STYLES)]
+            found.append((f"{r['arm']} x{r['kappa']:g}", _SHADE[r["arm"]], style, data["curves"][label]["average"]))
+    return found
+
+
+def _name(data: dict[str, Any], variant: str) -> str:
+    return variant if variant == data["study"] else f"{data['study']}, {variant}"
+
+
+def _gaps(axes: Any, data: dict[str, Any], variant: str) -> None:
+    x = np.array(data["stops"][variant]) / 1000
+    base = np.log(np.array(data["curves"][f"{variant} reference"]["average"]["loss"]))
+    axes.axhspan(-0.03, 0.03, color="#56B4E9", alpha=0.2, lw=0)
+    for name, shade, style, values in _lines(data, variant):
+        axes.plot(x, np.log(np.array(values["loss"])) - base, color=shade, ls=style, lw=1.9, label=name)
+    axes.set_yscale("symlog", linthresh=0.05)
+    axes.set_yticks([-0.5, -0.05, 0, 0.05, 0.5], ["-0.5", "-0.05", "0", "0.05", "0.5"])
+    axes.set_xlabel("samples seen (thousands)")
+    axes.set_ylabel("gap in log loss, averaged model")
+    axes.set_title(f"{_name(data, variant)}: gap to the reference")
+
+
+def _accuracies(axes: Any, data: dict[str, Any], variant: str) -> None:
+    x = np.array(data["stops"][variant]) / 1000
+    for name, shade, style, values in _lines(data, variant):
+        axes.plot(x, values["accuracy"], color=shade, ls=style, lw=1.9, label=name)
+    reference = data["curves"][f"{variant} reference"]["average"]["accuracy"]
+    axes.plot(x, reference, color="black", lw=2.2, label="reference", zorder=0)
+    axes.set_xlabel("samples seen (thousands)")
+    axes.set_ylabel("accuracy on held-out views (%)")
+    axes.set_title(f"{_name(data, variant)}: averaged model")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
+
+
+def html(data: dict[str, Any]) -> str:
+    """Return the study's page.
+
+    Args:
+        data: the study's result.
+
+    Returns:
+        Self-contained HTML.
+    """
+    rows = [["variant", "arm", "batch", "averaged", "gap", "raw", "gap", "accuracy", "collapsed", "seconds"]]
+    for r in data["rows"]:
+        verdicts, gaps, last = r["verdicts"], r["worst"], r["final"]["average"]["accuracy"]
+        cells = [r["variant"], f"{r['arm']} x{r['kappa']:g}", str(r["batch"])]
+        cells += [verdicts["average"], f"{gaps['average']:+.3f}", verdicts["raw"], f"{gaps['raw']:+.3f}"]
+        accuracy = f"{last['mean']:.1f} [{last['low']:.1f}, {last['high']:.1f}]"
+        rows.append([*cells, accuracy, str(len(r["collapsed"])), f"{r['seconds']:.0f}"])
+    meaning = [f"{name}: {text}." for name, text in MEANING.items()]
+    sections = [
+        report.Section("Over the run", ["Shaded: the margin."], [], [(data["study"], figure(data))]),
+        report.Section("Every arm", meaning, rows),
+    ]
+    return page(data, "The average is part of the run: does the run stay the same at another batch?", sections)
