@@ -3,13 +3,14 @@ r"""Intervals for a mean gap that hold for skewed gaps too, and the verdicts the
 A t interval misses on the side of the long tail: a sample without one of the rare large gaps has too small a mean and
 too small a spread. Its companion stretches each half of the interval by
 
-    1 + (c / n) max(0, (M s + w g) / (M + w), s_j - sqrt(6/n)),    w = (10/n)^2,
+    1 + (c / n) max(0, (M s + w g) / (M + w) + b max(0, s_j - s)),    w = (10/n)^2,  b = max(0, 1 - v_0 / v).
 
-with s_j the sample skewness at mark j towards that side and s its mean over the marks; M the number of independent
-marks that the skewnesses are worth; g = 0.75 what gaps are suspected of, with weight w, until the seeds show otherwise.
-The last term is for a mark that is more skewed than its fellows. c is 22 for SAME, and 28 for DIFFERENT, which looks
-farther into the tail. The numbers were chosen by simulation (benchmarks/verdicts.py), so that lognormal gaps up to
-sigma = 1 keep the error rates of `Level` from 8 seeds on.
+s_j is the sample skewness at mark j towards that side and s its mean over the marks, which M independent marks would
+give as well; g = 0.75 is what gaps are suspected of, with weight w, until the seeds show otherwise. A mark that is more
+skewed than its fellows keeps the share b of the difference: v is the variance of s_j over the marks, and
+v_0 = 6 (n - 2) / ((n + 1) (n + 3)) that of normal gaps. c = 22 + 6 log2(0.05 / a) for an error rate a, which looks
+farther into the tail the smaller it is: 22 for SAME, 28 for DIFFERENT. c, g and w were chosen by simulation
+(benchmarks/verdicts.py), so that lognormal gaps up to sigma = 1 keep the error rates of `Level` from 8 seeds on.
 
 Notation: gaps have the shape (..., seeds, marks); every function works on the leading axes at once.
 """
@@ -23,8 +24,9 @@ from scipy import special
 Array = NDArray[np.float64]
 
 SAME, UNDECIDED, DIFFERENT = 1, 0, -1
-SLOPE_SAME, SLOPE_DIFFERENT = 22.0, 28.0
+SLOPE, SLOPE_PER_HALVING = 22.0, 6.0
 SUSPECTED, SUSPECTED_AT = 0.75, 10.0
+OUTLYING_MARGINS, OUTLYING_DEVIATIONS = 3.0, 10.0
 ROUNDING = 1e-9
 """A spread below this share of the margin is rounding, not variation between seeds."""
 
@@ -71,6 +73,7 @@ class Sample:
         skewness: third moment over the deviation's cube, both with n, shape (..., marks).
         pooled: its mean over the marks that vary, shape (..., 1).
         worth: number of independent marks that this mean is worth, shape (..., 1).
+        own: share b of its difference from them that a mark keeps, shape (..., 1).
         flat: marks without spread.
     """
 
@@ -80,6 +83,7 @@ class Sample:
     skewness: Array
     pooled: Array
     worth: Array
+    own: Array
     flat: NDArray[np.bool_]
 
 
@@ -133,39 +137,43 @@ def sample(gap: Array, margin: Array) -> Sample:
     skewness = (np.square(unit) * unit).mean(-2)
     varying = np.maximum((~flat).sum(-1, keepdims=True), 1)
     pooled = skewness.sum(-1, keepdims=True) / varying
-    worth = np.ones_like(pooled)
+    skewness = np.where(flat, pooled, skewness)
+    worth, own = np.ones_like(pooled), np.zeros_like(pooled)
     if marks > 1:
         correlation = np.swapaxes(unit, -1, -2) @ unit / seeds
         shared = (correlation * np.square(correlation)).sum((-1, -2))[..., None]
         worth = np.clip(varying**2 / np.maximum(shared, 1e-300), 1, varying)
+        normal = 6 * (seeds - 2) / ((seeds + 1) * (seeds + 3))
+        own = np.maximum(1 - normal / np.maximum(skewness.var(-1, keepdims=True, ddof=1), normal + 1e-300), 0)
     deviation = np.where(flat, 0.0, size * spread) * np.sqrt(seeds / (seeds - 1))
     deviation = np.where(flat, deviation.max(-1, keepdims=True), deviation)
-    return Sample(seeds, mean, deviation, np.where(flat, pooled, skewness), pooled, worth, flat)
+    return Sample(seeds, mean, deviation, skewness, pooled, worth, own, flat)
 
 
-def stretch(found: Sample, slope: float, side: int) -> Array:
+def stretch(found: Sample, rate: float, side: int) -> Array:
     """Return how much longer than by t one half of an interval is.
 
     Args:
         found: moments.
-        slope: c.
+        rate: error rate of the verdict, from which c follows.
         side: 1 for the upper half, -1 for the lower.
 
     Returns:
         Factors of at least 1, shape (..., marks).
     """
+    slope = SLOPE + SLOPE_PER_HALVING * np.log2(max(LEVEL.same / rate, 1.0))
     weight = (SUSPECTED_AT / found.seeds) ** 2
     together = (found.worth * side * found.pooled + weight * SUSPECTED) / (found.worth + weight)
-    own = side * found.skewness - np.sqrt(6 / found.seeds)
-    return 1 + slope / found.seeds * np.maximum(np.maximum(together, own), 0)
+    own = found.own * np.maximum(side * (found.skewness - found.pooled), 0)
+    return 1 + slope / found.seeds * np.maximum(together + own, 0)
 
 
 def outlying(gap: Array, margin: Array) -> NDArray[np.bool_]:
     """Return which seeds lie far from the others.
 
-    A seed is flagged where at some mark it is farther from the median of the seeds than the margin, and farther than
-    4 + 80/n robust deviations: 1.4826 times the median distance, or where more than half of the seeds tie, 1.2533 times
-    the mean distance.
+    A seed is flagged where at some mark it is farther from the median of the seeds than 3 margins and than 10 robust
+    deviations: 1.4826 times the median distance, or where more than half of the seeds tie, 1.2533 times the mean
+    distance.
 
     Args:
         gap: shape (..., seeds, marks).
@@ -175,29 +183,14 @@ def outlying(gap: Array, margin: Array) -> NDArray[np.bool_]:
         Shape (..., seeds).
 
     References:
-        The median distance: Hampel, J. Amer. Statist. Assoc. 69 (1974). The constant: below 1% of normal samples, by
-        simulation with 10 independent marks.
+        The median distance: Hampel, J. Amer. Statist. Assoc. 69 (1974). By simulation 10 deviations flag fewer than one
+        in a thousand samples of 20 normal seeds at 10 marks.
     """
     distance = np.abs(gap - np.median(gap, -2, keepdims=True))
     typical = 1.4826 * np.median(distance, -2, keepdims=True)
     typical = np.where(typical > ROUNDING * margin, typical, 1.2533 * distance.mean(-2, keepdims=True))
-    return (distance > np.maximum(far(gap.shape[-2]) * typical, margin)).any(-1)
-
-
-def far(seeds: int) -> float:
-    """Return the robust deviations from which on a seed is an outlier.
-
-    Args:
-        seeds: n.
-
-    Returns:
-        4 + 80/n.
-
-    Example:
-        >>> far(20)
-        8.0
-    """
-    return 4 + 80 / seeds
+    away: NDArray[np.bool_] = distance > np.maximum(OUTLYING_DEVIATIONS * typical, OUTLYING_MARGINS * margin)
+    return away.max(-1)
 
 
 def decide(gap: Array, margin: Array, level: Level = LEVEL) -> Decision:
@@ -221,9 +214,9 @@ def decide(gap: Array, margin: Array, level: Level = LEVEL) -> Decision:
     error = found.deviation / np.sqrt(seeds)
     half = special.stdtrit(seeds - 1, 1 - level.same) * error
     wide = special.stdtrit(seeds - 1, 1 - level.different / marks) * error
-    up, down = stretch(found, SLOPE_SAME, 1), stretch(found, SLOPE_SAME, -1)
+    up, down = stretch(found, level.same, 1), stretch(found, level.same, -1)
     high, low = found.mean + up * half, found.mean - down * half
-    far_up, far_down = stretch(found, SLOPE_DIFFERENT, 1), stretch(found, SLOPE_DIFFERENT, -1)
+    far_up, far_down = stretch(found, level.different, 1), stretch(found, level.different, -1)
     inside = ((low > -margin) & (high < margin)).all(-1)
     outside = ((found.mean - far_down * wide > margin) | (found.mean + far_up * wide < -margin)).any(-1)
     # the t intervals as they stand, without a floor for marks that do not vary
