@@ -5,7 +5,7 @@
 Monte Carlo with the test that `isobatch verify run` uses. Gaps have deviation 1 and the stated distribution at every
 mark; marks are independent or share 0.8 of their variance (before the exponential of a lognormal; t3 then shares its
 chi-square). Errors are counted where the true gap is exactly the margin, which is 10 deviations unless stated: the
-worst case for SAME. Each table is kept as it ends; a second call with the same file counts the missing cells only.
+worst case for SAME. Each cell is kept as it ends; a second call with the same file counts the missing ones.
 """
 
 import argparse
@@ -212,7 +212,7 @@ def cells(repetitions: int) -> dict[str, dict[str, tuple]]:
         for least, most in DESIGNS
         for row in wrong + right
     }
-    few = max(20, repetitions // 200)
+    few = max(20, repetitions // 400)
     made["advice"] = {
         f"{kind} | {family} | {ratio:g} | {truth:g} | {first}": (advice, kind, ratio, truth, family, first, few)
         for kind, family, ratio, truth, first in [
@@ -315,10 +315,11 @@ def main() -> None:
             continue
         done = tables.setdefault(table, {})
         for name, (count, *arguments) in rows.items():
-            if name not in done:
-                done[name] = count(*arguments)
-        if options.json:
-            write_result(options.json.parent, data, options.json.name)
+            if name in done:
+                continue
+            done[name] = count(*arguments)
+            if options.json:
+                write_result(options.json.parent, data, options.json.name)
     print(markdown(tables))
 
 

@@ -1,34 +1,59 @@
 """isobatch: the same training run, at any batch size.
 
-Names that need torch are loaded when first used.
+Every room is reachable as `isobatch.room`; rooms and the names that need torch are loaded when first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from isobatch.errors import InputError, IsobatchError, NonFiniteError
+from isobatch.installed import VERSION as __version__
 
 if TYPE_CHECKING:
+    from isobatch import (
+        augment,
+        average,
+        checkpoint,
+        cli,
+        control,
+        critical,
+        data,
+        decentralized,
+        errors,
+        gradients,
+        installed,
+        modules,
+        noise,
+        optimizers,
+        plan,
+        report,
+        results,
+        rules,
+        schedules,
+        student,
+        tasks,
+        topologies,
+        train,
+        units,
+        verify,
+    )
     from isobatch.average import ModelEMA
     from isobatch.noise import NoiseScale
     from isobatch.optimizers import InvariantAdam, InvariantAdamW, InvariantRMSprop
     from isobatch.plan import Plan, Recipe
     from isobatch.train import SampleScheduler, rescale
 
-__version__ = "0.1.0"
-
-_LAZY = {
-    "InvariantAdam": "isobatch.optimizers",
-    "InvariantAdamW": "isobatch.optimizers",
-    "InvariantRMSprop": "isobatch.optimizers",
-    "ModelEMA": "isobatch.average",
-    "NoiseScale": "isobatch.noise",
-    "Plan": "isobatch.plan",
-    "Recipe": "isobatch.plan",
-    "SampleScheduler": "isobatch.train",
-    "rescale": "isobatch.train",
+_HOME = {
+    "InvariantAdam": "optimizers",
+    "InvariantAdamW": "optimizers",
+    "InvariantRMSprop": "optimizers",
+    "ModelEMA": "average",
+    "NoiseScale": "noise",
+    "Plan": "plan",
+    "Recipe": "plan",
+    "SampleScheduler": "train",
+    "rescale": "train",
 }
-_MODULES = ("control", "critical", "noise", "plan", "rules", "schedules", "units", "verify")
 
 __all__ = [
     "InputError",
@@ -43,17 +68,42 @@ __all__ = [
     "Recipe",
     "SampleScheduler",
     "__version__",
+    "augment",
+    "average",
+    "checkpoint",
+    "cli",
+    "control",
+    "critical",
+    "data",
+    "decentralized",
+    "errors",
+    "gradients",
+    "installed",
+    "modules",
+    "noise",
+    "optimizers",
+    "plan",
+    "report",
     "rescale",
+    "results",
+    "rules",
+    "schedules",
+    "student",
+    "tasks",
+    "topologies",
+    "train",
+    "units",
+    "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    if name in _MODULES:
+    if name in _HOME:
+        return getattr(import_module(f"isobatch.{_HOME[name]}"), name)
+    if name in __all__:
         return import_module(f"isobatch.{name}")
     raise AttributeError(f"module 'isobatch' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY, *_MODULES})
+    return sorted({*globals(), *__all__})

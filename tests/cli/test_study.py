@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint
 import pytest
 from tests.recipes import recipe
 
-from isobatch import cli, installed
+from isobatch import cli
 from isobatch.errors import InputError
 from isobatch.tasks import find, make_run
 
@@ -24,7 +24,7 @@ MINE = Study()
 
 
 def announce(monkeypatch, *points):
-    monkeypatch.setattr(installed.metadata, "entry_points", lambda group: [p for p in points if p.group == group])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [p for p in points if p.group == group])
 
 
 @pytest.mark.parametrize("words", [["study"], ["study", "byol"], ["study", "--json"]])

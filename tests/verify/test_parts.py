@@ -15,10 +15,9 @@ from tests.recipes import recipe
 from isobatch.errors import InputError
 from isobatch.plan import scaled
 from isobatch.verify import ABLATIONS, arms
-from isobatch.verify.arms import sizes
 from isobatch.verify.campaign import Campaign
 from isobatch.verify.comparison import run
-from isobatch.verify.design import design_of, looks_of, stops_for
+from isobatch.verify.design import design_of, looks_of, sizes, stops_for
 from isobatch.verify.workers import Job, as_done, map_jobs, train_curve
 
 QUADRATIC = {

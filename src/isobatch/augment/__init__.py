@@ -1,5 +1,9 @@
 """Augmentation by place in the stream: views of a sample, random views of images, adversarial examples made ahead."""
 
+from isobatch.installed import need
+
+need("torch")
+
 from isobatch.augment.batch_augmentation import BatchAugmentation, ViewAverage
 from isobatch.augment.concurrent_adversarial import directions, perturbed
 from isobatch.augment.draws import Draws

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from isobatch.augment.draws import Draws
 from isobatch.augment.views import View, inputs_of, viewed
 from isobatch.errors import InputError
+from isobatch.student import student_t
 from isobatch.units import finite, whole
 
 
@@ -214,8 +215,6 @@ def _terms(means: Tensor, squares: Sequence[float], views: int, size: int, level
             two_terms(inner.sum() - inner[i], own.sum() - own[i], rest[i] / (n - 1) ** 2, n - 1, views).share
             for i in range(n)
         ]
-        from scipy import stats
-
-        spread = math.sqrt((n - 1) * np.var(shares)) * float(stats.t.ppf((1 + level) / 2, n - 1))
+        spread = math.sqrt((n - 1) * np.var(shares)) * student_t(n - 1, (1 + level) / 2)
         low, high = found.share - spread, found.share + spread
     return ViewVariance(size * found.between, size * found.views, found.gradient_squared, low, high)

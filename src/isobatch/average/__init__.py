@@ -1,5 +1,9 @@
 """Averages of a model's weights on the sample clock."""
 
+from isobatch.installed import need
+
+need("torch")
+
 import warnings
 from typing import Any
 

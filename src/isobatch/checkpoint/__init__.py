@@ -1,5 +1,9 @@
 """Checkpoints that are whole or absent: safetensors and JSON, hashed, renamed into place."""
 
+from isobatch.installed import need
+
+need("torch")
+
 from isobatch.checkpoint.live import load_model as load_model
 from isobatch.checkpoint.live import load_optimizer as load_optimizer
 from isobatch.checkpoint.live import model_state as model_state

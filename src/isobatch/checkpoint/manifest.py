@@ -15,7 +15,7 @@ from typing import Any
 import safetensors
 import torch
 
-import isobatch
+from isobatch import installed
 from isobatch.checkpoint.files import hash_file, parse
 from isobatch.checkpoint.tensors import read
 from isobatch.checkpoint.tree import join
@@ -119,7 +119,7 @@ def seal(folder: Path, seen: int, world: int, meta: dict) -> bytes:
         "format": FORMAT,
         "version": VERSION,
         "versions": {
-            "isobatch": isobatch.__version__,
+            "isobatch": installed.VERSION,
             "torch": str(torch.__version__),
             "safetensors": safetensors.__version__,
         },
@@ -206,7 +206,7 @@ def _check_fields(path: Path, content: dict[str, Any], fields: set[str]) -> None
         raise InputError(f"{path}: format is {content.get('format')!r}, not {FORMAT!r}; give a checkpoint of isobatch")
     if content.get("version") != VERSION:
         raise InputError(
-            f"{path}: format version {content.get('version')!r}, isobatch {isobatch.__version__} reads {VERSION}; "
+            f"{path}: format version {content.get('version')!r}, isobatch {installed.VERSION} reads {VERSION}; "
             "upgrade isobatch, or take a checkpoint of this version"
         )
     for word, names_ in (("unknown", set(content) - fields), ("missing", fields - set(content))):

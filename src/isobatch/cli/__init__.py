@@ -16,6 +16,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 from isobatch.cli import noise, plan, study, train, verify
 from isobatch.cli.options import Ended
 from isobatch.errors import IsobatchError
+from isobatch.installed import VERSION
 
 CODES = (
     "exit codes: 0 done or SAME, 1 internal error, 2 bad input, 3 UNDECIDED, 4 DIFFERENT, 130 interrupted, "
@@ -61,10 +62,8 @@ def parser() -> argparse.ArgumentParser:
     Returns:
         A parser whose result holds the function to call as `call`.
     """
-    from isobatch import __version__
-
     root = argparse.ArgumentParser("isobatch", description="The same training run, at any batch size.", epilog=CODES)
-    root.add_argument("--version", action="version", version=f"isobatch {__version__}")
+    root.add_argument("--version", action="version", version=f"isobatch {VERSION}")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
     plan.add(commands)
     verify.add(commands)

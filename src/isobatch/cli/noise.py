@@ -49,7 +49,7 @@ def measure(chosen: argparse.Namespace) -> int:
     from isobatch import critical
     from isobatch.critical.pages import noise_table, write_noise
     from isobatch.plan import Recipe
-    from isobatch.report import dump
+    from isobatch.results import dump
 
     recipe, folder = Recipe.load(chosen.recipe), prepare(chosen.out)
     with progress(chosen.json) as (estimated, done):
@@ -108,7 +108,7 @@ def sweep(chosen: argparse.Namespace) -> int:
     from isobatch import critical
     from isobatch.critical.pages import sweep_table, write_sweep
     from isobatch.plan import Recipe
-    from isobatch.report import dump
+    from isobatch.results import dump
 
     recipe, folder, budget = Recipe.load(chosen.recipe), prepare(chosen.out), seconds(chosen.budget)
     batches = [int(b) for b in numbers("--batches", chosen.batches, whole=True)]

@@ -194,7 +194,7 @@ def _critical(chosen: argparse.Namespace, recipe: "Recipe") -> tuple["Interval",
 
 
 def _json(data: dict[str, Any]) -> int:
-    from isobatch.report import dump
+    from isobatch.results import dump
 
     say(dump(data).rstrip())
     return 0

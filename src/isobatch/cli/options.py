@@ -66,7 +66,7 @@ def prepare(out: Path | None) -> Path | None:
     """
     if out is None:
         return None
-    from isobatch.report import prepare as make
+    from isobatch.results import prepare as make
 
     return make(out)
 

@@ -109,7 +109,7 @@ def options(name: str, takes: frozenset[str], device: str, nodes: int | None) ->
 
 def _check_free(folder: Path | None, name: str, *, quick: bool) -> None:
     """Refuse a folder with the result of another study, or of its other grid."""
-    from isobatch.report import read_result
+    from isobatch.results import read_result
 
     held = {} if folder is None else read_result(folder)
     if held and (held.get("study"), held.get("quick")) != (name, quick):
@@ -155,7 +155,7 @@ def study(chosen: argparse.Namespace) -> int:
 
 
 def _show(data: dict[str, Any], folder: Path | None, *, as_json: bool) -> None:
-    from isobatch.report import HELD, dump
+    from isobatch.results import HELD, dump
 
     if as_json:
         say(dump(data).rstrip())

@@ -8,6 +8,7 @@ from typing import Any
 
 from isobatch.cli.options import DEVICE, folder_name, print_table, say
 from isobatch.errors import InputError
+from isobatch.installed import need
 
 
 def add(commands: Any) -> None:
@@ -47,10 +48,11 @@ def train(chosen: argparse.Namespace) -> int:
     """
     from dataclasses import asdict
 
+    need("torch")
     import torch.distributed as dist
 
     from isobatch.plan import Recipe
-    from isobatch.report import dump, prepare, write_result
+    from isobatch.results import dump, prepare, write_result
     from isobatch.train.job import Options
     from isobatch.train.job import train as run
 

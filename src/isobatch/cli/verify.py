@@ -143,7 +143,7 @@ def run(chosen: argparse.Namespace) -> int:
 
         files = write_report(folder, data)
     if chosen.json:
-        from isobatch.report import dump
+        from isobatch.results import dump
 
         say(dump(data).rstrip())
     else:
@@ -180,7 +180,7 @@ def characteristic(chosen: argparse.Namespace) -> int:
         0.
     """
     from isobatch.plan import Recipe
-    from isobatch.report import dump, write_result
+    from isobatch.results import dump, write_result
     from isobatch.verify.characteristic import measure, table
 
     recipe, folder = Recipe.load(chosen.recipe), prepare(chosen.out)

@@ -1,5 +1,9 @@
 """The critical batch, measured directly: sweeps, branches, and the advice that follows."""
 
+from isobatch.installed import need
+
+need("torch", "verify")
+
 from isobatch.critical.advising import Advice, Option, advise
 from isobatch.critical.branching import Branching, branch
 from isobatch.critical.hyperbola import Hyperbola, Interval, fit

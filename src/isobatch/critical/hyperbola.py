@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import stdtrit
 
 from isobatch.errors import InputError
+from isobatch.student import student_t
 from isobatch.units import finite
 
 FEWEST, WIDEST = 4, 4.0
@@ -99,7 +99,7 @@ def fit(batches: Sequence[float], steps: Sequence[float], level: float = 0.95) -
     log_critical = minimize_scalar(lambda c: _profile(np.array([c]), b, y)[1][0], bounds=around, method="bounded").x
     (log_steps,), (least,) = _profile(np.array([log_critical]), b, y)
     freedom = len(b) - 2
-    allowed = least * (1 + stdtrit(freedom, (1 + level) / 2) ** 2 / freedom)
+    allowed = least * (1 + student_t(freedom, (1 + level) / 2) ** 2 / freedom)
     inside = errors <= allowed
     reach = np.sqrt(np.maximum(allowed - errors[inside], 0) / len(b))
     wide = {"low": bool(inside[0]), "high": bool(inside[-1])}

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from scipy.special import stdtrit
 
 from isobatch.critical.sweeping import Goal, Sweep
 from isobatch.critical.trial import at, plain_recipe
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.plan import Critical, Recipe
+from isobatch.student import student_t
 from isobatch.units import whole
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def calibrate(sweep: Sweep, goal: Goal | None = None, *, level: float = 0.95, de
         known["noise_scale"] = float(np.exp(logs.mean()))
         known["ratio"] = crit.value / known["noise_scale"]
     if len(logs) > 1:
-        own = stdtrit(len(logs) - 1, (1 + level) / 2) * logs.std(ddof=1) / math.sqrt(len(logs))
+        own = student_t(len(logs) - 1, (1 + level) / 2) * logs.std(ddof=1) / math.sqrt(len(logs))
         known["ratio_low"] = known["ratio"] * math.exp(-math.hypot(own, math.log(crit.value / crit.low)))
         known["ratio_high"] = known["ratio"] * math.exp(math.hypot(own, math.log(crit.high / crit.value)))
     return Critical(**known)

@@ -1,5 +1,9 @@
 """Data in a fixed order: which sample comes next is a function of (seed, epoch, index)."""
 
+from isobatch.installed import need
+
+need("torch")
+
 from isobatch.data.fingerprint import check_fingerprint as check_fingerprint
 from isobatch.data.fingerprint import fingerprint as fingerprint
 from isobatch.data.loader import OrderLoader as OrderLoader

@@ -3,6 +3,10 @@
 `graphs` builds who averages with whom, `cost` says what an exchange takes.
 """
 
+from isobatch.installed import need
+
+need("torch")
+
 from isobatch.decentralized import cost as cost
 from isobatch.decentralized import graphs as graphs
 from isobatch.decentralized.graphs import complete as complete

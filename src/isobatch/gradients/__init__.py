@@ -1,5 +1,9 @@
 """Gradients as they are made: what wraps a model or an optimizer, and one set of hooks for all who look at chunks."""
 
+from isobatch.installed import need
+
+need("torch")
+
 from isobatch.gradients.rescale_check import RescaleCheck
 from isobatch.gradients.tap import Member, Receiver, Tap, Watch, refuse_sparse, refuse_unwatchable
 from isobatch.gradients.wrappers import (

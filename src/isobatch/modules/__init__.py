@@ -1,5 +1,9 @@
 """Modules with other weights: the one copy of a model in the house."""
 
+from isobatch.installed import need
+
+need("torch")
+
 from isobatch.modules.copies import Copy as Copy
 from isobatch.modules.copies import copied as copied
 from isobatch.modules.copies import with_weights as with_weights

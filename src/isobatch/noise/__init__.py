@@ -1,5 +1,9 @@
 """The gradient noise scale with error bars: how large a batch is worth it."""
 
+from isobatch.installed import need
+
+need("torch")
+
 from isobatch.noise.estimate import NoiseEstimate, Verdict, judge, undefined
 from isobatch.noise.half_batches import CoupledSamplesWarning
 from isobatch.noise.probe import local_lipschitz, measure, measure_hessian

@@ -7,9 +7,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from scipy.special import stdtrit
-
 from isobatch.noise.statistic import Moments, Spread, noise_scale, ratio_interval
+from isobatch.student import student_t
 
 FEWEST = 12
 WIDEST = 4.0
@@ -192,7 +191,7 @@ def _needed(
     if not (g > 0 and s > 0):
         return max(least, span)
     relative = max(v_ss / s**2 - 2 * v_sg / (s * g) + v_gg / g**2, 0.0)
-    times = relative * float(stdtrit(max(spread.freedom, 1.0), (1 + level) / 2)) ** 2 / (math.log(WIDEST) / 2) ** 2
+    times = relative * student_t(max(spread.freedom, 1.0), (1 + level) / 2) ** 2 / (math.log(WIDEST) / 2) ** 2
     return max(least, span * (times - 1), span / measurements)
 
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from isobatch.errors import InputError
+from isobatch.student import student_t
 from isobatch.units import finite
 
 Array = NDArray[np.float64]
@@ -298,7 +298,7 @@ def ratio_interval(trace: float, gradient_squared: float, spread: Spread, level:
     coverage(level)
     if spread.freedom <= 0:
         return 0.0, math.inf
-    quantile = float(stdtrit(spread.freedom, (1 + level) / 2)) ** 2
+    quantile = student_t(spread.freedom, (1 + level) / 2) ** 2
     scale = abs(trace) or 1.0
     s, g = trace / scale, max(gradient_squared, 0.0) / scale
     v_ss, v_sg, v_gg = (float(v) * quantile / scale**2 for v in spread.covariance[[0, 0, 1], [0, 1, 1]])

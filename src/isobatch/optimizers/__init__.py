@@ -1,5 +1,9 @@
 """Optimizers: the invariant Adam family, and a thin catalogue of others."""
 
+from isobatch.installed import need
+
+need("torch")
+
 from isobatch.optimizers.catalogue import CATALOGUE, Row, build
 from isobatch.optimizers.family import InvariantAdam, InvariantAdamW, InvariantRMSprop
 from isobatch.optimizers.layers import layer_squares

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from isobatch.installed import need
+
 NAMES = ("LARS", "Lamb", "AdamP")
 
 
@@ -62,6 +64,7 @@ def lars(
     References:
         arXiv 1708.03888 (You, Gitman, Ginsburg).
     """
+    need("optimizers")
     from pytorch_optimizer import LARS
 
     made = LARS(
@@ -86,6 +89,7 @@ def lamb(params: Iterable[Any], *, lr: float, betas: tuple[float, float], eps: f
     References:
         arXiv 1904.00962 (You et al.).
     """
+    need("optimizers")
     from pytorch_optimizer import Lamb
 
     # the library's defaults take a ten times larger first step, decouple the decay from the norm, and clip |w| at 10
@@ -113,6 +117,7 @@ def adamp(
     References:
         arXiv 2006.08217 (Heo et al.).
     """
+    need("optimizers")
     from pytorch_optimizer import AdamP
 
     return _counted(AdamP(groups(params), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))

@@ -1,8 +1,12 @@
 """Reports: result.json, pictures, and one self-contained HTML page."""
 
-from isobatch.report.page import HELD, Section, render
+from isobatch.installed import need
+
+need("verify")
+
+from isobatch.report.page import Section, render
 from isobatch.report.pictures import model_figure, overlay_figure, png
-from isobatch.report.store import dump, prepare, read_result, versions, write, write_result
+from isobatch.results import HELD, dump, prepare, read_result, versions, write, write_result
 
 __all__ = [
     "HELD",

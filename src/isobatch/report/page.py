@@ -9,9 +9,6 @@ from matplotlib.figure import Figure
 
 from isobatch.report.pictures import png
 
-HELD = {True: "held", False: "did not hold", None: "no verdict"}
-"""What is said of a claim."""
-
 
 @dataclass
 class Section:

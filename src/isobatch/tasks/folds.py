@@ -6,6 +6,7 @@ from functools import cache
 import torch
 
 from isobatch.errors import InputError
+from isobatch.installed import need
 from isobatch.plan import Recipe
 from isobatch.units import whole
 
@@ -68,6 +69,7 @@ def digits(settings: Recipe) -> Digits:
 
 @cache
 def _split(fold: int | None) -> tuple[Part, Part]:
+    need("tasks")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import StratifiedKFold, train_test_split
 
@@ -86,6 +88,7 @@ def _split(fold: int | None) -> tuple[Part, Part]:
 @cache
 def _validation(fold: int | None, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return which training samples stay and which are taken out, stratified as far as the size allows."""
+    need("tasks")
     from sklearn.model_selection import train_test_split
 
     labels = _split(fold)[0][1].numpy()

@@ -1,5 +1,9 @@
 """Training: the one loop, its guard, and what a change of the batch moves."""
 
+from isobatch.installed import need
+
+need("torch")
+
 from isobatch.train.device import Device
 from isobatch.train.guard import Guard, Judgement, Verdict
 from isobatch.train.loop import Step, Trainer

@@ -11,9 +11,8 @@ from isobatch.plan import Plan, Recipe
 from isobatch.tasks.metric import headline
 from isobatch.units import whole
 from isobatch.verify import equivalence, store
-from isobatch.verify.arms import ABLATIONS
 from isobatch.verify.campaign import Campaign, Kind, kind
-from isobatch.verify.design import Design, Rule, design_of, looks_of
+from isobatch.verify.design import ABLATIONS, Design, Rule, design_of, looks_of
 from isobatch.verify.equivalence import Level, Verdict
 from isobatch.verify.judging import ArmTest, Conclusion, conclude, failures, margin_of
 from isobatch.verify.mending import Mended, mended

@@ -19,7 +19,7 @@ MARGINS = {"ratio": {"average": 0.03, "raw": 0.05}, "difference": {"average": 0.
 """Largest gap that counts as the same: of a ratio its excess over 1, of a difference its share of the scale."""
 WIDEST = {"ratio": 0.25, "difference": 0.05}
 CEILING = 10.0
-_FEWEST = 3
+_FEWEST = 2
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ArmTest:
 
     Args:
         verdict: SAME, DIFFERENT or UNDECIDED, failures counted in.
-        gaps: the test of the gaps where both sides ended, None where fewer than three seeds did.
+        gaps: the test of the gaps where both sides ended, None where fewer than two seeds did.
         marks: how many.
         margin: largest gap that counts as the same.
         seeds: that were run.

@@ -6,7 +6,7 @@ from typing import Any
 
 from isobatch import report
 from isobatch.plan.plan import show
-from isobatch.verify.arms import MEANING
+from isobatch.verify.design import MEANING
 from isobatch.verify.mending import MEANING as MENDS
 
 _TOLD = 2

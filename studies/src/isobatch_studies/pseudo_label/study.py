@@ -111,10 +111,9 @@ def _row(
         row["strict"] = str(strict["arm"]["average"].verdict)
         row["verdicts"] = {model: str(test.verdict) for model, test in table["arm"].items()}
         row["worst"] = {model: round(test.worst, 4) for model, test in table["arm"].items()}
-        row["gap"] = {
-            key: [round(float(x), 4) for x in getattr(table["arm"]["average"], key)]
-            for key in ("mean", "low", "high", "margin")
-        }
+        test = table["arm"]["average"]
+        row["gap"] = {key: [round(float(x), 4) for x in getattr(test, key)] for key in ("mean", "low", "high")}
+        row["gap"]["margin"] = [round(test.margin, 4)] * test.marks
         row["wer_gap"] = _interval(_last(runs, "average", "wer") - _last(reference, "average", "wer"))
         ratio = np.log(_last(runs, "average", "loss")) - np.log(_last(reference, "average", "loss"))
         row["loss_gap"] = _interval(ratio, worst=1.0)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from isobatch.errors import InputError
-from isobatch_studies.tasks.images import Part
+from isobatch_studies.tasks.pixels import Part
 
 _IDX = {part: (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte") for part in ("train", "t10k")}
 _MAT = ("train_32x32.mat", "test_32x32.mat")

@@ -8,7 +8,7 @@ import torch
 
 from isobatch.errors import InputError
 from isobatch_studies.tasks.archives import archive
-from isobatch_studies.tasks.images import Images, Part, digest, resized
+from isobatch_studies.tasks.pixels import Images, Part, digest, resized
 
 _CIFAR_ROW = 1 + 3 * 32 * 32
 _ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"}

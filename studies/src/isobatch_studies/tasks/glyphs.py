@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from isobatch_studies.tasks.images import Images, digest, resized
+from isobatch_studies.tasks.pixels import Images, digest, resized
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 _SIDE, _SIZES, _FAMILIES = 32, (14, 18, 22), ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")

@@ -1,34 +1,16 @@
 """Images for the tasks: Atari frames, glyphs, or the user's own folder, as uint8 tensors of one size."""
 
-import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
 from isobatch.units import whole
-
-Part = tuple[torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Images:
-    """Labelled images, split.
-
-    Args:
-        train: uint8 of shape (n, channels, side, side), and int64 labels.
-        held: the same, held out.
-        classes: number of labels.
-        facts: source and hash.
-    """
-
-    train: Part
-    held: Part
-    classes: int
-    facts: dict[str, str]
+from isobatch_studies.tasks.atari import frames, load
+from isobatch_studies.tasks.folders import folder
+from isobatch_studies.tasks.glyphs import glyphs
+from isobatch_studies.tasks.pixels import Images, resized
 
 
 def images(settings: Recipe) -> Images:
@@ -67,19 +49,13 @@ def _source(name: str, side: int) -> Images:
     if name == "atari" or name.endswith(".npz"):
         return _atari(side, None if name == "atari" else Path(name))
     if name == "glyphs":
-        from isobatch_studies.tasks.glyphs import glyphs
-
         return glyphs(side)
-    from isobatch_studies.tasks.folders import folder
-
     if not Path(name).is_dir():
         raise InputError(f'options.data={name!r} must be "atari", "glyphs", a folder of images or a .npz of frames')
     return folder(Path(name), side)
 
 
 def _atari(side: int, path: Path | None) -> Images:
-    from isobatch_studies.tasks.atari import frames, load
-
     made = frames() if path is None else load(path)
     parts = []
     for pixels, labels in ((made.train, made.train_games), (made.held, made.held_games)):
@@ -87,45 +63,6 @@ def _atari(side: int, path: Path | None) -> Images:
         parts.append((resized(x, side), torch.from_numpy(labels)))
     facts = {"data": f"Atari frames, {len(made.games)} games, ale-py {made.version}", "sha256": made.digest}
     return Images(parts[0], parts[1], len(made.games), facts)
-
-
-def resized(x: torch.Tensor, side: int) -> torch.Tensor:
-    """Return images at another size, each pixel the mean of what it covers.
-
-    Args:
-        x: uint8 of shape (n, channels, height, width).
-        side: pixels.
-
-    Returns:
-        uint8 of shape (n, channels, side, side).
-
-    Example:
-        >>> resized(torch.full((1, 3, 8, 8), 9, dtype=torch.uint8), 4).shape
-        torch.Size([1, 3, 4, 4])
-    """
-    if x.shape[2:] == (side, side):
-        return x
-    parts = [F.adaptive_avg_pool2d(part.float(), side).round().to(torch.uint8) for part in x.split(4096)]
-    return torch.cat(parts)
-
-
-def digest(*tensors: torch.Tensor) -> str:
-    """Return the SHA-256 of tensors.
-
-    Args:
-        *tensors: on the CPU.
-
-    Returns:
-        Hexadecimal digits.
-
-    Example:
-        >>> digest(torch.zeros(1))[:8]
-        'df3f6198'
-    """
-    made = hashlib.sha256()
-    for tensor in tensors:
-        made.update(tensor.contiguous().numpy().tobytes())
-    return made.hexdigest()
 
 
 def _spread(labels: torch.Tensor, count: int) -> torch.Tensor:

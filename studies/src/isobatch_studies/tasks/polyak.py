@@ -10,7 +10,8 @@ from isobatch.tasks.face import Run, TensorSamples, device_of, seeded
 from isobatch.tasks.lesson import Lesson, Teaching
 from isobatch.tasks.metric import LOSS, PERCENT
 from isobatch.units import finite, whole
-from isobatch_studies.tasks.images import Part, images
+from isobatch_studies.tasks.images import images
+from isobatch_studies.tasks.pixels import Part
 from isobatch_studies.tasks.probe import CHUNK, MOST, clean_statistics, spread, viewed
 from isobatch_studies.tasks.resnet import ResNet, from_options
 

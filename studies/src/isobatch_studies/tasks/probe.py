@@ -13,7 +13,7 @@ from isobatch.augment import Views, augment
 from isobatch.average import recalibrate
 from isobatch.tasks.face import device_of
 from isobatch.tasks.metric import LOSS, PERCENT, Metric
-from isobatch_studies.tasks.images import Images, Part
+from isobatch_studies.tasks.pixels import Images, Part
 
 CHUNK, MOST, STATISTICS = 512, 4096, 1024
 _NEIGHBOURS, _STEPS, _DECAY, _SEED = 20, 40, 1e-3, 20_231

@@ -13,6 +13,8 @@ from typing import Any
 
 from isobatch.errors import InputError
 
+HELD = {True: "held", False: "did not hold", None: "no verdict"}
+"""What is said of a claim."""
 _PACKAGES = ("isobatch", "torch", "numpy", "scipy", "scikit-learn")
 
 
