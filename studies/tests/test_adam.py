@@ -6,8 +6,8 @@ from isobatch import rules
 from isobatch.verify import cells
 from isobatch.verify.workers import Curve
 from isobatch_studies.adam import grid as layout
+from isobatch_studies.adam.page import html, picture
 from isobatch_studies.adam.quadratic import sweep
-from isobatch_studies.adam.story import html, picture
 from isobatch_studies.adam.study import judge_claims
 from isobatch_studies.claims import claims, criteria
 

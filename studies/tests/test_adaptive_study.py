@@ -10,8 +10,8 @@ from isobatch.tasks import make_run
 from isobatch.train import Trainer
 from isobatch_studies.adaptive import study
 from isobatch_studies.adaptive.judging import judge, observed, predicted, rows, savings
+from isobatch_studies.adaptive.page import html, picture
 from isobatch_studies.adaptive.paths import Path
-from isobatch_studies.adaptive.story import html, picture
 from isobatch_studies.claims import criteria
 
 RULES = criteria("adaptive")

@@ -7,7 +7,7 @@ import pytest
 
 from isobatch_studies.autowu import grid as layout
 from isobatch_studies.autowu import study
-from isobatch_studies.autowu.story import html, picture
+from isobatch_studies.autowu.page import html, picture
 from isobatch_studies.claims import criteria
 from isobatch_studies.paired import interval
 

@@ -12,7 +12,7 @@ from isobatch_studies.decentlam.digits import Cell, by_class, cells, steps_of, t
 from isobatch_studies.decentlam.judge import LAZY, SMALL, judge_claims
 from isobatch_studies.decentlam.least_squares import Problem, train
 from isobatch_studies.decentlam.loopback import train_real
-from isobatch_studies.decentlam.story import accuracy_table, html, picture
+from isobatch_studies.decentlam.page import accuracy_table, html, picture
 
 SMALL_GRID = {
     "least_squares": {

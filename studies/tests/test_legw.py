@@ -12,7 +12,7 @@ from isobatch.verify.workers import Curve
 from isobatch_studies.claims import criteria
 from isobatch_studies.legw import grid as layout
 from isobatch_studies.legw import study
-from isobatch_studies.legw.story import html, picture
+from isobatch_studies.legw.page import html, picture
 from isobatch_studies.paired import choose, interval, last
 
 TASKS = criteria("legw")["tasks"]

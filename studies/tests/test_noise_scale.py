@@ -14,8 +14,8 @@ from isobatch_studies.claims import criteria
 from isobatch_studies.noise_scale import grid as layout
 from isobatch_studies.noise_scale import study
 from isobatch_studies.noise_scale.judging import judge, largest_ratio, row
+from isobatch_studies.noise_scale.page import html, table
 from isobatch_studies.noise_scale.probing import Probe, Reading, drawn, probe
-from isobatch_studies.noise_scale.story import html, table
 
 RULES = criteria("noise-scale")
 DOMAIN = layout.domains(RULES["grid"])[0]

@@ -6,7 +6,7 @@ from isobatch.tasks import make_run
 from isobatch.train import Trainer
 from isobatch_studies.claims import criteria
 from isobatch_studies.progressive import grid as layout
-from isobatch_studies.progressive.story import html, picture
+from isobatch_studies.progressive.page import html, picture
 from isobatch_studies.progressive.study import judge_claims, run
 
 GRID = criteria("progressive")["grid"]

@@ -13,7 +13,7 @@ from isobatch_studies.claims import criteria
 from isobatch_studies.pseudo_label import grid as layout
 from isobatch_studies.pseudo_label import study
 from isobatch_studies.pseudo_label.judging import judge_claims
-from isobatch_studies.pseudo_label.story import picture
+from isobatch_studies.pseudo_label.page import picture
 from isobatch_studies.tasks.speech import pools
 
 PART = criteria("pseudo-label")["grid"]

@@ -6,12 +6,12 @@ import pytest
 from isobatch.tasks import make_run
 from isobatch.verify.workers import Curve
 from isobatch_studies.batch_augmentation import grid as views
-from isobatch_studies.batch_augmentation import story as views_story
+from isobatch_studies.batch_augmentation import page as views_page
 from isobatch_studies.batch_augmentation import study as views_study
 from isobatch_studies.claims import criteria
 from isobatch_studies.concurrent_adversarial import grid as adversary
 from isobatch_studies.concurrent_adversarial import overlap
-from isobatch_studies.concurrent_adversarial import story as adversary_story
+from isobatch_studies.concurrent_adversarial import page as adversary_page
 from isobatch_studies.concurrent_adversarial import study as adversary_study
 from isobatch_studies.folds import chosen, fold_options
 
@@ -147,15 +147,15 @@ def test_pages_hold_claims_arms_and_pictures():
     row, terms = views_study._accuracy(BA, runs(1.0, 8)), views_study._law(BA, law(1.0))
     data = {"study": "batch-augmentation", "title": "Views", "accuracy": row, "variance": terms}
     data["claims"] = [vars(o) for o in views_study.judge_claims(row, terms)]
-    assert "batch-augmentation/variance-law" in views_story.html(data)
-    assert views_story.picture(data).startswith(b"\x89PNG")
+    assert "batch-augmentation/variance-law" in views_page.html(data)
+    assert views_page.picture(data).startswith(b"\x89PNG")
     empty = {**data, "accuracy": None, "variance": None}
-    assert views_story.picture(empty).startswith(b"\x89PNG")
+    assert views_page.picture(empty).startswith(b"\x89PNG")
     row, times = adversary_study._accuracy(CA, adversarial()), timing()
     data = {"study": "concurrent-adversarial", "title": "Adversaries", "accuracy": row, "overlap": times}
     data["claims"] = [vars(o) for o in adversary_study.judge_claims(row, times)]
-    assert "concurrent-adversarial/overlap" in adversary_story.html(data)
-    assert adversary_story.picture(data).startswith(b"\x89PNG")
+    assert "concurrent-adversarial/overlap" in adversary_page.html(data)
+    assert adversary_page.picture(data).startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ from isobatch_studies.polyak import study as polyak
 from isobatch_studies.polyak.sharpness import Sharpness, largest_eigenvalue, rise
 from isobatch_studies.teachers import grid as layout
 from isobatch_studies.teachers import judging
+from isobatch_studies.teachers.page import picture
 from isobatch_studies.teachers.rows import collapsed
-from isobatch_studies.teachers.story import picture
 
 NAMES = ("polyak", "byol", "dino")
 SMALL = {"data": "glyphs", "side": 8, "width": 8, "stages": 2, "frames": 124, "probe": 62}

@@ -50,8 +50,8 @@ def test_steps_are_those_of_algorithm_1(tau):
 def test_age_matters_and_is_bounded_by_tau():
     """Each held tensor was made by the weights of its own step; nothing older or younger is used."""
     one, made = mlp(adversary={**PART, "tau": 2}), []
-    make = one.turns.directions.make
-    one.turns.directions.make = lambda segment: made.append((one.steps, segment)) or make(segment)
+    make = one.passes.directions.make
+    one.passes.directions.make = lambda segment: made.append((one.steps, segment)) or make(segment)
     for _ in range(5):
         one.step()
     ages = {segment[0] // 12: segment[0] // 12 - step for step, segment in made}
@@ -60,8 +60,8 @@ def test_age_matters_and_is_bounded_by_tau():
 
 def test_another_batch_makes_what_lies_ahead_anew():
     one, made = mlp(adversary={**PART, "tau": 1}), []
-    make = one.turns.directions.make
-    one.turns.directions.make = lambda segment: made.append((one.drawn, segment)) or make(segment)
+    make = one.passes.directions.make
+    one.passes.directions.make = lambda segment: made.append((one.drawn, segment)) or make(segment)
     for size in (12, 12, 7, 7, 12):
         one.step(size)
     assert [m for m in made if m[0] == 24] == [(24, (24, 7)), (24, (31, 7))]
@@ -109,8 +109,8 @@ def test_making_directions_leaves_statistics_alone():
     one = cnn("shared")
     before = {name: b.clone() for name, b in one.run.model.named_buffers()}
     assert before
-    one.turns.directions.most = 12
-    one.turns.directions.make((0, 12))
+    one.passes.directions.most = 12
+    one.passes.directions.make((0, 12))
     for name, buffer in one.run.model.named_buffers():
         assert torch.equal(buffer, before[name]), name
 
@@ -229,7 +229,7 @@ def test_another_stream_makes_what_this_one_would():
     for other in (False, True):
         one = Trainer(make_run(made, 0), made, order_seed=1, device=Device("cuda"))
         if other:
-            one.turns.ahead_by(OtherStream(one.turns.directions.make, "cuda"))
+            one.passes.ahead_by(OtherStream(one.passes.directions.make, "cuda"))
         for size in (12, 12, 24, 24):
             one.step(size)
         runs.append([p.detach() for p in one.run.model.parameters()])

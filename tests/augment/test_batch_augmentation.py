@@ -119,7 +119,7 @@ def test_predictions_are_averaged_over_views():
     mean = sum(m.softmax(1) for m in made) / 3
     torch.testing.assert_close(ViewAverage(model, shift, 3, of="probabilities", seed=2)(x).exp(), mean)
     one = cnn("one")
-    one.turns.recipe = parsed(augment={"view": "shift", "evaluate": 2})
+    one.passes.recipe = parsed(augment={"view": "shift", "evaluate": 2})
     assert set(one.evaluate()) == {"raw", "raw, 2 views"}
 
 
@@ -136,15 +136,15 @@ def test_the_gradient_is_multiplied_by_the_ratio_of_norms():
         norms.append(float(grads[-1].norm()))
     ratio = sum(norms) / 4 / float(torch.stack(grads).mean(0).norm())
     assert plain.step().loss == pytest.approx(adjusted.step().loss, rel=1e-12)
-    assert adjusted.turns.factor == pytest.approx(ratio, rel=1e-12)
+    assert adjusted.passes.factor == pytest.approx(ratio, rel=1e-12)
     assert ratio > 1
     for a, b in zip(plain.run.model.parameters(), adjusted.run.model.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad * ratio, rtol=1e-10, atol=0)
-    before = adjusted.turns.factor
+    before = adjusted.passes.factor
     adjusted.step()
-    assert adjusted.turns.factor == before
+    assert adjusted.passes.factor == before
     adjusted.step()
-    assert adjusted.turns.factor != before
+    assert adjusted.passes.factor != before
 
 
 @pytest.mark.parametrize("passes", ["one", "copies"])

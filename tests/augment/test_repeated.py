@@ -10,20 +10,20 @@ from isobatch.errors import InputError
 
 @pytest.mark.parametrize(("rows", "repeats", "world"), [(12, 3, 1), (12, 3, 4), (12, 2, 3), (24, 4, 8), (6, 1, 2)])
 def test_every_sample_comes_repeats_times_an_epoch_and_on_several_ranks(rows, repeats, world):
-    order = SampleOrder(37, seed=5)
+    order = SampleOrder(38, seed=5)
     parts = [
-        list(RepeatedBatchSampler(order, rows, repeats, stop=37, rank=rank, world=world, positions=True))
+        list(RepeatedBatchSampler(order, rows, repeats, stop=38, rank=rank, world=world, positions=True))
         for rank in range(world)
     ]
     batches = list(zip(*parts, strict=True))
-    assert len(batches) == len(RepeatedBatchSampler(order, rows, repeats, stop=37)) == -(-37 // (rows // repeats))
+    assert len(batches) == len(RepeatedBatchSampler(order, rows, repeats, stop=38)) == -(-38 // (rows // repeats))
     for batch in batches[:-1]:
         assert [len(part) for part in batch] == [rows // world] * world
         for sample in {index for part in batch for index, _, _ in part}:
             ranks = {rank for rank, part in enumerate(batch) for index, _, _ in part if index == sample}
             assert len(ranks) == min(repeats, world)
     seen = Counter(index for batch in batches for part in batch for index, _, _ in part)
-    assert seen == Counter(dict.fromkeys(range(37), repeats))
+    assert seen == Counter(dict.fromkeys(range(38), repeats))
     copies = Counter((position, copy) for batch in batches for part in batch for _, position, copy in part)
     assert set(copies.values()) == {1}
 
@@ -48,3 +48,16 @@ def test_uneven_rows_are_refused():
         RepeatedBatchSampler(order, 6, 2, rank=2, world=2)
     with pytest.raises(TypeError, match="no length"):
         len(RepeatedBatchSampler(order, 6, 2))
+
+
+@pytest.mark.parametrize(
+    ("stop", "world", "fits"), [(13, 4, False), (14, 4, True), (13, 3, True), (25, 6, False), (24, 6, True)]
+)
+def test_a_last_batch_that_leaves_a_rank_without_rows_is_refused_on_every_rank(stop, world, fits):
+    order = SampleOrder(stop, seed=0)
+    for rank in range(world):
+        if fits:
+            assert all(RepeatedBatchSampler(order, 12, 3, stop=stop, rank=rank, world=world))
+        else:
+            with pytest.raises(InputError, match=f"for {world} ranks"):
+                RepeatedBatchSampler(order, 12, 3, stop=stop, rank=rank, world=world)

@@ -7,11 +7,12 @@ import tempfile
 import pytest
 import torch
 import torch.distributed as dist
+from tests.gloo import world
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from isobatch.average import ModelEMA, MultiEMA, Storage, recalibrate
-from isobatch.errors import InputError
+from isobatch.errors import InputError, NonFiniteError
 
 STEPS, GLOBAL = 6, 8
 
@@ -104,6 +105,64 @@ def test_batch_norm_statistics_are_pooled_over_ranks(ranks):
     everything = torch.cat([batch(0)[:3], batch(1), batch(0)[:8], batch(1)])
     torch.testing.assert_close(torch.tensor(ranks[0][4], dtype=torch.float64), everything.mean(0))
     torch.testing.assert_close(torch.tensor(ranks[0][5], dtype=torch.float64), everything.var(0))
+
+
+class ModelOfBoth(nn.Module):
+    """Batch norm in the body and in a head that the features do not need."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.BatchNorm1d(3).double(), nn.SyncBatchNorm(3).double()
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+PARTS = {  # batches of each rank
+    "one rank without": [[0, 1], []],
+    "other rank without": [[], [0, 1]],
+    "several without": [[], [0], []],
+    "uneven": [[0, 1, 2], [3]],
+    "uneven among three": [[0], [1, 2], [3, 4, 5]],
+}
+
+
+@pytest.mark.parametrize("heads", [True, False])
+@pytest.mark.parametrize("name", PARTS)
+def test_ranks_with_any_number_of_batches_pool_what_there_is(name, heads, tmp_path):
+    parts = PARTS[name]
+
+    def action(rank):
+        model = ModelOfBoth()
+        forward = (lambda m, x: m(x)) if heads else (lambda m, x: m.body(x))
+        read = recalibrate(model, [batch(k) for k in parts[rank]], forward=forward)
+        torch.save([read, model.state_dict()], tmp_path / str(rank))
+
+    world(len(parts), tmp_path, action)
+    found = [torch.load(tmp_path / str(rank), weights_only=True) for rank in range(len(parts))]
+    everything = torch.cat([batch(k) for part in parts for k in part])
+    for rank, (read, state) in enumerate(found):
+        assert read == len(parts[rank])
+        torch.testing.assert_close(state["body.running_mean"], everything.mean(0))
+        torch.testing.assert_close(state["body.running_var"], everything.var(0))
+        assert all(torch.equal(value, found[0][1][key]) for key, value in state.items() if "tracked" not in key)
+        assert bool(state["head.running_mean"].any()) is heads
+
+
+@pytest.mark.parametrize("trouble", ["a NaN", "an exception", "no batches anywhere"])
+def test_a_rank_in_trouble_leaves_no_other_waiting(trouble, tmp_path):
+    def action(rank):
+        model, batches = ModelOfBoth(), [batch(rank)]
+        if rank == 1 and trouble == "a NaN":
+            batches[0][0, 0] = float("nan")
+        if rank == 1 and trouble == "an exception":
+            batches.append("no batch")
+        kept = {n: t.clone() for n, t in model.state_dict().items()}
+        with pytest.raises((InputError, NonFiniteError, AttributeError, TypeError)):
+            recalibrate(model, [] if trouble == "no batches anywhere" else batches)
+        assert all(torch.equal(t, model.state_dict()[n]) for n, t in kept.items())
+
+    world(2, tmp_path, action)
 
 
 def test_a_bare_model_loads_what_a_wrapped_one_saved():

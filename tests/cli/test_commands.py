@@ -149,7 +149,8 @@ def test_the_folder_is_tried_before_anything_is_trained(path, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize(("gap", "spread", "code", "verdict"), [
-    (0.0, 0.002, 0, "SAME"), (0.02, 0.1, 3, "UNDECIDED"), (0.5, 0.002, 4, "DIFFERENT"), (math.nan, 0.0, 4, "DIFFERENT"),
+    (0.0, 0.002, 0, "SAME"), (0.02, 0.1, 3, "UNDECIDED"), (0.5, 0.002, 4, "DIFFERENT"),
+    (math.nan, 0.002, 4, "DIFFERENT"),
 ])  # fmt: skip
 def test_the_verdict_of_the_plan_is_the_exit_code(gap, spread, code, verdict, path, monkeypatch, capsys):
     planted(monkeypatch, {**GAPS, "plan": gap}, spread=spread)

@@ -37,7 +37,12 @@ def test_importing_isobatch_and_planning_import_nothing_heavy(tmp_path):
     plan = f"from isobatch.cli import run\nassert run(['plan', {str(file)!r}, '--batch-size', '128']) == 0"
     assert loaded("import isobatch") == []
     assert loaded(plan) == []
-    assert loaded("import isobatch.units, isobatch.rules, isobatch.schedules, isobatch.plan") == []
+    assert (
+        loaded(
+            "import isobatch.units, isobatch.rules, isobatch.curves, isobatch.recipe, isobatch.plan, isobatch.control"
+        )
+        == []
+    )
     assert "torch" in loaded("import isobatch; isobatch.ModelEMA")
 
 

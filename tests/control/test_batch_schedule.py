@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 from tests.reference import batch_schedule as slow
 
 from isobatch.control import BatchSchedule
+from isobatch.curves import SHAPES, Staircase
 from isobatch.errors import InputError
-from isobatch.schedules import SHAPES, Staircase
 
 STAGES = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=6).map(
     lambda gaps: tuple((sum(gap for gap, _ in gaps[1 : i + 1]), batch) for i, (_, batch) in enumerate(gaps))
@@ -68,7 +68,7 @@ def test_a_resume_at_any_step_gives_the_same_samples(stages, at):
 @given(
     stages=STAGES,
     reference=st.integers(1, 12),
-    shape=st.sampled_from(SHAPES),
+    shape=st.sampled_from(list(SHAPES)),
     warmup=st.integers(0, 90),
     cut=st.integers(1, 40),
 )

@@ -5,7 +5,7 @@ import json
 import pytest
 from tests.recipes import recipe
 
-from isobatch.rules import FAMILIES, Confidence
+from isobatch.rules import Confidence
 
 ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}
 
@@ -41,19 +41,6 @@ def test_every_number_of_a_heavy_ball_recipe():
     assert becomes(kept)["optimizer.momentum"] == 0.9
     assert becomes(kept)["optimizer.lr"] == pytest.approx(0.04)
     assert "other form: 0.6561" in kept.row("optimizer.momentum").note
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_optimizer_that_the_rules_know_can_be_planned(name):
-    family = FAMILIES[name]
-    plan = recipe(optimizer={"name": name, "weight_decay": 0.1}).at(32)
-    row = plan.row("optimizer.lr")
-    assert row.becomes == pytest.approx(0.01 * 4**family.exponent)
-    assert row.confidence is family.lr_rule.confidence
-    assert ("optimizer.eps" in becomes(plan)) == family.adaptive
-    assert ("optimizer.betas[0]" in becomes(plan)) == ("betas" in family.moments)
-    kept = {"coupled": 1, "trust-ratio": 1, "decoupled": 4 ** (1 - family.exponent)}[family.decay]
-    assert becomes(plan)["optimizer.weight_decay"] == pytest.approx(0.1 * kept)
 
 
 def test_both_forms_of_the_betas_and_their_horizons_are_printed():

@@ -97,7 +97,7 @@ def test_drift_error_is_what_the_square_root_misses(f, kappa):
 def test_an_unknown_optimizer_is_told_the_nearest(name):
     nearest = {"sdg": "sgd", "AdamW": "adamw", "adamv": "adam", "lion2": "lion"}[name]
     with pytest.raises(InputError, match=rf"optimizer.name='{name}' is not known; did you mean '{nearest}\w*'\?"):
-        rules.family(name)
+        rules.optimizer_row(name)
 
 
 @pytest.mark.parametrize(("rho", "batch", "wanted"), [(0.999, 8, 5542.4), (0.9999, 256, 1.77437e6), (0.5, 7, 7)])

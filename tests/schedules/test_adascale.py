@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from isobatch.control import AdaScale
+from isobatch.curves import Staircase
 from isobatch.errors import InputError
-from isobatch.schedules import AdaScale, Staircase
 
 STAIRS = Staircase(length=800, warmup=80, shape="cosine", stair=8)
 

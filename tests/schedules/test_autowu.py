@@ -8,8 +8,8 @@ import pytest
 from tests.recipes import recipe
 from tests.reference import autowu as slow
 
+from isobatch.curves import AutoWU, Growth, Look, interval_for
 from isobatch.errors import InputError
-from isobatch.schedules import AutoWU, Growth, Look, interval_for
 from isobatch.train.regression import Evidence, LossRegression, chance, features
 
 YES, NO = Look((0.99,) * 5, (0.5,) * 5), Look((0.99, 0.99, 0.9, 0.9, 0.95), (0.5,) * 5)

@@ -7,19 +7,19 @@ import torch
 from tests.recipes import recipe
 
 from isobatch.errors import InputError
-from isobatch.tasks import Lesson, make_run
+from isobatch.tasks import LossContext, make_run
 
 
 def made(name, size, options, seed=0):
     return make_run(recipe(task=name, data_size=size, options=options), seed)
 
 
-def lesson(run):
+def context(run):
     """What the loop would hand to the first pass."""
-    if run.teaching is None:
+    if run.needs is None:
         return None
-    average = deepcopy(run.model).requires_grad_(False) if run.teaching.teacher else None
-    return Lesson(0, 4, 1000, torch.arange(4), run.teaching.means, average)
+    average = deepcopy(run.model).requires_grad_(False) if run.needs.teacher else None
+    return LossContext(0, 4, 1000, torch.arange(4), run.needs.means, average)
 
 
 def the_seed_alone_gives_the_weights(name, size, options):
@@ -35,7 +35,7 @@ def the_seed_alone_gives_the_weights(name, size, options):
 
 def a_step_gives_a_loss_with_gradients_and_evaluation_gives_numbers(name, size, options):
     run = made(name, size, options)
-    loss = run.step(run.samples[torch.arange(4)], lesson(run))
+    loss = run.step(run.samples[torch.arange(4)], context(run))
     loss.backward()
     assert loss.shape == ()
     assert all(p.grad is not None for p in run.model.parameters())

@@ -184,7 +184,7 @@ def test_a_step_reports_the_mean_of_the_schedule():
 
 @pytest.mark.parametrize(("parts", "message"), [
     ({"schedule": None}, r"the recipe has no \[schedule\]"),
-    ({"optimizer": {"name": "lion"}}, r"optimizer='lion' is not known"),
+    ({"optimizer": {"name": "nadamw"}}, r"optimizer\.name='nadamw' can be planned but not trained; these can: sgd"),
     ({"optimizer": {"decay": "independent", "weight_decay": 0.1}}, r"optimizer.decay='independent' can be planned"),
     ({"optimizer": {"decay": "decoupled", "weight_decay": 0.1}}, r"has L2 weight decay, not decoupled"),
 ])  # fmt: skip

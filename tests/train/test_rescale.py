@@ -60,6 +60,30 @@ def test_adamw_gets_the_plan_and_v_follows_the_noise_share():
     assert new.betas[1] ** float(after["step"]) == pytest.approx(0.99 ** float(before["step"]), rel=1e-6)
 
 
+class Noise:
+    """A measurement that is done."""
+
+    def __init__(self, value, verdict):
+        self.value, self.verdict = value, verdict
+
+    def estimate(self):
+        return self
+
+
+@pytest.mark.parametrize(("noise", "given", "share"), [
+    (Noise(24.0, "identified"), None, 0.75),  # 24/(24 + 8)
+    (Noise(24.0, "identified"), 0.5, 0.5),
+    (Noise(24.0, "wide"), None, 1.0),
+    (Noise(None, "undefined"), None, 1.0),
+    (None, None, 1.0),
+])  # fmt: skip
+def test_a_measured_noise_scale_gives_the_share_of_v(noise, given, share):
+    optimizer = trained(ADAMW)
+    before = numbers(optimizer)["exp_avg_sq"]
+    rescale(to=32, optimizer=optimizer, recipe=ADAMW, noise=noise, noise_share=given)
+    torch.testing.assert_close(numbers(optimizer)["exp_avg_sq"], before * (1 - share + share / 4))
+
+
 @pytest.mark.parametrize("recipe", [SGD, ADAMW], ids=["sgd", "adamw"])
 @pytest.mark.parametrize("to", [2, 24, 128])
 def test_there_and_back_restores_everything(recipe, to):

@@ -7,8 +7,8 @@ import torch
 from tests.gloo import world
 from tests.recipes import recipe
 
+from isobatch.curves import Look
 from isobatch.errors import InputError
-from isobatch.schedules import Look
 from isobatch.tasks import TensorSamples, make_run
 from isobatch.train import AutoWarmup, Trainer
 from isobatch.train.search import MOST_KEPT

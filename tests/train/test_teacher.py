@@ -10,7 +10,7 @@ from torch import nn
 from isobatch.average import ObservedMean
 from isobatch.checkpoint import Checkpoints
 from isobatch.errors import InputError
-from isobatch.tasks import Run, Teaching, TensorSamples
+from isobatch.tasks import LossNeeds, Run, TensorSamples
 from isobatch.train import Device, Guard, Trainer, Verdict
 from isobatch.train.persistence import restore, state_of
 
@@ -26,16 +26,16 @@ def run(mode="eval", norm=False):
     model = nn.Sequential(*layers, nn.Tanh(), nn.Linear(5, 3)).double()
     centre = ObservedMean(torch.zeros(3, dtype=torch.float64), half_life=30)
 
-    def loss(net, batch, lesson):
+    def loss(net, batch, context):
         with torch.no_grad():
-            target = lesson.teacher(batch[0])
-        lesson.means["centre"].add(target)
-        noise = torch.sin(lesson.places.double())[:, None]
-        goal = target - lesson.means["centre"].value + noise * (1 + lesson.seen / lesson.length)
+            target = context.teacher(batch[0])
+        context.means["centre"].add(target)
+        noise = torch.sin(context.places.double())[:, None]
+        goal = target - context.means["centre"].value + noise * (1 + context.seen / context.length)
         return (net(batch[0]) - goal).square().sum(1).mean()
 
-    teaching = Teaching(teacher=mode, means={"centre": centre})
-    return Run(model, TensorSamples(x), loss, lambda net: {"loss": float(net(x).square().mean())}, {}, teaching)
+    needs = LossNeeds(teacher=mode, means={"centre": centre})
+    return Run(model, TensorSamples(x), loss, lambda net: {"loss": float(net(x).square().mean())}, {}, needs)
 
 
 def trainer(*, mode="eval", norm=False, patience=0, device="cpu", **parts):
@@ -47,7 +47,7 @@ def trainer(*, mode="eval", norm=False, patience=0, device="cpu", **parts):
 def numbers(one):
     found = {f"model/{name}": value for name, value in one.run.model.state_dict().items()}
     found |= {f"average/{name}": value for name, value in one.average.average().items()}
-    found["centre"] = one.run.teaching.means["centre"].value
+    found["centre"] = one.run.needs.means["centre"].value
     return {name: value.detach().clone().contiguous() for name, value in found.items()}
 
 
@@ -81,7 +81,7 @@ def test_each_step_is_taught_by_the_average_after_the_step_before():
         torch.testing.assert_close(parameter.detach(), value, rtol=1e-10, atol=1e-12)
     for value, wanted in zip(one.average.average().values(), zeta, strict=True):
         torch.testing.assert_close(value, wanted, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(one.run.teaching.means["centre"].value, c, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(one.run.needs.means["centre"].value, c, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -138,7 +138,7 @@ def test_ranks_are_one_process(tmp_path):
 
 
 def test_a_teacher_needs_an_average_and_a_lesson():
-    with pytest.raises(InputError, match=r"taught by the weight average; add \[ema\]"):
+    with pytest.raises(InputError, match=r"uses the weight average as its teacher; add \[ema\]"):
         trainer(ema=None)
     with pytest.raises(InputError, match=r"train it with isobatch\.train\.Trainer"):
         run().step((torch.zeros(1, 4),))
@@ -169,7 +169,7 @@ def test_bfloat16_is_close_and_leaves_the_weights_in_their_dtype():
     for device in (Device(), Device.parse("cpu,bf16,channels-last")):
         plain = run()
         plain.model.float()
-        plain.teaching.means["centre"].value = torch.zeros(3)
+        plain.needs.means["centre"].value = torch.zeros(3)
         plain.samples.tensors = tuple(t.float() for t in plain.samples.tensors)
         one = Trainer(plain, made, device=device)
         one.train_to(400)

@@ -201,6 +201,12 @@ def test_one_bad_seed_is_named_and_never_part_of_a_same(seeds, size, everywhere)
     assert test.outliers == (5,)
 
 
+@pytest.mark.parametrize(("last", "wanted"), [(7.0, ()), (9.0, (19,))])
+def test_where_most_seeds_tie_the_mean_distance_says_what_is_far(last, wanted):
+    gap = np.array([0.0] * 14 + [1.0, -1.0, 1.0, -1.0, 1.0, last])[:, None]
+    assert compare(gap, np.ones(1)).outliers == wanted
+
+
 def test_the_outlier_is_the_only_reason_where_the_mean_is_well_inside():
     gap = 0.001 * np.random.default_rng(0).standard_normal((400, MARKS))
     gap[7, 0] += 0.15

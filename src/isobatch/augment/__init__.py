@@ -6,6 +6,7 @@ need("torch")
 
 from isobatch.augment.batch_augmentation import BatchAugmentation, ViewAverage
 from isobatch.augment.concurrent_adversarial import directions, perturbed
+from isobatch.augment.concurrently import DirectionProvider, OtherProcess, OtherStream
 from isobatch.augment.draws import Draws
 from isobatch.augment.images import Views, augment
 from isobatch.augment.look_ahead import LookAhead, Prepared, StaleAdversary
@@ -16,8 +17,11 @@ from isobatch.augment.views import VIEWS, View, cutout, find_view, identity, shi
 __all__ = [
     "VIEWS",
     "BatchAugmentation",
+    "DirectionProvider",
     "Draws",
     "LookAhead",
+    "OtherProcess",
+    "OtherStream",
     "Prepared",
     "StaleAdversary",
     "TwoNorms",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from isobatch.augment.draws import Draws
 from isobatch.augment.views import View, repeated, viewed
+from isobatch.renamed import OldAttribute
 from isobatch.units import whole
 
 Passes = Literal["one", "copies"]
@@ -37,7 +38,7 @@ class BatchAugmentation:
     Example:
         >>> from isobatch.augment import identity
         >>> twice = BatchAugmentation(identity, views=2)
-        >>> twice.turn(torch.tensor([1.0, 2.0]), torch.arange(2), 0).tolist()
+        >>> twice.rows(torch.tensor([1.0, 2.0]), torch.arange(2), 0).tolist()
         [1.0, 2.0, 1.0, 2.0]
 
     References:
@@ -54,11 +55,11 @@ class BatchAugmentation:
         whole("seed", self.seed, 0)
 
     @property
-    def turns(self) -> int:
+    def count(self) -> int:
         """How many batches one batch of samples becomes: 1, or M of them."""
         return 1 if self.passes == "one" else self.views
 
-    def turn(self, batch: Any, positions: Tensor, number: int) -> Any:
+    def rows(self, batch: Any, positions: Tensor, number: int) -> Any:
         """Return one of the batches that go through the model: M*n rows, or the n rows of one view.
 
         The mean of their mean losses is the loss of the update.
@@ -66,7 +67,7 @@ class BatchAugmentation:
         Args:
             batch: n samples.
             positions: int64 tensor of shape (n,), their places in the sample order.
-            number: which one, in [0, turns).
+            number: which one, in [0, count).
 
         Returns:
             The batch, copy-major.
@@ -77,6 +78,8 @@ class BatchAugmentation:
         copies = torch.arange(self.views) if self.passes == "one" else torch.tensor([number])
         draws = Draws(self.seed, positions.repeat(len(copies)), copies.repeat_interleave(len(positions)))
         return viewed(repeated(batch, len(copies)), self.view, draws)
+
+    turn, turns = OldAttribute("rows"), OldAttribute("count")
 
 
 class ViewAverage(nn.Module):

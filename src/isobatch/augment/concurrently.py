@@ -9,13 +9,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from isobatch.errors import InputError
+from isobatch.renamed import old_names
 
 Pending = Callable[[], Tensor]
 Segment = tuple[int, int]
 _STOP = 0
 
+__getattr__ = old_names(__name__, {"Maker": "isobatch.augment.concurrently.DirectionProvider"})
 
-class Maker(ABC):
+
+class DirectionProvider(ABC):
     """Makes a tensor for a global batch that lies ahead, by the weights that the model has when it is asked."""
 
     @abstractmethod
@@ -34,7 +37,7 @@ class Maker(ABC):
         """Return once nobody reads the present weights any more: they are about to change."""
 
 
-class OtherStream(Maker):
+class OtherStream(DirectionProvider):
     """Make it on a CUDA stream of its own, beside the passes of the update; weights are shared, not copied.
 
     Args:
@@ -92,7 +95,7 @@ class _Travel:
         self.done = True
 
 
-class OtherProcess(Maker):
+class OtherProcess(DirectionProvider):
     """Have it made by a process that runs `serve`; the weights travel there, the tensor travels back.
 
     A request costs 4 bytes a weight one way, and the tensor's bytes the other way (one a number for signs).

@@ -420,10 +420,18 @@ def refuse_odd(name: str, tensor: Tensor) -> None:
         raise InputError(f"{name!r} is a {kind}, which cannot be averaged here; average plain tensors, or {way}")
     if tensor.dtype not in AVERAGED:
         raise InputError(f"{name!r} is {tensor.dtype}, too narrow to be averaged; {way}")
-    if tensor.is_inference():
+    if _without_version(tensor):
         raise InputError(
             f"{name!r} was made in torch.inference_mode(), so nothing can train it; make the model outside of it"
         )
+
+
+def _without_version(tensor: Tensor) -> bool:
+    """Whether a tensor was made in inference mode; a cast outside of it does not mend that."""
+    try:
+        return tensor._version < 0
+    except RuntimeError:
+        return True
 
 
 def _tensor(name: str, slot: Slot) -> Tensor:

@@ -229,7 +229,10 @@ class AverageBuffers:
         self._usable()
         for name, tensors in self._targets(model).items():
             for tensor in tensors:
-                tensor.copy_(values[name])
+                if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
+                    tensor.data = values[name].to(device=tensor.device, dtype=tensor.dtype, copy=True)
+                else:
+                    tensor.copy_(values[name])
 
     def model(self, values: Mapping[str, Tensor]) -> nn.Module:
         """Return a copy of the bare model with the given values, in evaluation mode, without gradients.

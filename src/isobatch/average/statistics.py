@@ -121,7 +121,7 @@ def recalibrate(
         return 0
     count, failure = 0, None
     try:
-        with _measuring(root, layers), torch.inference_mode(False), torch.no_grad():
+        with _measuring(root, layers, named), torch.inference_mode(False), torch.no_grad():
             for batch in _iterated(batches):
                 (forward or _forward)(model, batch)
                 count += 1
@@ -182,7 +182,7 @@ def _set(layer: _BatchNorm, key: str, value: Tensor) -> None:
 
 
 @contextmanager
-def _measuring(model: nn.Module, layers: dict[_BatchNorm, Moments]) -> Generator[None]:
+def _measuring(model: nn.Module, layers: dict[_BatchNorm, Moments], named: Mapping[_BatchNorm, str]) -> Generator[None]:
     modes = {module: module.training for module in model.modules()}
     kept = {
         layer: (layer.momentum, {k: b.clone() for k, b in layer._buffers.items() if b is not None}) for layer in layers
@@ -196,7 +196,7 @@ def _measuring(model: nn.Module, layers: dict[_BatchNorm, Moments]) -> Generator
             else:
                 layer.train()
             layer.momentum = 0.0
-            hooks.append(layer.register_forward_pre_hook(_observing(moments), with_kwargs=True))
+            hooks.append(layer.register_forward_pre_hook(_observing(moments, named[layer]), with_kwargs=True))
         yield
     finally:
         for hook in hooks:
@@ -209,9 +209,12 @@ def _measuring(model: nn.Module, layers: dict[_BatchNorm, Moments]) -> Generator
             module.training = mode
 
 
-def _observing(moments: Moments) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+def _observing(moments: Moments, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def observe(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        moments.add(_input(args, named))
+        x = _input(args, named)
+        if x.numel() == x.shape[min(1, x.dim() - 1)]:
+            raise InputError(f"a batch gives batch norm {name!r} one value per channel; make the batches larger")
+        moments.add(x)
 
     return observe
 

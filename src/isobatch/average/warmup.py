@@ -382,8 +382,10 @@ def warmup_from(settings: Mapping[str, Any]) -> Warmup:
     kinds: dict[str, type[Warmup]] = {
         k.__name__: k for k in (NoWarmup, Ramp, LinearRamp, CopyUntil, Debias, StepWarmup)
     }
+    if not isinstance(settings, Mapping):
+        raise InputError(f"warm-up {settings!r} must be a mapping with the name and the fields of a warm-up")
     fields = dict(settings)
-    name = fields.pop("name")
+    name = fields.pop("name", None)
     if name not in kinds:
         raise InputError(f"warm-up {name!r} is unknown; known are {sorted(kinds)}")
     return kinds[name](**fields)

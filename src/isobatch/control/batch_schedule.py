@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Self
 
 from isobatch.control.limits import multiples_near
 from isobatch.errors import InputError
-from isobatch.plan.stages import batch_stages
 from isobatch.units import whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from isobatch.plan import Recipe
+    from isobatch.recipe import RecipeData
 
 FORMS = ("linear", "geometric")
 MOST_STAGES = 10_000
@@ -65,7 +64,7 @@ class BatchSchedule:
         object.__setattr__(self, "_first", tuple(first))
 
     @classmethod
-    def from_recipe(cls, recipe: Recipe) -> Self:
+    def from_recipe(cls, recipe: RecipeData) -> Self:
         """Return the schedule of a recipe: its batch.schedule, or its one batch.
 
         Args:
@@ -74,7 +73,7 @@ class BatchSchedule:
         Returns:
             The schedule.
         """
-        return cls(batch_stages(recipe))
+        return cls(recipe.batch_stages())
 
     @classmethod
     def per_epoch(cls, batches: Sequence[int], data_size: int) -> Self:

@@ -98,7 +98,7 @@ def temperature(lr: float, batch: int, momentum: float = 0.0, exponent: float = 
         lr: learning rate of the step, schedule included, not negative.
         batch: global batch.
         momentum: heavy-ball momentum in [0, 1).
-        exponent: p, `rules.family(name).exponent`.
+        exponent: p, the exponent of the optimizer's `isobatch.rules.lr_rule`.
 
     Returns:
         T; only ratios of it have a meaning.

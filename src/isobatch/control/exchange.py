@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING
 from isobatch.control.batch_schedule import BatchSchedule
 from isobatch.control.limits import multiples_near
 from isobatch.errors import InputError
-from isobatch.rules import FAMILIES, Confidence, Rule
+from isobatch.plan.settings import lr_rule_of
+from isobatch.rules import Confidence, Rule
 from isobatch.units import finite, whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from isobatch.curves import Staircase
     from isobatch.plan import Recipe
-    from isobatch.schedules import Staircase
 
 SMITH = Rule(
     "lr, B/alpha where lr would be lr*alpha",
@@ -197,8 +198,8 @@ def seesaw(
 
 
 def _exponent(recipe: Recipe) -> float | None:
-    fixed = {"linear": 1.0, "sqrt": 0.5, "auto": FAMILIES[recipe.optimizer.name].exponent}
-    return fixed.get(recipe.rules.lr)
+    rule = lr_rule_of(recipe)
+    return rule.exponent if rule.curves is None else None
 
 
 def _exchange(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isobatch.errors import InputError, NonFiniteError
-from isobatch.plan import Recipe, Schedule
+from isobatch.plan import Recipe, Schedule, coupling_of
 from isobatch.rules import scale_weight_decay
 from isobatch.verify.cells import hashed, recipe_values
 
@@ -72,7 +72,7 @@ def at(recipe: Recipe, batch: int, lr: float) -> Recipe:
         The recipe of a run.
     """
     made, o = plain_recipe(recipe).at(batch).recipe, recipe.optimizer
-    decay = scale_weight_decay(o.weight_decay, batch / recipe.batch.size, o.lr, lr, o.coupling)
+    decay = scale_weight_decay(o.weight_decay, batch / recipe.batch.size, o.lr, lr, coupling_of(recipe))
     constant = Schedule(length=f"{batch} {recipe.batch.unit}")
     optimizer = made.optimizer.model_copy(update={"lr": lr, "weight_decay": decay})
     return made.model_copy(update={"optimizer": optimizer, "schedule": constant})

@@ -15,5 +15,7 @@ from isobatch.data.order import split_batch as split_batch
 from isobatch.data.sampler import OrderBatchSampler as OrderBatchSampler
 from isobatch.data.sampler import OrderSampler as OrderSampler
 from isobatch.data.sampler import RepeatedBatchSampler as RepeatedBatchSampler
+from isobatch.data.split import Split as Split
+from isobatch.data.split import nearest_splits as nearest_splits
 from isobatch.data.tokens import TokenBatches as TokenBatches
 from isobatch.data.tokens import TokenBatchSampler as TokenBatchSampler

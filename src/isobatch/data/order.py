@@ -7,7 +7,7 @@ re-batched goes on with the sample that comes next.
 import numpy as np
 import torch
 
-from isobatch.control import Split, nearest_splits
+from isobatch.data.split import Split, nearest_splits
 from isobatch.errors import InputError
 from isobatch.units import whole
 

@@ -163,7 +163,7 @@ class RepeatedBatchSampler(Sampler[list]):
 
     Raises:
         InputError: rows that are no multiple of repeats and of world (the nearest ones are named), or a rank outside
-            its range.
+            its range; a last batch with fewer rows than ranks, of which some would get none.
 
     Example:
         >>> order = SampleOrder(4, seed=0, shuffle=False)
@@ -197,6 +197,8 @@ class RepeatedBatchSampler(Sampler[list]):
                 lower = self.rows // part * part
                 near = f"{lower} or {lower + part}" if lower else f"{part}"
                 raise InputError(f"rows={rows} must be a multiple of {name}={part}; nearest: {near}")
+        if self.stop is not None and self.drawn < self.stop:
+            self._count_at(self.drawn + (self.stop - self.drawn - 1) // self.samples * self.samples)
 
     @property
     def samples(self) -> int:
@@ -211,7 +213,7 @@ class RepeatedBatchSampler(Sampler[list]):
     def __iter__(self) -> Iterator[list]:
         position = self.drawn
         while self.stop is None or position < self.stop:
-            count = self.samples if self.stop is None else min(self.samples, self.stop - position)
+            count = self._count_at(position)
             indices = self.order.indices(position, count).tolist()
             places = [(sample, copy) for sample in range(count) for copy in range(self.repeats)]
             mine = places[self.rank :: self.world]
@@ -220,6 +222,17 @@ class RepeatedBatchSampler(Sampler[list]):
             else:
                 yield [indices[sample] for sample, _ in mine]
             position += count
+
+    def _count_at(self, position: int) -> int:
+        """Distinct samples of the batch that begins at a position, refused where some rank would get no row of it."""
+        count = self.samples if self.stop is None else min(self.samples, self.stop - position)
+        if count * self.repeats < self.world:
+            more = position + -(-self.world // self.repeats)
+            raise InputError(
+                f"the last batch, at position {position}, has {count * self.repeats} rows for {self.world} ranks, so "
+                f"some would get none; take stop={position} or {more}, or fewer ranks"
+            )
+        return count
 
     def __len__(self) -> int:
         if self.stop is None:

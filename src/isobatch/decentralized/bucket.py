@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from isobatch.decentralized.mail import Exchange
 from isobatch.decentralized.methods import Method, PmSGDLars
@@ -158,6 +159,7 @@ class Bucket:
         while True:
             if isinstance(self._message, Everyone):
                 answer = around.mean(self._message.value, count)
+                self.finite = self.finite and bool(torch.isfinite(answer).all())  # one bad node spoils everybody's mean
             else:
                 answer = around.receive(self._message, self._sent, count)
             try:
@@ -199,7 +201,7 @@ class Bucket:
     def _gather(self, x: Tensor, around: Neighbourhood) -> None:
         """Fill in the gradient of the node, decay included; LARS adds its own."""
         self._versions = [_version(p) for p in self.parameters]
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters]
+        grads = [torch.zeros_like(p) if p.grad is None else _dense(p.grad.detach()) for p in self.parameters]
         torch._foreach_copy_(self.layout.split(self._gradient), grads)
         self.finite = bool(torch.isfinite(self._gradient).all())
         around.within(self._gradient)
@@ -207,11 +209,17 @@ class Bucket:
             self._gradient.add_(x, alpha=self.group["weight_decay"])
 
     def _state(self, x: Tensor, state: Mapping[Tensor, Any]) -> dict[str, Tensor]:
-        """Return the state by slot; flattened again where somebody loaded another one."""
+        """Return the state by slot; flattened again where somebody loaded another one or parameters have joined."""
+        slots = self.method.slots
         kept = [state.get(p) or {} for p in self.parameters]
-        if not all(slot in entry for entry in kept for slot in self.method.slots):
+        whole = [all(slot in entry for slot in slots) for entry in kept]
+        if not any(whole):
             return self.method.start(x)
-        return {slot: self._flattened(slot, [entry[slot] for entry in kept], x) for slot in self.method.slots}
+        kept = [
+            entry if known else self.method.start(p.detach())
+            for p, entry, known in zip(self.parameters, kept, whole, strict=True)
+        ]
+        return {slot: self._flattened(slot, [entry[slot] for entry in kept], x) for slot in slots}
 
     def _flattened(self, slot: str, parts: list[Tensor], x: Tensor) -> Tensor:
         installed = self._installed.get(slot)
@@ -226,6 +234,34 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
+
+
 def _version(parameter: Tensor) -> tuple[int, int]:
     grad = parameter.grad
     return (0, 0) if grad is None else (id(grad), grad._version)
+
+
+def check_parameter(parameter: Tensor) -> None:
+    """Refuse a parameter that nodes cannot exchange.
+
+    Args:
+        parameter: to be trained.
+
+    Raises:
+        InputError: lazy, sharded, sparse, on the meta device, made in inference mode, or no floating-point numbers.
+    """
+    problem = ""
+    if isinstance(parameter, (nn.UninitializedParameter, DTensor)):
+        problem = f"is {type(parameter).__name__}, lazy or sharded"
+    elif parameter.is_meta or parameter.layout != torch.strided:
+        problem = f"is {parameter.layout} on {parameter.device}"
+    elif not parameter.is_floating_point() or parameter.element_size() < 2:
+        problem = f"has dtype {parameter.dtype}"
+    elif parameter.is_inference():
+        problem = "was made in inference mode"
+    if problem:
+        raise InputError(
+            f"a parameter {problem}; nodes exchange dense weights of 16 to 64 bits: convert it first, or freeze it"
+        )

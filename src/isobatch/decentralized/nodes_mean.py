@@ -80,11 +80,16 @@ def mean_state(states: Sequence[Any]) -> Any:
         >>> mean_state([{"w": torch.ones(2), "step": 3}, {"w": torch.zeros(2), "step": 3}])
         {'w': tensor([0.5000, 0.5000]), 'step': 3}
     """
+    if not states:
+        raise InputError("states=[] holds none; give the state of each node")
     first = states[0]
     if isinstance(first, torch.Tensor):
         if len({state.shape for state in states}) != 1:
             raise InputError(f"nodes saved tensors of shapes {[tuple(state.shape) for state in states]}; take another")
-        return torch.stack(list(states)).mean(0) if first.is_floating_point() else first
+        if not (first.is_floating_point() or first.is_complex()):
+            return first
+        wide = [state.float() if first.element_size() < 4 else state for state in states]  # 8 bits have no sums
+        return torch.stack(wide).mean(0).to(first.dtype)
     if isinstance(first, dict):
         if any(state.keys() != first.keys() for state in states):
             raise InputError(f"nodes saved states with different names than {sorted(first)}; take another checkpoint")
@@ -94,5 +99,7 @@ def mean_state(states: Sequence[Any]) -> Any:
             raise InputError(
                 f"nodes saved lists of lengths {[len(state) for state in states]}; take another checkpoint"
             )
-        return type(first)(mean_state(parts) for parts in zip(*states, strict=True))
+        means = [mean_state(parts) for parts in zip(*states, strict=True)]
+        named = getattr(type(first), "_make", None)  # of a namedtuple
+        return named(means) if named is not None else type(first)(means)
     return first

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from isobatch.decentralized.bucket import Layout
+from isobatch.decentralized.bucket import Layout, check_parameter
 from isobatch.decentralized.methods import Method, PmSGDLars, find
 from isobatch.decentralized.nodes_mean import consensus_distance, relative_error
 from isobatch.decentralized.topology import Topology
@@ -16,16 +16,21 @@ from isobatch.decentralized.updates import advance
 from isobatch.errors import InputError
 from isobatch.units import finite
 
+# what torch.func says of a forward pass that it cannot run for all nodes at once
+_NO_NODE_AXIS = ("vmap", "captured Tensor", "Batching rule", "functorch")
+
 
 class VirtualNodes:
     """n nodes of decentralized training in one process, exact and deterministic.
 
     Every node has its own weights and its own batch; gradients come from one vmapped call, exchanges are products with
-    the mixing matrix. All nodes start at the model's weights.
+    the mixing matrix. All nodes start at the model's weights. What needs no gradient at a step is frozen on every node:
+    neither trained, decayed nor mixed, and its momentum waits.
 
     Args:
-        model: gives the architecture and the first weights; it is not trained itself. No batch norm: its running
-            statistics have no node axis. Several models of one architecture are independent replicas of the whole
+        model: gives the architecture, the first weights and, at every step, which parameters need a gradient; it is not
+            trained itself. No batch norm, nor anything else that writes to buffers in its forward pass: they have no
+            node axis. Several models of one architecture are independent replicas of the whole
             graph, stacked along the node axis: node i of replica r has place r * nodes + i in every batch.
         loss: (net, batch) -> mean loss of a node's batch, a scalar tensor.
         topology: who averages with whom.
@@ -35,7 +40,8 @@ class VirtualNodes:
         weight_decay: coupled L2, added to the gradient.
 
     Raises:
-        InputError: no such method, a topology that it cannot use, a setting out of range, or batch norm.
+        InputError: no such method, a topology that it cannot use, a setting out of range, batch norm, parameters that
+            are not plain floating-point tensors of one dtype, or models of several architectures.
 
     Example:
         >>> from isobatch.decentralized import ring
@@ -56,8 +62,7 @@ class VirtualNodes:
         weight_decay: float = 0.0,
     ):
         starts = [model] if isinstance(model, nn.Module) else list(model)
-        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for one in starts for module in one.modules()):
-            raise InputError("virtual nodes cannot hold batch norm; use group or layer norm, or real processes")
+        _check_models(starts)
         self.topology, self.lr = topology, finite("lr", lr, 0)
         self.weight_decay = finite("weight_decay", weight_decay, 0)
         self.method = find(method, momentum)
@@ -90,16 +95,22 @@ class VirtualNodes:
             Each node's loss before the step [nodes].
 
         Raises:
-            InputError: a learning rate of 0 for a method that divides by it.
+            InputError: a learning rate of 0 for a method that divides by it, or a model whose parameters are others
+                than at the start.
         """
-        gamma = self.lr if lr is None else lr
+        gamma = self.lr if lr is None else finite("lr", lr, 0)
+        frozen = self._frozen()
         if self.method.divides and not gamma > 0:
             raise InputError(f"lr={gamma} must be above 0: {self.method.name} divides by it")
         g, losses = self.gradient(batch)
         if self.weight_decay and self._scale is None:
             g = g + self.weight_decay * self.weights
         step = self.method.step(self.weights, self.state, g, gamma, self.steps, self._scale)
+        before = self.weights, self.state
         self.weights, self.state = advance(step, self.mix, self._mean)
+        if frozen is not None:
+            self.weights = torch.where(frozen, before[0], self.weights)
+            self.state = {slot: torch.where(frozen, before[1][slot], value) for slot, value in self.state.items()}
         self.steps += 1
         return losses
 
@@ -117,7 +128,15 @@ class VirtualNodes:
             return self._loss(lambda *inputs: functional_call(self._model, parameters, inputs), part)
 
         stacked = dict(zip(self._names, self.layout.split(self.weights), strict=True))
-        gradients, losses = vmap(grad_and_value(of_node), randomness="different")(stacked, batch)
+        try:
+            gradients, losses = vmap(grad_and_value(of_node), randomness="different")(stacked, batch)
+        except RuntimeError as error:
+            if not any(word in str(error) for word in _NO_NODE_AXIS):
+                raise
+            raise InputError(
+                f"this model cannot hold a node axis ({str(error).splitlines()[0][:120]}); leave out what writes to "
+                "buffers or reads numbers off tensors in its forward pass, or use real processes"
+            ) from error
         flat = [gradients[name].flatten(1) for name in self._names]
         return torch.cat(flat, dim=1), losses
 
@@ -191,11 +210,44 @@ class VirtualNodes:
         finally:
             _copy(parameters, before)
 
+    def _frozen(self) -> Tensor | None:
+        """Return which numbers of a node's weights need no gradient now [size], None where all of them do."""
+        now = dict(self._model.named_parameters())
+        if list(now) != self._names:
+            raise InputError(
+                f"the model's parameters are {list(now)} now and were {self._names}; build VirtualNodes anew"
+            )
+        if all(parameter.requires_grad for parameter in now.values()):
+            return None
+        parts = [torch.full((p.numel(),), not p.requires_grad, device=self.weights.device) for p in now.values()]
+        return torch.cat(parts)
+
     def _by_replica(self, z: Tensor) -> Tensor:
         return z.unflatten(0, (self.replicas, self.size))
 
     def _mean(self, z: Tensor) -> Tensor:
         return self._by_replica(z).mean(1, keepdim=True).expand(-1, self.size, -1).flatten(0, 1)
+
+
+def _check_models(models: list[nn.Module]) -> None:
+    if not models:
+        raise InputError("model=[] holds none; give one, or several of one architecture")
+    for module in (module for one in models for module in one.modules()):
+        tracks = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+        if tracks or isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise InputError(
+                f"virtual nodes cannot hold batch norm or other running statistics ({type(module).__name__}); use "
+                "group or layer norm, or real processes"
+            )
+    for one in models:
+        for parameter in one.parameters():
+            check_parameter(parameter)
+    kinds = [[(name, tuple(p.shape), p.dtype, p.device) for name, p in one.named_parameters()] for one in models]
+    if not kinds[0] or any(other != kinds[0] for other in kinds[1:]):
+        raise InputError("the models have no parameters, or other ones each; give models of one architecture")
+    if len({(dtype, device) for _, _, dtype, device in kinds[0]}) > 1:
+        found = sorted({f"{dtype} on {device}" for _, _, dtype, device in kinds[0]})
+        raise InputError(f"parameters are {', '.join(found)}; virtual nodes stack weights of one dtype: convert them")
 
 
 def _copy(to: list[nn.Parameter], values: list[Tensor]) -> None:

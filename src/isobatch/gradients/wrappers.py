@@ -148,9 +148,10 @@ def _of_data_parallel(source: nn.Module | Iterable[Tensor], tensors: list[Tensor
         for module in source.modules():
             if isinstance(module, DistributedDataParallel):
                 return module.process_group
-    wanted = {id(tensor) for tensor in tensors}
+    wanted, things = {id(tensor) for tensor in tensors}, gc.get_objects()
     # type(), not isinstance: lazy proxies must not be woken
-    for wrapper in [thing for thing in gc.get_objects() if issubclass(type(thing), DistributedDataParallel)]:
+    kinds = {kind for kind in set(map(type, things)) if issubclass(kind, DistributedDataParallel)}
+    for wrapper in [thing for thing in things if type(thing) in kinds] if kinds else []:
         if any(id(parameter) in wanted for parameter in wrapper.parameters()):
             return wrapper.process_group
     return None

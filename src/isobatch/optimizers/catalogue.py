@@ -1,193 +1,20 @@
-"""Optimizers by name, and the one place that writes per-step numbers into their parameter groups."""
+"""Optimizers by name: `build` makes what a row of `isobatch.rules.OPTIMIZERS` says, and binds it."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from importlib import import_module
 from typing import Any
 
-import torch
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from isobatch.errors import InputError
-from isobatch.optimizers import layer_wise
-from isobatch.optimizers.family import InvariantAdam, InvariantAdamW, InvariantRMSprop
+from isobatch.installed import need
 from isobatch.optimizers.settings import bind, decay
+from isobatch.rules import OPTIMIZERS, OptimizerRow
+from isobatch.rules.optimizers import trained
 from isobatch.units import finite
 
-
-@dataclass(frozen=True)
-class Numbers:
-    """The numbers that `build` hands to a row; a row reads those that its optimizer has."""
-
-    lr: float
-    momentum: float
-    nesterov: bool
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    reference_batch: int | None
-    process_group: ProcessGroup | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One optimizer of the catalogue.
-
-    Args:
-        make: builds it from parameters (or groups) and `Numbers`.
-        coupled: True when weight decay is an L2 term inside the gradient, False when it is decoupled (AdamW), None when
-            it is inside a trust ratio (LARS, LAMB).
-        settings: the per-step numbers that it reads, a subset of lr, betas, momentum, weight_decay, eps.
-        momentum: whether it takes a momentum.
-        invariant: whether its second moment belongs to a reference batch.
-    """
-
-    make: Callable[[Any, Numbers], Optimizer]
-    coupled: bool | None
-    settings: tuple[str, ...]
-    momentum: bool = False
-    invariant: bool = False
-
-
-def _kernel(params: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Return the parameters and torch's fastest kernel for them: one pass over all state, where it can be had."""
-    chosen = list(params)
-    listed = [entry["params"] if isinstance(entry, dict) else entry for entry in chosen]
-    tensors = [t for t in _flat(listed) if isinstance(t, torch.Tensor)]
-    fused = all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
-    return chosen, {"fused": True} if fused and tensors else {"foreach": True}
-
-
-def _flat(entries: Iterable[Any]) -> Iterator[Any]:
-    for entry in entries:
-        if isinstance(entry, list | tuple):
-            yield from _flat(entry)
-        else:
-            yield entry
-
-
-def _sgd(params: Any, n: Numbers) -> Optimizer:
-    return torch.optim.SGD(
-        params, lr=n.lr, momentum=n.momentum, nesterov=n.nesterov, weight_decay=n.weight_decay, foreach=True
-    )
-
-
-def _adam(params: Any, n: Numbers) -> Optimizer:
-    chosen, kernel = _kernel(params)
-    return torch.optim.Adam(chosen, lr=n.lr, betas=n.betas, eps=n.eps, weight_decay=n.weight_decay, **kernel)
-
-
-def _adamw(params: Any, n: Numbers) -> Optimizer:
-    chosen, kernel = _kernel(params)
-    return torch.optim.AdamW(chosen, lr=n.lr, betas=n.betas, eps=n.eps, weight_decay=n.weight_decay, **kernel)
-
-
-def _rmsprop(params: Any, n: Numbers) -> Optimizer:
-    return torch.optim.RMSprop(
-        params,
-        lr=n.lr,
-        alpha=n.betas[1],
-        eps=n.eps,
-        weight_decay=n.weight_decay,
-        momentum=n.momentum,
-        foreach=True,
-    )
-
-
-def _reference(n: Numbers) -> int:
-    if n.reference_batch is None:
-        raise InputError("reference_batch=None: an invariant optimizer needs the samples of its reference batch")
-    return n.reference_batch
-
-
-def _invariant_adamw(params: Any, n: Numbers) -> Optimizer:
-    return InvariantAdamW(
-        params,
-        lr=n.lr,
-        betas=n.betas,
-        eps=n.eps,
-        weight_decay=n.weight_decay,
-        reference_batch=_reference(n),
-        process_group=n.process_group,
-    )
-
-
-def _invariant_adam(params: Any, n: Numbers) -> Optimizer:
-    return InvariantAdam(
-        params,
-        lr=n.lr,
-        betas=n.betas,
-        eps=n.eps,
-        weight_decay=n.weight_decay,
-        reference_batch=_reference(n),
-        process_group=n.process_group,
-    )
-
-
-def _invariant_rmsprop(params: Any, n: Numbers) -> Optimizer:
-    return InvariantRMSprop(
-        params,
-        lr=n.lr,
-        alpha=n.betas[1],
-        eps=n.eps,
-        weight_decay=n.weight_decay,
-        momentum=n.momentum,
-        reference_batch=_reference(n),
-        process_group=n.process_group,
-    )
-
-
-def _lars(params: Any, n: Numbers) -> Optimizer:
-    return layer_wise.lars(params, lr=n.lr, momentum=n.momentum, nesterov=n.nesterov, weight_decay=n.weight_decay)
-
-
-def _lamb(params: Any, n: Numbers) -> Optimizer:
-    return layer_wise.lamb(params, lr=n.lr, betas=n.betas, eps=n.eps, weight_decay=n.weight_decay)
-
-
-def _adamp(params: Any, n: Numbers) -> Optimizer:
-    return layer_wise.adamp(params, lr=n.lr, betas=n.betas, eps=n.eps, weight_decay=n.weight_decay)
-
-
-_FORMS = {True: "L2", False: "decoupled", None: "trust-ratio"}
-_SGD = ("lr", "momentum", "weight_decay")
-_ADAM = ("lr", "betas", "weight_decay", "eps")
-_RMSPROP = ("lr", "betas", "momentum", "weight_decay", "eps")
-
-CATALOGUE: dict[str, Row] = {
-    "sgd": Row(_sgd, coupled=True, settings=_SGD, momentum=True),
-    "adam": Row(_adam, coupled=True, settings=_ADAM),
-    "adamw": Row(_adamw, coupled=False, settings=_ADAM),
-    "rmsprop": Row(_rmsprop, coupled=True, settings=_RMSPROP, momentum=True),
-    "invariant_adamw": Row(_invariant_adamw, coupled=False, settings=_ADAM, invariant=True),
-    "invariant_adam": Row(_invariant_adam, coupled=True, settings=_ADAM, invariant=True),
-    "invariant_rmsprop": Row(_invariant_rmsprop, coupled=True, settings=_RMSPROP, momentum=True, invariant=True),
-    "lars": Row(_lars, coupled=None, settings=_SGD, momentum=True),
-    "lamb": Row(_lamb, coupled=None, settings=_ADAM),
-    "adamp": Row(_adamp, coupled=False, settings=_ADAM),
-}
-
-
-def row(name: str) -> Row:
-    """Return the catalogue's row of that name.
-
-    Args:
-        name: a key of `CATALOGUE`, in any case; dashes count as underscores.
-
-    Returns:
-        The row.
-
-    Raises:
-        InputError: no such optimizer; the message lists those there are.
-
-    Example:
-        >>> row("AdamW").coupled
-        False
-    """
-    found = CATALOGUE.get(name.lower().replace("-", "_")) if isinstance(name, str) else None
-    if found is None:
-        raise InputError(f"optimizer={name!r} is not known; choose one of {', '.join(CATALOGUE)}")
-    return found
+_FORMS = {"coupled": "L2", "decoupled": "decoupled", "trust-ratio": "trust-ratio"}
 
 
 def build(
@@ -198,6 +25,7 @@ def build(
     momentum: float = 0.0,
     nesterov: bool = False,
     betas: tuple[float, float] = (0.9, 0.999),
+    alpha: float | None = None,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     coupled: bool | None = None,
@@ -206,16 +34,17 @@ def build(
 ) -> Optimizer:
     """Build an optimizer by name and bind it, so that `write_settings` can drive it.
 
-    Each optimizer reads the numbers that it has: sgd and rmsprop the momentum, the Adam family both betas, rmsprop
-    betas[1] as its alpha, the invariant forms the reference batch.
+    Each optimizer takes the numbers of its row's keys: sgd and rmsprop the momentum, the Adam family both betas,
+    rmsprop alpha, the invariant forms the reference batch.
 
     Args:
-        name: a key of `CATALOGUE`.
+        name: a key of `isobatch.rules.OPTIMIZERS` whose row has a builder, in any case; underscores count as dashes.
         params: parameters, (name, parameter) pairs, or groups; a group's lr and weight_decay become ratios to the base.
         lr: base learning rate, positive.
         momentum: heavy-ball momentum in [0, 1).
         nesterov: Nesterov's form (sgd and lars; needs momentum).
         betas: decays of the first and second moment, each in [0, 1).
+        alpha: decay of RMSprop's second moment; betas[1] unless given.
         eps: added to the root of the second moment.
         weight_decay: base weight decay, at least 0.
         coupled: None takes the optimizer's own form of decay; True or False demands L2 or decoupled decay.
@@ -229,31 +58,66 @@ def build(
         InputError: an unknown name, a number out of range, or a form that this optimizer does not have.
 
     Example:
+        >>> import torch
         >>> weight = torch.nn.Parameter(torch.ones(2))
         >>> optimizer = build("adamw", [weight], lr=1e-3, weight_decay=0.1)
         >>> optimizer.param_groups[0]["weight_decay"], optimizer.param_groups[0]["lr_ratio"]
         (0.1, 1.0)
     """
-    chosen = row(name)
-    if coupled is not None and coupled != chosen.coupled:
-        wanted = _FORMS[coupled]
-        own = _FORMS[chosen.coupled]
-        others = ", ".join(key for key, other in CATALOGUE.items() if other.coupled == coupled)
-        raise InputError(f"optimizer={name!r} has {own} weight decay, not {wanted}; {wanted} decay: {others}")
-    numbers = Numbers(
-        lr=finite("lr", lr, 0, open_low=True),
-        momentum=decay("momentum", momentum),
-        nesterov=bool(nesterov),
-        betas=(decay("betas[0]", betas[0]), decay("betas[1]", betas[1])),
-        eps=finite("eps", eps, 0),
-        weight_decay=finite("weight_decay", weight_decay, 0),
-        reference_batch=reference_batch,
-        process_group=process_group,
-    )
-    if numbers.momentum > 0 and not chosen.momentum:
-        raise InputError(f"momentum={momentum:g} has no meaning for optimizer={name!r}; set betas[0], and momentum=0")
-    if numbers.nesterov and (numbers.momentum == 0 or "betas" in chosen.settings):
-        raise InputError(f"nesterov=True needs optimizer='sgd' and momentum > 0; got {name!r}, momentum={momentum:g}")
-    optimizer = chosen.make(params, numbers)
-    bind(optimizer, lr=numbers.lr, weight_decay=numbers.weight_decay)
+    row = _row(name)
+    _check_form(row, coupled, nesterov, momentum)
+    numbers: dict[str, Any] = {
+        "lr": finite("lr", lr, 0, open_low=True),
+        "momentum": decay("momentum", momentum),
+        "betas": (decay("betas[0]", betas[0]), decay("betas[1]", betas[1])),
+        "alpha": decay("betas[1]" if alpha is None else "alpha", betas[1] if alpha is None else alpha),
+        "eps": finite("eps", eps, 0),
+        "weight_decay": finite("weight_decay", weight_decay, 0),
+    }
+    taken = {key: numbers[key] for key in row.keys}
+    if row.nesterov:
+        taken["nesterov"] = bool(nesterov)
+    if row.invariant:
+        if reference_batch is None:
+            raise InputError("reference_batch=None: an invariant optimizer needs the samples of its reference batch")
+        taken |= {"reference_batch": reference_batch, "process_group": process_group}
+    optimizer = _builder(row)(params, **taken)
+    if type(optimizer).__module__.startswith("pytorch_optimizer."):
+        for group in optimizer.param_groups:
+            group.setdefault("step", 0)  # counted there once it steps: a fresh one can take over a stored count
+    bind(optimizer, lr=numbers["lr"], weight_decay=numbers["weight_decay"])
     return optimizer
+
+
+def _check_form(row: OptimizerRow, coupled: bool | None, nesterov: bool, momentum: float) -> None:
+    """Refuse a form of decay or momentum that an optimizer does not have, with those that have it."""
+    wanted = "coupled" if coupled else "decoupled"
+    if coupled is not None and row.decay != wanted:
+        others = ", ".join(key for key, other in OPTIMIZERS.items() if other.decay == wanted and other.builder)
+        own, asked = _FORMS[row.decay], _FORMS[wanted]
+        raise InputError(f"optimizer={row.name!r} has {own} weight decay, not {asked}; {asked} decay: {others}")
+    if decay("momentum", momentum) > 0 and "momentum" not in row.moments:
+        raise InputError(
+            f"momentum={momentum:g} has no meaning for optimizer={row.name!r}; set betas[0], and momentum=0"
+        )
+    if nesterov and not (row.nesterov and momentum > 0):
+        forms = " or ".join(repr(key) for key, other in OPTIMIZERS.items() if other.nesterov)
+        raise InputError(
+            f"nesterov=True needs optimizer={forms} and momentum > 0; got {row.name!r}, momentum={momentum:g}"
+        )
+
+
+def _row(name: str) -> OptimizerRow:
+    row = OPTIMIZERS.get(name.lower().replace("_", "-")) if isinstance(name, str) else None
+    if row is None:
+        raise InputError(f"optimizer={name!r} is not known; choose one of {trained()}")
+    if row.builder is None:
+        raise InputError(f"optimizer={name!r} can be planned but not trained; choose one of {trained()}")
+    return row
+
+
+def _builder(row: OptimizerRow) -> Callable[..., Optimizer]:
+    home, _, name = str(row.builder).rpartition(".")
+    if home.startswith("pytorch_optimizer"):
+        need("optimizers")
+    return getattr(import_module(home), name)

@@ -15,8 +15,6 @@ from torch.optim import Optimizer
 
 from isobatch.installed import need
 
-NAMES = ("LARS", "Lamb", "AdamP")
-
 
 def groups(params: Iterable[Any], **vectors: Any) -> list[dict[str, Any]]:
     """Return matrices in one group and vectors in another that has no weight decay; groups stay as they are.
@@ -67,10 +65,9 @@ def lars(
     need("optimizers")
     from pytorch_optimizer import LARS
 
-    made = LARS(
+    return LARS(
         list(params), lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, trust_coefficient=trust
     )
-    return _counted(made)
 
 
 def lamb(params: Iterable[Any], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> Optimizer:
@@ -96,7 +93,7 @@ def lamb(params: Iterable[Any], *, lr: float, betas: tuple[float, float], eps: f
     flags = {"weight_decouple": False, "adam_debias": True}
     made = Lamb(groups(params, adam=True), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **flags)
     made.clamp = math.inf
-    return _counted(made)
+    return made
 
 
 def adamp(
@@ -120,29 +117,4 @@ def adamp(
     need("optimizers")
     from pytorch_optimizer import AdamP
 
-    return _counted(AdamP(groups(params), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
-
-
-def is_layer_wise(optimizer: Optimizer) -> bool:
-    """Return whether an optimizer is one of these.
-
-    Args:
-        optimizer: any.
-
-    Returns:
-        Whether its state is known here.
-
-    Example:
-        >>> import torch
-        >>> is_layer_wise(torch.optim.SGD([torch.zeros(1)], lr=0.1))
-        False
-    """
-    kind = type(optimizer)
-    return kind.__name__ in NAMES and kind.__module__.startswith("pytorch_optimizer.")
-
-
-def _counted(optimizer: Optimizer) -> Optimizer:
-    """Give each group its step count now, so that a fresh optimizer can take over a stored one's."""
-    for group in optimizer.param_groups:
-        group.setdefault("step", 0)
-    return optimizer
+    return AdamP(groups(params), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)

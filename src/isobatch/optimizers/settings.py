@@ -87,50 +87,48 @@ def write_settings(
         >>> optimizer.param_groups[0]["alpha"]
         0.5
     """
-    rows = ready(optimizer, betas=betas, momentum=momentum, weight_decay=weight_decay, eps=eps)
-    put(optimizer, rows, lr)
+    given = {"betas": betas, "momentum": momentum, "weight_decay": weight_decay, "eps": eps}
+    numbers = {name: value for name, value in given.items() if value is not None}
+    if betas is not None and any("alpha" in group for group in optimizer.param_groups):
+        del numbers["betas"]
+        numbers["alpha"] = betas[1]
+    write_prepared(optimizer, prepare_settings(optimizer, numbers), lr)
 
 
-def ready(
-    optimizer: Optimizer,
-    *,
-    betas: tuple[float, float] | None = None,
-    momentum: float | None = None,
-    weight_decay: float | None = None,
-    eps: float | None = None,
-) -> list[dict[str, Any]]:
-    """Check numbers that many steps share, once; `put` writes them.
+def prepare_settings(optimizer: Optimizer, numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Check numbers that many steps share, once; `write_prepared` writes them.
 
     Args:
         optimizer: an optimizer from `build`, or one that `bind` has seen.
-        betas: as in `write_settings`.
-        momentum: as in `write_settings`.
-        weight_decay: as in `write_settings`.
-        eps: as in `write_settings`.
+        numbers: by the keys of its groups: betas, alpha, momentum, eps, weight_decay.
 
     Returns:
         For each parameter group what it gets.
 
     Raises:
-        InputError: as in `write_settings`.
+        InputError: a number out of range, one that the optimizer does not read, or a group that was never bound.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+        >>> prepare_settings(optimizer, {"momentum": 0.5})
+        [{'momentum': 0.5}]
     """
-    numbers: dict[str, Any] = {}
-    if weight_decay is not None:
-        numbers["weight_decay"] = finite("weight_decay", weight_decay, 0)
-    if eps is not None:
-        numbers["eps"] = finite("eps", eps, 0)
-    if momentum is not None:
-        numbers["momentum"] = decay("momentum", momentum)
-    if betas is not None:
-        numbers["betas"] = (decay("betas[0]", betas[0]), decay("betas[1]", betas[1]))
-    return [_writes(optimizer, index, group, numbers) for index, group in enumerate(optimizer.param_groups)]
+    checked: dict[str, Any] = {}
+    for name, value in numbers.items():
+        if name == "betas":
+            checked[name] = (decay("betas[0]", value[0]), decay("betas[1]", value[1]))
+        elif name in ("momentum", "alpha"):
+            checked[name] = decay(name, value)
+        else:
+            checked[name] = finite(name, value, 0)
+    return [_group_values(optimizer, index, group, checked) for index, group in enumerate(optimizer.param_groups)]
 
 
-def put(optimizer: Optimizer, rows: Sequence[Mapping[str, Any]], lr: float | None = None) -> None:
-    """Write what `ready` prepared, and the learning rate of this step, into every parameter group.
+def write_prepared(optimizer: Optimizer, rows: Sequence[Mapping[str, Any]], lr: float | None = None) -> None:
+    """Write what `prepare_settings` checked, and the learning rate of this step, into every parameter group.
 
     Args:
-        optimizer: the one given to `ready`.
+        optimizer: the one given to `prepare_settings`.
         rows: what it returned.
         lr: base learning rate of this step; None leaves it as it is.
 
@@ -140,15 +138,15 @@ def put(optimizer: Optimizer, rows: Sequence[Mapping[str, Any]], lr: float | Non
     Example:
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
         >>> bind(optimizer)
-        >>> rows = ready(optimizer, momentum=0.5)
-        >>> put(optimizer, rows, lr=0.2)
+        >>> rows = prepare_settings(optimizer, {"momentum": 0.5})
+        >>> write_prepared(optimizer, rows, lr=0.2)
         >>> optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]
         (0.2, 0.5)
     """
     rates: list[dict[str, Any]] = [{} for _ in rows]
     if lr is not None:
         numbers = {"lr": finite("lr", lr, 0)}
-        rates = [_writes(optimizer, index, group, numbers) for index, group in enumerate(optimizer.param_groups)]
+        rates = [_group_values(optimizer, index, group, numbers) for index, group in enumerate(optimizer.param_groups)]
     for group, row, rate in zip(optimizer.param_groups, rows, rates, strict=True):
         for key, value in chain(row.items(), rate.items()):
             assign(group, key, value)
@@ -187,22 +185,18 @@ def assign(group: dict[str, Any], option: str, value: Any) -> None:
         group[key] = value
 
 
-def _writes(optimizer: Optimizer, index: int, group: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
+def _group_values(optimizer: Optimizer, index: int, group: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
     """Return what one group gets, or refuse it; nothing is written here."""
     result: dict[str, Any] = {}
     for name, value in numbers.items():
-        key = "alpha" if name == "betas" and "alpha" in group else name
-        if key not in group:
+        if name not in group:
             raise InputError(
                 f"{name}={value} cannot be written: {type(optimizer).__name__} has no {name}; leave it out"
             )
         ratio = _RATIOS.get(name)
         if ratio is not None and ratio not in group:
             raise InputError(f"parameter group {index} was never bound; call isobatch.optimizers.bind(optimizer) first")
-        if key == "alpha":
-            result[key] = value[1]
-        else:
-            result[key] = value if ratio is None else value * group[ratio]
+        result[name] = value if ratio is None else value * group[ratio]
     return result
 
 

@@ -1,13 +1,23 @@
-"""Recipes and plans."""
+"""Plans: a recipe at another batch, every number beside the rule that moves it."""
 
-from isobatch.plan.calibration import Critical
-from isobatch.plan.extras import Adversary, Augment
-from isobatch.plan.parts import Adaptive, Average, Batch, BatchNorm, Noise, Optimizer, Rules, Schedule
 from isobatch.plan.plan import Plan, PlanWarning, Row
 from isobatch.plan.recipe import Recipe
 from isobatch.plan.remedies import Remedy, remedies
-from isobatch.plan.search import Search
-from isobatch.plan.settings import Settings, base, scaled
+from isobatch.plan.settings import Settings, base, coupling_of, moves, row_of, scaled
+from isobatch.recipe import (
+    Adaptive,
+    Adversary,
+    Augment,
+    Average,
+    Batch,
+    BatchNorm,
+    Critical,
+    Noise,
+    Optimizer,
+    Rules,
+    Schedule,
+    Search,
+)
 
 __all__ = [
     "Adaptive",
@@ -29,6 +39,9 @@ __all__ = [
     "Search",
     "Settings",
     "base",
+    "coupling_of",
+    "moves",
     "remedies",
+    "row_of",
     "scaled",
 ]

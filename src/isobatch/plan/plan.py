@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from isobatch.plan.remedies import Remedy
+from isobatch.plan.settings import lr_rule_of
+from isobatch.recipe import RecipeData
 from isobatch.rules import Confidence
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from isobatch.plan.recipe import Recipe
-    from isobatch.plan.remedies import Remedy
+R = TypeVar("R", bound=RecipeData)
+WIDE = 120
+"""Columns of a terminal from which the reasons fit into the table."""
+_STYLE = {"theorem": "green", "derived": "cyan", "measured": "cyan", "convention": "yellow", "unknown": "magenta"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class PlanWarning:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Generic[R]):
     """The same run at another batch; printing it gives a table.
 
     Args:
@@ -68,7 +75,7 @@ class Plan:
     kappa: float
     rows: tuple[Row, ...]
     warnings: tuple[PlanWarning, ...]
-    recipe: Recipe
+    recipe: R
     remedies: tuple[Remedy, ...] = ()
 
     def row(self, key: str) -> Row:
@@ -96,7 +103,7 @@ class Plan:
         """
         return {
             "kappa": self.kappa,
-            "goal": "speed" if self.recipe.rules.lr == "speed" else "equivalence",
+            "goal": "equivalence" if lr_rule_of(self.recipe).length is None else "speed",
             "rows": [asdict(row) for row in self.rows],
             "warnings": [asdict(warning) for warning in self.warnings],
             "remedies": [asdict(remedy) for remedy in self.remedies],
@@ -134,8 +141,6 @@ class Plan:
         return capture.get()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from isobatch.plan.table import render
-
         yield from render(self, options.max_width)
 
 
@@ -157,3 +162,47 @@ def show(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(show(item) for item in value) + "]"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def render(plan: Plan[R], width: int) -> Iterator[Any]:
+    """Yield a table of the plan's rows, its warnings and its notes.
+
+    Args:
+        plan: the plan.
+        width: of the terminal; in a narrow one the reasons stand below the table.
+
+    Yields:
+        Renderables for rich.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    title = f"kappa = {plan.kappa:g}: {lr_rule_of(plan.recipe).run} at batch {plan.recipe.batch.size}"
+    table = Table(title=title, title_style="bold", show_lines=False, pad_edge=False, expand=False)
+    wide = width >= WIDE
+    for name in ("key", "was", "becomes", "rule", *(["because"] if wide else []), "confidence"):
+        table.add_column(name, overflow="fold", no_wrap=name in ("key", "confidence"))
+    for row in plan.rows:
+        changed = row.was != row.becomes
+        table.add_row(
+            row.key,
+            show(row.was),
+            Text(show(row.becomes), style="bold" if changed else ""),
+            row.rule,
+            *([row.because] if wide else []),
+            Text(row.confidence, style=_STYLE[row.confidence]),
+        )
+    yield table
+    for row in plan.rows:
+        text = row.note if wide else "; ".join(part for part in (row.because, row.note) if part)
+        if text:
+            yield Text.assemble(("  ", ""), (row.key, "bold"), f": {text}")
+    for warning in plan.warnings:
+        yield Text.assemble(
+            ("! ", "bold yellow"), (warning.condition, "bold"), f": {warning.message} ({warning.source})"
+        )
+    if plan.remedies:
+        yield Text("past the noise scale: keep the batch smaller, or", style="bold")
+    for remedy in plan.remedies:
+        yield Text.assemble(("+ ", "bold cyan"), (remedy.name, "bold"), f": {remedy.how}; {remedy.cost}")
+        yield Text(f"    {remedy.evidence}")

@@ -1,39 +1,21 @@
-"""From a recipe and a batch to the plan: every row beside its rule, its source and its other form."""
-
-from __future__ import annotations
-
-import math
-from dataclasses import replace
-from typing import TYPE_CHECKING
+"""From a recipe and a batch to the plan: the variant that was asked for, its numbers, and the scaled recipe."""
 
 from isobatch import rules
 from isobatch.errors import InputError
-from isobatch.plan.cautions import cautions
-from isobatch.plan.extras import extras_in_samples, extras_rows
-from isobatch.plan.forms import by_rule, invariant, with_noise
-from isobatch.plan.loading import validate
-from isobatch.plan.optimizer_rows import make_row, optimizer_rows
-from isobatch.plan.parts import Batch
-from isobatch.plan.plan import Plan, Row, show
+from isobatch.plan.plan import Plan, R, Row
 from isobatch.plan.remedies import remedies
-from isobatch.plan.settings import Settings, base, scaled
-from isobatch.plan.speed import GOALS, by_speed, length_rule
-from isobatch.plan.stages import scale_stages, show_stages
-from isobatch.rules import Confidence, Rule, average, batch_norm, clip, linear_epoch
-from isobatch.rules import learning_rate as lr_rules
-from isobatch.units import decay_at, whole
+from isobatch.plan.rows import all_rows, kept_row, make_row
+from isobatch.plan.settings import Settings, base, curve, moves, row_of, searched, settings_of
+from isobatch.plan.warnings import warnings_of
+from isobatch.recipe import Batch, Critical, RecipeData, validate
+from isobatch.rules.lr.linear import INVARIANT
+from isobatch.units import whole
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from isobatch.plan.recipe import Recipe
-
-_STRETCHED = Rule("the same share of the run", "stretched with its length", "convention", Confidence.CONVENTION)
-_MEAN = Rule("samples kept", "indexed by samples, through its mean over each step", "derived", Confidence.DERIVED)
+GOALS = ("equivalence", "speed")
 
 
 def make_plan(
-    recipe: Recipe,
+    recipe: R,
     batch_size: int,
     *,
     micro: int | None = None,
@@ -42,7 +24,7 @@ def make_plan(
     optimizer: str | None = None,
     rule: str | None = None,
     goal: str = "equivalence",
-) -> Plan:
+) -> Plan[R]:
     """Plan the same run at another global batch.
 
     Args:
@@ -62,47 +44,123 @@ def make_plan(
         InputError: a batch that is not a positive whole number, does not divide, or is beyond a rule's domain.
     """
     size, asked = whole("batch size", batch_size), recipe.optimizer.name
-    if optimizer is not None:
-        recipe = invariant(recipe, optimizer)
-    if rule is not None:
-        recipe = by_rule(recipe, rule)
-    if goal not in GOALS:
-        raise InputError(f"goal={goal!r} must be one of {', '.join(GOALS)}")
-    if goal == "speed":
-        if rule is not None or optimizer is not None:
-            raise InputError('goal="speed" has its own learning rate; drop rule and optimizer')
-        recipe = by_speed(recipe, noise_scale)
-    elif noise_scale is not None:
-        recipe = with_noise(recipe, noise_scale)
+    recipe = _variant(recipe, noise_scale, optimizer, rule, goal)
     batch = recipe.batch.model_dump() | {"size": size, "schedule": None}
     batch |= {key: value for key, value in (("micro", micro), ("devices", devices)) if value is not None}
-    scaled_batch = _batch(recipe, batch)
-    scaled_batch = scaled_batch.model_copy(update={"schedule": scale_stages(recipe, scaled_batch)})
-    old, new = base(recipe), scaled(recipe, size, scaled_batch.per_device)
-    if recipe.schedule is not None and recipe.schedule.shape == "autowu":
-        new = replace(new, lr=old.lr)  # the search finds the peak
-    kappa = size / recipe.batch.size
-    after = write(recipe, new, scaled_batch)
-    rows = (_keep(recipe, size), *_name_row(recipe, asked), *_rows(recipe, after, old, new, kappa))
-    return Plan(
-        kappa, rows, tuple(cautions(recipe, after, old, new, kappa)), after, remedies(recipe, size, noise_scale)
+    new_batch = _batch(batch)
+    new_batch = new_batch.model_copy(update={"schedule": _scaled_stages(recipe, new_batch)})
+    moved = searched(recipe, moves(recipe, size, new_batch.per_device))
+    old, new = base(recipe), settings_of(recipe, size, moved)
+    after = write(recipe, new, new_batch)
+    renamed = () if recipe.optimizer.name == asked else (_name_row(recipe, asked),)
+    rows = (kept_row(recipe, size), *renamed, *all_rows(recipe, after, old, new, moved))
+    found = tuple(warnings_of(recipe, after, old, new, moved))
+    return Plan(size / recipe.batch.size, rows, found, after, remedies(recipe, size, noise_scale))
+
+
+def _variant(recipe: R, noise_scale: float | None, optimizer: str | None, rule: str | None, goal: str) -> R:
+    """Return the variant of a recipe that was asked for; at its own batch it is the same run."""
+    if optimizer is not None:
+        recipe = _invariant(recipe, optimizer)
+    if rule is not None:
+        recipe = _by_rule(recipe, rule)
+    if goal not in GOALS:
+        raise InputError(f"goal={goal!r} must be one of {', '.join(GOALS)}")
+    if goal == "equivalence":
+        return recipe if noise_scale is None else _with_noise(recipe, noise_scale)
+    if rule is not None or optimizer is not None:
+        raise InputError('goal="speed" has its own learning rate; drop rule and optimizer')
+    return _by_speed(recipe, noise_scale)
+
+
+def _invariant(recipe: R, optimizer: str) -> R:
+    """Return the recipe with the batch-size invariant form of its optimizer, its reference batch stamped."""
+    row = row_of(recipe)
+    wanted = row.name if row.invariant else row.invariant_form
+    if optimizer != "invariant":
+        raise InputError(f'optimizer={optimizer!r} must be "invariant"; other optimizers are other runs')
+    if wanted is None:
+        have = ", ".join(name for name, other in rules.OPTIMIZERS.items() if other.invariant_form is not None)
+        head, _, last = have.rpartition(", ")
+        raise InputError(f"optimizer.name={row.name!r} has no invariant form; {head} and {last} have one")
+    reference = recipe.optimizer.reference_batch or recipe.batch.size
+    return recipe.model_copy(
+        update={"optimizer": recipe.optimizer.model_copy(update={"name": wanted, "reference_batch": reference})}
     )
 
 
-def _name_row(recipe: Recipe, asked: str) -> Iterator[Row]:
-    if recipe.optimizer.name != asked:
-        note = f"second moment of {recipe.optimizer.reference_batch} {recipe.batch.unit}, whatever the batch"
-        yield make_row("optimizer.name", asked, recipe.optimizer.name, lr_rules.INVARIANT, note, "invariant form")
+def _by_rule(recipe: R, rule: str) -> R:
+    """Return the recipe with another published rule in place of its own."""
+    if rule != "legw":
+        raise InputError(f'rule={rule!r} must be "legw"; other forms are chosen under [rules] in the recipe')
+    if recipe.schedule is not None and recipe.schedule.shape == "autowu":
+        raise InputError("AutoWU finds its own rate and warm-up, so that LEGW has nothing to move; drop --rule legw")
+    if row_of(recipe).invariant:
+        raise InputError(f"{recipe.optimizer.name} has a learning-rate rule of its own; drop --rule legw")
+    moved = {"lr": rule, "momentum": "keep", "betas": "keep", "noise_share": None}
+    return recipe.model_copy(update={"rules": recipe.rules.model_copy(update=moved)})
 
 
-def _batch(recipe: Recipe, values: dict[str, object]) -> Batch:
+def _with_noise(recipe: R, noise_scale: float) -> R:
+    """Return the recipe with the noise share that a noise scale gives at its batch, where its rate may use one."""
+    row, kinds = row_of(recipe), recipe.rules
+    share = rules.noise_share(recipe.batch.size, noise_scale)
+    word = next(word for word, choice in rules.LEARNING_RATES.items() if choice.share)
+    if not row.adaptive or row.invariant or kinds.lr not in ("auto", word):
+        return recipe
+    return recipe.model_copy(update={"rules": kinds.model_copy(update={"lr": word, "noise_share": share})})
+
+
+def _by_speed(recipe: R, noise_scale: float | None) -> R:
+    """Return the recipe with the speed rule, and the critical batch that it uses."""
+    if recipe.batch.schedule is not None or recipe.batch.adaptive is not None:
+        raise InputError('goal="speed" chooses one batch; remove batch.schedule and batch.adaptive')
+    known = recipe.critical
+    if noise_scale is not None:
+        rules.steps_factor(1, noise_scale)
+        if noise_scale == 0:
+            raise InputError("noise scale=0 must be positive: without noise every batch takes the same steps")
+        calibrated = known is not None and known.ratio is not None
+        known = known.calibrated(noise_scale) if known is not None and calibrated else _uncalibrated(noise_scale)
+    if known is None:
+        raise InputError(
+            'goal="speed" needs a critical batch: measure one with `isobatch noise sweep --calibrate`, which stores '
+            "[critical] in the recipe, or give --noise-scale"
+        )
+    return recipe.model_copy(
+        update={"critical": known, "rules": recipe.rules.model_copy(update={"lr": "speed", "noise_share": None})}
+    )
+
+
+def _uncalibrated(noise_scale: float) -> Critical:
+    return Critical(batch=noise_scale, source="a noise scale taken for it, uncalibrated", noise_scale=noise_scale)
+
+
+def _name_row(recipe: RecipeData, asked: str) -> Row:
+    note = f"second moment of {recipe.optimizer.reference_batch} {recipe.batch.unit}, whatever the batch"
+    return make_row("optimizer.name", asked, recipe.optimizer.name, INVARIANT.but(formula="invariant form"), note)
+
+
+def _batch(values: dict[str, object]) -> Batch:
     try:
         return validate(Batch, values)
     except InputError as error:
         raise InputError(f"{error}; or give micro and devices that divide the batch") from None
 
 
-def write(recipe: Recipe, new: Settings, batch: Batch) -> Recipe:
+def _scaled_stages(recipe: RecipeData, batch: Batch) -> tuple[tuple[str, int], ...] | None:
+    """Return the batch schedule at another reference batch: every stage times kappa, its start kept in samples."""
+    if recipe.batch.schedule is None:
+        return None
+    grain = batch.devices * (batch.micro or 1)
+    stages = []
+    for start, size in recipe.batch_stages():
+        parts = (2 * size * batch.size + recipe.batch.size * grain) // (2 * recipe.batch.size * grain)
+        stages.append((f"{start} {recipe.batch.unit}", max(1, parts) * grain))
+    return tuple(stages)
+
+
+def write(recipe: R, new: Settings, batch: Batch) -> R:
     """Return the recipe with the numbers of another batch written in, its schedule kept in samples.
 
     Args:
@@ -113,107 +171,42 @@ def write(recipe: Recipe, new: Settings, batch: Batch) -> Recipe:
     Returns:
         The scaled recipe.
     """
-    o = recipe.optimizer
+    o, unit, kappa = recipe.optimizer, recipe.batch.unit, new.batch / recipe.batch.size
     names = ("lr", "momentum", "betas", "alpha", "eps", "weight_decay")
-    moves = {name: getattr(new, name) for name in names}
-    if rules.family(o.name).invariant and new.batch != recipe.batch.size:
-        moves["reference_batch"] = o.reference_batch or recipe.batch.size
-    parts: dict[str, object] = {"batch": batch, "optimizer": o.model_copy(update=moves)}
+    written = {name: getattr(new, name) for name in names}
+    if row_of(recipe).invariant and new.batch != recipe.batch.size:
+        written["reference_batch"] = o.reference_batch or recipe.batch.size
+    parts: dict[str, object] = {"batch": batch, "optimizer": o.model_copy(update=written)}
     if recipe.schedule is not None:
-        stairs, unit = recipe.staircase(new.batch), recipe.batch.unit
+        stairs = curve(recipe, new.batch)
         spans = {"length": f"{stairs.length:.12g} {unit}", "warmup": f"{stairs.warmup:.12g} {unit}"}
         if stairs.decay_from is not None:
             spans["decay_from"] = f"{stairs.decay_from:.12g} {unit}"
         parts["schedule"] = recipe.schedule.model_copy(update=spans | {"stair": stairs.stair})
     if recipe.ema is not None and recipe.ema.decay is not None:
-        kappa = new.batch / recipe.batch.size
-        power = 1.0 if recipe.rules.average == "keep" else kappa
-        moved = {"decay": rules.scale_decay(recipe.ema.decay, power)}
-        if recipe.ema.final is not None:
-            moved["final"] = rules.scale_decay(recipe.ema.final, power)
-        parts["ema"] = recipe.ema.model_copy(update=moved)
+        moved = moves(recipe, new.batch)
+        averaged = {"decay": moved["ema.decay"].becomes}
+        if "ema.final" in moved:
+            averaged["final"] = moved["ema.final"].becomes
+        parts["ema"] = recipe.ema.model_copy(update=averaged)
     elif recipe.ema is not None:
-        parts["ema"] = recipe.ema.model_copy(update={"half_life": f"{new.half_life:.12g} {recipe.batch.unit}"})
+        parts["ema"] = recipe.ema.model_copy(update={"half_life": f"{new.half_life:.12g} {unit}"})
     if recipe.batch_norm is not None:
         parts["batch_norm"] = recipe.batch_norm.model_copy(update={"momentum": new.batch_norm})
     if recipe.rules.noise_share is not None:
-        f, kappa = recipe.rules.noise_share, new.batch / recipe.batch.size
-        parts["rules"] = recipe.rules.model_copy(update={"noise_share": rules.noise_share_after(f, kappa)})
-    return recipe.model_copy(update=parts | extras_in_samples(recipe))
+        share = rules.noise_share_after(recipe.rules.noise_share, kappa)
+        parts["rules"] = recipe.rules.model_copy(update={"noise_share": share})
+    return recipe.model_copy(update=parts | _augmentation_in_samples(recipe))
 
 
-def _keep(recipe: Recipe, size: int) -> Row:
-    kept, devices = recipe.batch.size, recipe.batch.devices
-    if size < kept:
-        parts = math.ceil(kept / size)
-        how = f"keep the batch, accumulate n = {parts}"
-        note = f"{parts} passes of {'' if kept % size == 0 else 'up to '}{size} are one update of {kept}"
-        per_device = size / devices
-    else:
-        how = "keep the batch, accumulate n = 1"
-        note = f"the same devices at {kept}; only the speed of larger steps is given up"
-        per_device = recipe.batch.per_device
-    if recipe.batch_norm is not None and per_device != recipe.batch.per_device:
-        moved = rules.scale_batch_norm(recipe.batch_norm.momentum, per_device / recipe.batch.per_device)
-        note += f"; batch norm then sees {per_device:g} samples a pass: its momentum becomes {moved:.4g}"
-        note += ", and its statistics differ"
-    because = "one update of B is the same update however it is split, so nothing else changes"
-    return Row("batch.size (kept)", kept, kept, how, because, Confidence.DERIVED, note)
-
-
-def _rows(recipe: Recipe, after: Recipe, old: Settings, new: Settings, kappa: float) -> Iterator[Row]:
-    steps = ""
-    if recipe.schedule is not None and recipe.batch.schedule is None:
-        length, after_length = recipe.staircase().length, recipe.staircase(new.batch).length
-        steps = f"{math.ceil(length / old.batch):,} steps become {math.ceil(after_length / new.batch):,}"
-    asked = Rule(f"x {kappa:g}", "the batch you ask for", "recipe", Confidence.DERIVED)
-    yield make_row("batch.size", recipe.batch.size, after.batch.size, asked, steps)
-    if recipe.batch.schedule is not None and after.batch.schedule is not None:
-        was, becomes = show_stages(recipe.batch.schedule), show_stages(after.batch.schedule)
-        note = "every stage times kappa, to the nearest multiple of micro x devices"
-        yield make_row("batch.schedule", was, becomes, asked, note)
-    yield from optimizer_rows(recipe, old, new, kappa)
-    if recipe.optimizer.clip is not None:
-        yield make_row("optimizer.clip", recipe.optimizer.clip, recipe.optimizer.clip, clip.KEPT)
-    if recipe.schedule is not None:
-        yield from _schedule_rows(recipe, old, new)
-    yield from _average_rows(recipe, after, old, new)
-    yield from extras_rows(recipe, int(new.batch))
-    if recipe.batch_norm is not None and new.batch_norm is not None:
-        note = f"b = {recipe.batch.per_device} becomes {after.batch.per_device} samples per device and pass"
-        yield make_row("batch_norm.momentum", recipe.batch_norm.momentum, new.batch_norm, batch_norm.POWER, note)
-
-
-def _schedule_rows(recipe: Recipe, old: Settings, new: Settings) -> Iterator[Row]:
-    if recipe.schedule is None:
-        return
-    was, becomes = recipe.staircase(), recipe.staircase(new.batch)
-    warmup = linear_epoch.WARMUP if recipe.rules.lr == "legw" else _MEAN
-    whole_run = _MEAN
-    if recipe.rules.lr == "speed":
-        warmup, whole_run = _STRETCHED, length_rule(recipe)
-    for key, rule in (("length", whole_run), ("warmup", warmup)):
-        before, after = getattr(was, key), getattr(becomes, key)
-        if before:
-            note = f"{before / old.batch:,.6g} steps become {after / new.batch:,.6g}"
-            text = f"{after:,.12g} {recipe.batch.unit}"
-            yield make_row(f"schedule.{key}", getattr(recipe.schedule, key), text, rule, note)
-
-
-def _average_rows(recipe: Recipe, after: Recipe, old: Settings, new: Settings) -> Iterator[Row]:
-    if recipe.ema is None or after.ema is None:
-        return
-    unit, every = recipe.batch.unit, recipe.ema.every
-    kept = recipe.rules.average == "keep"
-    rule = average.KEPT if kept else average.POWER
-    if recipe.ema.decay is not None:
-        note = f"half-life {show(round(old.half_life, 1))} {unit}, "
-        note += f"becomes {show(round(new.half_life, 1))}" if kept else "kept"
-        if recipe.ema.final is not None:
-            note += f"; the whole schedule up to {recipe.ema.final:g} is transformed pointwise"
-        yield make_row("ema.decay", recipe.ema.decay, after.ema.decay, rule, note)
-    else:
-        was, becomes = (decay_at(s.half_life, every * s.batch) for s in (old, new))
-        note = f"decay per update {was:.6g} becomes {becomes:.6g}"
-        span, formula = f"{new.half_life:,.12g} {unit}", rule.formula if kept else "kept in samples"
-        yield make_row("ema.half_life", recipe.ema.half_life, span, rule, note, formula)
+def _augmentation_in_samples(recipe: RecipeData) -> dict[str, object]:
+    """Return [augment] and [adversary] with their spans in samples, so that they survive another batch."""
+    found: dict[str, object] = {}
+    augment, adversary, unit = recipe.augment, recipe.adversary, recipe.batch.unit
+    if augment is not None and augment.adjust_norm is not None:
+        span = recipe.samples(augment.adjust_norm, "augment.adjust_norm")
+        found["augment"] = augment.model_copy(update={"adjust_norm": f"{span:.12g} {unit}"})
+    if adversary is not None:
+        span = recipe.samples(adversary.warmup, "adversary.warmup")
+        found["adversary"] = adversary.model_copy(update={"warmup": f"{span:.12g} {unit}"})
+    return found

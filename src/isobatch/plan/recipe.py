@@ -1,44 +1,22 @@
-"""Recipe: the numbers of a training run as they work today, at the batch for which they were chosen."""
+"""Recipe: the data of a training run, checked by the rules, that can be planned at another batch."""
 
-import math
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from pydantic import Field, StrictInt, model_validator
+from pydantic import ConfigDict, model_validator
 
-from isobatch.errors import InputError
-from isobatch.plan.calibration import Critical
-from isobatch.plan.extras import Adversary, Augment
-from isobatch.plan.loading import read_toml, validate
-from isobatch.plan.parts import Average, Batch, BatchNorm, Noise, Optimizer, Part, Rules, Schedule
+from isobatch.curves import DecaySchedule, Staircase
 from isobatch.plan.plan import Plan
 from isobatch.plan.planning import make_plan
-from isobatch.plan.search import Search
-from isobatch.plan.settings import scaled
-from isobatch.plan.speed import stretch
-from isobatch.plan.stages import batch_stages, span
-from isobatch.rules import legw, scale_decay
-from isobatch.schedules import AutoWU, DecaySchedule, Staircase
-from isobatch.units import batch_ratio, half_life, to_samples
+from isobatch.plan.settings import curve, scaled
+from isobatch.recipe import RecipeData
+from isobatch.rules import LEARNING_RATES, optimizer_row, scale_decay
 
 
-class Recipe(Part):
-    """A training recipe: every number that a change of the batch touches.
+class Recipe(RecipeData):
+    """A training recipe: every number that a change of the batch touches, and the plan at another batch.
 
-    Args:
-        task: a shipped task or "my_pkg.mod:make"; only training needs it.
-        data_size: samples in an epoch.
-        batch: the global batch.
-        optimizer: the optimizer and its numbers.
-        schedule: length, warm-up, shape.
-        ema: the weight average, None without one.
-        batch_norm: batch norm's momentum, None without batch norm.
-        noise: how the noise scale is measured in training; None where it is not, unless the batch is adaptive.
-        augment: many views of each sample in one update, None for none.
-        adversary: an adversarial loss beside the clean one, None for none.
-        critical: a measured critical batch, None without one; only goal="speed" and advice use it.
-        rules: which form of each rule is used.
-        options: values handed to the task as they are.
+    Its fields are those of `isobatch.recipe.RecipeData`: task, data_size, batch, optimizer, schedule, ema, batch_norm,
+    noise, augment, adversary, critical, rules and options.
 
     Example:
         >>> recipe = Recipe.load("examples/digits.toml")
@@ -46,71 +24,32 @@ class Recipe(Part):
         0.32
     """
 
-    task: str | None = None
-    data_size: StrictInt | None = Field(default=None, ge=1)
-    batch: Batch
-    optimizer: Optimizer
-    schedule: Schedule | None = None
-    ema: Average | None = None
-    batch_norm: BatchNorm | None = None
-    noise: Noise | None = None
-    augment: Augment | None = None
-    adversary: Adversary | None = None
-    critical: Critical | None = None
-    rules: Rules = Rules()
-    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    model_config = ConfigDict(defer_build=False)
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.schedule is not None:
-            for _, batch in batch_stages(self):
-                self.staircase(batch)
-            self.search()
-        if self.ema is not None:
-            horizon = self.half_life
-            if self.ema.half_life is not None and not 0 < horizon < math.inf:
-                raise ValueError(f'ema.half_life="{self.ema.half_life}" must be positive; use decay = 0 for a copy')
-        for _, batch in batch_stages(self):
-            scaled(self, batch)
-        settle = self.batch.adaptive.settle if self.batch.adaptive else None
-        spans = (("batch.adaptive.settle", settle), ("noise.half_life", self.noise.half_life if self.noise else None))
-        for name, quantity in spans:
-            if quantity is not None and not 0 < span(self, quantity, name) < math.inf:
-                raise ValueError(f'{name}="{quantity}" must be positive and finite')
+    def _known(self) -> Self:
+        """The optimizer and its rule exist, and what the recipe states has a meaning for them."""
+        o, word = self.optimizer, self.rules.lr
+        row = optimizer_row(o.name)
+        if word != "auto" and word not in LEARNING_RATES:
+            words = [repr(known) for known in ("auto", *LEARNING_RATES)]
+            raise ValueError(f"rules.lr={word!r} must be one of {', '.join(words[:-1])} or {words[-1]}")
+        if word != "auto" and LEARNING_RATES[word].share and self.rules.noise_share is None:
+            raise ValueError(f'rules.lr = "{word}" needs rules.noise_share, the noise share of v in [0, 1]')
+        if o.momentum and "momentum" not in row.moments:
+            raise ValueError(f"optimizer.momentum={o.momentum:g} has no meaning for {o.name}; remove it")
+        if o.reference_batch is not None and not row.invariant:
+            raise ValueError(f"optimizer.reference_batch has no meaning for {o.name}; use invariant-{o.name}")
         return self
 
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a recipe from a TOML file.
-
-        Args:
-            path: the file.
-
-        Returns:
-            The recipe.
-
-        Raises:
-            InputError: no such file, not TOML, an unknown key (the nearest known one is named) or a bad value.
-        """
-        try:
-            return cls.parse(read_toml(path))
-        except InputError as error:
-            raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
-
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """Build a recipe from nested plain values, with the errors of `load`.
-
-        Args:
-            values: tables and keys as in the file.
-
-        Returns:
-            The recipe.
-
-        Raises:
-            InputError: an unknown key or a bad value.
-        """
-        return validate(cls, values)
+    @model_validator(mode="after")
+    def _moves(self) -> Self:
+        """Every batch that the recipe itself takes is within the domain of its rules."""
+        for _, batch in self.batch_stages():
+            if self.schedule is not None:
+                self.staircase(batch)
+            scaled(self, batch)
+        return self
 
     def at(
         self,
@@ -122,7 +61,7 @@ class Recipe(Part):
         optimizer: str | None = None,
         rule: str | None = None,
         goal: str = "equivalence",
-    ) -> Plan:
+    ) -> Plan[Self]:
         """Plan the same run at another global batch.
 
         Args:
@@ -151,18 +90,6 @@ class Recipe(Part):
             goal=goal,
         )
 
-    def samples(self, quantity: str, name: str = "quantity") -> float:
-        """Return how many samples a quantity such as "30 epochs" spans in this recipe.
-
-        Args:
-            quantity: number and unit.
-            name: which setting it is, for messages.
-
-        Returns:
-            Samples (or tokens) on the recipe's clock.
-        """
-        return to_samples(quantity, batch=self.batch.size, data_size=self.data_size, name=name, unit=self.batch.unit)
-
     def staircase(self, batch: float | None = None) -> Staircase:
         """Return the learning-rate schedule as a function of samples.
 
@@ -176,52 +103,7 @@ class Recipe(Part):
         Raises:
             InputError: no length, or a warm-up longer than the run.
         """
-        if self.schedule is None:
-            raise InputError('the recipe has no [schedule]; add length = "30 epochs" (or samples, steps)')
-        length = self.samples(self.schedule.length, "schedule.length")
-        warmup = self.samples(self.schedule.warmup, "schedule.warmup")
-        start = self.schedule.decay_from
-        decay_from = None if start is None else self.samples(start, "schedule.decay_from")
-        if self.rules.lr == "legw" and batch is not None:
-            decay_from = warmup if decay_from is None else decay_from
-            _, warmup = legw(self.optimizer.lr, warmup, batch_ratio(batch, self.batch.size), length)
-        stair = self.schedule.stair or float(self.batch.size)
-        if self.rules.lr == "speed" and batch is not None and batch != self.batch.size:
-            times = stretch(self, batch)
-            length, warmup, stair = length * times, warmup * times, float(batch)
-            decay_from = None if decay_from is None else decay_from * times
-        return Staircase(
-            length=length,
-            warmup=warmup,
-            shape="constant" if self.schedule.shape == "autowu" else self.schedule.shape,
-            final=self.schedule.final,
-            stair=stair,
-            decay_from=decay_from,
-        )
-
-    def search(self) -> AutoWU | None:
-        """Return a fresh search for the learning rate, None for a recipe whose schedule is fixed.
-
-        Returns:
-            AutoWU before its first step.
-
-        Raises:
-            ValueError: bounds that cannot be kept, or patience longer than the warm-up.
-        """
-        if self.schedule is None or self.schedule.shape != "autowu":
-            return None
-        stairs, part = self.staircase(), self.schedule.search or Search()
-        tests = None if part.tests is None else self.samples(part.tests, "schedule.search.tests")
-        return AutoWU(part.growth(self.optimizer.lr, stairs.length, stairs.stair, tests))
-
-    @property
-    def half_life(self) -> float:
-        """Half-life of the weight average in samples at the start of the run; infinity without an average."""
-        if self.ema is None:
-            return math.inf
-        if self.ema.half_life is not None:
-            return self.samples(self.ema.half_life, "ema.half_life")
-        return half_life(self.ema.decay or 0.0, self.batch.size * self.ema.every)
+        return curve(self, batch)
 
     def average_schedule(self) -> DecaySchedule | None:
         """Return the schedule of the weight average's decay, None where it is constant."""

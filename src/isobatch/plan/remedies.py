@@ -1,18 +1,13 @@
 """Past the noise scale: the published remedies that apply to a recipe, what each costs, and its evidence."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from isobatch import rules
 from isobatch.errors import InputError
+from isobatch.plan.settings import curve, lr_rule_of, row_of
+from isobatch.recipe import RecipeData
 from isobatch.units import finite
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from isobatch.plan.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,7 @@ class Remedy:
     evidence: str
 
 
-def remedies(recipe: Recipe, size: int, noise_scale: float | None) -> tuple[Remedy, ...]:
+def remedies(recipe: RecipeData, size: int, noise_scale: float | None) -> tuple[Remedy, ...]:
     """Return what applies when a batch goes past the noise scale; nothing below it, or where none is known.
 
     Args:
@@ -50,8 +45,8 @@ def remedies(recipe: Recipe, size: int, noise_scale: float | None) -> tuple[Reme
     return tuple(_all(recipe, size, noise_scale))
 
 
-def _all(recipe: Recipe, size: int, noise_scale: float) -> Iterator[Remedy]:
-    kappa, family = size / recipe.batch.size, rules.FAMILIES[recipe.optimizer.name]
+def _all(recipe: RecipeData, size: int, noise_scale: float) -> Iterator[Remedy]:
+    kappa, row = size / recipe.batch.size, row_of(recipe)
     if recipe.schedule is not None and recipe.schedule.shape != "autowu":
         if _warmup_fits(recipe, kappa):
             yield Remedy(
@@ -66,20 +61,20 @@ def _all(recipe: Recipe, size: int, noise_scale: float) -> Iterator[Remedy]:
             "up to half the run is the search; a few ms a test",
             "arXiv 2107.05855; study autowu. It finds a usable rate, not a better one than tuning",
         )
-    if recipe.optimizer.name == "sgd" and not recipe.optimizer.momentum:
+    if not (row.adaptive or row.convention or recipe.optimizer.momentum):  # plain SGD
         worth = rules.gain(size, recipe.batch.size, noise_scale)
         yield Remedy(
             "AdaScale",
-            "isobatch.schedules.AdaScale in your own loop",
+            "isobatch.control.AdaScale in your own loop",
             f"a step is worth {worth:.3g} base steps, so the run takes {kappa / worth:.3g} times the samples",
             "arXiv 2007.05105",
         )
-    yield from _others(family)
+    yield from _others(row)
 
 
-def _others(family: rules.Family) -> Iterator[Remedy]:
-    if family.decay != "trust-ratio":
-        other = "lamb" if family.adaptive else "lars"
+def _others(row: rules.OptimizerRow) -> Iterator[Remedy]:
+    if row.decay != "trust-ratio":
+        other = "lamb" if row.adaptive else "lars"
         yield Remedy(
             other.upper(),
             f'optimizer.name = "{other}"',
@@ -100,10 +95,10 @@ def _others(family: rules.Family) -> Iterator[Remedy]:
     )
 
 
-def _warmup_fits(recipe: Recipe, kappa: float) -> bool:
-    stairs = recipe.staircase()
+def _warmup_fits(recipe: RecipeData, kappa: float) -> bool:
+    stairs = curve(recipe)
     try:
         rules.legw(recipe.optimizer.lr, stairs.warmup, kappa, stairs.length)
     except InputError:
         return False
-    return recipe.rules.lr != "legw"
+    return lr_rule_of(recipe).others is None

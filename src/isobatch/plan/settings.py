@@ -1,18 +1,19 @@
-"""Settings: a recipe's numbers per step at any batch, in one place."""
-
-from __future__ import annotations
+"""Every number of a recipe at another batch, each moved by one rule: the plan prints it, the loop trains by it."""
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from isobatch import rules
-from isobatch.errors import InputError
-from isobatch.plan.speed import speed_lr
-from isobatch.units import batch_ratio
+from isobatch.curves import Staircase
+from isobatch.recipe import RecipeData
+from isobatch.rules import OPTIMIZERS, Change, OptimizerRow, Rule, average, batch_norm, epsilon, momentum, weight_decay
+from isobatch.rules.betas import beta_rule
+from isobatch.rules.lr import LEARNING_RATES, lr_rule
+from isobatch.rules.lr.keep import SEARCHED
+from isobatch.rules.rule import Applied, Span
+from isobatch.units import batch_ratio, decay_at
 
-if TYPE_CHECKING:
-    from isobatch.plan.recipe import Recipe
+Moves = dict[str, Applied]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Settings:
     batch_norm: float | None
 
 
-def base(recipe: Recipe) -> Settings:
+def base(recipe: RecipeData) -> Settings:
     """Return the recipe's own numbers, at its own batch.
 
     Args:
@@ -58,7 +59,7 @@ def base(recipe: Recipe) -> Settings:
     )
 
 
-def scaled(recipe: Recipe, batch: float, per_device: float | None = None) -> Settings:
+def scaled(recipe: RecipeData, batch: float, per_device: float | None = None) -> Settings:
     """Return the recipe's numbers at another global batch.
 
     Args:
@@ -73,68 +74,132 @@ def scaled(recipe: Recipe, batch: float, per_device: float | None = None) -> Set
         InputError: a batch that is not positive, or beyond a rule's domain.
 
     Example:
-        >>> from isobatch import Recipe
+        >>> from isobatch.plan import Recipe
         >>> recipe = Recipe.parse({"batch": {"size": 8}, "optimizer": {"name": "adamw", "lr": 1e-3}})
         >>> scaled(recipe, 32).lr
         0.002
     """
-    old, kappa = base(recipe), batch_ratio(batch, recipe.batch.size)
-    kinds = recipe.rules
-    half_life = old.half_life * (kappa if kinds.average == "keep" else 1)
-    ratio = kappa if per_device is None else batch_ratio(per_device, recipe.batch.per_device)
-    norm = None if old.batch_norm is None else rules.scale_batch_norm(old.batch_norm, ratio)
-    if kinds.lr == "legw":  # nothing else is retuned
-        return replace(old, batch=batch, lr=scaled_lr(recipe, kappa), half_life=half_life, batch_norm=norm)
-    rate = scaled_lr(recipe, kappa)
-    sample_clock = kinds.momentum == "sample-clock"
-    momentum = rules.scale_momentum(old.momentum, kappa) if sample_clock else old.momentum
-    moments = tuple(_beta(kinds.betas, b, kappa, floor) for b, floor in zip(old.betas, kinds.floors, strict=True))
-    adaptive = rules.FAMILIES[recipe.optimizer.name].adaptive
-    return replace(
-        old,
-        batch=batch,
-        lr=rate * rules.lr_factor(old.momentum, momentum),
-        momentum=momentum,
-        betas=(moments[0], moments[1]),
-        alpha=_beta(kinds.betas, old.alpha, kappa, kinds.floors[1]),
-        eps=rules.scale_eps(old.eps, kappa, old.lr, rate) if adaptive else old.eps,
-        half_life=half_life,
-        weight_decay=rules.scale_weight_decay(old.weight_decay, kappa, old.lr, rate, recipe.optimizer.coupling),
-        batch_norm=norm,
-    )
+    return settings_of(recipe, batch, moves(recipe, batch, per_device))
 
 
-def scaled_lr(recipe: Recipe, kappa: float) -> float:
-    """Return the learning rate at kappa times the batch, before any momentum factor.
+def settings_of(recipe: RecipeData, batch: float, moved: Moves) -> Settings:
+    """Return the numbers of moves as settings.
 
     Args:
-        recipe: the recipe, whose rules.lr chooses the form.
-        kappa: new batch / old batch.
+        recipe: the recipe.
+        batch: the new batch.
+        moved: from `moves`.
 
     Returns:
-        eta'.
+        The settings.
     """
-    lr, kind = recipe.optimizer.lr, recipe.rules.lr
-    if kind == "auto":
-        kind = "linear" if rules.FAMILIES[recipe.optimizer.name].exponent == 1 else "sqrt"
-    if kind == "keep" or kappa == 1:
-        return lr
-    if kind == "speed":
-        return speed_lr(recipe, kappa * recipe.batch.size)
-    if kind == "linear":
-        return rules.linear(lr, kappa)
-    if kind in ("sqrt", "legw"):
-        return rules.square_root(lr, kappa)
-    share = recipe.rules.noise_share
-    if share is None:
-        raise InputError("rules.noise_share is missing; give f in [0, 1] for the noise-aware learning rate")
-    return rules.noise_aware(lr, kappa, share)
+    names = ("lr", "momentum", "alpha", "eps", "weight_decay", "half_life")
+    numbers = {name: moved[name].becomes for name in names}
+    betas = (moved["betas[0]"].becomes, moved["betas[1]"].becomes)
+    norm = moved["batch_norm"].becomes if "batch_norm" in moved else None
+    return replace(base(recipe), batch=batch, betas=betas, batch_norm=norm, **numbers)
 
 
-def _beta(kind: str, beta: float, kappa: float, floor: float) -> float:
-    if kind == "keep" or kappa == 1:
-        return beta
-    return rules.power(beta, kappa, floor) if kind == "power" else rules.sde(beta, kappa)
+def moves(recipe: RecipeData, batch: float, per_device: float | None = None) -> Moves:
+    """Return every number of a recipe at another batch, beside the rule that computed it.
+
+    Args:
+        recipe: the recipe.
+        batch: the new batch.
+        per_device: samples per device and forward pass; kept in proportion to the batch unless given.
+
+    Returns:
+        Setting -> what moved it: lr, momentum, betas[0], betas[1], alpha, eps, weight_decay, half_life, and ema.decay,
+        ema.final, batch_norm where the recipe has them.
+
+    Raises:
+        InputError: a batch that is not positive, or beyond a rule's domain.
+    """
+    change = _change(recipe, batch)
+    found = dict(_optimizer(recipe, change))
+    found |= _average(recipe, change)
+    if recipe.batch_norm is not None:
+        ratio = change.kappa if per_device is None else batch_ratio(per_device, recipe.batch.per_device)
+        seen = replace(change, kappa=ratio, value=recipe.batch_norm.momentum)
+        found["batch_norm"] = Applied.by(batch_norm.POWER, seen)
+    return found
+
+
+def searched(recipe: RecipeData, moved: Moves) -> Moves:
+    """Return the moves of a plan whose learning rate is found by a search; others come back as they are.
+
+    Args:
+        recipe: the recipe.
+        moved: from `moves`.
+
+    Returns:
+        The moves; what stands beside the learning rate still follows the rule that the search replaces.
+    """
+    if recipe.schedule is None or recipe.schedule.shape != "autowu":
+        return moved
+    lr = moved["lr"]
+    return moved | {"lr": Applied.by(SEARCHED, replace(lr.change, value=recipe.optimizer.lr))}
+
+
+def row_of(recipe: RecipeData) -> OptimizerRow:
+    """Return the row of a recipe's optimizer.
+
+    Args:
+        recipe: the recipe.
+
+    Returns:
+        Its row.
+    """
+    return OPTIMIZERS[recipe.optimizer.name]
+
+
+def coupling_of(recipe: RecipeData) -> str:
+    """Return how a recipe's weight decay is coupled: as it says, or as its optimizer does.
+
+    Args:
+        recipe: the recipe.
+
+    Returns:
+        decoupled, coupled, independent or trust-ratio.
+    """
+    return recipe.optimizer.decay or row_of(recipe).decay
+
+
+def lr_rule_of(recipe: RecipeData) -> Rule:
+    """Return the learning-rate rule of a recipe.
+
+    Args:
+        recipe: the recipe.
+
+    Returns:
+        The rule; of less confidence where its critical batch is only a noise scale.
+    """
+    row, word, known = row_of(recipe), recipe.rules.lr, recipe.critical
+    rule = lr_rule(row, word)
+    guessed = LEARNING_RATES[row.lr if word == "auto" else word].guessed
+    only_noise = known is not None and known.noise_scale == known.batch
+    return guessed(rule) if guessed is not None and only_noise else rule
+
+
+def curve(recipe: RecipeData, batch: float | None = None) -> Staircase:
+    """Return the curve of the learning rate as a function of samples.
+
+    Args:
+        recipe: the recipe.
+        batch: global samples per step, which moves the curve under some rules; the recipe's own batch unless given.
+
+    Returns:
+        The staircase.
+
+    Raises:
+        InputError: no length, or a warm-up longer than the run.
+    """
+    stairs, rule = RecipeData.staircase(recipe), lr_rule_of(recipe)
+    if batch is None or rule.curves is None:
+        return stairs
+    span = Span(stairs.length, stairs.warmup, stairs.decay_from, stairs.stair)
+    moved = rule.curves(span, _change(recipe, batch))
+    return replace(stairs, length=moved.length, warmup=moved.warmup, decay_from=moved.decay_from, stair=moved.stair)
 
 
 def horizon(beta: float) -> float:
@@ -147,3 +212,65 @@ def horizon(beta: float) -> float:
         Steps; infinity at beta = 1.
     """
     return math.inf if beta == 1 else 1 / (1 - beta)
+
+
+def _change(recipe: RecipeData, batch: float) -> Change:
+    o, known = recipe.optimizer, recipe.critical
+    run = None if recipe.schedule is None else RecipeData.staircase(recipe)
+    return Change(
+        kappa=batch_ratio(batch, recipe.batch.size),
+        value=o.lr,
+        batch=recipe.batch.size,
+        optimizer=row_of(recipe),
+        lr=o.lr,
+        share=recipe.rules.noise_share,
+        critical=None if known is None else known.batch,
+        length=math.inf if run is None else run.length,
+        warmup=0.0 if run is None else run.warmup,
+    )
+
+
+def _optimizer(recipe: RecipeData, change: Change) -> Iterator[tuple[str, Applied]]:
+    """Yield the numbers of the optimizer: the learning rate first, because others stand beside it."""
+    o, kinds, row = recipe.optimizer, recipe.rules, change.optimizer
+    lr = lr_rule_of(recipe)
+    rate = Applied.by(lr, change).becomes
+    others: Callable[[Rule, str], Rule] = lambda rule, letter: rule if lr.others is None else lr.others(letter)  # noqa: E731
+    clock = momentum.SAMPLE_CLOCK if kinds.momentum == "sample-clock" else momentum.KEPT
+    moved = Applied.by(others(clock, "mu"), replace(change, value=o.momentum))
+    new_lr = rate * momentum.lr_factor(o.momentum, moved.becomes)
+    follows = o.momentum > 0 and moved.rule is momentum.SAMPLE_CLOCK
+    yield "lr", Applied(momentum.beside(lr) if follows else lr, change, new_lr)
+    yield "momentum", moved
+    for name, value, floor in (
+        ("betas[0]", o.betas[0], kinds.floors[0]),
+        ("betas[1]", o.betas[1], kinds.floors[1]),
+        ("alpha", o.alpha, kinds.floors[1]),
+    ):
+        seen = replace(change, value=value, floor=floor)
+        yield name, Applied.by(others(beta_rule(kinds.betas, seen), "beta"), seen)
+    # by a search the printed rate is not the one that these stand beside
+    search = recipe.schedule is not None and recipe.schedule.shape == "autowu"
+    plain, real = ("eta'*(1-mu)/(1-mu')" if follows else "eta'"), "eta'"
+    if search:
+        plain = f"({lr.formula})"
+        real = f"({momentum.beside(lr).formula if follows else lr.formula})"
+    seen = replace(change, value=o.eps, rate=rate, new_lr=new_lr)
+    eps = epsilon.eps_rule(row, lr, plain)
+    yield "eps", Applied.by(others(eps, "eps") if row.adaptive else epsilon.NONE, seen)
+    decay = weight_decay.decay_rule(row, coupling_of(recipe), real)
+    yield "weight_decay", Applied.by(others(decay, "lambda"), replace(seen, value=o.weight_decay))
+
+
+def _average(recipe: RecipeData, change: Change) -> Iterator[tuple[str, Applied]]:
+    kept = recipe.rules.average == "keep"
+    span, decay = (average.HALF_LIFE_MOVED, average.KEPT) if kept else (average.HALF_LIFE, average.POWER)
+    yield "half_life", Applied.by(span, replace(change, value=recipe.half_life))
+    if recipe.ema is None:
+        return
+    rho = recipe.ema.decay
+    if rho is None:
+        rho = decay_at(recipe.half_life, recipe.batch.size * recipe.ema.every)
+    yield "ema.decay", Applied.by(decay, replace(change, value=rho))
+    if recipe.ema.final is not None:
+        yield "ema.final", Applied.by(decay, replace(change, value=recipe.ema.final))

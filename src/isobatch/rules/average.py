@@ -2,16 +2,8 @@
 
 import math
 
-from isobatch.rules.rule import Confidence, Rule
+from isobatch.rules.rule import Change, Confidence, Rule, RuleWarning, Side
 from isobatch.units import finite
-
-POWER = Rule(
-    "rho**kappa",
-    "keeps the half-life in samples; exact in the limit of small steps, good while kappa*(1-rho) << 1",
-    "arXiv 2307.13813",
-    Confidence.THEOREM,
-)
-KEPT = Rule("rho", "kept per update because the recipe says so: another average", "recipe", Confidence.UNKNOWN)
 
 
 def scale_decay(decay: float, kappa: float) -> float:
@@ -69,3 +61,32 @@ def lag(decay: float, kappa: float) -> float:
         return 0.0
     fresh = -math.expm1(ratio * math.log(rho))
     return abs(ratio - rho * fresh / (1 - rho) - ratio * fresh) / ratio
+
+
+LAG = 0.05
+"""Relative lag of the average above which the rule is called weak."""
+
+
+def _lags(c: Change, _: float) -> tuple[str, str] | None:
+    gap = lag(c.value, c.kappa)
+    if gap <= LAG:
+        return None
+    message = f"the averaged model lags by about {gap:.0%} of one large step; raise the half-life or lower kappa"
+    return f"kappa*(1-rho) = {c.kappa * (1 - c.value):.3g} is not small", message
+
+
+POWER = Rule(
+    "rho**kappa",
+    "keeps the half-life in samples; exact in the limit of small steps, good while kappa*(1-rho) << 1",
+    "arXiv 2307.13813",
+    Confidence.THEOREM,
+    lambda c: scale_decay(c.value, c.kappa),
+    warnings=(RuleWarning(Side.UP, _lags, "derived from 2307.13813"),),
+)
+KEPT = Rule("rho", "kept per update because the recipe says so: another average", "recipe", Confidence.UNKNOWN)
+HALF_LIFE = POWER.but(formula="kept in samples", number=lambda c: c.value, warnings=())
+HALF_LIFE_MOVED = KEPT.but(
+    formula="kappa*H",
+    because="the decay per update is kept because the recipe says so: another average",
+    number=lambda c: c.value * c.kappa,
+)

@@ -3,13 +3,6 @@
 from isobatch.rules.rule import Confidence, Rule
 from isobatch.units import finite
 
-POWER = Rule(
-    "1-(1-m)**(b'/b)",
-    "keeps the half-life of the running statistics in samples per device; b = samples per device and forward pass",
-    "derived from arXiv 2307.13813",
-    Confidence.DERIVED,
-)
-
 
 def scale_batch_norm(momentum: float, ratio: float) -> float:
     """Batch-norm momentum (PyTorch's m = 1 - decay) when the samples per device and forward pass grow by a ratio.
@@ -33,3 +26,12 @@ def scale_batch_norm(momentum: float, ratio: float) -> float:
     m = finite("batch norm momentum", momentum, 0, 1)
     factor = finite("micro-batch ratio", ratio, 0, open_low=True)
     return m if factor == 1 else 1 - (1 - m) ** factor
+
+
+POWER = Rule(
+    "1-(1-m)**(b'/b)",
+    "keeps the half-life of the running statistics in samples per device; b = samples per device and forward pass",
+    "derived from arXiv 2307.13813",
+    Confidence.DERIVED,
+    lambda c: scale_batch_norm(c.value, c.kappa),
+)

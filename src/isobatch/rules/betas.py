@@ -1,24 +1,10 @@
 """Adam's betas: half-lives in samples, with floors that act on the change only."""
 
+import math
+
 from isobatch.errors import InputError
-from isobatch.rules.rule import Confidence, Rule
+from isobatch.rules.rule import Change, Confidence, Rule, RuleWarning, Side
 from isobatch.units import finite
-
-FLOORS = (0.5, 0.95)
-
-POWER = Rule(
-    "beta**kappa",
-    "keeps the half-life of the moment in samples",
-    "arXiv 2507.07101 (beta2 in tokens); same algebra as 2307.13813",
-    Confidence.DERIVED,
-)
-SDE = Rule(
-    "1-kappa*(1-beta)",
-    "the form of the SDE; the first order of beta**kappa, defined only for kappa < 1/(1-beta)",
-    "arXiv 2205.10287",
-    Confidence.THEOREM,
-)
-KEPT = Rule("beta", "kept per step because the recipe says so", "recipe", Confidence.UNKNOWN)
 
 
 def power(beta: float, kappa: float, floor: float = 0.0) -> float:
@@ -77,3 +63,88 @@ def sde(beta: float, kappa: float) -> float:
             'set rules.betas = "power"'
         )
     return scaled
+
+
+def steps_factor(old: float, new: float) -> float:
+    """Factor on the step count of bias correction when a beta moves: beta'**step' = beta**step.
+
+    Args:
+        old: beta before the change.
+        new: beta after it.
+
+    Returns:
+        log(beta)/log(beta'); 1 where a beta is 0 and nothing is accumulated.
+
+    Example:
+        >>> round(steps_factor(0.9, 0.9**4), 6)
+        0.25
+    """
+    if old == new or not 0 < old < 1 or not 0 < new < 1:
+        return 1.0
+    return math.log(old) / math.log(new)
+
+
+def power_rule(beta: float, kappa: float, floor: float) -> Rule:
+    """Return the power rule, or where it would pass its floor the rule that holds it there.
+
+    Args:
+        beta: per step at the old batch.
+        kappa: new batch / old batch.
+        floor: smallest value that the change may reach.
+
+    Returns:
+        The rule.
+
+    Example:
+        >>> power_rule(0.9, 4, 0.5).formula, power_rule(0.9, 16, 0.5).formula
+        ('beta**kappa', 'max(beta**kappa, min(beta, 0.5))')
+    """
+    if power(beta, kappa, floor) <= beta**kappa * (1 + 1e-12):
+        return POWER
+    return FLOORED.but(formula=f"max(beta**kappa, min(beta, {floor:g}))")
+
+
+def _held(c: Change, new: float) -> tuple[str, str]:
+    message = f"beta**kappa = {c.value**c.kappa:.4g} is held at {new:g}; the moment remembers more samples than before"
+    return "is at its floor", message
+
+
+POWER = Rule(
+    "beta**kappa",
+    "keeps the half-life of the moment in samples",
+    "arXiv 2507.07101 (beta2 in tokens); same algebra as 2307.13813",
+    Confidence.DERIVED,
+    lambda c: power(c.value, c.kappa, c.floor),
+    state=steps_factor,
+)
+FLOORED = POWER.but(
+    because="held at its floor, below which a moment spans too few steps; it remembers more samples than before",
+    source="convention",
+    confidence=Confidence.CONVENTION,
+    warnings=(RuleWarning(Side.UP, _held, "convention (floors 0.5 and 0.95)"),),
+)
+SDE = Rule(
+    "1-kappa*(1-beta)",
+    "the form of the SDE; the first order of beta**kappa, defined only for kappa < 1/(1-beta)",
+    "arXiv 2205.10287",
+    Confidence.THEOREM,
+    lambda c: sde(c.value, c.kappa),
+    state=steps_factor,
+)
+KEPT = Rule("beta", "kept per step because the recipe says so", "recipe", Confidence.UNKNOWN, state=steps_factor)
+FORMS = ("power", "linear", "keep")
+
+
+def beta_rule(form: str, change: Change) -> Rule:
+    """Return the rule of a beta.
+
+    Args:
+        form: of a recipe's rules.betas: power, linear or keep.
+        change: what the rule will see.
+
+    Returns:
+        The rule.
+    """
+    if form == "power":
+        return power_rule(change.value, change.kappa, change.floor)
+    return SDE if form == "linear" else KEPT

@@ -5,27 +5,7 @@ These are rules of speed, not of equivalence: a run by them is another run, fast
 
 import math
 
-from isobatch.rules.rule import Confidence, Rule
 from isobatch.units import finite
-
-OPTIMAL_SGD = Rule(
-    "eta*(1+Bc/B)/(1+Bc/B')",
-    "fastest progress per step of a quadratic, if eta was the best at B; beyond twice it the loss may rise",
-    "arXiv 1812.06162, 2.6",
-    Confidence.DERIVED,
-)
-OPTIMAL_ADAM = Rule(
-    "eta*h(B)/h(B'), h = sqrt(Bc/B)+sqrt(B/Bc)",
-    "Surge: the best rate of sign descent at small batches peaks at Bc and falls beyond it; Adam itself is not covered",
-    "arXiv 2405.14578, theorem 3, eq. 13",
-    Confidence.DERIVED,
-)
-HYPERBOLA = Rule(
-    "S*(1+Bc/B')/(1+Bc/B)",
-    "(S/S_min-1)(E/E_min-1) = 1: steps to the same loss, each batch at its own best learning rate",
-    "arXiv 1812.06162, 2.11",
-    Confidence.MEASURED,
-)
 
 
 def steps_factor(batch: float, critical: float) -> float:

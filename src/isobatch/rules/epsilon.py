@@ -1,15 +1,7 @@
 """Adam's eps: it stands beside sqrt(v), so it shrinks as sqrt(v) does."""
 
-from isobatch.rules.rule import Confidence, Rule
+from isobatch.rules.rule import Confidence, OptimizerRow, Rule
 from isobatch.units import finite
-
-SCALED = Rule(
-    "eps*eta'/(kappa*eta)",
-    "stands beside sqrt(v), which shrinks by the same factor: eps/sqrt(kappa) beside a square-root lr",
-    "arXiv 2205.10287",
-    Confidence.THEOREM,
-)
-KEPT = Rule("eps", "the second moment does not depend on the batch", "arXiv 2402.18824", Confidence.DERIVED)
 
 
 def scale_eps(eps: float, kappa: float, lr: float, scaled_lr: float) -> float:
@@ -37,3 +29,43 @@ def scale_eps(eps: float, kappa: float, lr: float, scaled_lr: float) -> float:
     old, ratio = finite("eps", eps, 0), finite("kappa", kappa, 0, open_low=True)
     before, after = finite("lr", lr, 0), finite("scaled lr", scaled_lr, 0)
     return old if before == 0 or after == ratio * before else old * after / (ratio * before)
+
+
+SCALED = Rule(
+    "eps*eta'/(kappa*eta)",
+    "stands beside sqrt(v), which shrinks by the same factor: eps/sqrt(kappa) beside a square-root lr",
+    "arXiv 2205.10287",
+    Confidence.THEOREM,
+    lambda c: scale_eps(c.value, c.kappa, c.lr, c.rate),
+)
+AS_THE_RATE = SCALED.but(
+    because="stands beside sqrt(v), which the learning rate takes to move as eta'/(kappa*eta)",
+    source="derived from arXiv 2205.10287",
+    confidence=Confidence.DERIVED,
+)
+NONE = Rule("eps", "this optimizer divides by no second moment", "derived", Confidence.DERIVED)
+KEPT = Rule("eps", "the second moment does not depend on the batch", "arXiv 2402.18824", Confidence.DERIVED)
+
+
+def eps_rule(row: OptimizerRow, lr: Rule, rate: str = "eta'") -> Rule:
+    """Return the rule of eps beside a learning-rate rule.
+
+    Args:
+        row: the optimizer's row.
+        lr: the rule that gives eta' before any momentum factor.
+        rate: eta' before that factor, in the letters of the plan.
+
+    Returns:
+        The rule.
+
+    Example:
+        >>> from isobatch.rules.optimizers import OPTIMIZERS
+        >>> eps_rule(OPTIMIZERS["invariant-adam"], KEPT).formula
+        'eps'
+    """
+    if row.invariant:
+        return KEPT
+    chosen = SCALED if lr.confidence is Confidence.THEOREM and lr.exponent == 0.5 else AS_THE_RATE
+    if lr.confidence is Confidence.UNKNOWN:
+        chosen = chosen.but(confidence=Confidence.UNKNOWN)
+    return chosen.but(formula=f"eps*{rate}/(kappa*eta)")

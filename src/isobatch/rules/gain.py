@@ -4,15 +4,7 @@ import math
 
 from isobatch.errors import InputError
 from isobatch.rules.critical_batch import steps_factor
-from isobatch.rules.rule import Confidence, Rule
 from isobatch.units import finite
-
-ADASCALE = Rule(
-    "r*eta(tau), tau += r",
-    "one step counts for r steps of the base batch, r = (var+sq)/(var/S+sq) in [1, S]; plain SGD",
-    "arXiv 2007.05105",
-    Confidence.DERIVED,
-)
 
 
 def adascale_gain(scale: float, variance: float, gradient_squared: float) -> float:

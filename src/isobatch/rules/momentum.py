@@ -1,20 +1,9 @@
 """Heavy-ball momentum: a half-life in samples, or the number of steps that Goyal et al. keep."""
 
-from isobatch.rules.rule import Confidence, Rule
-from isobatch.units import finite
+import math
 
-SAMPLE_CLOCK = Rule(
-    "mu**kappa, lr*(1-mu**kappa)/(1-mu)",
-    "keeps the half-life of the buffer in samples and eta/(1-mu) per sample",
-    "derived",
-    Confidence.DERIVED,
-)
-KEPT = Rule(
-    "mu",
-    "kept per step: the same run only while kappa/(1-mu) steps are short against the run",
-    "arXiv 1706.02677",
-    Confidence.CONVENTION,
-)
+from isobatch.rules.rule import Change, Confidence, Rule, RuleWarning, Side
+from isobatch.units import finite
 
 
 def scale_momentum(momentum: float, kappa: float) -> float:
@@ -86,3 +75,46 @@ def buffer_factor(momentum: float, scaled: float) -> float:
 
 def _both(momentum: float, scaled: float) -> tuple[float, float]:
     return finite("momentum", momentum, 0, 1, open_high=True), finite("scaled momentum", scaled, 0, 1, open_high=True)
+
+
+def beside(rule: Rule) -> Rule:
+    """Return a learning-rate rule beside a momentum that moves: eta/(1-mu) is kept per sample.
+
+    Args:
+        rule: of the learning rate.
+
+    Returns:
+        The words of the rule with the factor in its formula; its number leaves the factor to `lr_factor`.
+
+    Example:
+        >>> beside(Rule("kappa*eta", "", "", Confidence.DERIVED)).formula
+        "kappa*eta * (1-mu')/(1-mu)"
+    """
+    formula, comma, letters = rule.formula.partition(", ")
+    return rule.but(formula=f"{formula} * (1-mu')/(1-mu){comma}{letters}")
+
+
+def _long(c: Change, new: float) -> tuple[str, str] | None:
+    share = c.kappa * (math.inf if c.value == 1 else 1 / (1 - c.value)) * c.batch / c.length
+    if c.value == 0 or share <= 0.01:
+        return None
+    message = f'the buffer spans {share:.1%} of the run; set rules.momentum = "sample-clock"'
+    return "kappa/(1-mu) steps are not short", message
+
+
+SAMPLE_CLOCK = Rule(
+    "mu**kappa",
+    "keeps the half-life of the buffer in samples, with the learning rate times (1-mu')/(1-mu)",
+    "derived",
+    Confidence.DERIVED,
+    lambda c: scale_momentum(c.value, c.kappa),
+    state=buffer_factor,
+)
+KEPT = Rule(
+    "mu",
+    "kept per step: the same run only while kappa/(1-mu) steps are short against the run",
+    "arXiv 1706.02677",
+    Confidence.CONVENTION,
+    warnings=(RuleWarning(Side.UP, _long, "derived"),),
+    state=buffer_factor,
+)

@@ -1,26 +1,32 @@
 """Tasks: data, model, loss and metric behind one face, make(settings, seed) -> Run."""
 
 from isobatch.installed import need
+from isobatch.renamed import old_names
 
 need("torch")
 
 from isobatch.tasks.face import SHIPPED, Make, Run, Samples, TensorSamples, device_of, find, make_run, seeded
-from isobatch.tasks.lesson import Lesson, Teaching
+from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.tasks.metric import LOSS, PERCENT, Metric
 
 __all__ = [
     "LOSS",
     "PERCENT",
     "SHIPPED",
-    "Lesson",
+    "LossContext",
+    "LossNeeds",
     "Make",
     "Metric",
     "Run",
     "Samples",
-    "Teaching",
     "TensorSamples",
     "device_of",
     "find",
     "make_run",
     "seeded",
 ]
+
+__getattr__ = old_names(
+    __name__,
+    {"Lesson": "isobatch.tasks.loss_context.LossContext", "Teaching": "isobatch.tasks.loss_context.LossNeeds"},
+)

@@ -13,8 +13,9 @@ from torch import nn
 from isobatch.errors import InputError, IsobatchError
 from isobatch.installed import announced
 from isobatch.plan import Recipe
+from isobatch.renamed import OldAttribute, old_arguments
 from isobatch.tasks.asked import Asked
-from isobatch.tasks.lesson import Lesson, Teaching
+from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.tasks.metric import Metric
 
 SHIPPED = {
@@ -36,6 +37,7 @@ class Samples(Sized, Protocol):
         ...
 
 
+@old_arguments(teaching="needs")
 @dataclass
 class Run:
     """One training run before its first step: data, model, loss and metric.
@@ -43,11 +45,11 @@ class Run:
     Args:
         model: the weights to train, initialised from the seed.
         samples: the training samples.
-        loss: (model, batch) -> mean loss over the batch, a scalar tensor with gradient; (model, batch, lesson) with
-            `teaching`.
+        loss: (model, batch) -> mean loss over the batch, a scalar tensor with gradient; (model, batch, context) with
+            `needs`.
         metrics: (model) -> held-out metrics by name.
         facts: what belongs beside every result, such as the hash of a corpus.
-        teaching: what the loss asks of the loop (the average as teacher, the clock), None for a plain loss.
+        needs: what the loss asks of the loop (the average as teacher, the clock), None for a plain loss.
         counts: (batch) -> how many terms the mean of its loss runs over, where these are not its samples: unmasked
             tokens of ragged text. Micro-batches are weighted by it, so that any split gives the batch's own mean.
         declared: what kind each metric is and which one is judged; a verdict needs it, training does not.
@@ -65,28 +67,28 @@ class Run:
     loss: Callable[..., torch.Tensor]
     metrics: Callable[[nn.Module], Mapping[str, float]]
     facts: dict[str, str] = field(default_factory=dict)
-    teaching: Teaching | None = None
+    needs: LossNeeds | None = None
     counts: Callable[[Any], float] | None = None
     declared: Mapping[str, Metric] = field(default_factory=dict)
 
-    def step(self, batch: Any, lesson: Lesson | None = None) -> torch.Tensor:
+    def step(self, batch: Any, context: LossContext | None = None) -> torch.Tensor:
         """Return the mean loss of one (micro-)batch, ready for backward.
 
         Args:
             batch: what `samples[indices]` gave.
-            lesson: teacher and clock, for a run with `teaching`.
+            context: teacher and clock, for a run with `needs`.
 
         Returns:
             A scalar tensor.
 
         Raises:
-            InputError: the loss needs a lesson and there is none.
+            InputError: the loss needs a context and there is none.
         """
-        if self.teaching is None:
+        if self.needs is None:
             return self.loss(self.model, batch)
-        if lesson is None:
+        if context is None:
             raise InputError("this task's loss needs a teacher or the clock; train it with isobatch.train.Trainer")
-        return self.loss(self.model, batch, lesson)
+        return self.loss(self.model, batch, context)
 
     def evaluate(self) -> dict[str, float]:
         """Return the held-out metrics of the model's present weights.
@@ -101,6 +103,8 @@ class Run:
                 return {name: float(value) for name, value in self.metrics(self.model).items()}
         finally:
             self.model.train(training)
+
+    teaching = OldAttribute("needs")
 
 
 Make = Callable[[Recipe, int], Run]

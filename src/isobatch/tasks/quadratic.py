@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from isobatch.plan import Recipe
-from isobatch.plan.settings import Settings
+from isobatch.plan import Recipe, Settings
 from isobatch.tasks.face import Run, TensorSamples, seeded
 from isobatch.tasks.metric import LOSS
 from isobatch.units import decay_at, finite, whole

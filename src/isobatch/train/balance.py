@@ -45,7 +45,7 @@ def norm_ratio(
         for number in range(views.views):
             mine = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
             for samples, places, share in rows:
-                loss = run.loss(run.model, apart.turn(samples, places, number))
+                loss = run.loss(run.model, apart.rows(samples, places, number))
                 found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
                 mine += share * torch.cat([g.flatten() for g in found]).double()
             if world.size > 1:

@@ -75,7 +75,7 @@ class Device:
             run.model.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
         if isinstance(run.samples, TensorSamples):
             run.samples.to(target)
-        for mean in run.teaching.means.values() if run.teaching is not None else ():
+        for mean in run.needs.means.values() if run.needs is not None else ():
             mean.to(target)
         if self.compile:
             run.model.compile()

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from isobatch.control import Action, AdaptiveBatch, Evidence, Limits, temperature
 from isobatch.noise import NoiseScale
-from isobatch.plan.parts import Noise
-from isobatch.plan.stages import span
-from isobatch.rules import FAMILIES
+from isobatch.plan import Noise, row_of
+from isobatch.rules import lr_rule
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -187,7 +186,7 @@ class Follower:
 
     @property
     def _exponent(self) -> float:
-        return FAMILIES[self.recipe.optimizer.name].exponent
+        return lr_rule(row_of(self.recipe)).exponent or 0.0
 
     def _reference(self, seen: int) -> float:
         """Return the temperature of the reference run at its step that begins here; at the start, that of its peak."""
@@ -196,7 +195,7 @@ class Follower:
         return temperature(o.lr * factor, size, o.momentum, self._exponent)
 
     def _span(self, quantity: str | None, name: str, default: float) -> float:
-        return default if quantity is None else span(self.recipe, quantity, name)
+        return default if quantity is None else self.recipe.span(quantity, name)
 
     def _rebase(self, heat: float, size: int) -> None:
         if self.base_heat == 0 or abs(math.log(heat / self.base_heat)) > math.log1p(self.drift):

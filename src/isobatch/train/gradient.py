@@ -1,9 +1,10 @@
 """The gradient of one global batch: micro-batches weighted by their samples, smaller ones when memory runs out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,11 +12,29 @@ from torch.nn.parallel import DistributedDataParallel
 
 from isobatch.errors import InputError
 from isobatch.optimizers.invariant import InvariantOptimizer
-from isobatch.tasks import Lesson, Run
+from isobatch.tasks import LossContext, Run
 from isobatch.train.device import Device
 from isobatch.train.following import Follower
-from isobatch.train.turn import PLAIN, Turn
 from isobatch.train.world import World
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """One way in which every micro-batch of a step goes through the model.
+
+    Args:
+        weight: of its mean loss in the loss of the step.
+        batch: (samples, place of the first one in this rank's part) -> what the loss is asked for.
+        around: context of the forward pass.
+    """
+
+    weight: float
+    batch: Callable[[Any, int], Any]
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+PLAIN = (ForwardPass(1.0, lambda batch, _: batch),)
+"""A plain step takes one pass."""
 
 
 class Accumulator:
@@ -53,7 +72,7 @@ class Accumulator:
         self.alone = replace(run, model=bare)
         self.limit: int | None = None
         self.fits = 0 if world.size > 1 else math.inf  # samples of a pass that every rank has had memory for
-        self.turns: Sequence[Turn] = PLAIN
+        self.passes: Sequence[ForwardPass] = PLAIN
         self.factor = 1.0  # times the gradient, not the loss
 
     def run(
@@ -62,7 +81,7 @@ class Accumulator:
         size: int,
         most: int,
         statistics: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
-        lesson: Lesson | None = None,
+        context: LossContext | None = None,
     ) -> float:
         """Accumulate the gradient of this rank's part of a batch.
 
@@ -71,7 +90,7 @@ class Accumulator:
             size: samples of the global batch.
             most: samples of one pass; `limit` after memory ran out.
             statistics: buffers that a pass moves, each with its value before; put back where a pass is repeated.
-            lesson: teacher and clock, with the places of these samples.
+            context: teacher and clock, with the places of these samples.
 
         Returns:
             Mean loss of the global batch.
@@ -83,7 +102,7 @@ class Accumulator:
         while True:
             chunk = most if self.limit is None else min(most, self.limit)
             trial, state = chunk > self.fits, torch.get_rng_state()
-            loss = self._fitting(indices[:chunk] if trial else indices, size, chunk, lesson, trial)
+            loss = self._fitting(indices[:chunk] if trial else indices, size, chunk, context, trial)
             if loss is not None and not trial:
                 return loss
             if self.follower is not None:
@@ -98,15 +117,17 @@ class Accumulator:
             else:
                 raise InputError("one sample does not fit into memory; use a smaller model or device")
 
-    def _fitting(self, indices: torch.Tensor, size: int, most: int, lesson: Lesson | None, trial: bool) -> float | None:
+    def _fitting(
+        self, indices: torch.Tensor, size: int, most: int, context: LossContext | None, trial: bool
+    ) -> float | None:
         """Return the loss, None where memory ran out: on this rank, or in a trial on any rank."""
         loss, devices = None, [self.device.name] if self.device.name.startswith("cuda") else []
         try:
             if trial:
                 with torch.random.fork_rng(devices):
-                    loss = self._passes(self.alone, indices, size, most, lesson)
+                    loss = self._passes(self.alone, indices, size, most, context)
             else:
-                loss = self.world.total([self._passes(self.run_, indices, size, most, lesson)])[0]
+                loss = self.world.total([self._passes(self.run_, indices, size, most, context)])[0]
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not out_of_memory(error) or (self.world.size > 1 and not trial):
                 raise
@@ -125,23 +146,23 @@ class Accumulator:
         # a rank without samples still takes part in the exchange, with weight 0
         return found if found or self.world.size == 1 else [(0, _stand_in(run), 0.0)]
 
-    def _passes(self, run: Run, indices: torch.Tensor, size: int, most: int, lesson: Lesson | None) -> float:
+    def _passes(self, run: Run, indices: torch.Tensor, size: int, most: int, context: LossContext | None) -> float:
         if self.follower is not None:
             most = self.follower.passes(len(indices), most)
         self.optimizer.zero_grad()
         total = 0.0
-        _forget(lesson)
+        _forget(context)
         parts = self._parts(run, indices, size, most)
-        passes = [(*part, turn) for turn in self.turns for part in parts]
-        for number, (start, part, whole, turn) in enumerate(passes):
-            here = lesson
-            if lesson is not None and whole:
-                here = replace(lesson, places=lesson.places[start:][: len(part)])
-            share, held = turn.weight * whole, len(part) if whole else 0
+        passes = [(*part, one) for one in self.passes for part in parts]
+        for number, (start, part, whole, one) in enumerate(passes):
+            here = context
+            if context is not None and whole:
+                here = replace(context, places=context.places[start:][: len(part)])
+            share, held = one.weight * whole, len(part) if whole else 0
             with ExitStack() as stack:
                 stack.enter_context(self._quiet(run.model, number + 1 < len(passes)))
-                with self.device.autocast(), turn.around():
-                    loss = run.step(turn.batch(self.device.batch(run.samples[part]), start), here)
+                with self.device.autocast(), one.around():
+                    loss = run.step(one.batch(self.device.batch(run.samples[part]), start), here)
                 weight = share * self.world.size * self.factor
                 stack.enter_context(self._chunk(held))
                 if self.follower is not None:
@@ -149,7 +170,7 @@ class Accumulator:
                 (loss if weight == 1 else loss * weight).backward()
             total += float(loss.detach()) * share
         if not any(whole for _, _, whole in parts):
-            _forget(lesson)
+            _forget(context)
         return total
 
     def _quiet(self, model: nn.Module, more: bool) -> AbstractContextManager[None]:
@@ -165,8 +186,8 @@ def _stand_in(run: Run) -> torch.Tensor:
     return next((place for place in places if run.counts is None or run.counts(run.samples[place])), torch.tensor([0]))
 
 
-def _forget(lesson: Lesson | None) -> None:
-    for mean in lesson.means.values() if lesson is not None else ():
+def _forget(context: LossContext | None) -> None:
+    for mean in context.means.values() if context is not None else ():
         mean.discard()
 
 

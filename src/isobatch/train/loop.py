@@ -9,20 +9,21 @@ import torch
 from torch import nn
 
 from isobatch import rules
+from isobatch.curves import AutoWU, Staircase
 from isobatch.data import SampleOrder, shard
 from isobatch.errors import InputError, NonFiniteError
-from isobatch.optimizers import put
+from isobatch.optimizers import write_prepared
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.plan import Recipe, Settings, scaled
-from isobatch.schedules import AutoWU, Staircase
-from isobatch.tasks import Lesson, Run
+from isobatch.renamed import OldAttribute
+from isobatch.tasks import LossContext, Run
 from isobatch.train.device import Device
 from isobatch.train.following import Follower
+from isobatch.train.forward_passes import ForwardPasses
 from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, Verdict
-from isobatch.train.setup import batches, make_average, make_optimizer, make_search, written
-from isobatch.train.state import rescale_state
-from isobatch.train.turns import Turns
+from isobatch.train.optimizer_state import rescale_state
+from isobatch.train.setup import batches, make_average, make_optimizer, make_search, prepare_groups
 from isobatch.train.world import World
 from isobatch.units import whole
 
@@ -51,7 +52,7 @@ class Trainer:
 
     seen, drawn -> indices(drawn) -> micro-batches -> gradient -> guard -> settings(seen, B) -> optimizer
     -> average(samples=B) -> seen += B. The order runs on across epoch ends and drops nothing. Under torch.distributed
-    every rank takes its part of each global batch, and all ranks obey one verdict. A loss with `teaching` is handed the
+    every rank takes its part of each global batch, and all ranks obey one verdict. A loss with `needs` is handed the
     average as it stands after the previous step (post-step order). Where the recipe asks for it, the noise scale is
     measured on the way, and chooses the next batch.
 
@@ -84,11 +85,11 @@ class Trainer:
         self.schedule = recipe.staircase()
         self.order = SampleOrder(len(run.samples), order_seed)
         extras = recipe.augment is not None or recipe.adversary is not None
-        self.turns = Turns(run, recipe, self.order, self.world, self.device) if extras else None
+        self.passes = ForwardPasses(run, recipe, self.order, self.world, self.device) if extras else None
         self.optimizer = make_optimizer(run.model, recipe, self.world)
         self.average = make_average(run.model, recipe)
-        if self.average is None and run.teaching is not None and run.teaching.teacher is not None:
-            raise InputError("this task's loss is taught by the weight average; add [ema] to the recipe")
+        if self.average is None and run.needs is not None and run.needs.teacher is not None:
+            raise InputError("this task's loss uses the weight average as its teacher; add [ema] to the recipe")
         self.average_schedule = recipe.average_schedule()
         self.search = make_search(recipe, run.model, self.optimizer, self.average, self.world)
         model = self.world.wrap(run.model)
@@ -101,10 +102,12 @@ class Trainer:
         self.batch_at = batches(recipe) if self.follower is None or recipe.batch.schedule else self.follower.batch
         self._settings: dict[int, Settings] = {}
         self._stairs: dict[int, Staircase] = {}
-        self._written: dict[int, list[dict[str, Any]]] = {}
+        self._groups: dict[int, list[dict[str, Any]]] = {}
         self._parameters = list(run.model.parameters())
         self._norms = [m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._set_batch_norm(self.settings(self.last_batch))
+
+    turns = OldAttribute("passes")
 
     @property
     def length(self) -> int:
@@ -134,9 +137,9 @@ class Trainer:
         statistics = [(buffer, buffer.clone()) for norm in self._norms for buffer in norm.buffers()]
         self._set_batch_norm(self.settings(size))
         mine = self._mine(self.order.indices(self.drawn, size))
-        if self.turns is not None:
-            self.turns.begin(self.gradient, self.drawn, size, self.seen, self._per_device(size))
-        loss = self.gradient.run(mine, size, self._per_device(size), statistics, self._lesson(size))
+        if self.passes is not None:
+            self.passes.begin(self.gradient, self.drawn, size, self.seen, self._per_device(size))
+        loss = self.gradient.run(mine, size, self._per_device(size), statistics, self._context(size))
         judgement = self._judge(loss)
         if judgement.verdict is not Verdict.APPLY:
             for buffer, before in statistics:
@@ -176,8 +179,8 @@ class Trainer:
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return the held-out metrics of the raw weights, and of the averaged ones where there is an average."""
         result = {"raw": self.run.evaluate()}
-        if self.turns is not None:
-            result |= self.turns.evaluate()
+        if self.passes is not None:
+            result |= self.passes.evaluate()
         if self.average is not None:
             with self.average.applied(self.run.model):
                 result["average"] = self.run.evaluate()
@@ -196,18 +199,18 @@ class Trainer:
     def _mine(self, positions: torch.Tensor) -> torch.Tensor:
         return positions if self.world.size == 1 else shard(positions, self.world.rank, self.world.size)[0]
 
-    def _lesson(self, size: int) -> Lesson | None:
+    def _context(self, size: int) -> LossContext | None:
         """Return what the loss may know: the average after the last step, the clock, and this rank's places."""
-        teaching = self.run.teaching
-        if teaching is None:
+        needs = self.run.needs
+        if needs is None:
             return None
         places = self._mine(torch.arange(self.drawn, self.drawn + size))
         if not len(places):
             places = torch.zeros(1, dtype=torch.int64)
         average = None
-        if teaching.teacher is not None and self.average is not None:
-            average = self.device.teacher(self.average.teacher(teaching.teacher))
-        return Lesson(self.seen, size, self.length, places, teaching.means, average)
+        if needs.teacher is not None and self.average is not None:
+            average = self.device.teacher(self.average.teacher(needs.teacher))
+        return LossContext(self.seen, size, self.length, places, needs.means, average)
 
     def _judge(self, loss: float) -> Judgement:
         judgement = self.guard.judge(loss, self.run.model, self.skipped_in_a_row, self._parameters)
@@ -221,8 +224,8 @@ class Trainer:
         new = self.settings(size)
         if self.follower is not None:
             self.follower.measure(size)
-        if self.turns is not None:
-            self.turns.applied()
+        if self.passes is not None:
+            self.passes.applied()
         if size != self.last_batch:
             rescale_state(self.optimizer, self.settings(self.last_batch), new, self.noise_share)
             self.noise_share = rules.noise_share_after(self.noise_share, size / self.last_batch)
@@ -230,15 +233,15 @@ class Trainer:
         if self.recipe.optimizer.clip is not None:
             self._clip(self.recipe.optimizer.clip)
         lr = new.lr * self._factor(size).mean(self.seen, self.seen + size)
-        if size not in self._written:
-            self._written[size] = written(self.optimizer, self.recipe, new)
-        put(self.optimizer, self._written[size], lr)
+        if size not in self._groups:
+            self._groups[size] = prepare_groups(self.optimizer, self.recipe, new)
+        write_prepared(self.optimizer, self._groups[size], lr)
         self.optimizer.step()
         if self.average is not None:
             schedule = self.average_schedule
             span = schedule.half_life(self.seen, self.seen + size) if schedule else new.half_life
             self.average.update(samples=size, half_life=span)
-        for mean in self.run.teaching.means.values() if self.run.teaching is not None else ():
+        for mean in self.run.needs.means.values() if self.run.needs is not None else ():
             self.world.pool(mean)
             mean.commit(samples=size)
         return lr
@@ -246,9 +249,7 @@ class Trainer:
     def _factor(self, size: int) -> Staircase | AutoWU:
         if self.search is not None:
             return self.search.rate
-        if self.recipe.rules.lr != "legw":
-            return self.schedule
-        if size not in self._stairs:  # its warm-up moves with the batch
+        if size not in self._stairs:  # under some rules it moves with the batch
             self._stairs[size] = self.recipe.staircase(size)
         return self._stairs[size]
 

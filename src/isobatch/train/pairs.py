@@ -11,9 +11,9 @@ import torch.distributed as dist
 from isobatch.augment.concurrently import OtherProcess, serve
 from isobatch.data import SampleOrder
 from isobatch.errors import InputError
-from isobatch.train.ahead import Directions, positions
 from isobatch.train.device import Device
-from isobatch.train.turns import Turns
+from isobatch.train.directions import Directions, positions
+from isobatch.train.forward_passes import ForwardPasses
 from isobatch.train.world import World
 
 if TYPE_CHECKING:
@@ -70,13 +70,13 @@ def helped(trainer: Trainer, pair: Pair) -> OtherProcess:
     Raises:
         InputError: a recipe without [adversary].
     """
-    turns, own = _turns(trainer.turns)
+    passes, own = _adversarial(trainer.passes)
     inputs = own.first_inputs()
     like = inputs if own.adversary.form == "l2" else torch.zeros(inputs.shape, dtype=torch.int8)
     carrier = OtherProcess(
         trainer.run.model, pair.peer, like, lambda segment: len(positions(segment, pair.world)), lambda: own.most
     )
-    turns.ahead_by(carrier)
+    passes.ahead_by(carrier)
     return carrier
 
 
@@ -98,7 +98,7 @@ def help_out(run: Run, recipe: Recipe, pair: Pair, *, order_seed: int = 0, devic
     """
     order, place = SampleOrder(len(run.samples), order_seed), device or Device()
     place.place(run)
-    _, own = _turns(Turns(run, recipe, order, pair.world, place))
+    _, own = _adversarial(ForwardPasses(run, recipe, order, pair.world, place))
 
     def make(segment: tuple[int, int], most: int) -> Tensor:
         own.most = most
@@ -107,7 +107,7 @@ def help_out(run: Run, recipe: Recipe, pair: Pair, *, order_seed: int = 0, devic
     return serve(run.model, pair.peer, make)
 
 
-def _turns(turns: Turns | None) -> tuple[Turns, Directions]:
-    if turns is None or turns.prepared is None:
+def _adversarial(passes: ForwardPasses | None) -> tuple[ForwardPasses, Directions]:
+    if passes is None or passes.prepared is None:
         raise InputError("the recipe has no [adversary]; there is nothing to make ahead")
-    return turns, turns.directions
+    return passes, passes.directions

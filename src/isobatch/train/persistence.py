@@ -28,8 +28,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         The state; its tensors are the run's own, not copies.
     """
     own = {"rng": rng_state(), "world": trainer.world.size}
-    if trainer.turns is not None:
-        own["turns"] = trainer.turns.state_dict()
+    if trainer.passes is not None:
+        own["turns"] = trainer.passes.state_dict()
     if trainer.world.rank > 0:
         return own
     model = trainer.run.model
@@ -41,8 +41,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     }
     if trainer.average is not None:
         state["average"] = trainer.average.state_dict()
-    if trainer.run.teaching is not None and trainer.run.teaching.means:
-        state["means"] = {name: mean.state_dict() for name, mean in trainer.run.teaching.means.items()}
+    if trainer.run.needs is not None and trainer.run.needs.means:
+        state["means"] = {name: mean.state_dict() for name, mean in trainer.run.needs.means.items()}
     if isinstance(trainer.run.samples, Stream):
         state["stream"] = trainer.run.samples.state_dict()
     if trainer.search is not None:
@@ -73,7 +73,7 @@ def restore(trainer: Trainer, state: dict[str, Any], own: dict[str, Any] | None 
         trainer.average.load_state_dict(stored)
     if trainer.search is not None:
         trainer.search.load_state_dict(state["search"])
-    means = trainer.run.teaching.means if trainer.run.teaching is not None else {}
+    means = trainer.run.needs.means if trainer.run.needs is not None else {}
     if means.keys() != state.get("means", {}).keys():
         raise InputError(f"the checkpoint has running means {sorted(state.get('means', {}))}, the task {sorted(means)}")
     for name, mean in means.items():
@@ -82,8 +82,8 @@ def restore(trainer: Trainer, state: dict[str, Any], own: dict[str, Any] | None 
         trainer.run.samples.load_state_dict(state["stream"])
     if trainer.follower is not None:
         trainer.follower.load_state_dict(state["follower"], same_world=own is not None)
-    if trainer.turns is not None:
-        trainer.turns.load_state_dict((own or state)["turns"], same_world=own is not None)
+    if trainer.passes is not None:
+        trainer.passes.load_state_dict((own or state)["turns"], same_world=own is not None)
     for name in _COUNTERS:
         setattr(trainer, name, state["clock"][name])
     if isinstance(trainer.optimizer, InvariantOptimizer):

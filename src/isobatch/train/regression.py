@@ -13,7 +13,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from isobatch.schedules import Look
+from isobatch.curves import Look
 
 Array = NDArray[np.float64]
 

@@ -8,12 +8,14 @@ from typing import Any, Protocol
 import torch
 
 from isobatch import rules
+from isobatch.control.evidence import IDENTIFIED
 from isobatch.errors import InputError
 from isobatch.gradients import bare_optimizer
 from isobatch.optimizers.settings import assign
-from isobatch.plan import Recipe, Settings, scaled
+from isobatch.plan import Recipe, Settings, coupling_of, row_of, scaled
+from isobatch.rules import OPTIMIZERS, OptimizerRow
+from isobatch.train.optimizer_state import rescale_state, row_of_optimizer
 from isobatch.train.sample_scheduler import SampleScheduler, drives
-from isobatch.train.state import check, rescale_state
 from isobatch.units import finite, whole
 
 _BATCH, _SHARE = "isobatch_batch", "isobatch_share"
@@ -24,6 +26,14 @@ class Rescalable(Protocol):
 
     def rescale(self, batch_size: int) -> Callable[[], None]:
         """Take over a batch, and return a function that takes it back."""
+        ...
+
+
+class Measured(Protocol):
+    """Anything that measures the noise scale in samples."""
+
+    def estimate(self) -> Any:
+        """Return the noise scale as of now, with `value` and `verdict`."""
         ...
 
 
@@ -51,7 +61,7 @@ def rescale(
     recipe: Recipe,
     scheduler: SampleScheduler | None = None,
     ema: object | None = None,
-    noise: object | None = None,
+    noise: Measured | None = None,
     loader: Rescalable | None = None,
     noise_share: float | None = None,
 ) -> Rescaled:
@@ -69,9 +79,11 @@ def rescale(
         scheduler: a `SampleScheduler` of this optimizer; without one each group's lr is multiplied. A torch scheduler
             that runs unwrapped would undo that at its next step, so it is refused.
         ema: the weight average, only checked to be on the sample clock.
-        noise: a noise estimate; per-sample quantities do not depend on the batch, so nothing of it moves.
+        noise: a `NoiseScale` (or anything with `estimate()`): where it has identified the noise scale, the noise share
+            of Adam's v at the present batch follows from it. Nothing of it moves: it is in samples.
         loader: anything with `rescale(batch_size)`, such as the batch sampler.
-        noise_share: f, the noise share of Adam's v at the present batch; 1 (the SDE's assumption) unless given.
+        noise_share: f, the noise share of Adam's v at the present batch, instead of `noise`; what the last call left,
+            or 1 (the SDE's assumption), unless either says it.
 
     Returns:
         What moved.
@@ -81,7 +93,7 @@ def rescale(
             recipe's, a bare torch scheduler, or one that moves what the batch would move.
     """
     size, optimizer = whole("to", to), bare_optimizer(optimizer)
-    check(optimizer)
+    row_of_optimizer(optimizer)
     check_recipe(optimizer, recipe)
     _check_parts(scheduler, ema)
     stamps = {group.get(_BATCH, recipe.batch.size) for group in optimizer.param_groups}
@@ -89,7 +101,7 @@ def rescale(
         raise InputError(f"the optimizer's groups stand at different batches {sorted(stamps)}; rescale them together")
     present = stamps.pop()
     old, new = scaled(recipe, present), scaled(recipe, size)
-    share = _share(optimizer, noise_share)
+    share = _share(optimizer, noise_share, noise, present)
     changes: dict[str, tuple[object, object]] = {
         name: (getattr(old, name), getattr(new, name))
         for name in ("lr", "momentum", "betas", "alpha", "eps", "weight_decay", "batch_norm")
@@ -142,20 +154,31 @@ def check_recipe(optimizer: torch.optim.Optimizer, recipe: Recipe) -> None:
     Raises:
         InputError: another kind.
     """
-    name, options = recipe.optimizer.name, optimizer.param_groups[0]
-    known = {other.replace("-", ""): other for other in rules.FAMILIES}
-    kinds = [known[word] for kind in type(optimizer).__mro__ if (word := kind.__name__.lower()) in known]
-    kind = kinds[0] if kinds else None
-    if kind in ("adam", "adamw") and name in ("adam", "adamw"):  # torch's two classes are one optimizer with two decays
-        decays = recipe.optimizer.weight_decay or any(group["weight_decay"] for group in optimizer.param_groups)
-        decoupled = kind == "adamw" or bool(options.get("decoupled_weight_decay"))
-        if not decays or decoupled == (recipe.optimizer.coupling == "decoupled"):
-            return
-    elif kind == name or (kind is None and all(key in options for key in rules.FAMILIES[name].moments)):
+    row, options = row_of(recipe), optimizer.param_groups[0]
+    kind = _kind(optimizer)
+    if kind is row or (kind is None and all(key in options for key in row.moments)):
         return
+    if kind is not None and _twins(kind, row):  # such as torch's two classes of Adam, one optimizer with two decays
+        decays = recipe.optimizer.weight_decay or any(group["weight_decay"] for group in optimizer.param_groups)
+        decoupled = kind.decay == "decoupled" or bool(options.get("decoupled_weight_decay"))
+        if not decays or decoupled == (coupling_of(recipe) == "decoupled"):
+            return
     raise InputError(
-        f"the optimizer is {type(optimizer).__name__} and the recipe's is {name!r}, whose rules differ; give the "
+        f"the optimizer is {type(optimizer).__name__} and the recipe's is {row.name!r}, whose rules differ; give the "
         "recipe of this optimizer, or the optimizer of this recipe"
+    )
+
+
+def _kind(optimizer: torch.optim.Optimizer) -> OptimizerRow | None:
+    """Return the row of which an optimizer is the very class; others that a row serves have no name of their own."""
+    names = {row.classes[0]: row for row in OPTIMIZERS.values() if row.builder is not None}
+    return next((names[base.__name__] for base in type(optimizer).__mro__ if base.__name__ in names), None)
+
+
+def _twins(one: OptimizerRow, other: OptimizerRow) -> bool:
+    """Whether two optimizers differ in nothing but how their weight decay is coupled."""
+    return bool(one.theory) and all(
+        getattr(one, name) == getattr(other, name) for name in ("keys", "theory", "invariant", "state")
     )
 
 
@@ -193,33 +216,29 @@ def _check_scheduler(
     return {"betas.0": power}
 
 
-def _share(optimizer: torch.optim.Optimizer, given: float | None) -> float:
+def _share(optimizer: torch.optim.Optimizer, given: float | None, noise: Measured | None, batch: float) -> float:
     if given is not None:
         return finite("noise_share", given, 0, 1)
+    if noise is not None:
+        found = noise.estimate()
+        if str(found.verdict) == IDENTIFIED and found.value is not None:
+            return rules.noise_share(batch, found.value)
     return float(optimizer.param_groups[0].get(_SHARE, 1.0))
 
 
 def _write(optimizer: torch.optim.Optimizer, recipe: Recipe, old: Settings, new: Settings, *, scaled_lr: bool) -> None:
-    family = rules.FAMILIES[recipe.optimizer.name]
     for group in optimizer.param_groups:
-        if scaled_lr:
-            assign(group, "lr", group["lr"] * (new.lr / old.lr))
-        if old.weight_decay:
-            assign(group, "weight_decay", group["weight_decay"] * (new.weight_decay / old.weight_decay))
-        for key, value in _moments(family, new).items():
-            if key in group:
-                assign(group, key, value)
-
-
-def _moments(family: rules.Family, new: Settings) -> dict[str, Any]:
-    values: dict[str, Any] = {"eps": new.eps} if family.adaptive else {}
-    if "momentum" in family.moments:
-        values["momentum"] = new.momentum
-    if "betas" in family.moments:
-        values["betas"] = new.betas
-    if "alpha" in family.moments:
-        values["alpha"] = new.alpha
-    return values
+        for key in row_of(recipe).keys:
+            if key not in group:
+                continue
+            if key == "lr":
+                if scaled_lr:
+                    assign(group, key, group[key] * (new.lr / old.lr))
+            elif key == "weight_decay":
+                if old.weight_decay:
+                    assign(group, key, group[key] * (new.weight_decay / old.weight_decay))
+            else:
+                assign(group, key, getattr(new, key))
 
 
 def _copied(group: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from typing import Any, final
 import torch
 
 from isobatch.checkpoint import load_model, load_optimizer, optimizer_state
+from isobatch.curves import AutoWU, Growth, Look, interval_for
 from isobatch.optimizers import bind, write_settings
 from isobatch.optimizers.invariant import InvariantOptimizer
-from isobatch.schedules import AutoWU, Growth, Look, interval_for
 from isobatch.train.regression import LossRegression
 from isobatch.train.world import World
 from isobatch.units import whole

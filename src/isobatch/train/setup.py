@@ -6,37 +6,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from isobatch import rules
 from isobatch.average import ModelEMA
 from isobatch.control import BatchSchedule
 from isobatch.errors import InputError
-from isobatch.optimizers import build, ready
-from isobatch.plan import Recipe, Search, Settings
+from isobatch.optimizers import build, prepare_settings
+from isobatch.plan import Recipe, Search, Settings, coupling_of, row_of
+from isobatch.rules.optimizers import trained
 from isobatch.train.search import RateSearch, copy_of, put_back
 from isobatch.train.world import World
 from isobatch.units import whole
 
 
-def written(optimizer: torch.optim.Optimizer, recipe: Recipe, settings: Settings) -> list[dict[str, Any]]:
-    """Return the numbers that steps of one batch write into the optimizer's groups, for `put`.
+def prepare_groups(optimizer: torch.optim.Optimizer, recipe: Recipe, settings: Settings) -> list[dict[str, Any]]:
+    """Return the numbers that steps of one batch write into the optimizer's groups, for `write_prepared`.
 
     Args:
         optimizer: the recipe's optimizer.
-        recipe: names the optimizer.
+        recipe: names the optimizer, whose row says which numbers its groups hold.
         settings: numbers at the batch of the steps.
 
     Returns:
-        Numbers by group; an optimizer gets those that it reads.
+        Numbers by group, all but the learning rate.
     """
-    family = rules.FAMILIES[recipe.optimizer.name]
-    betas = (settings.betas[0], settings.alpha) if "alpha" in family.moments else settings.betas
-    return ready(
-        optimizer,
-        weight_decay=settings.weight_decay,
-        momentum=settings.momentum if "momentum" in family.moments else None,
-        betas=betas if family.adaptive else None,
-        eps=settings.eps if family.adaptive else None,
-    )
+    return prepare_settings(optimizer, {key: getattr(settings, key) for key in row_of(recipe).keys if key != "lr"})
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, world: World | None = None) -> torch.optim.Optimizer:
@@ -53,12 +45,12 @@ def make_optimizer(model: nn.Module, recipe: Recipe, world: World | None = None)
     Raises:
         InputError: an optimizer or a coupling of weight decay that is planned for but not shipped.
     """
-    o = recipe.optimizer
-    trust = rules.FAMILIES[o.name].decay == "trust-ratio"
-    if o.coupling not in ("coupled", "decoupled") and not (trust and o.coupling == "trust-ratio"):
-        own = rules.FAMILIES[o.name].decay
+    o, row, coupling = recipe.optimizer, row_of(recipe), coupling_of(recipe)
+    if row.builder is None:
+        raise InputError(f"optimizer.name={o.name!r} can be planned but not trained; these can: {trained()}")
+    if coupling != row.decay and coupling not in ("coupled", "decoupled"):
         raise InputError(
-            f"optimizer.decay={o.coupling!r} can be planned but not trained with {o.name}; leave it at {own!r}"
+            f"optimizer.decay={coupling!r} can be planned but not trained with {o.name}; leave it at {row.decay!r}"
         )
     return build(
         o.name,
@@ -66,10 +58,11 @@ def make_optimizer(model: nn.Module, recipe: Recipe, world: World | None = None)
         lr=o.lr,
         momentum=o.momentum,
         nesterov=o.nesterov,
-        betas=(o.betas[0], o.alpha) if "alpha" in rules.FAMILIES[o.name].moments else o.betas,
+        betas=o.betas,
+        alpha=o.alpha,
         eps=o.eps,
         weight_decay=o.weight_decay,
-        coupled=(o.coupling == "coupled") if o.weight_decay and o.coupling != "trust-ratio" else None,
+        coupled=(coupling == "coupled") if o.weight_decay and coupling != "trust-ratio" else None,
         reference_batch=o.reference_batch or recipe.batch.size,
         process_group=world.group if world else None,
     )

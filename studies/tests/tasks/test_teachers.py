@@ -36,7 +36,7 @@ def trainer(task, norm="group", micro=None, **options):
 
 def numbers(one):
     found = dict(one.run.model.state_dict()) | {f"average/{n}": v for n, v in one.average.average().items()}
-    found |= {f"mean/{name}": mean.value for name, mean in one.run.teaching.means.items()}
+    found |= {f"mean/{name}": mean.value for name, mean in one.run.needs.means.items()}
     return {name: value.detach().clone() for name, value in found.items()}
 
 
@@ -96,7 +96,7 @@ def test_the_loss_of_dino_pairs_each_global_crop_with_all_others():
 def test_the_centre_of_dino_follows_the_teacher_with_its_half_life_in_samples():
     one = trainer("dino", centre_half_life=20.0)
     seen = []
-    mean = one.run.teaching.means["centre"]
+    mean = one.run.needs.means["centre"]
     add = mean.add
     mean.add = lambda values: (seen.append(values.double()), add(values))[1]
     c = torch.zeros(16, dtype=torch.float64)
@@ -105,12 +105,12 @@ def test_the_centre_of_dino_follows_the_teacher_with_its_half_life_in_samples():
         c = 0.5 ** (size / 20) * c + (1 - 0.5 ** (size / 20)) * seen[-1].mean(0)
     torch.testing.assert_close(mean.value.double(), c, rtol=1e-5, atol=1e-7)
     assert mean.half_life == 20
-    assert trainer("dino").run.teaching.means["centre"].half_life == pytest.approx(8 * math.log(0.5) / math.log(0.9))
+    assert trainer("dino").run.needs.means["centre"].half_life == pytest.approx(8 * math.log(0.5) / math.log(0.9))
 
 
 def test_the_half_life_of_the_centre_does_not_move_with_the_batch():
     made = recipe(task="dino", data_size=124, schedule={"length": "2000 samples"}, options={**SMALL, **HEAD})
-    ends = [make_run(r, 0).teaching.means["centre"].half_life for r in (made, made.at(64).recipe)]
+    ends = [make_run(r, 0).needs.means["centre"].half_life for r in (made, made.at(64).recipe)]
     assert ends[0] == ends[1]
 
 
@@ -118,8 +118,8 @@ def test_distillation_is_the_divergence_from_the_teacher():
     p, q = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     wanted = (p.softmax(1) * (p.softmax(1) / q.softmax(1)).log()).sum(1).mean()
     torch.testing.assert_close(distance(p, q), wanted)
-    assert trainer("polyak").run.teaching.teacher == "train"
-    assert trainer("polyak", distil=0.0).run.teaching.teacher is None
+    assert trainer("polyak").run.needs.teacher == "train"
+    assert trainer("polyak", distil=0.0).run.needs.teacher is None
 
 
 def test_evaluation_leaves_the_model_as_it_was_and_does_not_depend_on_the_running_statistics():

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from isobatch import rules
-from isobatch.plan import Recipe, scaled
-from isobatch.plan.settings import Settings
+from isobatch.plan import Recipe, Settings, scaled
 from isobatch.tasks.quadratic import simulate
 
 BATCH, STEPS, LR = 4, 3200, 1e-5

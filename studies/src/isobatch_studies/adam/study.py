@@ -16,9 +16,9 @@ from isobatch.verify.cells import train_all
 from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve, map_jobs
 from isobatch_studies.adam import grid as layout
+from isobatch_studies.adam.page import html, picture
 from isobatch_studies.adam.quadratic import sweep
 from isobatch_studies.adam.shares import Shares, measure_shares, shares_name
-from isobatch_studies.adam.story import html, picture
 from isobatch_studies.claims import Outcome, as_dict, claims, criteria, outcome
 
 NAME = "adam"

@@ -9,8 +9,8 @@ from isobatch.plan import Recipe
 from isobatch.report import prepare, write, write_result
 from isobatch.verify.cells import run_all
 from isobatch_studies.adaptive.judging import BARE, FULL, NAME, SMALL, judge, rows, savings
+from isobatch_studies.adaptive.page import html, picture
 from isobatch_studies.adaptive.paths import Drive, Path, drive, file_name
-from isobatch_studies.adaptive.story import html, picture
 from isobatch_studies.claims import as_dict, criteria
 
 

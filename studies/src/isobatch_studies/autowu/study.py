@@ -10,7 +10,7 @@ from isobatch.report import prepare, write, write_result
 from isobatch.verify.cells import train_all
 from isobatch.verify.workers import Curve
 from isobatch_studies.autowu import grid as layout
-from isobatch_studies.autowu.story import html, picture
+from isobatch_studies.autowu.page import html, picture
 from isobatch_studies.claims import Claim, Outcome, all_hold, as_dict, claims, criteria, outcome
 from isobatch_studies.paired import Interval, choose, interval, last
 

@@ -11,7 +11,7 @@ from isobatch.verify.cells import hashed, name, run_all, train_all
 from isobatch.verify.workers import Curve
 from isobatch_studies.batch_augmentation import grid as layout
 from isobatch_studies.batch_augmentation import variance
-from isobatch_studies.batch_augmentation.story import html, picture
+from isobatch_studies.batch_augmentation.page import html, picture
 from isobatch_studies.claims import Outcome, as_dict, claims, criteria, outcome
 from isobatch_studies.folds import chosen
 from isobatch_studies.paired import Interval, interval, last

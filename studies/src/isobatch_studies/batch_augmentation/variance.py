@@ -69,7 +69,7 @@ def _variance(run: Run, views: int, batches: int, size: int, generator: torch.Ge
         batch, places = _draw(run, size, generator), torch.arange(number * size, (number + 1) * size)
         mean: Tensor | None = None
         for copy in range(views):
-            loss = run.step(augmentation.turn(batch, places, copy))
+            loss = run.step(augmentation.rows(batch, places, copy))
             row = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double()
             mean = row if mean is None else mean + row
         rows.append(mean / views if mean is not None else torch.zeros(()))

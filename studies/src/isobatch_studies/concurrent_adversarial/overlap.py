@@ -121,12 +121,12 @@ def _process(job: Timing, rank: int, meeting: str, out: Connection) -> None:
 def _measure(job: Timing, pair: Any) -> dict[str, list[float]]:
     import torch
 
-    from isobatch.augment.concurrently import Maker
+    from isobatch.augment.concurrently import DirectionProvider
     from isobatch.tasks import make_run
     from isobatch.train import Trainer
     from isobatch.train.pairs import helped
 
-    class Ready(Maker):
+    class Ready(DirectionProvider):
         """Directions at hand: what the update itself costs on twice the rows."""
 
         def __call__(self, segment: tuple[int, int]) -> Callable[[], torch.Tensor]:
@@ -139,8 +139,8 @@ def _measure(job: Timing, pair: Any) -> dict[str, list[float]]:
     for arm in ARMS:
         recipe = _recipe(job, adversary=arm != "clean")
         trainers[arm] = Trainer(make_run(recipe, 0), recipe, world=pair.world)
-    if trainers["same rows"].turns is not None:
-        trainers["same rows"].turns.ahead_by(Ready())
+    if trainers["same rows"].passes is not None:
+        trainers["same rows"].passes.ahead_by(Ready())
     carrier = helped(trainers["concurrent"], pair)
     values: dict[str, list[float]] = {arm: [] for arm in ARMS}
     load = os.getloadavg()[0]

@@ -12,7 +12,7 @@ from isobatch.verify.workers import Curve
 from isobatch_studies.claims import Outcome, as_dict, claims, criteria, outcome
 from isobatch_studies.concurrent_adversarial import grid as layout
 from isobatch_studies.concurrent_adversarial import overlap
-from isobatch_studies.concurrent_adversarial.story import html, picture
+from isobatch_studies.concurrent_adversarial.page import html, picture
 from isobatch_studies.folds import chosen
 from isobatch_studies.paired import Interval, interval, last
 

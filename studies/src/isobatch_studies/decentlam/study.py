@@ -15,7 +15,7 @@ from isobatch_studies.decentlam.digits import Cell, cells, train_cell, train_cel
 from isobatch_studies.decentlam.judge import NAME, judge_claims
 from isobatch_studies.decentlam.least_squares import Problem
 from isobatch_studies.decentlam.loopback import train_real
-from isobatch_studies.decentlam.story import html, picture
+from isobatch_studies.decentlam.page import html, picture
 
 REAL = 4
 

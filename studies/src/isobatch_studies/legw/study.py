@@ -12,7 +12,7 @@ from isobatch.verify.cells import train_all
 from isobatch.verify.workers import Curve
 from isobatch_studies.claims import Outcome, as_dict, claims, criteria, outcome
 from isobatch_studies.legw import grid as layout
-from isobatch_studies.legw.story import html, picture
+from isobatch_studies.legw.page import html, picture
 from isobatch_studies.paired import Interval, choose, interval, last
 
 NAME = "legw"

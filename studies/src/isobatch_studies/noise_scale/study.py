@@ -10,8 +10,8 @@ from isobatch.verify.cells import run_all
 from isobatch_studies.claims import as_dict, criteria
 from isobatch_studies.noise_scale import grid as layout
 from isobatch_studies.noise_scale.judging import NAME, judge, row
+from isobatch_studies.noise_scale.page import html, pictures
 from isobatch_studies.noise_scale.probing import Probe, Reading, file_name, probe
-from isobatch_studies.noise_scale.story import html, pictures
 
 _RATES = 6
 

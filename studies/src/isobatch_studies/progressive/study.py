@@ -14,7 +14,7 @@ from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve
 from isobatch_studies.claims import Outcome, as_dict, claims, criteria, outcome
 from isobatch_studies.progressive import grid as layout
-from isobatch_studies.progressive.story import html, picture
+from isobatch_studies.progressive.page import html, picture
 
 NAME = "progressive"
 

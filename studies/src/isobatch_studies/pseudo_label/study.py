@@ -17,7 +17,7 @@ from isobatch.verify.workers import Curve
 from isobatch_studies.claims import criteria
 from isobatch_studies.pseudo_label import grid as layout
 from isobatch_studies.pseudo_label.judging import judge_claims
-from isobatch_studies.pseudo_label.story import html, picture
+from isobatch_studies.pseudo_label.page import html, picture
 
 NAME = "pseudo-label"
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from isobatch.augment import Views, augment
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, TensorSamples, seeded
-from isobatch.tasks.lesson import Lesson, Teaching
+from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.units import whole
 from isobatch_studies.tasks.images import images
 from isobatch_studies.tasks.probe import MOST, Probe
@@ -81,10 +81,10 @@ def make(settings: Recipe, seed: int) -> Run:
         model = Siamese(encoder, hidden, out, str(settings.options.get("norm", "batch")))
     views = Views(size=data.train[0].shape[-1])
 
-    def loss(net: nn.Module, batch: tuple[Tensor], lesson: Lesson) -> Tensor:
-        pair = torch.cat([augment(batch[0], lesson.places, views_seed, views, view) for view in range(_VIEWS)])
+    def loss(net: nn.Module, batch: tuple[Tensor], context: LossContext) -> Tensor:
+        pair = torch.cat([augment(batch[0], context.places, views_seed, views, view) for view in range(_VIEWS)])
         with torch.no_grad():
-            target = lesson.teacher(pair)[0].float()
+            target = context.teacher(pair)[0].float()
         return regression(net(pair)[1].float(), target)
 
     probe = Probe(data, encoded, whole("options.probe", settings.options.get("probe", MOST)))
@@ -94,7 +94,7 @@ def make(settings: Recipe, seed: int) -> Run:
         loss,
         probe.metrics,
         data.facts,
-        Teaching(teacher="train"),
+        LossNeeds(teacher="train"),
         declared=probe.DECLARED,
     )
 

@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from isobatch.augment import Views, augment
 from isobatch.average import ObservedMean
+from isobatch.curves import Staircase
 from isobatch.plan import Recipe
-from isobatch.schedules import Staircase
 from isobatch.tasks.face import Run, TensorSamples, seeded
-from isobatch.tasks.lesson import Lesson, Teaching
+from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.units import finite, half_life, whole
 from isobatch_studies.tasks.byol import encoded, head
 from isobatch_studies.tasks.images import images
@@ -87,21 +87,21 @@ def make(settings: Recipe, seed: int) -> Run:
     centre = ObservedMean(torch.zeros(out), span)
     ramp = Staircase(length=stairs.length, warmup=min(warm, stairs.length), stair=stairs.stair)
 
-    def loss(net: nn.Module, batch: tuple[Tensor], lesson: Lesson) -> Tensor:
-        crops = [augment(batch[0], lesson.places, views_seed, one, k) for k, one in enumerate(sizes)]
+    def loss(net: nn.Module, batch: tuple[Tensor], context: LossContext) -> Tensor:
+        crops = [augment(batch[0], context.places, views_seed, one, k) for k, one in enumerate(sizes)]
         whole_crops = torch.cat(crops[:GLOBAL])
         groups = [whole_crops] + ([torch.cat(crops[GLOBAL:])] if local else [])
         with torch.no_grad():
-            taught = lesson.teacher([whole_crops]).float()
-        mean = lesson.means["centre"]
-        heat = low + (high - low) * ramp.mean(lesson.seen, lesson.seen + lesson.batch)
+            taught = context.teacher([whole_crops]).float()
+        mean = context.means["centre"]
+        heat = low + (high - low) * ramp.mean(context.seen, context.seen + context.batch)
         value = agreement(taught - mean.value, net(groups).float(), GLOBAL, GLOBAL + local, heat)
         mean.add(taught)
         return value
 
     probe = Probe(data, encoded, whole("options.probe", settings.options.get("probe", MOST)))
-    teaching = Teaching(teacher="train", means={"centre": centre})
-    return Run(model, TensorSamples(data.train[0]), loss, probe.metrics, data.facts, teaching, declared=probe.DECLARED)
+    needs = LossNeeds(teacher="train", means={"centre": centre})
+    return Run(model, TensorSamples(data.train[0]), loss, probe.metrics, data.facts, needs, declared=probe.DECLARED)
 
 
 def agreement(taught: Tensor, student: Tensor, teachers: int, crops: int, heat: float, cool: float = 0.1) -> Tensor:

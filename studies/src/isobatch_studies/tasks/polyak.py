@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from isobatch.augment import Views, augment
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, TensorSamples, device_of, seeded
-from isobatch.tasks.lesson import Lesson, Teaching
+from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.tasks.metric import LOSS, PERCENT
 from isobatch.units import finite, whole
 from isobatch_studies.tasks.images import images
@@ -60,27 +60,27 @@ def make(settings: Recipe, seed: int) -> Run:
     train, held = (viewed(spread(part, most), copy) for copy, part in enumerate((data.train, data.held)))
     views = Views(size=data.train[0].shape[-1])
 
-    def loss(net: nn.Module, batch: tuple[Tensor, Tensor], lesson: Lesson) -> Tensor:
-        x = augment(batch[0], lesson.places, views_seed, views)
+    def loss(net: nn.Module, batch: tuple[Tensor, Tensor], context: LossContext) -> Tensor:
+        x = augment(batch[0], context.places, views_seed, views)
         logits = net(x).float()
         supervised = F.cross_entropy(logits, batch[1])
         if not weight:
             return supervised
         with torch.no_grad():
-            target = lesson.teacher(x).float()
+            target = context.teacher(x).float()
         return supervised + weight * distance(target, logits)
 
     def metrics(net: nn.Module) -> dict[str, float]:
         return scores(net, train[0], held)
 
-    teaching = Teaching(teacher="train" if weight else None)
+    needs = LossNeeds(teacher="train" if weight else None)
     return Run(
         model,
         TensorSamples(*data.train),
         loss,
         metrics,
         data.facts,
-        teaching,
+        needs,
         declared={"loss": LOSS, "accuracy": PERCENT},
     )
 

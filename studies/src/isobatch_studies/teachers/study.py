@@ -15,8 +15,8 @@ from isobatch_studies.claims import as_dict, claims, criteria, outcome
 from isobatch_studies.tasks.images import images
 from isobatch_studies.teachers import grid as layout
 from isobatch_studies.teachers.judging import Judged, Rows, largest_same
+from isobatch_studies.teachers.page import html, picture
 from isobatch_studies.teachers.rows import ends, row
-from isobatch_studies.teachers.story import html, picture
 
 Judges = Mapping[str, Callable[[Rows], Judged]]
 

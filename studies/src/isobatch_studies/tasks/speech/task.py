@@ -10,7 +10,7 @@ from isobatch.augment import Draws
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
 from isobatch.tasks.face import Run, device_of, seeded
-from isobatch.tasks.lesson import Lesson, Teaching
+from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.tasks.metric import LOSS, Metric
 from isobatch.units import finite, whole
 from isobatch_studies.tasks.speech.metric import decode, greedy, word_error_rate
@@ -111,18 +111,18 @@ def make(settings: Recipe, seed: int) -> Run:
     begin = Start(start, None if error is None else finite("options.start_error", error, 0), look)
     model.start = begin
 
-    def loss(net: nn.Module, slots: Tensor, lesson: Lesson) -> Tensor:
-        mixed = begin.begun(lesson.seen, lambda: recognise(lesson.teacher, data.dev)[0])
+    def loss(net: nn.Module, slots: Tensor, context: LossContext) -> Tensor:
+        mixed = begin.begun(context.seen, lambda: recognise(context.teacher, data.dev)[0])
         batch = data.batch(slots.cpu(), mixed).to(device_of(net))
         if mixed:
-            pseudo_label(lesson.teacher, batch)
-        scores, lengths = net(masked(batch, Draws(masks, lesson.places).uniform(4).float()), batch.lengths)
+            pseudo_label(context.teacher, batch)
+        scores, lengths = net(masked(batch, Draws(masks, context.places).uniform(4).float()), batch.lengths)
         return per_utterance(scores, lengths, batch).mean()
 
     def metrics(net: nn.Module) -> dict[str, float]:
         return {**report(net, data), "start": float(begin.at)}
 
-    return Run(model, Slots(data.slots), loss, metrics, data.facts, Teaching(teacher="eval"), declared=DECLARED)
+    return Run(model, Slots(data.slots), loss, metrics, data.facts, LossNeeds(teacher="eval"), declared=DECLARED)
 
 
 @torch.no_grad()

@@ -1,0 +1,101 @@
+"""The shapes of a curve, each one function of the progress of its decay, and the one mean over a step's samples."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+from isobatch.errors import InputError
+
+Shape = Callable[[float], float]
+SHAPES: dict[str, Shape] = {}
+"""Name -> how much of the fall from 1 to the final factor is left, from progress 0 to 1."""
+
+
+def shape(function: Shape) -> Shape:
+    """Enter a function into `SHAPES` under its own name.
+
+    Args:
+        function: progress in [0, 1] -> what is left of the fall, 1 at first.
+
+    Returns:
+        The function.
+    """
+    SHAPES[str(getattr(function, "__name__", function))] = function
+    return function
+
+
+@shape
+def constant(progress: float) -> float:
+    """No fall at all."""
+    return 1.0
+
+
+@shape
+def linear(progress: float) -> float:
+    """A straight line down."""
+    return 1 - progress
+
+
+@shape
+def cosine(progress: float) -> float:
+    """Half a cosine down."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def shape_of(name: str, key: str = "schedule.shape", *, beside: tuple[str, ...] = ()) -> str:
+    """Return the name of a shape, or refuse it.
+
+    Args:
+        name: what was asked for.
+        key: the setting, for the message.
+        beside: other words that the setting takes.
+
+    Returns:
+        The name.
+
+    Raises:
+        InputError: no such shape; those there are are named.
+
+    Example:
+        >>> shape_of("cosine")
+        'cosine'
+    """
+    known = (*SHAPES, *beside)
+    if name not in known:
+        words = [repr(word) for word in known]
+        raise InputError(f"{key}={name!r} must be one of {', '.join(words[:-1])} or {words[-1]}")
+    return name
+
+
+def mean_over(value: Callable[[int], float], start: float, stop: float, stair: float, stairs: int) -> float:
+    """Return the mean of a step function over the samples [start, stop).
+
+    Args:
+        value: of each stair.
+        start: samples seen before the step.
+        stop: samples seen after it, greater than start.
+        stair: samples of one stair.
+        stairs: how many there are; the last value holds beyond them.
+
+    Returns:
+        The mean, weighted by overlap.
+
+    Raises:
+        InputError: a step without samples.
+
+    Example:
+        >>> mean_over(float, 4, 16, stair=8, stairs=100)
+        0.666...
+    """
+    if not stop > start >= 0:
+        raise InputError(f"the step [{start:g}, {stop:g}) must hold samples: stop > start >= 0")
+    first, last = int(start / stair), math.ceil(stop / stair) - 1
+    if first >= last:
+        return value(min(first, stairs - 1))
+    clipped = partial(min, stairs - 1)
+    total = (first + 1) * stair - start
+    weighted = total * value(clipped(first))
+    for index in range(first + 1, last):
+        weighted += stair * value(clipped(index))
+    tail = stop - last * stair
+    return (weighted + tail * value(clipped(last))) / (stop - start)

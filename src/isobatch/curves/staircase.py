@@ -1,0 +1,137 @@
+r"""A reference schedule: one value per reference step, used through its mean over the samples of the actual step.
+
+At the reference batch the mean over [seen, seen+B] is the reference's own value; at any other batch the sum of the
+learning rate over the same samples is the same, whatever the sequence of batches.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from isobatch.curves.shapes import SHAPES, cosine, mean_over, shape_of
+from isobatch.errors import InputError
+from isobatch.units import finite
+
+
+@dataclass(frozen=True)
+class Staircase:
+    """Factor on a setting as a step function of samples: warm-up, then a decay to `final`.
+
+    Stair k covers the samples [k*stair, (k+1)*stair) and holds (k+1)/W in a warm-up of W stairs, afterwards the shape
+    at the left end of the stair. Beyond the length the last value holds.
+
+    Args:
+        length: samples of the whole run, positive.
+        warmup: samples of the linear warm-up, at most length.
+        shape: a name in `SHAPES`: constant, linear, cosine.
+        final: factor at the end of the run, in [0, 1].
+        stair: samples of one reference step, positive.
+        decay_from: samples at which the decay begins; the end of the warm-up unless given.
+
+    Example:
+        >>> lr = Staircase(length=800, warmup=80, shape="cosine", stair=8)
+        >>> lr.at(0), lr.mean(0, 80)
+        (0.1, 0.55)
+    """
+
+    length: float
+    warmup: float = 0.0
+    shape: str = "constant"
+    final: float = 0.0
+    stair: float = 1.0
+    decay_from: float | None = None
+    _stairs: int = field(init=False, repr=False, default=0)
+
+    def __post_init__(self) -> None:
+        finite("schedule length", self.length, 0, open_low=True)
+        finite("stair", self.stair, 0, open_low=True)
+        finite("schedule.final", self.final, 0, 1)
+        shape_of(self.shape)
+        if not 0 <= self.warmup <= self.length:
+            raise InputError(
+                f"schedule.warmup={self.warmup:g} samples must be in [0, {self.length:g}], the length of the run; "
+                "shorten the warm-up or lengthen the run"
+            )
+        if self.decay_from is not None:
+            finite("schedule.decay_from", self.decay_from, 0, self.length)
+        object.__setattr__(self, "_stairs", max(1, math.ceil(self.length / self.stair)))
+
+    def at(self, seen: float) -> float:
+        """Return the reference factor of the stair that holds sample `seen`.
+
+        Args:
+            seen: samples of applied updates, not negative.
+
+        Returns:
+            The factor, in [0, 1].
+        """
+        return self._value(min(int(seen / self.stair), self._stairs - 1))
+
+    def mean(self, start: float, stop: float) -> float:
+        """Return the mean factor over the samples [start, stop).
+
+        Args:
+            start: samples seen before the step.
+            stop: samples seen after it, greater than start.
+
+        Returns:
+            The mean of the stairs, weighted by their overlap.
+        """
+        return mean_over(self._value, start, stop, self.stair, self._stairs)
+
+    def _value(self, index: int) -> float:
+        position = index * self.stair
+        if position < self.warmup:
+            return min(1.0, (position + self.stair) / self.warmup)
+        start = self.warmup if self.decay_from is None else self.decay_from
+        span = self.length - start
+        progress = min(1.0, max(0.0, position - start) / span) if span else 1.0
+        return self.final + (1 - self.final) * SHAPES[self.shape](progress)
+
+
+@dataclass(frozen=True)
+class DecaySchedule:
+    """EMA decay as a step function of samples: from `start` to `final` along a half cosine (BYOL, DINO).
+
+    Over a step of B samples the decay is exp of the mean log decay of the reference stairs, times their number: the
+    pointwise rho(s)**kappa. A reference decay of 1 gives 1, and 0 gives 0.
+
+    Args:
+        start: reference decay per update at the first stair, in [0, 1].
+        final: reference decay per update at the end, in [start, 1].
+        length: samples of the whole run.
+        stair: samples of one reference update.
+
+    Example:
+        >>> DecaySchedule(0.99, 1.0, length=800, stair=8).half_life(0, 8)
+        551.7...
+    """
+
+    start: float
+    final: float
+    length: float
+    stair: float = 1.0
+
+    def __post_init__(self) -> None:
+        finite("ema decay", self.start, 0, 1)
+        finite("ema final decay", self.final, self.start, 1)
+        finite("schedule length", self.length, 0, open_low=True)
+        finite("stair", self.stair, 0, open_low=True)
+
+    def half_life(self, start: float, stop: float) -> float:
+        """Return the half-life in samples that acts over the samples [start, stop).
+
+        Args:
+            start: samples seen before the step.
+            stop: samples seen after it.
+
+        Returns:
+            H in samples, from 0 to infinity.
+        """
+        stairs = max(1, math.ceil(self.length / self.stair))
+        rate = -mean_over(self._log_decay, start, stop, self.stair, stairs) / self.stair
+        return math.inf if rate == 0 else math.log(2) / rate
+
+    def _log_decay(self, index: int) -> float:
+        progress = min(1.0, index * self.stair / self.length)
+        decay = self.final - (self.final - self.start) * cosine(progress)
+        return -math.inf if decay == 0 else math.log(decay)

@@ -1,0 +1,259 @@
+"""The rows of a plan: each number beside the rule that computed it, with horizons, other forms and consequences."""
+
+import math
+from collections.abc import Iterator
+from itertools import chain
+
+from isobatch.plan.plan import Row, show
+from isobatch.plan.settings import Moves, Settings, curve, horizon, lr_rule_of, row_of
+from isobatch.recipe import RecipeData
+from isobatch.rules import (
+    Confidence,
+    Rule,
+    clip,
+    drift_error,
+    noise_share_after,
+    optimal_lr,
+    recommend,
+    scale_batch_norm,
+    scale_momentum,
+    surge_lr,
+)
+from isobatch.rules.lr.keep import SEARCHED
+from isobatch.units import decay_at
+
+_MEAN = Rule("samples kept", "indexed by samples, through its mean over each step", "derived", Confidence.DERIVED)
+_VIEWS = Rule(
+    "views kept", "the clock counts samples, so learning rate and views stay", "1901.09335", Confidence.CONVENTION
+)
+_AGE = Rule("steps kept", "how old directions may become in samples is not known", "unknown", Confidence.UNKNOWN)
+_ASKED = Rule("kappa*B", "the batch you ask for", "recipe", Confidence.DERIVED)
+
+
+def make_row(key: str, was: object, becomes: object, rule: Rule, note: str = "") -> Row:
+    """Return a row beside its rule.
+
+    Args:
+        key: the setting.
+        was: its value at the old batch.
+        becomes: its value at the new batch.
+        rule: its words.
+        note: horizons, other forms, consequences.
+
+    Returns:
+        The row.
+    """
+    because = f"{rule.because} ({rule.source})" if rule.source not in (rule.because, "recipe") else rule.because
+    return Row(key, was, becomes, rule.formula, because, rule.confidence, note)
+
+
+def all_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings, moved: Moves) -> Iterator[Row]:
+    """Yield the rows of a plan below row 0.
+
+    Args:
+        recipe: the reference recipe.
+        after: the scaled recipe.
+        old: settings at the reference batch.
+        new: settings at the new batch.
+        moved: every number beside its rule.
+
+    Returns:
+        The rows.
+    """
+    return chain(
+        _batch_rows(recipe, after, old, new),
+        _optimizer_rows(recipe, old, new, moved),
+        _schedule_rows(recipe, old, new),
+        _average_rows(recipe, after, old, new, moved),
+        _augmentation_rows(recipe, int(new.batch)),
+        _norm_rows(recipe, after, moved),
+    )
+
+
+def kept_row(recipe: RecipeData, size: int) -> Row:
+    """Return row 0: the batch is kept, by accumulation where it no longer fits.
+
+    Args:
+        recipe: the reference recipe.
+        size: the batch that was asked for.
+
+    Returns:
+        The row.
+    """
+    kept, devices = recipe.batch.size, recipe.batch.devices
+    if size < kept:
+        parts = math.ceil(kept / size)
+        how = f"keep the batch, accumulate n = {parts}"
+        note = f"{parts} passes of {'' if kept % size == 0 else 'up to '}{size} are one update of {kept}"
+        per_device = size / devices
+    else:
+        how = "keep the batch, accumulate n = 1"
+        note = f"the same devices at {kept}; only the speed of larger steps is given up"
+        per_device = recipe.batch.per_device
+    if recipe.batch_norm is not None and per_device != recipe.batch.per_device:
+        moved = scale_batch_norm(recipe.batch_norm.momentum, per_device / recipe.batch.per_device)
+        note += f"; batch norm then sees {per_device:g} samples a pass: its momentum becomes {moved:.4g}"
+        note += ", and its statistics differ"
+    because = "one update of B is the same update however it is split, so nothing else changes"
+    return Row("batch.size (kept)", kept, kept, how, because, Confidence.DERIVED, note)
+
+
+def _batch_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings) -> Iterator[Row]:
+    steps = ""
+    if recipe.schedule is not None and recipe.batch.schedule is None:
+        length, after_length = curve(recipe).length, curve(recipe, new.batch).length
+        steps = f"{math.ceil(length / old.batch):,} steps become {math.ceil(after_length / new.batch):,}"
+    yield make_row("batch.size", recipe.batch.size, after.batch.size, _ASKED, steps)
+    if recipe.batch.schedule is not None and after.batch.schedule is not None:
+        was, becomes = show_stages(recipe.batch.schedule), show_stages(after.batch.schedule)
+        note = "every stage times kappa, to the nearest multiple of micro x devices"
+        yield make_row("batch.schedule", was, becomes, _ASKED, note)
+
+
+def _optimizer_rows(recipe: RecipeData, old: Settings, new: Settings, moved: Moves) -> Iterator[Row]:
+    """Yield a row for each number that the optimizer's groups hold."""
+    o, keys, kappa = recipe.optimizer, row_of(recipe).keys, moved["lr"].change.kappa
+
+    def row(key: str, note: str = "") -> Row:
+        found = moved[key]
+        was = o.lr if key == "lr" else found.change.value
+        return make_row(f"optimizer.{key}", was, found.becomes, found.rule, note)
+
+    yield row("lr", _lr_note(recipe, old, new, moved))
+    if o.momentum > 0:
+        note = _horizon(old.momentum, new.momentum, old, new)
+        other = f"{scale_momentum(old.momentum, kappa):.6g}"
+        if moved["momentum"].rule.formula != "mu":
+            other = f"keep {o.momentum:g} and lr x {kappa:g}"
+        yield row("momentum", f"{note}; other form: {other}")
+    if "betas" in keys:
+        for index, (was, becomes) in enumerate(zip(old.betas, new.betas, strict=True)):
+            note = _horizon(was, becomes, old, new) + _other_beta(was, kappa, recipe.rules.betas)
+            floored = moved[f"betas[{index}]"].rule.formula.startswith("max")
+            note += f"; at its floor, the power rule gives {was**kappa:.4g}" if floored else ""
+            yield row(f"betas[{index}]", note)
+    if "alpha" in keys:
+        yield row("alpha", _horizon(old.alpha, new.alpha, old, new))
+    if "eps" in keys:
+        yield row("eps")
+    if o.weight_decay > 0:
+        yield row("weight_decay")
+    if o.clip is not None:
+        yield make_row("optimizer.clip", o.clip, o.clip, clip.KEPT)
+
+
+def _lr_note(recipe: RecipeData, old: Settings, new: Settings, moved: Moves) -> str:
+    rule, row = lr_rule_of(recipe), row_of(recipe)
+    kappa, share = moved["lr"].change.kappa, recipe.rules.noise_share
+    if rule.length is not None:
+        return _critical_note(recipe, new.batch, moved)
+    if moved["lr"].rule is SEARCHED:
+        return ""
+    if row.invariant:
+        return "no regime is assumed: the second moment is the reference batch's own" if rule.exponent == 1 else ""
+    if row.adaptive and rule.exponent is None and rule.others is None and share is not None:
+        after = noise_share_after(share, kappa)
+        return (
+            f"noise share f = {share:.3f} becomes {after:.3f}; the square root ({math.sqrt(kappa) * old.lr:.4g}) would "
+            f"drift by {drift_error(kappa, share):+.1%} per sample; recommended: {recommend(kappa, share)}"
+        )
+    if row.adaptive and rule.exponent == 0.5:
+        low, high = sorted((math.sqrt(kappa), kappa))
+        return (
+            f"assumes that noise dominates v; without a noise scale the truth lies in "
+            f"[{low * old.lr:.4g}, {high * old.lr:.4g}] (square root to linear)"
+        )
+    if old.momentum > 0:
+        return f"lr/(1-momentum) = {old.lr / (1 - old.momentum):.4g} becomes {new.lr / (1 - new.momentum):.4g}"
+    return ""
+
+
+def _critical_note(recipe: RecipeData, batch: float, moved: Moves) -> str:
+    """Say which critical batch was used, and the rate at the ends of its interval."""
+    known = recipe.critical
+    if known is None:
+        return ""
+    note = known.about(recipe.batch.unit)
+    ends = [end for end in (known.low, known.high) if end is not None]
+    if len(ends) == 2:
+        best = optimal_lr if row_of(recipe).lr == "linear" else surge_lr
+        low, high = sorted(best(recipe.optimizer.lr, recipe.batch.size, batch, end) for end in ends)
+        note += f"; over the interval [{low:.4g}, {high:.4g}]"
+    return note
+
+
+def _other_beta(beta: float, kappa: float, kind: str) -> str:
+    if kind == "linear":
+        return f"; power form: {beta**kappa:.6g}"
+    linear = 1 - kappa * (1 - beta)
+    return f"; linear form: {linear:.6g}" if linear >= 0 else f"; linear form ends at kappa {horizon(beta):.4g}"
+
+
+def _horizon(was: float, becomes: float, old: Settings, new: Settings) -> str:
+    before, after = horizon(was), horizon(becomes)
+    return (
+        f"horizon {before:,.4g} steps = {before * old.batch:,.6g} samples becomes "
+        f"{after:,.4g} steps = {after * new.batch:,.6g} samples"
+    )
+
+
+def _schedule_rows(recipe: RecipeData, old: Settings, new: Settings) -> Iterator[Row]:
+    if recipe.schedule is None:
+        return
+    was, becomes, rule = curve(recipe), curve(recipe, new.batch), lr_rule_of(recipe)
+    for key, words in (("length", rule.length or _MEAN), ("warmup", rule.warmup or _MEAN)):
+        before, after = getattr(was, key), getattr(becomes, key)
+        if before:
+            note = f"{before / old.batch:,.6g} steps become {after / new.batch:,.6g}"
+            text = f"{after:,.12g} {recipe.batch.unit}"
+            yield make_row(f"schedule.{key}", getattr(recipe.schedule, key), text, words, note)
+
+
+def _average_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings, moved: Moves) -> Iterator[Row]:
+    if recipe.ema is None or after.ema is None:
+        return
+    unit, every, kept = recipe.batch.unit, recipe.ema.every, recipe.rules.average == "keep"
+    if recipe.ema.decay is not None:
+        note = f"half-life {show(round(old.half_life, 1))} {unit}, "
+        note += f"becomes {show(round(new.half_life, 1))}" if kept else "kept"
+        if recipe.ema.final is not None:
+            note += f"; the whole schedule up to {recipe.ema.final:g} is transformed pointwise"
+        yield make_row("ema.decay", recipe.ema.decay, after.ema.decay, moved["ema.decay"].rule, note)
+        return
+    was, becomes = (decay_at(s.half_life, every * s.batch) for s in (old, new))
+    note = f"decay per update {was:.6g} becomes {becomes:.6g}"
+    span = f"{new.half_life:,.12g} {unit}"
+    yield make_row("ema.half_life", recipe.ema.half_life, span, moved["half_life"].rule, note)
+
+
+def _augmentation_rows(recipe: RecipeData, size: int) -> Iterator[Row]:
+    augment, adversary, unit, old = recipe.augment, recipe.adversary, recipe.batch.unit, recipe.batch.size
+    if augment is not None:
+        note = f"{augment.views * old:,} rows a step become {augment.views * size:,}"
+        yield make_row("augment.views", augment.views, augment.views, _VIEWS, note)
+    if adversary is not None:
+        note = f"{adversary.tau * old:,} {unit} old become {adversary.tau * size:,}"
+        yield make_row("adversary.tau", adversary.tau, adversary.tau, _AGE, note)
+
+
+def _norm_rows(recipe: RecipeData, after: RecipeData, moved: Moves) -> Iterator[Row]:
+    if recipe.batch_norm is not None:
+        note = f"b = {recipe.batch.per_device} becomes {after.batch.per_device} samples per device and pass"
+        found = moved["batch_norm"]
+        yield make_row("batch_norm.momentum", recipe.batch_norm.momentum, found.becomes, found.rule, note)
+
+
+def show_stages(stages: tuple[tuple[str, int], ...]) -> str:
+    """Return a batch schedule for people.
+
+    Args:
+        stages: pairs (start, batch).
+
+    Returns:
+        Text.
+
+    Example:
+        >>> show_stages((("0 epochs", 8), ("10 epochs", 128)))
+        '8 from 0 epochs, 128 from 10 epochs'
+    """
+    return ", ".join(f"{batch} from {start}" for start, batch in stages)

@@ -1,0 +1,37 @@
+"""Recipes as data: what a file says, checked by itself, with every span in samples."""
+
+from isobatch.recipe.augmentation import Adversary, Augment
+from isobatch.recipe.autowu import Search
+from isobatch.recipe.critical import Critical
+from isobatch.recipe.data import RecipeData
+from isobatch.recipe.loading import read_toml, validate
+from isobatch.recipe.parts import (
+    Adaptive,
+    Average,
+    Batch,
+    BatchNorm,
+    Noise,
+    Optimizer,
+    Part,
+    Rules,
+    Schedule,
+)
+
+__all__ = [
+    "Adaptive",
+    "Adversary",
+    "Augment",
+    "Average",
+    "Batch",
+    "BatchNorm",
+    "Critical",
+    "Noise",
+    "Optimizer",
+    "Part",
+    "RecipeData",
+    "Rules",
+    "Schedule",
+    "Search",
+    "read_toml",
+    "validate",
+]

@@ -1,0 +1,207 @@
+"""Finite at every way in: what would poison an average for ever is refused, what is infinite by design passes."""
+
+import math
+
+import pytest
+import torch
+from tests.average.kinds import ALL, model, step
+from torch import nn
+from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver, PerChannelMinMaxObserver
+
+from isobatch import ModelEMA
+from isobatch.average import ObservedMean, Storage, recalibrate
+from isobatch.errors import IsobatchError, NonFiniteError
+
+every_kind = pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.name)
+bad_values = pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+
+
+def poison(module, bad, name="2.weight"):
+    with torch.no_grad():
+        dict(module.named_parameters())[name].view(-1)[1] = bad
+
+
+@every_kind
+@bad_values
+def test_construction_is_refused_by_name(kind, bad):
+    module = model()
+    poison(module, bad)
+    with pytest.raises(NonFiniteError, match=r"'2\.weight' is not finite") as error:
+        kind.make(module)
+    assert error.value.parameter == "2.weight"
+
+
+@every_kind
+def test_reset_and_loads_are_refused_by_name_and_change_nothing(kind):
+    module = model()
+    average = kind.make(module)
+    for j in range(3):
+        step(module, j)
+        average.update(samples=24)
+    kept = {key: t.clone() for key, t in average.state_dict()["tensors"].items()}
+    clock = average.state_dict()["values"]
+    good = {n: t.clone() for n, t in module.state_dict().items()}
+    state = average.state_dict()
+    key = next(key for key in kept if key.endswith("2.bias") and not key.startswith("previous"))
+    spoilt = {k: t.clone() for k, t in kept.items()}
+    spoilt[key][0] = math.nan
+    with pytest.raises(NonFiniteError, match=r"2\.bias.*in the state"):
+        average.load_state_dict({"tensors": spoilt, "values": state["values"]})
+    other = {n: t.clone() for n, t in module.named_parameters()}
+    other["0.bias"] = torch.full_like(other["0.bias"], math.inf)
+    with pytest.raises(NonFiniteError, match=r"0\.bias"):
+        average.load_average(other, which=kind.which)
+    poison(module, math.nan)
+    for call in (average.reset, lambda: average.load_state_dict(None, missing="weights")):
+        with pytest.raises(NonFiniteError, match=r"2\.weight"):
+            call()
+    assert any("2.weight" in said for said in average.report(kind.which).warnings)
+    after = average.state_dict()
+    assert after["values"] == clock
+    assert all(torch.equal(t, after["tensors"][k]) for k, t in kept.items())
+    module.load_state_dict(good)
+    average.update(samples=24)
+    assert all(bool(torch.isfinite(t).all()) for t in average.average(kind.which).values())
+
+
+def test_a_tensor_that_joins_or_replaces_must_be_finite_too():
+    module = model()
+    ema = ModelEMA(module, half_life=10)
+    extra = nn.Linear(1, 1)
+    poison(extra, math.nan, "weight") if extra.weight.numel() > 1 else nn.init.constant_(extra.weight, math.nan)
+    module.add_module("extra", extra.double())
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match=r"extra\.weight"):
+            ema.report()
+    nn.init.zeros_(extra.weight)
+    with pytest.warns(UserWarning, match=r"extra\.bias"):
+        ema.update(samples=5)
+
+
+def test_the_report_names_a_poisoned_average_where_the_check_is_left_to_the_loop():
+    module = model()
+    ema = ModelEMA(module, half_life=10, storage=Storage(check_finite=False))
+    poison(module, math.nan)
+    ema.update(samples=5)
+    first, second, *_ = ema.report().warnings
+    assert "average of '2.weight' is not finite" in first
+    assert "weights of '2.weight' are not finite" in second
+
+
+class Masked(nn.Module):
+    def __init__(self, kind, value=-math.inf):
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        mask = torch.full((3, 3), value).triu(1)
+        if kind == "parameter":
+            self.mask = nn.Parameter(mask, requires_grad=False)
+        else:
+            self.register_buffer("mask", mask, persistent=kind == "buffer")
+
+    def forward(self, x):
+        return (self.fc(x) + self.mask).softmax(-1)
+
+
+@pytest.mark.parametrize("options", [{}, {"storage": Storage(check_finite=False)}, {"storage": Storage(flat=True)},
+                                     {"dtype": torch.bfloat16}, {"kind": "hold"}, {"cadence": 2}])  # fmt: skip
+@pytest.mark.parametrize("buffers", ["copy", "average"])
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+@pytest.mark.parametrize("kind", ["parameter", "buffer", "passing buffer"])
+def test_a_mask_of_infinities_stays_itself(kind, value, buffers, options):
+    module = Masked(kind, value)
+    ema = ModelEMA(module, half_life=10, buffers=buffers, **options)
+    for _ in range(4):
+        with torch.no_grad():
+            module.fc.weight.add_(1)
+        ema.update(samples=5)
+    averaged = ema.average_model()
+    assert torch.equal(averaged.mask, module.mask)
+    with ema.applied(module):
+        assert not torch.isnan(module.mask).any()
+    if kind == "parameter":
+        assert torch.equal(ema.average()["mask"].to(module.mask), module.mask)
+    assert not torch.equal(ema.average()["fc.weight"].to(module.fc.weight), module.fc.weight)
+    assert math.isfinite(ema.report().distance)
+    other = ModelEMA(Masked(kind, value), half_life=10, buffers=buffers, **options)
+    other.load_state_dict(ema.state_dict())
+    assert all(torch.equal(t, other.average()[n]) for n, t in ema.average().items())
+
+
+def test_a_mask_that_changes_is_followed_and_one_that_begins_to_train_is_averaged():
+    module = Masked("parameter")
+    ema = ModelEMA(module, half_life=10)
+    with torch.no_grad():
+        module.mask.copy_(torch.full((3, 3), -math.inf).tril(-1))
+    ema.update(samples=10)
+    assert torch.equal(ema.average()["mask"], module.mask)
+    with torch.no_grad():
+        module.mask.zero_()
+    ema.report()
+    with torch.no_grad():
+        module.mask.fill_(2.0)
+    ema.update(samples=10)
+    assert torch.equal(ema.average()["mask"], torch.ones(3, 3))
+
+
+def test_what_becomes_infinite_later_or_trains_is_refused_with_a_way_out():
+    module = model()
+    ema = ModelEMA(module, half_life=10, buffers="average")
+    module[1].running_var.fill_(math.inf)
+    with pytest.raises(NonFiniteError, match=r"1\.running_var.*buffers=\"copy\""):
+        ema.update(samples=1)
+    trains = Masked("parameter")
+    trains.mask.requires_grad_(True)
+    with pytest.raises(NonFiniteError, match=r"'mask'.*select"):
+        ModelEMA(trains, half_life=10)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "observer", [MovingAverageMinMaxObserver, MovingAverageMinMaxObserver.with_args(averaging_constant=0.5)]
+)
+def test_observers_begin_at_infinity_and_their_average_is_finite_once_they_are(observer):
+    module = nn.Sequential(nn.Linear(2, 2), FakeQuantize(observer))
+    ema = ModelEMA(module, half_life=10, buffers="average")
+    for _ in range(80):
+        module(torch.randn(4, 2))
+        ema.update(samples=5)
+    assert all(bool(torch.isfinite(t).all()) for t in ema.average().values())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Please use quant_min:UserWarning")
+def test_a_buffer_that_grows_is_refused_until_reset():
+    module = nn.Sequential(nn.Linear(2, 2), PerChannelMinMaxObserver())
+    ema = ModelEMA(module, half_life=10, buffers="average")
+    module(torch.randn(4, 2))
+    with pytest.raises(IsobatchError, match="changed its shape"):
+        ema.report()
+    ema.reset()
+    ema.update(samples=1)
+
+
+@bad_values
+def test_running_means_are_finite(bad):
+    with pytest.raises(NonFiniteError, match="start"):
+        ObservedMean(torch.tensor([bad]), 4)
+    mean = ObservedMean(torch.zeros(1), 4)
+    mean.add(torch.tensor([[bad], [1.0]]))
+    with pytest.raises(NonFiniteError, match="left as it was"):
+        mean.commit(samples=2)
+    assert mean.value.item() == 0
+    with pytest.raises(NonFiniteError, match="nothing was changed"):
+        mean.load_state_dict({"value": torch.tensor([bad])})
+    mean.add(torch.ones(4, 1))
+    mean.commit(samples=4)
+    assert mean.value.item() == 0.5
+
+
+@bad_values
+@pytest.mark.parametrize("training", [False, True])
+def test_statistics_are_measured_of_finite_inputs(bad, training):
+    module = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 3), nn.BatchNorm1d(3)).train(training)
+    recalibrate(module, [torch.randn(8, 2)])
+    kept = {n: t.clone() for n, t in module.state_dict().items()}
+    with pytest.raises(NonFiniteError, match="batch norm '0'"):
+        recalibrate(module, [torch.randn(8, 2), torch.tensor([[1.0, bad], [2.0, 3.0]])])
+    assert all(torch.equal(t, module.state_dict()[n]) for n, t in kept.items())

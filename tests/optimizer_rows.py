@@ -1,0 +1,102 @@
+"""One row an optimizer: what the plan must say of it and what the loop must write, in literals and slow references."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.reference import rules as slow
+
+REFERENCE = 8
+NUMBERS = {"lr": 0.01, "momentum": 0.9, "betas": (0.9, 0.99), "alpha": 0.9, "eps": 1e-6, "weight_decay": 0.1}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of an optimizer without looking at the library.
+
+    Args:
+        name: in a recipe.
+        law: of its learning rate, "linear" or "root".
+        moments: which of momentum, betas, alpha it has.
+        eps: how its eps moves: "root", "kept", None where it has none.
+        decay: "per sample" (decoupled: eta*lambda/B kept) or "kept".
+        state: state key -> "buffer", "noise", "steps" or "kept": how it moves when the batch changes.
+        trained: whether the loop can train it.
+    """
+
+    name: str
+    law: str
+    moments: tuple[str, ...]
+    eps: str | None
+    decay: str
+    state: dict[str, str]
+    trained: bool = True
+
+
+_ADAM = {"exp_avg": "kept", "exp_avg_sq": "noise", "step": "steps"}
+_OWN = {"exp_avg": "kept", "exp_avg_sq": "kept"}  # keeps its bias correction itself
+
+ROWS = (
+    Row("sgd", "linear", ("momentum",), None, "kept", {"momentum_buffer": "buffer"}),
+    Row("adam", "root", ("betas",), "root", "kept", _ADAM),
+    Row("adamw", "root", ("betas",), "root", "per sample", _ADAM),
+    Row("rmsprop", "root", ("alpha", "momentum"), "root", "kept", {"square_avg": "noise", "momentum_buffer": "buffer"}),
+    Row("invariant-adamw", "linear", ("betas",), "kept", "per sample", _OWN),
+    Row("invariant-adam", "linear", ("betas",), "kept", "kept", _OWN),
+    Row("invariant-rmsprop", "linear", ("alpha", "momentum"), "kept", "kept",
+        {"exp_avg_sq": "kept", "momentum_buffer": "buffer"}),
+    Row("lars", "linear", ("momentum",), None, "kept", {"momentum_buffer": "buffer"}),
+    Row("lamb", "root", ("betas",), "root", "kept", {"exp_avg": "kept", "exp_avg_sq": "noise"}),
+    Row("adamp", "root", ("betas",), "root", "per sample", {"exp_avg": "kept", "exp_avg_sq": "noise"}),
+    Row("nadamw", "root", ("betas",), "root", "per sample", {}, trained=False),
+    Row("lion", "root", ("betas",), None, "per sample", {"exp_avg": "kept"}),
+    Row("muon", "root", ("momentum",), None, "per sample", {}, trained=False),
+)  # fmt: skip
+"""One row each; `tests/rules/test_rows.py` takes it through every kind of batch change."""
+
+
+def wanted(row: Row, batch: int) -> dict[str, float | tuple[float, float]]:
+    """What the optimizer's groups must hold at a batch that is 8 times or divided by a whole number."""
+    lr = _moved(lambda lr, k: slow.linear_lr(lr, k) if row.law == "linear" else slow.adam_lr(lr, 1.0, k), "lr", batch)
+    found: dict[str, float | tuple[float, float]] = {}
+    factor = 1.0
+    for moment in row.moments:
+        if moment == "betas":
+            found["betas"] = tuple(
+                _decay(beta, batch, floor) for beta, floor in zip((0.9, 0.99), (0.5, 0.95), strict=True)
+            )
+        elif moment == "alpha":
+            found["alpha"] = _decay(NUMBERS["alpha"], batch, 0.95)
+        else:
+            found["momentum"] = mu = _decay(NUMBERS["momentum"], batch, 0.0)
+            factor = slow.buffer(NUMBERS["momentum"]) / slow.buffer(mu)
+    found["lr"] = lr * factor
+    if row.eps is not None:
+        found["eps"] = 1e-6 if row.eps == "kept" else _moved(lambda e, k: slow.eps(e, 1.0, k), "eps", batch)
+    lam = NUMBERS["weight_decay"]
+    # with the learning rate that really multiplies it: what the weights lose per sample is kept
+    found["weight_decay"] = lam if row.decay == "kept" else lam * NUMBERS["lr"] / REFERENCE * batch / found["lr"]
+    return found
+
+
+def _decay(beta: float, batch: int, floor: float) -> float:
+    up = batch >= REFERENCE
+    moved = (
+        slow.decay(beta, batch // REFERENCE) if up else _back(lambda x: slow.decay(x, REFERENCE // batch), beta, 1.0)
+    )
+    return max(moved, min(beta, floor))
+
+
+def _moved(move: Callable[[float, int], float], name: str, batch: int) -> float:
+    """The number at a batch; below the reference the one that `move` takes back to the reference's."""
+    value = NUMBERS[name]
+    if batch >= REFERENCE:
+        return move(value, batch // REFERENCE) if batch > REFERENCE else value
+    return _back(lambda x: move(x, REFERENCE // batch), value, 10 * value)
+
+
+def _back(move: Callable[[float], float], value: float, high: float) -> float:
+    low = 0.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if move(middle) < value else (low, middle)
+    return (low + high) / 2
