@@ -238,31 +238,33 @@ FORMS = (
 )  # fmt: skip
 
 
-def plans(row: Row, batch: int):
+def combinations():
+    """(rules.lr, other forms, coupling, [ema], shape): every rule with every form, the rest where it matters."""
+    averages = ({"decay": 0.99}, {"decay": None, "half_life": "500 samples"}, None)
     for lr in LR:
-        for form in FORMS:
-            chosen = {"lr": lr, **form} | (
-                {"noise_share": 0.6} if lr != "auto" and rules.LEARNING_RATES[lr].share else {}
-            )
-            for coupling in (None, "independent", "decoupled", "coupled", "trust-ratio"):
-                options = dict(made(row).optimizer.model_dump(exclude_unset=True), clip=1.0)
-                options |= {} if coupling is None else {"decay": coupling}
-                for more in ({}, {"ema": {"decay": 0.99}}, {"ema": {"decay": None, "half_life": "500 samples"}}):
-                    parts = {"optimizer": options, "rules": chosen, "critical": {"batch": 40.0},
-                             "batch_norm": {"momentum": 0.1}, **({"ema": None} | more)}  # fmt: skip
-                    shape = (
-                        {"shape": "autowu"}
-                        if lr == "auto" and not form
-                        else {"shape": "cosine", "warmup": "80 samples"}
-                    )
-                    for schedule in ({"shape": "cosine", "warmup": "80 samples"}, shape):
-                        base = recipe(
-                            data_size=400, schedule={"length": "4000 samples", "warmup": None, **schedule}, **parts
-                        )
-                        try:
-                            yield base, base.at(batch)
-                        except InputError as error:
-                            assert lr == "legw" or form.get("betas") == "linear" or coupling, error  # noqa: PT017
+        yield from ((lr, form, None, averages[0], "cosine") for form in FORMS)
+        yield from ((lr, {}, how, None, "cosine") for how in ("independent", "decoupled", "coupled", "trust-ratio"))
+    for ema in averages:
+        for form in ({}, {"average": "keep"}, {"momentum": "keep"}):
+            yield "auto", form, None, ema, "autowu"
+            yield "auto", form, "decoupled", ema, "cosine"
+
+
+def plans(row: Row, batch: int):
+    for lr, form, coupling, ema, shape in combinations():
+        chosen = {"lr": lr, **form}
+        if lr != "auto" and rules.LEARNING_RATES[lr].share:
+            chosen["noise_share"] = 0.6
+        options = dict(made(row).optimizer.model_dump(exclude_unset=True), clip=1.0)
+        options |= {} if coupling is None else {"decay": coupling}
+        warmup = None if shape == "autowu" else "80 samples"
+        schedule = {"length": "4000 samples", "shape": shape, "warmup": warmup}
+        base = recipe(data_size=400, optimizer=options, rules=chosen, critical={"batch": 40.0}, ema=ema,
+                      batch_norm={"momentum": 0.1}, schedule=schedule)  # fmt: skip
+        try:
+            yield base, base.at(batch)
+        except InputError:  # beyond the domain of the linear betas
+            assert form.get("betas") == "linear"
 
 
 @everyone
