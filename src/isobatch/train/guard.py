@@ -63,7 +63,7 @@ class Guard:
         Returns:
             The judgement.
         """
-        gradients = [g for p in (parameters or model.parameters()) if (g := p.grad) is not None]
+        gradients = [_values(g) for p in (parameters or model.parameters()) if (g := p.grad) is not None]
         if math.isfinite(loss) and all_finite(gradients):
             return _APPLY
         bad = first_bad_gradient(model)
@@ -118,6 +118,11 @@ def first_bad_gradient(model: nn.Module) -> str | None:
         The name, None when all are finite.
     """
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+        if parameter.grad is not None and not bool(torch.isfinite(_values(parameter.grad)).all()):
             return name
     return None
+
+
+def _values(gradient: torch.Tensor) -> torch.Tensor:
+    """The numbers of a gradient: of a sparse one those of its rows."""
+    return gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient
