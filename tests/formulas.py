@@ -16,14 +16,10 @@ WORDS = {"samples kept", "kept in samples", "the same share of the run", "views 
 
 def value(formula: str, letters: dict[str, float]) -> float:
     """The number that a printed formula gives."""
-    text, *beside = formula.replace("'", "_new").replace("lambda", "lam").split(", ")
+    plain = formula.replace("'", "_new").replace("lambda", "lam")
+    text, *beside = re.split(r", (?=\w+ = )", plain)
     names = {key.replace("'", "_new").replace("lambda", "lam"): number for key, number in letters.items()}
-    functions = {}
-    for line in [] if "(" in text and "max(" in formula and not any("=" in b for b in beside) else beside:
-        name, body = line.split(" = ")
-        functions[name.strip()] = body
-    if not functions and beside:
-        text = ", ".join([text, *beside])
+    functions = dict(line.split(" = ") for line in beside)
     return _value(ast.parse(text.strip(), mode="eval").body, names, functions)
 
 

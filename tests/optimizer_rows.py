@@ -20,6 +20,8 @@ class Row:
         eps: how its eps moves: "root", "kept", None where it has none.
         decay: "per sample" (decoupled: eta*lambda/B kept) or "kept".
         state: state key -> "buffer", "noise", "steps" or "kept": how it moves when the batch changes.
+        why_lr: formula, part of the reason and confidence of its rate under auto, linear, sqrt, noise-aware, speed.
+        why_decay: the same of its weight decay.
         trained: whether the loop can train it.
     """
 
@@ -29,27 +31,55 @@ class Row:
     eps: str | None
     decay: str
     state: dict[str, str]
+    why_lr: tuple[tuple[str, str, str], ...]
+    why_decay: tuple[str, str, str]
     trained: bool = True
 
 
 _ADAM = {"exp_avg": "kept", "exp_avg_sq": "noise", "step": "steps"}
 _OWN = {"exp_avg": "kept", "exp_avg_sq": "kept"}  # keeps its bias correction itself
 
+LINEAR = ("kappa*eta", "as far as one large one", "theorem")
+NO_NOISE = ("kappa*eta", "no noise in the second moment", "derived")
+INVARIANT = ("kappa*eta", "micro-batches of the reference size", "derived")
+NORMALISED = ("kappa*eta", "the same direction", "derived")
+LINEAR_CONVENTION = ("kappa*eta", "trust ratio is outside the theory", "convention")
+SQRT = ("sqrt(kappa)*eta", "only while gradient noise dominates", "theorem")
+SQRT_CONVENTION = ("sqrt(kappa)*eta", "no theory covers it", "convention")
+NOT_INVARIANT = ("sqrt(kappa)*eta", "does not depend on the batch here, so a square root is another run", "unknown")
+AWARE = ("kappa*eta*sqrt((1-f)+f/kappa)", "keeps the drift", "derived")
+NO_V = ("kappa*eta*sqrt((1-f)+f/kappa)", "f says nothing of its rate", "unknown")
+SGD_SPEED = ("eta*(1+Bc/B)/(1+Bc/B')", "fastest progress per step of a quadratic")
+SIGN_SPEED = ("eta*h(B)/h(B'), h = sqrt(Bc/B)+sqrt(B/Bc)", "Surge")
+DECOUPLED = ("lambda*kappa*eta/eta'", "keeps eta*lambda/B", "derived")
+L2 = ("lambda", "it moves as the learning rate does", "derived")
+L2_V = ("lambda", "passes through 1/sqrt(v)", "derived")
+TRUST = ("lambda", "inside a trust ratio", "convention")
+_THEORY = (SQRT, NO_NOISE, SQRT, AWARE, (*SIGN_SPEED, "derived"))
+_PRACTICE = (SQRT_CONVENTION, NO_NOISE, SQRT_CONVENTION, AWARE, (*SIGN_SPEED, "unknown"))
+_REFERENCE = (INVARIANT, INVARIANT, NOT_INVARIANT, NO_V, (*SGD_SPEED, "unknown"))
+
 ROWS = (
-    Row("sgd", "linear", ("momentum",), None, "kept", {"momentum_buffer": "buffer"}),
-    Row("adam", "root", ("betas",), "root", "kept", _ADAM),
-    Row("adamw", "root", ("betas",), "root", "per sample", _ADAM),
-    Row("rmsprop", "root", ("alpha", "momentum"), "root", "kept", {"square_avg": "noise", "momentum_buffer": "buffer"}),
-    Row("invariant-adamw", "linear", ("betas",), "kept", "per sample", _OWN),
-    Row("invariant-adam", "linear", ("betas",), "kept", "kept", _OWN),
+    Row("sgd", "linear", ("momentum",), None, "kept", {"momentum_buffer": "buffer"},
+        (LINEAR, LINEAR, SQRT_CONVENTION, NO_V, (*SGD_SPEED, "derived")), L2),
+    Row("adam", "root", ("betas",), "root", "kept", _ADAM, _THEORY, L2_V),
+    Row("adamw", "root", ("betas",), "root", "per sample", _ADAM, _THEORY, DECOUPLED),
+    Row("rmsprop", "root", ("alpha", "momentum"), "root", "kept", {"square_avg": "noise", "momentum_buffer": "buffer"},
+        _THEORY, L2_V),
+    Row("invariant-adamw", "linear", ("betas",), "kept", "per sample", _OWN, _REFERENCE, DECOUPLED),
+    Row("invariant-adam", "linear", ("betas",), "kept", "kept", _OWN, _REFERENCE, L2),
     Row("invariant-rmsprop", "linear", ("alpha", "momentum"), "kept", "kept",
-        {"exp_avg_sq": "kept", "momentum_buffer": "buffer"}),
-    Row("lars", "linear", ("momentum",), None, "kept", {"momentum_buffer": "buffer"}),
-    Row("lamb", "root", ("betas",), "root", "kept", {"exp_avg": "kept", "exp_avg_sq": "noise"}),
-    Row("adamp", "root", ("betas",), "root", "per sample", {"exp_avg": "kept", "exp_avg_sq": "noise"}),
-    Row("nadamw", "root", ("betas",), "root", "per sample", {}, trained=False),
-    Row("lion", "root", ("betas",), None, "per sample", {"exp_avg": "kept"}),
-    Row("muon", "root", ("momentum",), None, "per sample", {}, trained=False),
+        {"exp_avg_sq": "kept", "momentum_buffer": "buffer"}, _REFERENCE, L2),
+    Row("lars", "linear", ("momentum",), None, "kept", {"momentum_buffer": "buffer"},
+        (LINEAR_CONVENTION, LINEAR_CONVENTION, SQRT_CONVENTION, NO_V, (*SGD_SPEED, "unknown")), TRUST),
+    Row("lamb", "root", ("betas",), "root", "kept", {"exp_avg": "kept", "exp_avg_sq": "noise"}, _PRACTICE, TRUST),
+    Row("adamp", "root", ("betas",), "root", "per sample", {"exp_avg": "kept", "exp_avg_sq": "noise"}, _PRACTICE,
+        DECOUPLED),
+    Row("nadamw", "root", ("betas",), "root", "per sample", {}, _PRACTICE, DECOUPLED, trained=False),
+    Row("lion", "root", ("betas",), None, "per sample", {"exp_avg": "kept"},
+        (SQRT_CONVENTION, NORMALISED, SQRT_CONVENTION, NO_V, (*SIGN_SPEED, "derived")), DECOUPLED),
+    Row("muon", "root", ("momentum",), None, "per sample", {},
+        (SQRT_CONVENTION, NORMALISED, SQRT_CONVENTION, NO_V, (*SIGN_SPEED, "unknown")), DECOUPLED, trained=False),
 )  # fmt: skip
 """One row each; `tests/rules/test_rows.py` takes it through every kind of batch change."""
 

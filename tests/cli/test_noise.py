@@ -97,10 +97,13 @@ def test_the_noise_scale_is_measured_over_a_run(path, tmp_path, capsys):
 
 
 BAD = [
-    (["sweep", "PATH", "--batches", "8,x", "--goals", "0.1"], "--batches '8,x' must be whole numbers by comma"),
+    (
+        ["sweep", "PATH", "--batches", "8,x", "--goals", "0.1"],
+        "'8,x' must be whole numbers separated by commas",
+    ),
     (["sweep", "PATH", "--batches", "8,1.5,9", "--goals", "0.1"], "must be whole numbers"),
     (["sweep", "PATH", "--batches", "8,16", "--goals", "0.1"], "takes at least 3"),
-    (["sweep", "PATH", "--batches", "8,16,32", "--goals", ""], "--goals '' must be numbers by comma"),
+    (["sweep", "PATH", "--batches", "8,16,32", "--goals", ""], "--goals '' must be numbers separated by commas"),
     (["sweep", "PATH", "--batches", "8,16,32", "--goals", "9"], "goal=9 is reached before training"),
     (["sweep", "PATH", "--batches", "8,16,32", "--goals", "0.001", "--seeds", "0"], "seeds=0 must be at least 1"),
     (["sweep", "PATH", "--batches", "8,16,32", "--goals", "0.001", "--budget", "9"], "such as 10m"),

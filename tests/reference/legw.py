@@ -12,10 +12,3 @@ def learning_rate(iteration, *, eta0, w0, B0, B, N, epochs, d):
         e = min(i * B0 / N, epochs - B0 / N)
         rates.append(eta_peak * min(1.0, (e + B0 / N) / w) if e < w else eta_peak * d(max(0.0, e - w0) / (epochs - w0)))
     return sum(rates) / len(rates)
-
-
-DECAYS = {
-    "constant": lambda share: 1.0,
-    "linear": lambda share: 1 - share,
-    "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
-}

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from tests.formulas import evaluate
+from tests.lr_rows import LR_ROWS
 from tests.optimizer_rows import NUMBERS, REFERENCE, ROWS, Row, wanted
 from tests.recipes import recipe
 from tests.reference import rules as slow
@@ -150,7 +151,7 @@ def test_every_optimizer_of_the_library_has_a_row_here():
 
 @pytest.mark.parametrize("row", [row for row in ROWS if not row.trained], ids=lambda row: row.name)
 def test_what_can_only_be_planned_is_refused_with_what_can_be_trained(row):
-    with pytest.raises(InputError, match=rf"{row.name}.*can be planned but not trained.*adamw.*lion"):
+    with pytest.raises(InputError, match=rf"{row.name}.*can be planned but not trained.*sgd, adam, adamw"):
         make_optimizer(nn.Linear(2, 2), made(row))
 
 
@@ -199,7 +200,26 @@ def test_the_loop_and_rescale_move_state_alike(row):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-8)
 
 
-LR = ("auto", "linear", "sqrt", "noise-aware", "legw", "speed", "keep")
+LR = ("auto", *LR_ROWS)
+
+
+def test_every_learning_rate_rule_has_a_row():
+    assert LR_ROWS.keys() == rules.LEARNING_RATES.keys()
+
+
+@pytest.mark.parametrize("word", LR_ROWS)
+def test_the_plan_and_the_loop_take_the_rate_of_the_row(word):
+    for name, ratios in LR_ROWS[word].items():
+        share = {"noise_share": 0.6} if rules.LEARNING_RATES[word].share else {}
+        base = recipe(
+            optimizer={"name": name}, ema=None, critical={"batch": 40.0}, rules={"lr": word, **share},
+            schedule={"length": "4000 samples", "warmup": None, "shape": "constant"}, data_size=400,
+        )  # fmt: skip
+        for batch, ratio in zip((32, 2), ratios, strict=True):
+            assert base.at(batch).row("optimizer.lr").becomes == pytest.approx(0.01 * ratio, rel=1e-12), (name, batch)
+            assert trainer(base).step(batch).lr == pytest.approx(0.01 * ratio, rel=1e-12), (name, batch)
+
+
 FORMS = (
     {}, {"momentum": "keep"}, {"betas": "keep"}, {"betas": "linear"}, {"average": "keep"}, {"floors": [0.0, 0.0]},
 )  # fmt: skip
@@ -208,7 +228,9 @@ FORMS = (
 def plans(row: Row, batch: int):
     for lr in LR:
         for form in FORMS:
-            chosen = {"lr": lr, **form} | ({"noise_share": 0.6} if lr == "noise-aware" else {})
+            chosen = {"lr": lr, **form} | (
+                {"noise_share": 0.6} if lr != "auto" and rules.LEARNING_RATES[lr].share else {}
+            )
             for coupling in (None, "independent", "decoupled", "coupled", "trust-ratio"):
                 options = dict(made(row).optimizer.model_dump(exclude_unset=True), clip=1.0)
                 options |= {} if coupling is None else {"decay": coupling}

@@ -28,9 +28,14 @@ def _add_measure(levels: Any) -> None:
     command = levels.add_parser("measure", help=text, description=text)
     command.add_argument("recipe", type=Path, help="recipe file (TOML) with a task")
     command.add_argument("--marks", type=int, default=10, help="readings over the run (10)")
-    command.add_argument("--samples", type=int, default=1024, help="looked at for each reading (1024)")
-    command.add_argument("--geometry", choices=["euclidean", "adam", "sign"], default="euclidean", help="(euclidean)")
-    command.add_argument("--seed", type=int, default=0, help="of weights and sample order (0)")
+    command.add_argument("--samples", type=int, default=1024, help="samples measured for each reading (1024)")
+    command.add_argument(
+        "--geometry",
+        choices=["euclidean", "adam", "sign"],
+        default="euclidean",
+        help="norm of gradients (euclidean)",
+    )
+    command.add_argument("--seed", type=int, default=0, help="seed of weights and sample order (0)")
     command.add_argument("--out", type=folder_name, help="folder for result.json, picture and page")
     command.add_argument("--json", action="store_true", help="print JSON for programs")
     command.add_argument("--device", default="cpu", help=DEVICE)
@@ -81,14 +86,16 @@ def _add_sweep(levels: Any) -> None:
     text = "train at several batches, each at its fastest learning rate, and fit the critical batch"
     command = levels.add_parser("sweep", help=text, description=text)
     command.add_argument("recipe", type=Path, help="recipe file (TOML) with a task")
-    command.add_argument("--batches", required=True, help="by comma: 4,8,16,32,64,128")
-    command.add_argument("--goals", required=True, help="values of the metric to reach, by comma: 0.5,0.3")
-    command.add_argument("--metric", default="loss", help="loss falls to its goal, any other rises to it (loss)")
-    command.add_argument("--lrs", help="learning rates to try at every batch, by comma; a search unless given")
+    command.add_argument("--batches", required=True, help="separated by commas: 4,8,16,32,64,128")
+    command.add_argument("--goals", required=True, help="values of the metric to reach, separated by commas: 0.5,0.3")
+    command.add_argument(
+        "--metric", default="loss", help="metric to follow; any other than loss rises to its goal (loss)"
+    )
+    command.add_argument("--lrs", help="learning rates at every batch, separated by commas; searched for unless given")
     command.add_argument("--seeds", type=int, default=3, help="runs at each batch and learning rate (3)")
     command.add_argument("--limit", type=int, help="steps of one run at most; the recipe's own unless given")
-    command.add_argument("--smoothing", type=float, default=0.5, help="share of the old in the loss's average (0.5)")
-    command.add_argument("--budget", help="begin nothing new after 30m, 2h; a second call with the same --out goes on")
+    command.add_argument("--smoothing", type=float, default=0.5, help="weight of the past in the smoothed metric (0.5)")
+    command.add_argument("--budget", help="start nothing new after this time (30m, 2h); the same --out again goes on")
     text = "measure the noise scale too, and store [critical] with the ratio in the recipe file"
     command.add_argument("--calibrate", action="store_true", help=text)
     add_output(command)

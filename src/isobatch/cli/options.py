@@ -11,7 +11,7 @@ from typing import Any
 from isobatch.errors import InputError
 
 STYLES = {"SAME": "green", "DIFFERENT": "red", "UNDECIDED": "yellow"}
-DEVICE = "cpu, cuda, cuda:1; with bf16, channels-last, compile after commas: cuda,bf16,compile (cpu)"
+DEVICE = "cpu, cuda or cuda:1, then options after commas: bf16, channels-last, compile; such as cuda,bf16,compile (cpu)"
 _BUDGET = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smh])$")
 
 
@@ -49,7 +49,7 @@ def folder_name(text: str) -> Path:
         ArgumentTypeError: no name at all, which would be the current folder.
     """
     if not text.strip():
-        raise argparse.ArgumentTypeError("a folder without a name; give one, or leave --out away")
+        raise argparse.ArgumentTypeError("an empty folder name; give one, or leave the option out")
     return Path(text)
 
 
@@ -155,7 +155,7 @@ def say(text: str) -> None:
 
 
 def numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
-    """Return a list of numbers given by comma.
+    """Return a list of numbers that are separated by commas.
 
     Args:
         option: its name, for the message.
@@ -177,5 +177,5 @@ def numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
     except ValueError:
         kind = "whole numbers" if whole else "numbers"
         raise InputError(
-            f"{option} {text!r} must be {kind} by comma, such as {'4,8,16' if whole else '0.5,0.3'}"
+            f"{option} {text!r} must be {kind} separated by commas, such as {'4,8,16' if whole else '0.5,0.3'}"
         ) from None

@@ -34,9 +34,9 @@ def add(commands: Any) -> None:
     command = commands.add_parser("study", help=text, description=text, epilog=f"The studies come with: {_INSTALL}")
     command.add_argument("name", nargs="?", help="which study")
     command.add_argument("--quick", action="store_true", help="the small grid; some claims stay without a verdict")
-    command.add_argument("--budget", help="begin no further cell after 30m, 2h; a second call goes on")
-    command.add_argument("--device", default="cpu", help=f"of the studies where the average teaches: {DEVICE}")
-    command.add_argument("--simulate-nodes", type=int, help="decentlam: extrapolate the cost of exchanges to these")
+    command.add_argument("--budget", help="start nothing new after this time, such as 30m or 2h; call again to go on")
+    command.add_argument("--device", default="cpu", help=f"for studies whose average is a teacher: {DEVICE}")
+    command.add_argument("--simulate-nodes", type=int, help="decentlam: nodes to extrapolate the cost of exchanges to")
     add_output(command)
     command.set_defaults(call=study)
 

@@ -25,7 +25,9 @@ def add(commands: Any) -> None:
     command = levels.add_parser("run", help=text, description=text)
     add_recipe(command)
     command.add_argument("--seeds", type=int, default=10, help="seeds per arm, at least 8, fixed before the run (10)")
-    command.add_argument("--ablate", default="all", help="lr-only,ema-only,unscaled by comma; all or none (all)")
+    command.add_argument(
+        "--ablate", default="all", help="lr-only,ema-only,unscaled with commas between; all or none (all)"
+    )
     command.add_argument("--budget", help="do not start if it would take longer: 90s, 10m, 2h")
     command.add_argument("--margin", type=float, help="margin of the headline model (0.03 averaged, 0.10 raw)")
     command.add_argument("--max-kappa", action="store_true", help="find the largest kappa that is SAME")

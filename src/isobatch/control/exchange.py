@@ -236,7 +236,7 @@ def _exchange(
 
 def _milestones(recipe: Recipe, stairs: Staircase, milestones: Sequence[tuple[str, float]]) -> Milestones:
     if stairs.shape != "constant":
-        raise InputError(f'milestones cut a constant schedule, and schedule.shape="{stairs.shape}" falls already')
+        raise InputError(f'milestones lower a constant schedule, and schedule.shape="{stairs.shape}" falls already')
     factor, cuts = 1.0, []
     for start, share in milestones:
         factor *= finite("milestone factor", share, 0, 1 - 1e-9, open_low=True)

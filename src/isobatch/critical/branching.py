@@ -147,7 +147,7 @@ def branch(
             or []
         )
     if not grown:
-        raise InputError("the budget ended before any tree was grown; raise --budget")
+        raise InputError("the budget ended before any branch was trained; raise --budget")
     return _judged(recipe, grown, kinds, span, tolerance=tolerance, smoothing=smoothing, metric=metric, level=level)
 
 

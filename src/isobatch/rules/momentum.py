@@ -1,6 +1,7 @@
 """Heavy-ball momentum: a half-life in samples, or the number of steps that Goyal et al. keep."""
 
 import math
+import re
 
 from isobatch.rules.rule import Change, Confidence, Rule, RuleWarning, Side
 from isobatch.units import finite
@@ -90,8 +91,8 @@ def beside(rule: Rule) -> Rule:
         >>> beside(Rule("kappa*eta", "", "", Confidence.DERIVED)).formula
         "kappa*eta * (1-mu')/(1-mu)"
     """
-    formula, comma, letters = rule.formula.partition(", ")
-    return rule.but(formula=f"{formula} * (1-mu')/(1-mu){comma}{letters}")
+    formula, *letters = re.split(r", (?=\w+ = )", rule.formula, maxsplit=1)
+    return rule.but(formula=", ".join([f"{formula} * (1-mu')/(1-mu)", *letters]))
 
 
 def _long(c: Change, new: float) -> tuple[str, str] | None:

@@ -173,12 +173,12 @@ def _check(run: Run, recipe: Recipe) -> None:
     way = 'augment.passes = "one"' if adversary is None else "one without [adversary]"
     if several and row_of(recipe).invariant:
         raise InputError(
-            f"optimizer.name={recipe.optimizer.name!r} reads its second moment off passes of independent samples, and "
+            f"optimizer.name={recipe.optimizer.name!r} measures its second moment on passes of independent samples; "
             f"here the same samples pass several times; use {way}, or an optimizer that is not invariant"
         )
     if several and (recipe.noise is not None or recipe.batch.adaptive is not None):
         raise InputError(
-            "the noise scale is read off passes of independent samples, and here the same samples pass several times; "
+            "the noise scale is measured on passes of independent samples; here the same samples pass several times; "
             f"use {way}, or remove [noise] and batch.adaptive"
         )
     if run.needs is not None:

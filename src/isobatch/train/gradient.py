@@ -65,8 +65,8 @@ class Accumulator:
         self.device = device or Device()
         if run.counts is not None and (isinstance(optimizer, InvariantOptimizer) or follower is not None):
             raise InputError(
-                "counts weighs micro-batches by other things than samples, by which invariant optimizers and the noise "
-                "scale measure; use an optimizer that is not invariant, and no [noise] or batch.adaptive"
+                "Run(counts=...) weighs micro-batches by something else than samples, which an invariant optimizer and "
+                "the noise scale need; use an optimizer that is not invariant, and no [noise] or batch.adaptive"
             )
         bare = run.model.module if isinstance(run.model, DistributedDataParallel) else run.model
         self.alone = replace(run, model=bare)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tests.gloo import world
 from tests.recipes import recipe
-from tests.reference.legw import DECAYS, learning_rate
+from tests.reference.legw import learning_rate
+from tests.shape_rows import SHAPE_ROWS
 
-from isobatch.curves import SHAPES
 from isobatch.errors import InputError
 from isobatch.noise import local_lipschitz
 from isobatch.plan import scaled
@@ -32,13 +32,13 @@ def rate(made, seen, batch):
     return scaled(made, batch).lr * made.staircase(batch).mean(seen, seen + batch)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPE_ROWS)
 @pytest.mark.parametrize("batch", [8, 16, 64, 128])
 def test_every_step_has_the_rate_of_the_paper(shape, batch):
     schedule = {"length": "1280 samples", "warmup": "64 samples", "shape": shape}
     made = recipe(**{**PARTS, "optimizer": {"name": "sgd", "lr": 0.3}, "schedule": schedule}, ema=None)
     for step in range(1280 // batch):
-        wanted = learning_rate(step, eta0=0.3, w0=64 / 1280, B0=8, B=batch, N=1280, epochs=1, d=DECAYS[shape])
+        wanted = learning_rate(step, eta0=0.3, w0=64 / 1280, B0=8, B=batch, N=1280, epochs=1, d=SHAPE_ROWS[shape])
         assert rate(made, step * batch, batch) == pytest.approx(wanted, rel=1e-9)
 
 

@@ -6,12 +6,13 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.shape_rows import SHAPE_ROWS
 
 from isobatch import rules, units
 from isobatch.curves import SHAPES, DecaySchedule, Staircase
 from isobatch.errors import InputError
 
-shapes = st.sampled_from(list(SHAPES))
+shapes = st.sampled_from(list(SHAPE_ROWS))
 
 
 @st.composite
@@ -29,8 +30,11 @@ def reference(length, warmup, shape, final, stair, step):
     if done < warmup:
         return min(1.0, (step + 1) * stair / warmup)
     share = min(1.0, (done - warmup) / (length - warmup)) if length > warmup else 1.0
-    bends = {"constant": 1.0, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}
-    return 1.0 if shape == "constant" else final + (1 - final) * bends[shape]
+    return final + (1 - final) * SHAPE_ROWS[shape](share)
+
+
+def test_every_shape_has_a_row():
+    assert SHAPE_ROWS.keys() == SHAPES.keys()
 
 
 @settings(max_examples=60)
