@@ -93,7 +93,7 @@ class Device:
         return mapped(
             batch,
             lambda tensor: tensor.to(self.name, non_blocking=True),
-            packed=lambda sequence: sequence.to(torch.device(self.name), non_blocking=True),
+            packed=lambda sequence: sequence.to(self.name, non_blocking=True),  # ty: ignore[invalid-argument-type]
         )
 
     def autocast(self) -> AbstractContextManager[Any]:
