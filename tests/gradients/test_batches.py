@@ -15,7 +15,7 @@ from isobatch.errors import InputError
 from isobatch.gradients import mapped, rebuilt
 from isobatch.tasks import Run
 from isobatch.train import Trainer
-from isobatch.train.search import _cloned
+from isobatch.train.rate_search import _cloned
 
 Pair = collections.namedtuple("Pair", "x y")
 
