@@ -38,7 +38,6 @@ def to_dict(result: Comparisons, *, searched: bool = False) -> dict[str, Any]:
         "seconds": round(result.seconds, 1),
         "unit": result.recipe.batch.unit,
         "device": design.device,
-        "folder": None if result.folder is None else str(result.folder),
         "marks": [design.stops[i] for i in design.marks],
         "test": {
             "level": asdict(equivalence.LEVEL),
