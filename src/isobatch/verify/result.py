@@ -108,6 +108,9 @@ def _mended(result: Comparisons) -> dict[str, Any] | None:
         "best": found.best,
         "tests": {name: test_values(test) for name, test in found.tests.items()},
         "recipes": {name: recipe_values(recipe) for name, recipe in found.recipes.items()},
+        "curves": {
+            name: [_curve(curve) for curve in runs] for name, runs in found.curves.items() if name == found.best
+        },
     }
 
 
