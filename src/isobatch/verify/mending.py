@@ -19,7 +19,7 @@ EARLY = 0.4
 MEANING = {
     "invariant": "the batch-size invariant form of the optimizer",
     "hold": 'the average by first-order hold (ema.kind = "hold")',
-    "invariant, hold": "both",
+    "invariant, hold": "the invariant form and the hold together",
 }
 
 
