@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from isobatch.augment.draws import Draws
 from isobatch.errors import InputError
+from isobatch.noise.half_batches import in_form
 
 View = Callable[[Tensor, Draws], Tensor]
 
@@ -186,8 +187,7 @@ def with_inputs(batch: Any, inputs: Tensor) -> Any:
     """
     if isinstance(batch, Tensor):
         return inputs
-    rest = [inputs, *batch[1:]]
-    return rest if isinstance(batch, list) else tuple(rest)
+    return in_form(batch, [inputs, *batch[1:]])
 
 
 def repeated(batch: Any, copies: int) -> Any:
@@ -211,8 +211,7 @@ def repeated(batch: Any, copies: int) -> Any:
     inputs_of(batch)
     if not all(isinstance(item, Tensor) for item in batch):
         raise InputError("a batch with parts that are no tensors cannot be repeated; give tensors of one length")
-    rows = [torch.cat([item] * copies) for item in batch]
-    return rows if isinstance(batch, list) else tuple(rows)
+    return in_form(batch, [torch.cat([item] * copies) for item in batch])
 
 
 def _images(inputs: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Sums are named, and what couples rows is said beside every estimate.
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -178,9 +178,26 @@ def rows_of(batch: Any, start: int, stop: int) -> Any:
     if isinstance(batch, Mapping):
         return {key: rows_of(value, start, stop) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        parts = [rows_of(value, start, stop) for value in batch]
-        return type(batch)(*parts) if isinstance(batch, tuple) and type(batch) is not tuple else type(batch)(parts)
+        return in_form(batch, [rows_of(value, start, stop) for value in batch])
     return batch
+
+
+def in_form(form: tuple | list, parts: Sequence[Any]) -> Any:
+    """Return other parts in the form of a tuple, list or named tuple.
+
+    Args:
+        form: whose type is kept.
+        parts: as many as it has.
+
+    Returns:
+        The parts in that form.
+
+    Example:
+        >>> in_form([1, 2], (3, 4)), in_form((1, 2), [3, 4])
+        ([3, 4], (3, 4))
+    """
+    named = isinstance(form, tuple) and type(form) is not tuple
+    return type(form)(*parts) if named else type(form)(parts)
 
 
 def first_tensor(batch: Any) -> Tensor:

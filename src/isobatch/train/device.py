@@ -1,13 +1,17 @@
 """Where a run computes, and in which precision: nothing of it is a setting of the recipe."""
 
+from collections.abc import MutableMapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 from isobatch.errors import InputError
+from isobatch.noise.half_batches import in_form
 from isobatch.tasks import Run, TensorSamples
 from isobatch.units import whole
 
@@ -81,7 +85,7 @@ class Device:
             run.model.compile()
 
     def batch(self, batch: Any) -> Any:
-        """Return a batch on the device; tensors are found in tuples, lists and dicts.
+        """Return a batch on the device; tensors are found in tuples, named ones too, lists and mappings.
 
         Args:
             batch: what the samples gave.
@@ -91,10 +95,15 @@ class Device:
         """
         if isinstance(batch, torch.Tensor):
             return batch.to(self.name, non_blocking=True)
+        if isinstance(batch, PackedSequence):  # whose sizes stay on the CPU
+            return batch.to(self.name)
         if isinstance(batch, tuple | list):
-            return type(batch)(self.batch(item) for item in batch)
-        if isinstance(batch, dict):
-            return {key: self.batch(item) for key, item in batch.items()}
+            return in_form(batch, [self.batch(item) for item in batch])
+        if isinstance(batch, MutableMapping):
+            moved = copy(batch)
+            for key, item in batch.items():
+                moved[key] = self.batch(item)
+            return moved
         return batch
 
     def autocast(self) -> AbstractContextManager[Any]:
