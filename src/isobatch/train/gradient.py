@@ -14,7 +14,7 @@ from isobatch.errors import InputError
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.tasks import LossContext, Run
 from isobatch.train.device import Device
-from isobatch.train.following import Follower
+from isobatch.train.noise_monitor import NoiseMonitor
 from isobatch.train.world import World
 
 
@@ -50,7 +50,7 @@ class Accumulator:
         optimizer: whose gradients are cleared first; an invariant one is told of every chunk.
         world: the processes of the job.
         device: where passes run, the CPU unless given.
-        follower: told of every pass where the noise scale is measured.
+        monitor: told of every pass where the noise scale is measured.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Accumulator:
         optimizer: torch.optim.Optimizer,
         world: World,
         device: Device | None = None,
-        follower: Follower | None = None,
+        monitor: NoiseMonitor | None = None,
     ):
-        self.run_, self.optimizer, self.world, self.follower = run, optimizer, world, follower
+        self.run_, self.optimizer, self.world, self.monitor = run, optimizer, world, monitor
         self.device = device or Device()
-        if run.counts is not None and (isinstance(optimizer, InvariantOptimizer) or follower is not None):
+        if run.counts is not None and (isinstance(optimizer, InvariantOptimizer) or monitor is not None):
             raise InputError(
                 "Run(counts=...) weighs micro-batches by something else than samples, which an invariant optimizer and "
                 "the noise scale need; use an optimizer that is not invariant, and no [noise] or batch.adaptive"
@@ -105,8 +105,8 @@ class Accumulator:
             loss = self._fitting(indices[:chunk] if trial else indices, size, chunk, context, trial)
             if loss is not None and not trial:
                 return loss
-            if self.follower is not None:
-                self.follower.discard()
+            if self.monitor is not None:
+                self.monitor.discard()
             torch.set_rng_state(state)
             for buffer, before in statistics:
                 buffer.copy_(before)
@@ -147,8 +147,8 @@ class Accumulator:
         return found if found or self.world.size == 1 else [(0, _stand_in(run), 0.0)]
 
     def _passes(self, run: Run, indices: torch.Tensor, size: int, most: int, context: LossContext | None) -> float:
-        if self.follower is not None:
-            most = self.follower.passes(len(indices), most)
+        if self.monitor is not None:
+            most = self.monitor.passes(len(indices), most)
         self.optimizer.zero_grad()
         total = 0.0
         _forget(context)
@@ -166,8 +166,6 @@ class Accumulator:
                     loss = run.step(one.batch(self.device.batch(run.samples[part]), start), here)
                 weight = share * self.world.size * self.factor
                 stack.enter_context(self._chunk(held))
-                if self.follower is not None:
-                    stack.enter_context(self.follower.chunk(held))
                 (loss if weight == 1 else loss * weight).backward()
             total += float(loss.detach()) * share
         if not any(whole for _, _, whole in parts):
@@ -178,6 +176,9 @@ class Accumulator:
         return model.no_sync() if more and isinstance(model, DistributedDataParallel) else nullcontext()
 
     def _chunk(self, samples: int) -> AbstractContextManager[None]:
+        """Declare a pass to whoever looks at chunks; the noise scale tells an invariant optimizer."""
+        if self.monitor is not None:
+            return self.monitor.chunk(samples)
         return self.optimizer.chunk(samples) if isinstance(self.optimizer, InvariantOptimizer) else nullcontext()
 
 
