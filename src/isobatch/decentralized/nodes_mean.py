@@ -10,7 +10,7 @@ from torch import Tensor
 from isobatch.checkpoint import load
 from isobatch.checkpoint.manifest import verify
 from isobatch.errors import InputError
-from isobatch.noise.half_batches import in_form
+from isobatch.gradients import rebuilt
 
 
 def consensus_distance(x: Tensor) -> float:
@@ -100,5 +100,6 @@ def mean_state(states: Sequence[Any]) -> Any:
             raise InputError(
                 f"nodes saved lists of lengths {[len(state) for state in states]}; take another checkpoint"
             )
-        return in_form(first, [mean_state(parts) for parts in zip(*states, strict=True)])
+        means = [mean_state(parts) for parts in zip(*states, strict=True)]
+        return rebuilt(first, means)
     return first

@@ -5,7 +5,7 @@ Sums are named, and what couples rows is said beside every estimate.
 
 import math
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isobatch.errors import InputError
+from isobatch.gradients import mapped
 
 
 class CoupledSamplesWarning(UserWarning):
@@ -207,31 +208,7 @@ def rows_of(batch: Any, start: int, stop: int) -> Any:
         >>> rows_of((torch.arange(4), torch.arange(4)), 1, 3)
         (tensor([1, 2]), tensor([1, 2]))
     """
-    if isinstance(batch, Tensor):
-        return batch[start:stop]
-    if isinstance(batch, Mapping):
-        return {key: rows_of(value, start, stop) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return in_form(batch, [rows_of(value, start, stop) for value in batch])
-    return batch
-
-
-def in_form(form: tuple | list, parts: Sequence[Any]) -> Any:
-    """Return other parts in the form of a tuple, list or named tuple.
-
-    Args:
-        form: whose type is kept.
-        parts: as many as it has.
-
-    Returns:
-        The parts in that form.
-
-    Example:
-        >>> in_form([1, 2], (3, 4)), in_form((1, 2), [3, 4])
-        ([3, 4], (3, 4))
-    """
-    named = isinstance(form, tuple) and type(form) is not tuple
-    return type(form)(*parts) if named else type(form)(parts)
+    return mapped(batch, lambda tensor: tensor[start:stop])
 
 
 def first_tensor(batch: Any) -> Tensor:

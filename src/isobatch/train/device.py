@@ -1,17 +1,14 @@
 """Where a run computes, and in which precision: nothing of it is a setting of the recipe."""
 
-from collections.abc import MutableMapping
 from contextlib import AbstractContextManager, nullcontext
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence
 
 from isobatch.errors import InputError
-from isobatch.noise.half_batches import in_form
+from isobatch.gradients import mapped
 from isobatch.tasks import Run, TensorSamples
 from isobatch.units import whole
 
@@ -85,7 +82,7 @@ class Device:
             run.model.compile()
 
     def batch(self, batch: Any) -> Any:
-        """Return a batch on the device; tensors are found in tuples, named ones too, lists and mappings.
+        """Return a batch on the device; tensors are found in tuples, lists, mappings and dataclasses.
 
         Args:
             batch: what the samples gave.
@@ -93,18 +90,11 @@ class Device:
         Returns:
             The same structure.
         """
-        if isinstance(batch, torch.Tensor):
-            return batch.to(self.name, non_blocking=True)
-        if isinstance(batch, PackedSequence):  # whose sizes stay on the CPU
-            return batch.to(self.name)
-        if isinstance(batch, tuple | list):
-            return in_form(batch, [self.batch(item) for item in batch])
-        if isinstance(batch, MutableMapping):
-            moved = copy(batch)
-            for key, item in batch.items():
-                moved[key] = self.batch(item)
-            return moved
-        return batch
+        return mapped(
+            batch,
+            lambda tensor: tensor.to(self.name, non_blocking=True),
+            packed=lambda sequence: sequence.to(self.name, non_blocking=True),  # ty: ignore[invalid-argument-type]
+        )
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which a loss runs."""
