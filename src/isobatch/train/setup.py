@@ -13,7 +13,7 @@ from isobatch.gradients import ALONE
 from isobatch.optimizers import build, prepare_settings
 from isobatch.plan import Recipe, Search, Settings, coupling_of, row_of
 from isobatch.rules.optimizers import trained
-from isobatch.train.search import RateSearch, copy_of, put_back
+from isobatch.train.rate_search import RateSearch, copy_of, put_back
 from isobatch.train.world import World
 from isobatch.units import whole
 
