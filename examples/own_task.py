@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isobatch.plan import Recipe
-from isobatch.tasks import Metric, Run, TensorSamples, seeded
+from isobatch.tasks import LOSS, Run, TensorSamples, seeded
 
 
 def make(settings: Recipe, seed: int) -> Run:
@@ -27,6 +27,4 @@ def make(settings: Recipe, seed: int) -> Run:
     def metrics(net: nn.Module) -> dict[str, float]:
         return {"loss": float(loss(net, (x[1024:], y[1024:])))}
 
-    return Run(
-        model, TensorSamples(x[:1024], y[:1024]), loss, metrics, declared={"loss": Metric("ratio", better="lower")}
-    )
+    return Run(model, TensorSamples(x[:1024], y[:1024]), loss, metrics, declared={"loss": LOSS})

@@ -9,13 +9,13 @@ from tests.fabricated import GAPS, comparison
 from tests.recipes import TEXT
 
 from isobatch import cli, verify
-from isobatch.verify.search import Largest
+from isobatch.verify.largest import Largest
 
 OPTIONS = {
     "plan": "--batch-size --devices --goal --json --markdown --micro --noise-scale --optimizer --rule recipe",
-    "verify run": "--ablate --batch-size --budget --expect --json --margin --max-kappa --optimizer --out --seeds "
-    "--workers recipe",
-    "verify characteristic": "--batch-size --json --out --sample --seeds --workers recipe",
+    "verify run": "--ablate --allow-failures --batch-size --budget --device --expect --json --margin --max-kappa "
+    "--mend --metric --optimizer --out --seed-from --seeds --workers recipe",
+    "verify characteristic": "--batch-size --device --json --out --sample --seeds --workers recipe",
     "train": "--adaptive --async-save --batch-size --device --every --json --noise --order-seed --out --patience "
     "--resume --seed --tensorboard recipe",
     "study": "--budget --device --json --out --quick --simulate-nodes --workers name",
@@ -108,8 +108,8 @@ BAD = [
     (["plan", "nowhere.toml", "--batch-size", "128"], "cannot read the recipe nowhere.toml"),
     (["verify", "run", "PATH", "--batch-size", "128", "--seeds", "7"], "seeds=7 must be at least 8"),
     (["verify", "run", "PATH", "--batch-size", "128", "--budget", "10"], "such as 10m"),
-    (["verify", "run", "PATH", "--batch-size", "128", "--margin", "nan"], "margin=nan must be finite"),
-    (["verify", "run", "PATH", "--batch-size", "128", "--margin", "-1"], "margin=-1 must be in (0, inf]"),
+    (["verify", "run", "PATH", "--batch-size", "128", "--margin", "nan"], "margin=nan must be in (0, 0.25]"),
+    (["verify", "run", "PATH", "--batch-size", "128", "--margin", "-1"], "margin=-1 must be in (0, 0.25]"),
     (["verify", "run", "PATH", "--batch-size", "128", "--ablate", "ema"], "ablate='ema' must be among lr-only"),
     (["verify", "run", "PATH", "--batch-size", "128", "--expect", "plan"], "must be arm=VERDICT pairs"),
     (["verify", "run", "PATH", "--batch-size", "128", "--expect", "plan=GOOD"], "must be arm=VERDICT pairs"),
@@ -156,9 +156,9 @@ def test_the_verdict_of_the_plan_is_the_exit_code(gap, spread, code, verdict, pa
     planted(monkeypatch, {**GAPS, "plan": gap}, spread=spread)
     assert cli.run(["verify", "run", path, "--batch-size", "32"]) == code
     shown = capsys.readouterr()
-    assert f"plan: {verdict} (averaged model)" in shown.out
+    assert f"{verdict}: the plan is {verdict} (averaged model)" in shown.out
     assert "estimated 1.5 minutes for 40 runs" in shown.err
-    assert "no files written" in shown.out
+    assert "no report written" in shown.out
 
 
 def test_json_alone_is_printed_and_files_are_written(path, monkeypatch, tmp_path, capsys):
@@ -190,7 +190,7 @@ def test_all_or_no_ablations(words, wanted, path, monkeypatch):
     ("plan=SAME,lr-only=DIFFERENT,ema-only=DIFFERENT,unscaled=DIFFERENT", 0, ""),
     ("plan=DIFFERENT", 4, "plan is SAME, expected DIFFERENT"),
     ("plan=SAME,unscaled=UNDECIDED", 4, "unscaled is DIFFERENT, expected UNDECIDED"),
-    ("other=SAME", 4, "other is not trained, expected SAME"),
+    ("other=SAME", 2, "names an arm that is not trained; trained: plan, lr-only, ema-only, unscaled"),
 ])  # fmt: skip
 def test_an_expected_pattern_decides_the_exit_code(expect, code, words, path, monkeypatch, capsys):
     planted(monkeypatch)
@@ -202,7 +202,7 @@ def test_the_largest_kappa_is_printed_and_stored(path, monkeypatch, capsys):
     planted(monkeypatch, {**GAPS, "plan": 0.5})
     tried = {2.0: verify.Verdict.SAME, 4.0: verify.Verdict.DIFFERENT}
     found = Largest(2.0, tried, {2.0: 0.01, 4.0: 0.5})
-    monkeypatch.setattr("isobatch.verify.search.largest_kappa", lambda *_, **__: found)
+    monkeypatch.setattr("isobatch.verify.largest.largest_kappa", lambda *_, **__: found)
     assert cli.run(["verify", "run", path, "--batch-size", "32", "--max-kappa"]) == 4
     assert "largest kappa that is SAME: 2 (to a factor of 2; tried 2: SAME, 4: DIFFERENT)" in capsys.readouterr().out
     cli.run(["verify", "run", path, "--batch-size", "32", "--max-kappa", "--json"])
@@ -253,3 +253,33 @@ def test_a_task_of_ones_own_that_fails_is_named_and_its_traceback_can_be_had(com
     monkeypatch.setenv("ISOBATCH_TRACEBACK", "1")
     assert cli.run(words) == 2
     assert "return 1 / 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "wanted"), [([], None), (["--seeds", "20"], 20), (["--seeds", "10..40"], (10, 40))])
+def test_seeds_are_a_number_or_a_range_of_looks(words, wanted, path, monkeypatch):
+    calls = planted(monkeypatch)
+    cli.run(["verify", "run", path, "--batch-size", "32", *words, "--seed-from", "5", "--device", "cpu,bf16"])
+    assert calls[0][1]["seeds"] == wanted
+    assert (calls[0][1]["seed_from"], calls[0][1]["device"]) == (5, "cpu,bf16")
+
+
+@pytest.mark.parametrize("seeds", ["ten", "10..", "..40", "10-40", ""])
+def test_seeds_that_are_neither_are_refused(seeds, path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(["verify", "run", path, "--batch-size", "32", "--seeds", seeds])
+    assert "must be a number such as 20, or a range such as 10..40" in capsys.readouterr().err
+
+
+def test_where_runs_are_kept_and_which_seeds_were_seen_is_said_first(path, monkeypatch, tmp_path, capsys):
+    def fake(recipe, batch_size, **asked):
+        if asked["on_folder"] is not None:
+            asked["on_folder"](tmp_path, {"shared": 8, "verdict": "UNDECIDED"})
+        return comparison()
+
+    monkeypatch.setattr(verify, "run", fake)
+    assert cli.run(["verify", "run", path, "--batch-size", "32"]) == 0
+    said = capsys.readouterr().err
+    assert f"finished runs are kept in {tmp_path}; the same command goes on from there" in said
+    assert "8 of these seeds were judged before (UNDECIDED)" in said
+    assert cli.run(["verify", "run", path, "--batch-size", "32", "--json"]) == 0
+    assert capsys.readouterr().err == ""

@@ -62,7 +62,7 @@ def test_a_task_of_ones_own_is_verified_from_a_recipe(tmp_path):
     words = ["examples/own_task.toml", "--batch-size", "32", "--seeds", "16", "--workers", "2", "--out", str(tmp_path)]
     found = process("-m", "isobatch", "verify", "run", *words, "--ablate", "lr-only,unscaled")
     assert found.returncode == 0, found.stderr
-    assert "plan: SAME (averaged model)" in found.stdout
+    assert "SAME: the plan is SAME (averaged model)" in found.stdout
     data = json.loads((tmp_path / "result.json").read_text())
     assert data["verdicts"] == {"plan": "SAME", "lr-only": "DIFFERENT", "unscaled": "DIFFERENT"}
     assert data["command"].startswith("isobatch verify run examples/own_task.toml")
@@ -71,7 +71,7 @@ def test_a_task_of_ones_own_is_verified_from_a_recipe(tmp_path):
 
 def test_verify_run_on_the_quadratic_finds_the_expected_pattern(tmp_path, capsys):
     made = recipe(
-        task="quadratic", data_size=256, optimizer={"lr": 0.015}, ema={"decay": 0.98},
+        task="quadratic", data_size=256, optimizer={"lr": 0.008}, ema={"decay": 0.98},
         schedule={"length": "2048 samples", "warmup": "0 samples", "shape": "constant"},
         options={"dimension": 4, "noise": 0.01},
     )  # fmt: skip
@@ -86,8 +86,8 @@ def test_verify_run_on_the_quadratic_finds_the_expected_pattern(tmp_path, capsys
     first = {arm: [curve.values["raw"]["loss"][0] for curve in runs] for arm, runs in result.curves.items()}
     assert all(values == first["reference"] for values in first.values())
     assert len(set(first["reference"])) == 8
-    assert {curve.steps for curve in result.curves["reference"]} == {result.stops[-1] // 8}
-    assert {curve.steps for curve in result.curves["plan"]} == {result.stops[-1] // 32}
+    assert {curve.steps for curve in result.curves["reference"]} == {result.design.stops[-1] // 8}
+    assert {curve.steps for curve in result.curves["plan"]} == {result.design.stops[-1] // 32}
 
 
 def test_a_reference_that_diverges_is_refused_by_the_command(tmp_path, capsys):
@@ -101,5 +101,7 @@ options = { dimension = 2 }
 """)
     words = ["verify", "run", str(file), "--batch-size", "32", "--seeds", "8", "--workers", "1"]
     assert cli.run([*words, "--out", str(tmp_path / "out")]) == 2
-    assert "the reference run diverged: stopped at step" in capsys.readouterr().err
-    assert not list((tmp_path / "out").iterdir())
+    said = capsys.readouterr().err
+    assert "the recipe itself fails in 8 of 8 seeds (seed 0: stopped at step" in said
+    assert "lower optimizer.lr (1e+06)" in said
+    assert not list((tmp_path / "out").glob("*.html"))

@@ -15,9 +15,10 @@ from tests.recipes import recipe
 from isobatch.errors import InputError
 from isobatch.plan import scaled
 from isobatch.verify import ABLATIONS, arms
-from isobatch.verify.arms import sizes
-from isobatch.verify.comparison import estimate, run, stops_for
-from isobatch.verify.workers import Job, map_jobs, train_curve
+from isobatch.verify.campaign import Campaign
+from isobatch.verify.comparison import run
+from isobatch.verify.design import design_of, looks_of, sizes, stops_for
+from isobatch.verify.workers import Job, as_done, map_jobs, train_curve
 
 QUADRATIC = {
     "task": "quadratic",
@@ -151,26 +152,72 @@ def test_an_interrupt_leaves_no_process_behind():
 @pytest.mark.parametrize(("more", "message"), [
     ({"seeds": 7}, "seeds=7 must be at least 8"),
     ({"seeds": 8.5}, r"seeds=8\.5 must be a whole number"),
-    ({"margin": 0.0}, r"margin=0 must be in \(0, inf\]"),
-    ({"margin": math.nan}, "margin=nan must be finite"),
+    ({"seeds": (20, 10)}, r"seeds=20\.\.10 must rise"),
+    ({"seeds": (4, 10)}, "seeds=4 must be at least 8"),
+    ({"seed_from": -1}, "seed_from=-1 must be at least 0"),
+    ({"margin": 0.0}, r"margin=0 must be in \(0, 0.25\]"),
+    ({"margin": math.nan}, r"margin=nan must be in \(0, 0.25\]"),
+    ({"margin": 5.0}, "a wider one would call different runs the same"),
+    ({"metric": "accuracy"}, "has no metric 'accuracy'; its metrics: loss"),
+    ({"allow_failures": -1}, "allow_failures=-1 must be at least 0"),
+    ({"allow_failures": 5}, "allow_failures=5 must be at most half of the seeds, 4"),
     ({"workers": 0}, "workers=0 must be at least 1"),
     ({"ablate": ("ema",)}, "ablate='ema' must be among"),
+    ({"device": "nowhere"}, "device='nowhere' cannot be used here"),
     ({"budget": 1e-9}, "estimated .* minutes exceed the budget of 0.0; raise --budget, lower --seeds"),
 ])  # fmt: skip
-def test_a_run_is_refused_before_training(more, message, monkeypatch):
+def test_a_run_is_refused_before_training(more, message, monkeypatch, tmp_path):
     def trained(*_, **__):
         raise AssertionError("trained")
 
-    monkeypatch.setattr("isobatch.verify.comparison.train_curve", trained)
+    monkeypatch.setattr("isobatch.verify.campaign.train_curve", trained)
+    monkeypatch.setenv("ISOBATCH_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=message):
         run(recipe(**QUADRATIC), 16, **{"seeds": 8, "workers": 1, **more})
+    assert not list(tmp_path.iterdir())
 
 
-def test_the_estimate_grows_with_the_jobs():
-    one = estimate([job()], workers=1)
+def test_the_estimate_grows_with_the_jobs_and_bounds_the_seeds(monkeypatch, tmp_path):
+    work = Campaign(workers=1)
+    probes = work.probe([job()])
+    one = work.seconds(probes, [job()])
     assert 0 < one < 60
     many = [replace(job(seed=seed), stops=(0, 5120)) for seed in range(40)]
-    assert estimate(many, workers=1) > one
+    assert work.seconds(probes, many) > one
+    monkeypatch.setattr(Campaign, "seconds", lambda self, probes, jobs: float(len(jobs)))
+    monkeypatch.setenv("ISOBATCH_CACHE", str(tmp_path))
+    found = run(recipe(**QUADRATIC), 16, workers=1, ablate=(), budget=2 * 9.5)
+    assert found.seeds == tuple(range(9))
+    with pytest.raises(InputError, match="exceed the budget"):
+        run(recipe(**QUADRATIC), 16, workers=1, ablate=(), budget=2 * 7.5)
+
+
+def test_jobs_of_a_design_give_every_arm_the_seeds_and_an_order_of_its_own():
+    design = design_of(recipe(**QUADRATIC), 16, 8, seed_from=3)
+    jobs = design.jobs(range(3, 5))
+    assert {(j.arm, j.seed) for j in jobs} == {(arm, seed) for arm in design.arms for seed in (3, 4)}
+    assert len({j.order_seed for j in jobs}) == len(jobs)
+    assert [j.recipe.batch.size for j in jobs] == sorted(j.recipe.batch.size for j in jobs)
+    assert design.controls == ABLATIONS
+
+
+@pytest.mark.parametrize(("seeds", "least", "most"), [(8, 8, 8), (20, 20, 20), ((10, 40), 10, 40), ((8, 8), 8, 8)])
+def test_looks_lie_between_the_numbers_that_were_asked_for(seeds, least, most):
+    looks = looks_of(seeds)
+    assert (looks.seeds[0], looks.seeds[-1]) == (least, most)
+
+
+def test_whoever_stops_reading_results_ends_the_processes():
+    before = set(multiprocessing.active_children())
+    made = as_done(time.sleep, [0.0, 60.0, 60.0], workers=2)
+    assert next(made) == (0, None)
+    began = time.monotonic()
+    made.close()
+    assert time.monotonic() - began < 30
+    left = {process.pid for process in set(multiprocessing.active_children()) - before}
+    while any(map(exists, left)) and time.monotonic() - began < 30:
+        time.sleep(0.05)
+    assert not any(map(exists, left))
 
 
 def test_a_recipe_whose_batch_switches_is_compared_with_the_run_that_does_not():

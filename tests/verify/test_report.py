@@ -4,19 +4,23 @@ import json
 import math
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.fabricated import comparison
 from tests.recipes import recipe
 
-from isobatch import report
+from isobatch import Recipe, report
 from isobatch.errors import InputError
 from isobatch.report import page
 from isobatch.report.pictures import _steps
 from isobatch.verify import next_actions, to_dict
-from isobatch.verify.story import how, verdict_table, write_report
+from isobatch.verify.cells import recipe_values
+from isobatch.verify.mending import Mended, candidates, early
+from isobatch.verify.page import how, html, toml, verdict_table, write_report
 
 
 class Page(HTMLParser):
@@ -70,8 +74,8 @@ def test_the_page_holds_plan_verdicts_and_how_they_were_reached(folder):
     found = Page((folder / "report.html").read_text())
     text = " ".join(found.text)
     for part in ("SAME", "DIFFERENT", "plan", "lr-only", "ema-only", "unscaled", "optimizer.lr", "kappa*eta",
-                 "arXiv 2307.13813", "How the verdict was reached", "90% t interval", "0.03 (averaged model)",
-                 "0.1 (raw model)", "same initial weights", "python 3."):  # fmt: skip
+                 "arXiv 2307.13813", "How the verdict was reached", "t interval", "±0.02956 (averaged model)",
+                 "±0.04879 (raw model)", "same initial weights", "python 3."):  # fmt: skip
         assert part in text, part
     marks = to_dict(comparison())["marks"]
     assert all(f"{mark:,}" in found.text for mark in marks)
@@ -95,7 +99,8 @@ def test_result_json_has_what_programs_need(folder):
                            "curves", "test", "headline", "metric", "facts", "unit", "stops", "next"}  # fmt: skip
     assert data["seeds"] == list(range(8))
     test = data["arms"]["lr-only"]["average"]
-    assert len(test["mean"]) == len(test["low"]) == len(test["high"]) == len(test["margin"]) == 10
+    assert len(test["mean"]) == len(test["low"]) == len(test["high"]) == 10
+    assert test["margin"] == pytest.approx(math.log(1.03), abs=1e-6)
     assert all(low < mean < high for low, mean, high in zip(test["low"], test["mean"], test["high"], strict=True))
     assert data["recipe"]["optimizer"]["eps"] == 1e-8
 
@@ -110,14 +115,18 @@ def test_what_is_not_finite_becomes_null_and_small_numbers_survive():
 def test_a_diverged_arm_can_be_drawn_and_stored():
     data = to_dict(comparison({"plan": 0.5, "unscaled": math.nan}))
     assert report.png(report.overlay_figure(data)).startswith(b"\x89PNG")
-    assert json.loads(report.dump(data))["curves"]["unscaled"][0]["values"]["raw"]["loss"][-1] is None
+    stored = json.loads(report.dump(data))
+    assert stored["curves"]["unscaled"][0]["values"]["raw"]["loss"][-1] is None
+    assert [one["seed"] for one in stored["arms"]["unscaled"]["average"]["failures"]] == list(range(8))
+    row = next(row for row in verdict_table(data) if row[0] == "unscaled")
+    assert row[2:5] == ["8/8", "DIFFERENT", "-, ±0.030"]
 
 
 def test_a_recipe_without_an_average_and_a_metric_in_points_can_be_drawn():
-    data = to_dict(comparison({"plan": 0.1}, average=False, metric="accuracy"))
+    data = to_dict(comparison({"plan": 0.1, "unscaled": -9.0}, average=False, metric="accuracy"))
     assert report.png(report.overlay_figure(data)).startswith(b"\x89PNG")
-    assert "difference in accuracy, in points" in " ".join(how(data))
-    assert verdict_table(data)[1] == ["plan", "every number by the plan", "SAME", "+0.201"]
+    assert "the difference in accuracy (percent)" in " ".join(how(data))
+    assert verdict_table(data)[1] == ["plan", "every number by the plan", "0/8", "SAME", "+0.201, ±1.000"]
 
 
 def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
@@ -152,21 +161,104 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     assert not list((tmp_path / "a" / "b").iterdir())
 
 
-def test_next_actions_name_mark_closest_arm_seeds_and_a_smaller_kappa():
-    assert next_actions(comparison()) == []
-    different = "\n".join(next_actions(comparison({"plan": 0.5, "ema-only": 0.1})))
-    assert "first mark outside the margin: 1,408 samples (10% of the run), gap +0.5" in different
-    assert "the closest arm is ema-only (worst gap +0.10" in different
-    assert "--batch-size 16" in different
-    assert "--max-kappa" in different
-    assert "progressive scaling" in different
-    undecided = comparison({"plan": 0.0}, spread=0.04)
-    assert undecided.verdict == "UNDECIDED"
-    needed = undecided.table["plan"]["average"].seeds_to_decide
-    assert needed > 8
-    assert f"about {needed} seeds would decide; that is a new run: --seeds {needed}" in "\n".join(
-        next_actions(undecided)
-    )
+def advice(gaps, **more):
+    return "\n".join(next_actions(comparison(gaps, **more)))
+
+
+def test_advice_says_where_a_lasting_gap_begins_and_what_is_near():
+    said = advice({"plan": 0.5, "ema-only": 0.1, "unscaled": 0.9})
+    assert "first mark outside the margin: 1,408 samples (10% of the run), gap +0.5" in said
+    assert "against ±0.030" in said
+    assert "a lasting gap: +0.5" in said
+    assert "the closest arm is ema-only (worst gap +0.10" in said
+    assert "--batch-size 16" in said
+    assert "--max-kappa" in said
+    assert "noise measure" in said
+    assert "--max-kappa" not in "\n".join(next_actions(comparison({"plan": 0.5}), searched=True))
+
+
+def at_marks(gap, *marks):
+    planted = np.zeros(21)
+    planted[[2 * mark for mark in marks]] = gap
+    return planted
+
+
+def test_advice_tells_a_start_that_heals_from_a_lasting_gap():
+    said = advice({"plan": at_marks(0.06, 1, 2), "unscaled": 0.9})
+    assert "a start that heals: the gap at the end is" in said
+    assert 'ema.kind = "hold" in the recipe, or let --mend try it' in said
+    assert "switch later: batch.schedule" in said
+    assert "lasting" not in said
+    late = advice({"plan": at_marks(0.06, 9, 10), "unscaled": 0.9})
+    assert "a lasting gap" in late
+    assert "hold" not in late
+
+
+def test_advice_names_a_first_mark_outside_only_where_the_mean_is(monkeypatch):
+    found = comparison({"plan": 0.0, "unscaled": 0.9}, spread=0.02)
+    assert found.verdict == "UNDECIDED"
+    said = "\n".join(next_actions(found))
+    assert "first mark outside" not in said
+    needed = found.table["plan"]["average"].seeds_to_decide
+    assert f"{needed} fresh seeds would decide four times in five: --seeds {needed} --seed-from 8" in said
+    monkeypatch.setattr("isobatch.verify.equivalence.seeds_to_decide", lambda *_: None)
+    hopeless = comparison({"plan": 0.0, "unscaled": 0.9}, spread=0.2)
+    assert "even 200 fresh seeds would not decide" in "\n".join(next_actions(hopeless))
+
+
+def test_advice_after_same_bounds_the_rate_of_failures():
+    assert next_actions(comparison()) == [
+        "8 of 8 seeds ended; a share of failing seeds up to 31% cannot be excluded (95%)"
+    ]
+
+
+ADAMW = {"task": "digits", "optimizer": {"name": "adamw", "lr": 1e-3}}
+
+
+@pytest.mark.parametrize(("optimizer", "gap", "wanted"), [
+    ({"name": "sgd", "lr": 0.1}, 0.5, []),
+    ({"name": "sgd", "lr": 0.1}, at_marks(0.06, 1), ["hold"]),
+    ({"name": "adamw", "lr": 1e-3}, 0.5, ["invariant", "invariant, hold"]),
+    ({"name": "adamw", "lr": 1e-3}, at_marks(-0.06, 1, 2), ["invariant", "hold", "invariant, hold"]),
+    ({"name": "adamw", "lr": 1e-3}, at_marks(0.06, 10), ["invariant", "invariant, hold"]),
+    ({"name": "invariant-adamw", "lr": 1e-3}, at_marks(0.06, 1), ["hold"]),
+])  # fmt: skip
+def test_what_should_mend_a_gap(optimizer, gap, wanted):
+    made = recipe(task="digits", data_size=1437, optimizer=optimizer)
+    found = comparison({"plan": gap, "unscaled": 0.9}, made=made)
+    plan = found.design.arms["plan"]
+    tried = candidates(plan, made, found.table["plan"]["average"])
+    assert list(tried) == wanted
+    for name, one in tried.items():
+        assert one.batch.size == plan.batch.size
+        assert (one.ema.kind == "hold") == ("hold" in name)
+        assert one.optimizer.name.startswith("invariant") == ("invariant" in name or optimizer["name"][:3] == "inv")
+    assert early(found.table["plan"]["average"]) == ("hold" in wanted)
+
+
+def test_a_mended_recipe_stands_in_report_and_folder(tmp_path):
+    made = recipe(**ADAMW, data_size=1437)
+    found = comparison({"plan": 0.5, "unscaled": 0.9}, made=made)
+    tried = candidates(found.design.arms["plan"], made, found.table["plan"]["average"])
+    test = comparison({"plan": 0.0}, made=made).table["plan"]["average"]
+    data = to_dict(replace(found, mended=Mended(tried, {"invariant": test})))
+    assert data["mended"]["best"] == "invariant"
+    files = write_report(tmp_path, data)
+    assert [path.name for path in files] == ["result.json", "overlay.png", "report.html", "mended.toml"]
+    assert Recipe.load(tmp_path / "mended.toml") == tried["invariant"]
+    assert 'name = "invariant-adamw"' in (tmp_path / "report.html").read_text().replace("&#34;", '"')
+    assert any("tried the batch-size invariant form of the optimizer: SAME" in said for said in data["next"])
+    lost = to_dict(replace(found, mended=Mended(tried, {"invariant": found.table["plan"]["average"]})))
+    assert lost["mended"]["best"] is None
+    assert "nothing that was tried" in " ".join(Page(html(lost)).text)
+
+
+@pytest.mark.parametrize("name", ["digits", "text-switch", "byol", "digits-adamw", "pseudo-label", "a2c"])
+def test_a_recipe_written_as_toml_is_the_same_recipe(name, tmp_path):
+    made = Recipe.load(Path(__file__).parents[2] / "examples" / f"{name}.toml")
+    path = tmp_path / "again.toml"
+    path.write_text(toml(recipe_values(made)))
+    assert Recipe.load(path) == made
 
 
 def test_a_switch_is_drawn_against_the_steps_that_it_took():

@@ -1,12 +1,13 @@
 """What papers and other libraries do to the decay over a run: momentum schedules, and warm-ups by their names."""
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from isobatch.average.clock import overlaps
 from isobatch.average.warmup import Curve, StepWarmup
+from isobatch.curves.shapes import cosine, mean_over
 from isobatch.errors import InputError
 from isobatch.units import finite, whole
 
@@ -57,15 +58,16 @@ class MomentumSchedule:
         """
         size = finite("samples", samples, 0, open_low=True)
         begin = finite("seen", seen, 0)
-        span = 0.0
-        for step, share in overlaps(begin, begin + size, self.batch_size):
-            rho = self.decay(step)
-            if not 0 <= rho <= 1:
-                raise InputError(f"decay={rho!r} of reference step {step} must be in [0, 1]; correct the schedule")
-            span += share * (math.inf if rho == 0 else -math.log2(rho))
-        if span == 0:
+        halvings = mean_over(self._halvings, begin, begin + size, self.batch_size, sys.maxsize)
+        if halvings == 0:
             return math.inf
-        return size / span if span < math.inf else 0.0
+        return self.batch_size / halvings if halvings < math.inf else 0.0
+
+    def _halvings(self, step: int) -> float:
+        rho = self.decay(step)
+        if not 0 <= rho <= 1:
+            raise InputError(f"decay={rho!r} of reference step {step} must be in [0, 1]; correct the schedule")
+        return math.inf if rho == 0 else -math.log2(rho)
 
 
 def cosine_momentum(start: float, end: float, *, length: float, batch_size: float) -> MomentumSchedule:
@@ -97,7 +99,7 @@ def cosine_momentum(start: float, end: float, *, length: float, batch_size: floa
     steps = finite("length", length, 0, open_low=True) / finite("batch_size", batch_size, 0, open_low=True)
 
     def decay(step: int) -> float:
-        return high - (high - low) * (math.cos(math.pi * min(1.0, step / steps)) + 1) / 2
+        return high - (high - low) * cosine(min(1.0, step / steps))
 
     return MomentumSchedule(decay, batch_size)
 

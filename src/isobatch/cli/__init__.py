@@ -1,7 +1,7 @@
 """The command line: parse, call, print.
 
-Exit codes: 0 done or SAME, 1 internal error, 2 bad input, 3 UNDECIDED, 4 DIFFERENT, 130 interrupted. argparse and
-late imports keep `isobatch plan` quick.
+Exit codes: 0 done or SAME, 1 internal error, 2 bad input, 3 UNDECIDED, 4 DIFFERENT, 130 interrupted, 143 ended by
+SIGTERM. argparse and late imports keep `isobatch plan` quick.
 """
 
 import argparse
@@ -14,11 +14,15 @@ from pathlib import Path
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 from isobatch.cli import noise, plan, study, train, verify
+from isobatch.cli.options import Ended
 from isobatch.errors import IsobatchError
 from isobatch.installed import VERSION
 
-CODES = "exit codes: 0 done or SAME, 1 internal error, 2 bad input, 3 UNDECIDED, 4 DIFFERENT, 130 interrupted"
-INPUT, INTERRUPTED = 2, 130
+CODES = (
+    "exit codes: 0 done or SAME, 1 internal error, 2 bad input, 3 UNDECIDED, 4 DIFFERENT, 130 interrupted, "
+    "143 ended by SIGTERM"
+)
+INPUT, INTERRUPTED, ENDED = 2, 130, 143
 
 
 def main() -> None:
@@ -44,8 +48,11 @@ def run(arguments: list[str]) -> int:
             traceback.print_exception(error)
         sys.stderr.write(f"isobatch: {error}\n")
         return INPUT
+    except Ended:
+        sys.stderr.write("isobatch: asked to end; what was finished is kept, nothing half-written was left\n")
+        return ENDED
     except KeyboardInterrupt:
-        sys.stderr.write("isobatch: interrupted; nothing half-written was left\n")
+        sys.stderr.write("isobatch: interrupted; what was finished is kept, nothing half-written was left\n")
         return INTERRUPTED
 
 

@@ -2,7 +2,9 @@
 
 import argparse
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +93,27 @@ def seconds(budget: str | None) -> float | None:
     if match is None:
         raise InputError(f"--budget {budget!r} must be a number and s, m or h, such as 10m")
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+class Ended(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM)."""
+
+
+@contextmanager
+def ending() -> Generator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, with what is finished kept; outside the main thread nothing changes."""
+
+    def end(*_: object) -> None:
+        raise Ended
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

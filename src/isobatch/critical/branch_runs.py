@@ -137,7 +137,7 @@ def _stored(folder: str) -> dict[str, Any]:
     from isobatch.checkpoint import load
 
     state = dict(load(Path(folder), rank=0).state)
-    for name in ("average", "follower"):
+    for name in ("average", "noise", "follower"):
         state.pop(name, None)
     return state
 

@@ -77,11 +77,22 @@ def _hash_item(item: Any, encode: Callable[[Any], bytes] | None) -> bytes:
     return digest.digest()
 
 
+def _dense(item: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's values in row-major order, or refuse one that has none."""
+    if item.is_meta or item.is_quantized or item.is_nested:
+        raise InputError(
+            f"an item is a tensor ({item.dtype}, {item.device}) without plain values; give encode= and convert it there"
+        )
+    plain = item.detach().to_dense() if item.layout != torch.strided else item.detach()
+    plain = plain.resolve_conj().resolve_neg().cpu()
+    return (torch.view_as_real(plain) if plain.is_complex() else plain).contiguous()
+
+
 def _feed(digest: "hashlib._Hash", item: Any, encode: Callable[[Any], bytes] | None) -> None:
     if isinstance(item, torch.Tensor):
-        dense = item.detach().cpu().contiguous()
-        _feed(digest, ("tensor", str(dense.dtype), list(dense.shape)), None)
-        digest.update(memoryview(dense.reshape(-1).view(torch.uint8).numpy()))
+        dense = _dense(item)
+        _feed(digest, ("tensor", str(item.dtype), list(item.shape)), None)
+        digest.update(memoryview(dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy()))
     elif isinstance(item, np.ndarray | np.generic) and np.asarray(item).dtype != object:
         _feed(digest, ("array", np.asarray(item).dtype.str, list(np.shape(item)), np.asarray(item).tobytes()), None)
     elif isinstance(item, bytes):

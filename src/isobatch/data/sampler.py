@@ -92,6 +92,9 @@ class OrderBatchSampler(Sampler[list]):
         self._positions = bool(positions)
         if self.stop is None or self.drawn < self.stop:
             self.size_at(self.drawn)
+            if self.stop is not None and not callable(batch_size):  # said now, not on the last day of training
+                size = whole("batch size", batch_size)
+                self.size_at(self.drawn + (self.stop - self.drawn - 1) // size * size)
 
     def size_at(self, position: int) -> int:
         """Return the global samples of the batch that begins at a position.
@@ -119,8 +122,8 @@ class OrderBatchSampler(Sampler[list]):
 
     def __len__(self) -> int:
         position, batches, stop = self.drawn, 0, _finite(self.stop)
-        if isinstance(self.batch_size, int):
-            return -(-(stop - position) // self.batch_size)
+        if not callable(self.batch_size):
+            return -(-(stop - position) // int(self.batch_size))
         while position < stop:
             position, batches = position + self.size_at(position), batches + 1
         return batches

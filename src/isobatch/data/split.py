@@ -29,9 +29,9 @@ class Split:
     micro: int
 
     def __post_init__(self) -> None:
-        whole("devices", self.devices)
-        whole("micro", self.micro)
-        if whole("batch", self.batch) < self.devices:
+        for name in ("devices", "micro", "batch"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))  # numpy's numbers become Python's
+        if self.batch < self.devices:
             raise InputError(
                 f"batch={self.batch} must be at least devices={self.devices}, one sample each; use fewer devices"
             )
@@ -99,6 +99,7 @@ def nearest_splits(batch: int, devices: int, micro: int) -> tuple[Split, ...]:
         ['64 = 2 devices x micro 8 x 4', '72 = 3 devices x micro 8 x 3', '48 = 3 devices x micro 8 x 2']
     """
     asked = Split(batch, devices, micro)
+    batch, devices, micro = asked.batch, asked.devices, asked.micro
     fewer = max(count for count in range(1, devices) if batch % count == 0) if devices > 1 else devices
     kept = [Split(batch, n, largest_divisor(batch // n, micro)) for n in (devices, fewer) if batch % n == 0]
     below = asked.batch // (devices * micro) * devices * micro

@@ -114,6 +114,10 @@ class TokenBatches:
         return self._cache[epoch]
 
 
+def _at(budget: object, position: int) -> object:
+    return budget(position) if callable(budget) else budget
+
+
 class TokenBatchSampler(Sampler[list[int]]):
     """This rank's part of one token batch at a time, for `DataLoader(dataset, batch_sampler=...)`.
 
@@ -158,7 +162,7 @@ class TokenBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         budget, position = self.budget, self.drawn
         while self.stop is None or position < self.stop:
-            indices, tokens = self.batches.take(position, budget if isinstance(budget, int) else budget(position))
+            indices, tokens = self.batches.take(position, whole("budget", _at(budget, position)))
             if self.stop is not None and position + tokens > self.stop:
                 indices, tokens = self._cut(indices, self.stop - position)
             if len(indices) == 0:

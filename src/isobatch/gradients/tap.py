@@ -123,11 +123,12 @@ class Tap:
         self._members: tuple[weakref.ref[Member], ...] = ()
 
     @classmethod
-    def of(cls, parameters: Iterable[Tensor]) -> "Tap":
+    def of(cls, parameters: Iterable[Tensor], mine: "Tap | None" = None) -> "Tap":
         """Return the tap that somebody has put on these parameters, or a new one.
 
         Args:
             parameters: any.
+            mine: what to return in place of a new one.
 
         Returns:
             The tap of the first that has one.
@@ -140,7 +141,7 @@ class Tap:
             >>> Tap.of([weight]) is tap
             True
         """
-        return next((leaf.tap for p in parameters if (leaf := _LEAVES.get(id(p))) is not None), None) or cls()
+        return next((leaf.tap for p in parameters if (leaf := _LEAVES.get(id(p))) is not None), mine) or cls()
 
     def join(self, member: Member) -> None:
         """Tell a member of every chunk from now on.

@@ -5,8 +5,8 @@ Sums are named, and what couples rows is said beside every estimate.
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -69,10 +69,9 @@ def check_mean(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch
     if (length(batch) or 0) < 2:
         return ()
     modes = [(module, module.training) for module in model.modules()]
-    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     try:
         model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices)):
+        with torch.no_grad(), untouched(model):
             first, second, both = (float(loss(model, rows_of(batch, a, b))) for a, b in ((0, 1), (1, 2), (0, 2)))
     finally:
         for module, mode in modes:
@@ -94,6 +93,41 @@ def check_mean(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch
     )
     warnings.warn(told, CoupledSamplesWarning, stacklevel=3)
     return (told,)
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Generator[None]:
+    """Give back buffers and random numbers as they were, whatever forward passes inside do to them.
+
+    Args:
+        model: whose buffers are kept.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> with untouched(norm):
+        ...     _ = norm(torch.ones(3, 2))
+        >>> int(norm.num_batches_tracked)
+        0
+    """
+    before = [
+        (module, key, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for key, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices)):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for module, key, buffer, value in before:
+                    # a forward pass may have put another tensor in its place
+                    module._buffers[key] = buffer
+                    buffer.copy_(value)
 
 
 def sum_in_disguise(traces: NDArray[np.float64], batches: NDArray[np.float64]) -> str:

@@ -26,7 +26,7 @@ from isobatch.noise.statistic import block_spread, ratio_interval
 
 FIRST, LATER, KEPT = 16, 8, 64
 FEWEST = 6
-DEPENDENT, UNCLEAR, SHARE = 1.5, 4.0, 0.1
+DEPENDENT, UNCLEAR, SHARE = 1.4, 4.0, 0.1
 
 
 class Independence(NamedTuple):
@@ -153,7 +153,7 @@ def judge_pairs(rows: Sequence[Tensor]) -> Independence:
 
     Returns:
         Known and independent where the interval of Phi stays below 4 or the excess is less than a tenth of |G|^2;
-        dependent where it lies above 1.5 and the excess is more.
+        dependent where it lies above 1.4 and the excess is more.
 
     Example:
         >>> judge_pairs([torch.tensor([3.0 + 0.1 * i, 1.0, 0.5, 1.0]) for i in range(8)]).dependent

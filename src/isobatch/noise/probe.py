@@ -3,8 +3,7 @@ r"""One measurement at fixed weights, over chunks that the caller hands over; `.
 `measure` gives tr(Sigma)/|G|^2, `measure_hessian` tr(H Sigma)/(G'HG), `local_lipschitz` the curvature along G.
 """
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, final
@@ -17,7 +16,7 @@ from isobatch.errors import InputError
 from isobatch.noise.columns import Columns, Groups
 from isobatch.noise.estimate import NoiseEstimate, judge, undefined
 from isobatch.noise.geometry import Geometry, Name, gaussian_root
-from isobatch.noise.half_batches import check_mean, first_tensor, mixes_rows
+from isobatch.noise.half_batches import check_mean, first_tensor, mixes_rows, untouched
 from isobatch.noise.statistic import Array, Moments, block_spread, coverage, finite_data, jackknife_spread, moments
 from isobatch.units import finite, whole
 
@@ -230,41 +229,6 @@ def _estimate(sums: GroupSums, column: int, data_size: float | None, level: floa
         excluded=sums.lost,
         fewest=FEWEST_CHUNKS,
     )
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Generator[None]:
-    """Give back buffers and random numbers as they were, whatever forward passes inside do to them.
-
-    Args:
-        model: whose buffers are kept.
-
-    Yields:
-        Nothing.
-
-    Example:
-        >>> norm = nn.BatchNorm1d(2)
-        >>> with untouched(norm):
-        ...     _ = norm(torch.ones(3, 2))
-        >>> int(norm.num_batches_tracked)
-        0
-    """
-    before = [
-        (module, key, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for key, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(devices)):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for module, key, buffer, value in before:
-                    # a forward pass may have put another tensor in its place
-                    module._buffers[key] = buffer
-                    buffer.copy_(value)
 
 
 def measure_hessian(

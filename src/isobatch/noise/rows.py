@@ -38,7 +38,7 @@ class Owner:
 
 
 def owners(model: nn.Module, *, norms_only: bool = False) -> list[Owner]:
-    """Return the layers whose rows can be told apart; parameters shared by layers are left out.
+    """Return the layers whose rows can be told apart; parameters shared by layers, and compiled blocks, are left out.
 
     Known: Linear, Embedding, Conv1d to 3d, LayerNorm, RMSNorm, GroupNorm.
 
@@ -58,7 +58,12 @@ def owners(model: nn.Module, *, norms_only: bool = False) -> list[Owner]:
         for parameter in module.parameters(recurse=False):
             holders[parameter] = holders.get(parameter, 0) + 1
     found = []
+    # torch.compile passes the hooks of layers by, and would trace a block anew for them
+    blocks = [module for module in model.modules() if module._compiled_call_impl is not None]
+    traced = {id(module) for block in blocks for module in block.modules()}
     for name, module in model.named_modules():
+        if id(module) in traced:
+            continue
         rule = _NORMS.get(type(module)) or (None if norms_only else _OTHERS.get(type(module)))
         mine = {k: p for k, p in module.named_parameters(recurse=False) if holders[p] == 1}
         if rule is not None and mine and not _counts_tokens(module):

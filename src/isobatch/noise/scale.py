@@ -134,6 +134,7 @@ class NoiseScale:
         Returns:
             A context manager.
         """
+        self._tapped()
         return self._declared.chunk(self._setup.tap, samples, rows)
 
     def halves(self, loss_fn: Callable[[Any, Any], Tensor], x: Any, y: Any) -> Tensor:
@@ -338,10 +339,10 @@ class NoiseScale:
 
     def _tapped(self) -> None:
         """Share the tap of whoever else watches these parameters."""
-        tap = Tap.of(self.columns.model.parameters())
+        tap = Tap.of(self.columns.model.parameters(), self._setup.tap)
         if tap is not self._setup.tap:
             self._setup = replace(self._setup, tap=tap)
-            tap.join(self._declared)
+        tap.join(self._declared)
 
     def _begin_again(self) -> None:
         self.history.clear(self.seen)

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
 
-from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from isobatch.errors import InputError
+from isobatch.gradients import Ranks
 from isobatch.installed import need
 from isobatch.optimizers.settings import bind, decay
 from isobatch.rules import OPTIMIZERS, OptimizerRow
@@ -30,7 +30,7 @@ def build(
     weight_decay: float = 0.0,
     coupled: bool | None = None,
     reference_batch: int | None = None,
-    process_group: ProcessGroup | None = None,
+    process_group: Ranks = None,
 ) -> Optimizer:
     """Build an optimizer by name and bind it, so that `write_settings` can drive it.
 
@@ -49,7 +49,7 @@ def build(
         weight_decay: base weight decay, at least 0.
         coupled: None takes the optimizer's own form of decay; True or False demands L2 or decoupled decay.
         reference_batch: samples of the batch whose second moment the invariant forms keep; the others do not read it.
-        process_group: ranks over which DDP averages; only the invariant forms read it.
+        process_group: ranks over which DDP averages, "alone" for none; only the invariant forms read it.
 
     Returns:
         The optimizer, bound to lr and weight_decay.

@@ -91,12 +91,16 @@ def _invariant(recipe: R, optimizer: str) -> R:
 
 def _by_rule(recipe: R, rule: str) -> R:
     """Return the recipe with another published rule in place of its own."""
-    if rule != "legw":
-        raise InputError(f'rule={rule!r} must be "legw"; other forms are chosen under [rules] in the recipe')
-    if recipe.schedule is not None and recipe.schedule.shape == "autowu":
-        raise InputError("AutoWU finds its own rate and warm-up, so that LEGW has nothing to move; drop --rule legw")
+    whole_rules = [word for word, choice in rules.LEARNING_RATES.items() if choice.rule(row_of(recipe)).others]
+    if rule not in whole_rules:
+        known = " or ".join(f'"{word}"' for word in whole_rules)
+        raise InputError(f"rule={rule!r} must be {known}; other forms are chosen under [rules] in the recipe")
+    if recipe.schedule is not None and recipe.schedule.searches:
+        raise InputError(
+            f"AutoWU finds its own rate and warm-up, so that {rule} has nothing to move; drop --rule {rule}"
+        )
     if row_of(recipe).invariant:
-        raise InputError(f"{recipe.optimizer.name} has a learning-rate rule of its own; drop --rule legw")
+        raise InputError(f"{recipe.optimizer.name} has a learning-rate rule of its own; drop --rule {rule}")
     moved = {"lr": rule, "momentum": "keep", "betas": "keep", "noise_share": None}
     return recipe.model_copy(update={"rules": recipe.rules.model_copy(update=moved)})
 
@@ -127,8 +131,9 @@ def _by_speed(recipe: R, noise_scale: float | None) -> R:
             'goal="speed" needs a critical batch: measure one with `isobatch noise sweep --calibrate`, which stores '
             "[critical] in the recipe, or give --noise-scale"
         )
+    word = next(word for word, choice in rules.LEARNING_RATES.items() if choice.guessed is not None)
     return recipe.model_copy(
-        update={"critical": known, "rules": recipe.rules.model_copy(update={"lr": "speed", "noise_share": None})}
+        update={"critical": known, "rules": recipe.rules.model_copy(update={"lr": word, "noise_share": None})}
     )
 
 

@@ -47,7 +47,7 @@ def remedies(recipe: RecipeData, size: int, noise_scale: float | None) -> tuple[
 
 def _all(recipe: RecipeData, size: int, noise_scale: float) -> Iterator[Remedy]:
     kappa, row = size / recipe.batch.size, row_of(recipe)
-    if recipe.schedule is not None and recipe.schedule.shape != "autowu":
+    if recipe.schedule is not None and not recipe.schedule.searches:
         if _warmup_fits(recipe, kappa):
             yield Remedy(
                 "LEGW",

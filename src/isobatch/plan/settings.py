@@ -135,7 +135,7 @@ def searched(recipe: RecipeData, moved: Moves) -> Moves:
     Returns:
         The moves; what stands beside the learning rate still follows the rule that the search replaces.
     """
-    if recipe.schedule is None or recipe.schedule.shape != "autowu":
+    if recipe.schedule is None or not recipe.schedule.searches:
         return moved
     lr = moved["lr"]
     return moved | {"lr": Applied.by(SEARCHED, replace(lr.change, value=recipe.optimizer.lr))}
@@ -250,9 +250,8 @@ def _optimizer(recipe: RecipeData, change: Change) -> Iterator[tuple[str, Applie
         seen = replace(change, value=value, floor=floor)
         yield name, Applied.by(others(beta_rule(kinds.betas, seen), "beta"), seen)
     # by a search the printed rate is not the one that these stand beside
-    search = recipe.schedule is not None and recipe.schedule.shape == "autowu"
     plain, real = ("eta'*(1-mu)/(1-mu')" if follows else "eta'"), "eta'"
-    if search:
+    if recipe.schedule is not None and recipe.schedule.searches:
         plain = f"({lr.formula})"
         real = f"({momentum.beside(lr).formula if follows else lr.formula})"
     seen = replace(change, value=o.eps, rate=rate, new_lr=new_lr)

@@ -179,7 +179,7 @@ class RecipeData(Part):
         return Staircase(
             length=self.samples(self.schedule.length, "schedule.length"),
             warmup=self.samples(self.schedule.warmup, "schedule.warmup"),
-            shape="constant" if self.schedule.shape == "autowu" else self.schedule.shape,
+            shape="constant" if self.schedule.searches else self.schedule.shape,
             final=self.schedule.final,
             stair=self.schedule.stair or float(self.batch.size),
             decay_from=None if start is None else self.samples(start, "schedule.decay_from"),
@@ -194,7 +194,7 @@ class RecipeData(Part):
         Raises:
             ValueError: bounds that cannot be kept, or patience longer than the warm-up.
         """
-        if self.schedule is None or self.schedule.shape != "autowu":
+        if self.schedule is None or not self.schedule.searches:
             return None
         stairs, part = RecipeData.staircase(self), self.schedule.search or Search()
         tests = None if part.tests is None else self.samples(part.tests, "schedule.search.tests")

@@ -183,12 +183,17 @@ class Schedule(Part):
 
     @model_validator(mode="after")
     def _searches(self) -> Self:
-        if self.shape != "autowu":
+        if not self.searches:
             if self.search is not None:
                 raise ValueError('schedule.search needs schedule.shape = "autowu"; set it, or drop the search')
         elif self.warmup != "0 samples" or self.final or self.decay_from is not None:
             raise ValueError("autowu has a warm-up and a decay of its own; drop schedule.warmup, final and decay_from")
         return self
+
+    @property
+    def searches(self) -> bool:
+        """Whether the learning rate is searched for while it trains."""
+        return self.shape == "autowu"
 
 
 class Average(Part):

@@ -133,7 +133,9 @@ def _title(data: dict[str, Any]) -> str:
     change = f"batch {old} to {new} (kappa = {data['kappa']:g})"
     if stages is not None:
         change = f"batch {old} against {', then '.join(str(round(size * data['kappa'])) for _, size in stages)}"
-    return f"{task}: {change}, {len(data['seeds'])} seeds: plan {data['verdict']}"
+    said = data["arms"]["plan"][data["headline"]]["verdict"]
+    told = ", but the test could not have told" if said == "SAME" and data["verdict"] != said else ""
+    return f"{task}: {change}, {len(data['seeds'])} seeds: plan {said}{told}"
 
 
 def _steps(data: dict[str, Any], arm: str, stops: np.ndarray) -> np.ndarray:
@@ -158,12 +160,14 @@ def _overlay(axes: Axes, data: dict[str, Any], model: str, *, steps: bool) -> No
         x = _steps(data, arm, stops) if steps else stops
         keep = x > 0
         shade, style = colour(arm, index), STYLES.get(arm, "--")
-        middle = values[:, keep].mean(0)
+        values = values[:, keep]
+        values = values[:, np.isfinite(values).any(0)]
+        x = x[keep][: values.shape[1]]
+        middle = np.nanmean(values, axis=0)
         width = 3.2 if arm == "reference" else 2.0
-        axes.plot(x[keep], middle, color=shade, ls=style, lw=width, label=arm, alpha=0.45 if arm == "reference" else 1)
-        axes.fill_between(x[keep], values[:, keep].min(0), values[:, keep].max(0), color=shade, alpha=0.10, lw=0)
-    loss = data["metric"] == "loss"
-    if loss:
+        axes.plot(x, middle, color=shade, ls=style, lw=width, label=arm, alpha=0.45 if arm == "reference" else 1)
+        axes.fill_between(x, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=shade, alpha=0.10, lw=0)
+    if data["test"]["kind"] == "ratio":
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -198,25 +202,27 @@ def _thousands(axes: Axes) -> None:
 
 def _gaps(axes: Axes, data: dict[str, Any], model: str) -> None:
     marks = np.array(data["marks"], dtype=float)
-    margin = np.array(data["arms"]["plan"][model]["margin"])
-    axes.fill_between(marks, -margin, margin, color="#56B4E9", alpha=0.22, lw=0)
+    margin = data["arms"]["plan"][model]["margin"]
+    axes.axhspan(-margin, margin, color="#56B4E9", alpha=0.22, lw=0)
     axes.axhline(0, color="#000000", lw=0.8, alpha=0.5)
-    limit = 3 * float(margin.max())
+    limit = 3 * margin
     off_scale = []
     for index, (arm, models) in enumerate(data["arms"].items()):
         test, shade = models[model], colour(arm, index)
         mean, low, high = (np.array(test[key], dtype=float) for key in ("mean", "low", "high"))
-        if np.abs(mean).max() > limit:
+        failed = len(test["failures"])
+        if np.isfinite(mean).all() and np.abs(mean).max() > limit:
             off_scale.append(f"{arm} {mean[np.abs(mean).argmax()]:+.2f}")
+        if failed:
+            off_scale.append(f"{arm} failed in {failed} of {test['seeds']} seeds")
         axes.plot(marks, mean, color=shade, ls=STYLES.get(arm, "--"), lw=2, marker="o", ms=4)
         axes.fill_between(marks, low, high, color=shade, alpha=0.25, lw=0)
     axes.set_ylim(-limit, limit)
     _thousands(axes)
     axes.set_title("gap to the reference")
     axes.set_xlabel(f"{data['unit']} seen")
-    gap = "log loss" if data["metric"] == "loss" else data["metric"]
-    axes.set_ylabel(f"gap in {gap}, 90% interval")
+    axes.set_ylabel(f"gap in {data['test']['gap']}, interval of the test")
     axes.text(0.98, 0.03, "shaded: margin", transform=axes.transAxes, ha="right", color="#24607f", fontsize=9.5)
     if off_scale:
-        text = "beyond the scale (worst gap):\n" + "\n".join(off_scale)
+        text = "beyond the scale:\n" + "\n".join(off_scale)
         axes.text(0.03, 0.03, text, transform=axes.transAxes, fontsize=9.5, va="bottom")

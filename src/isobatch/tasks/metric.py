@@ -9,6 +9,7 @@ from isobatch.errors import InputError
 
 RANGES = {"percent": (0.0, 100.0), "fraction": (0.0, 1.0)}
 """Units that bring their range, and so their scale."""
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Metric:
                 f'Metric("difference", better="{self.better}", unit=..., scale=...)'
             )
         low, high = RANGES.get(self.unit, (-math.inf, math.inf))
-        if not low <= value <= high:
+        if not low <= value <= high + _ROUNDING * abs(high):
             other = "percent" if self.unit == "fraction" and value > 1 else "unit of your own with scale="
             raise InputError(
                 f"{name} is {value:g} {where}, outside {low:g} to {high:g} of unit={self.unit!r}: "

@@ -1,8 +1,8 @@
 """The gradient of one global batch: micro-batches weighted by their samples, smaller ones when memory runs out."""
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from isobatch.errors import InputError
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.tasks import LossContext, Run
 from isobatch.train.device import Device
-from isobatch.train.following import Follower
+from isobatch.train.noise_monitor import NoiseMonitor
 from isobatch.train.world import World
 
 
@@ -50,7 +50,7 @@ class Accumulator:
         optimizer: whose gradients are cleared first; an invariant one is told of every chunk.
         world: the processes of the job.
         device: where passes run, the CPU unless given.
-        follower: told of every pass where the noise scale is measured.
+        monitor: told of every pass where the noise scale is measured.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Accumulator:
         optimizer: torch.optim.Optimizer,
         world: World,
         device: Device | None = None,
-        follower: Follower | None = None,
+        monitor: NoiseMonitor | None = None,
     ):
-        self.run_, self.optimizer, self.world, self.follower = run, optimizer, world, follower
+        self.run_, self.optimizer, self.world, self.monitor = run, optimizer, world, monitor
         self.device = device or Device()
-        if run.counts is not None and (isinstance(optimizer, InvariantOptimizer) or follower is not None):
+        if run.counts is not None and (isinstance(optimizer, InvariantOptimizer) or monitor is not None):
             raise InputError(
                 "Run(counts=...) weighs micro-batches by something else than samples, which an invariant optimizer and "
                 "the noise scale need; use an optimizer that is not invariant, and no [noise] or batch.adaptive"
@@ -105,8 +105,8 @@ class Accumulator:
             loss = self._fitting(indices[:chunk] if trial else indices, size, chunk, context, trial)
             if loss is not None and not trial:
                 return loss
-            if self.follower is not None:
-                self.follower.discard()
+            if self.monitor is not None:
+                self.monitor.discard()
             torch.set_rng_state(state)
             for buffer, before in statistics:
                 buffer.copy_(before)
@@ -147,8 +147,8 @@ class Accumulator:
         return found if found or self.world.size == 1 else [(0, _stand_in(run), 0.0)]
 
     def _passes(self, run: Run, indices: torch.Tensor, size: int, most: int, context: LossContext | None) -> float:
-        if self.follower is not None:
-            most = self.follower.passes(len(indices), most)
+        if self.monitor is not None:
+            most = self.monitor.passes(len(indices), most)
         self.optimizer.zero_grad()
         total = 0.0
         _forget(context)
@@ -161,12 +161,11 @@ class Accumulator:
             share, held = one.weight * whole, len(part) if whole else 0
             with ExitStack() as stack:
                 stack.enter_context(self._quiet(run.model, number + 1 < len(passes)))
+                stack.enter_context(nullcontext() if whole else _statistics_held(run.model))
                 with self.device.autocast(), one.around():
                     loss = run.step(one.batch(self.device.batch(run.samples[part]), start), here)
                 weight = share * self.world.size * self.factor
                 stack.enter_context(self._chunk(held))
-                if self.follower is not None:
-                    stack.enter_context(self.follower.chunk(held))
                 (loss if weight == 1 else loss * weight).backward()
             total += float(loss.detach()) * share
         if not any(whole for _, _, whole in parts):
@@ -177,6 +176,9 @@ class Accumulator:
         return model.no_sync() if more and isinstance(model, DistributedDataParallel) else nullcontext()
 
     def _chunk(self, samples: int) -> AbstractContextManager[None]:
+        """Declare a pass to whoever looks at chunks; the noise scale tells an invariant optimizer."""
+        if self.monitor is not None:
+            return self.monitor.chunk(samples)
         return self.optimizer.chunk(samples) if isinstance(self.optimizer, InvariantOptimizer) else nullcontext()
 
 
@@ -184,6 +186,36 @@ def _stand_in(run: Run) -> torch.Tensor:
     """Return a sample whose loss is a number."""
     places = (torch.tensor([place]) for place in range(len(run.samples)))
     return next((place for place in places if run.counts is None or run.counts(run.samples[place])), torch.tensor([0]))
+
+
+@contextmanager
+def _statistics_held(model: nn.Module) -> Generator[None]:
+    """Keep a stand-in's one sample out of statistics over the batch, which it does not have.
+
+    Synchronised norms take part as they are, or the other ranks would wait.
+
+    Args:
+        model: of the run.
+
+    Yields:
+        None.
+    """
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+    norms = [m for m in model.modules() if isinstance(m, kinds) and not isinstance(m, nn.SyncBatchNorm)]
+    held = [norm for norm in norms if norm.training]
+    bare = [norm for norm in norms if norm.running_mean is None and isinstance(norm, kinds[0])]
+    example = next(model.parameters())
+    for norm in held:
+        norm.training = False
+    for norm in bare:
+        norm.running_mean, norm.running_var = example.new_zeros(norm.num_features), example.new_ones(norm.num_features)
+    try:
+        yield
+    finally:
+        for norm in held:
+            norm.training = True
+        for norm in bare:
+            norm.running_mean = norm.running_var = None
 
 
 def _forget(context: LossContext | None) -> None:

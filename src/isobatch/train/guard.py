@@ -88,7 +88,7 @@ def all_finite(tensors: list[torch.Tensor]) -> bool:
     """Return whether every element is finite, in one pass and one wait for the device.
 
     Args:
-        tensors: dense tensors; their values stay as they are.
+        tensors: any; their values stay as they are.
 
     Returns:
         Whether there is no NaN and no infinity.
@@ -99,6 +99,7 @@ def all_finite(tensors: list[torch.Tensor]) -> bool:
     """
     if not tensors:
         return True
+    tensors = [t.coalesce().values() if t.layout is torch.sparse_coo else t for t in tensors]
     found, one = (make((), device=tensors[0].device) for make in (torch.zeros, torch.ones))
     try:
         # the pass of gradient scalers: it multiplies by 1, which changes no value
@@ -118,6 +119,6 @@ def first_bad_gradient(model: nn.Module) -> str | None:
         The name, None when all are finite.
     """
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+        if parameter.grad is not None and not all_finite([parameter.grad]):
             return name
     return None

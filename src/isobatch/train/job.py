@@ -189,8 +189,8 @@ def _leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str,
 
 def _log(log: Journal, trainer: Trainer, step: Step) -> None:
     values: dict[str, float | int | str] = {"batch": step.batch, "loss": step.loss, "lr": step.lr}
-    if trainer.follower is not None:
-        values |= trainer.follower.news
+    if trainer.monitor is not None:
+        values |= trainer.monitor.news
     if step.verdict is not Verdict.APPLY:
         values = {"batch": step.batch, "skipped": trainer.skipped, "drawn": trainer.drawn, "reason": step.reason}
     log.add(trainer.seen, **values)

@@ -1,6 +1,7 @@
 """The one loop: a straight line per step, on the sample clock."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,10 +19,10 @@ from isobatch.plan import Recipe, Settings, scaled
 from isobatch.renamed import OldAttribute
 from isobatch.tasks import LossContext, Run
 from isobatch.train.device import Device
-from isobatch.train.following import Follower
 from isobatch.train.forward_passes import ForwardPasses
 from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, Verdict
+from isobatch.train.noise_monitor import NoiseMonitor
 from isobatch.train.optimizer_state import rescale_state
 from isobatch.train.setup import batches, make_average, make_optimizer, make_search, prepare_groups
 from isobatch.train.world import World
@@ -94,12 +95,12 @@ class Trainer:
         self.search = make_search(recipe, run.model, self.optimizer, self.average, self.world)
         model = self.world.wrap(run.model)
         measured = recipe.noise is not None or recipe.batch.adaptive is not None
-        self.follower = Follower(model, self.optimizer, recipe, self.world, len(run.samples)) if measured else None
-        self.gradient = Accumulator(replace(run, model=model), self.optimizer, self.world, self.device, self.follower)
+        self.monitor = NoiseMonitor(model, self.optimizer, recipe, self.world, len(run.samples)) if measured else None
+        self.gradient = Accumulator(replace(run, model=model), self.optimizer, self.world, self.device, self.monitor)
         self.seen = self.drawn = self.steps = self.skipped = self.skipped_in_a_row = 0
         self.noise_share = 1.0 if recipe.rules.noise_share is None else recipe.rules.noise_share
         self.last_batch = recipe.batch.size
-        self.batch_at = batches(recipe) if self.follower is None or recipe.batch.schedule else self.follower.batch
+        self.batch_at = batches(recipe) if self.monitor is None or recipe.batch.schedule else self.monitor.batch
         self._settings: dict[int, Settings] = {}
         self._stairs: dict[int, Staircase] = {}
         self._groups: dict[int, list[dict[str, Any]]] = {}
@@ -108,6 +109,12 @@ class Trainer:
         self._set_batch_norm(self.settings(self.last_batch))
 
     turns = OldAttribute("passes")
+
+    @property
+    def follower(self) -> NoiseMonitor | None:
+        """The old name of `monitor`."""
+        warnings.warn("Trainer.follower is Trainer.monitor now", DeprecationWarning, stacklevel=2)
+        return self.monitor
 
     @property
     def length(self) -> int:
@@ -144,8 +151,8 @@ class Trainer:
         if judgement.verdict is not Verdict.APPLY:
             for buffer, before in statistics:
                 buffer.copy_(before)
-            if self.follower is not None:
-                self.follower.discard()
+            if self.monitor is not None:
+                self.monitor.discard()
         if judgement.verdict is Verdict.STOP:
             raise NonFiniteError(
                 f"stopped at step {self.steps + 1} with {self.seen} samples seen: {judgement.reason}",
@@ -160,8 +167,8 @@ class Trainer:
         self.seen, self.steps, self.skipped_in_a_row = self.seen + size, self.steps + 1, 0
         if self.search is not None:
             self.search.observe(loss, self.seen - size, self.seen)
-        if self.follower is not None:
-            self.follower.applied(self.seen, self.settings(size), lr)
+        if self.monitor is not None:
+            self.monitor.applied(self.seen, self.settings(size), lr)
         return Step(size, loss, lr, judgement.verdict)
 
     def train_to(self, seen: int, on_step: Callable[[Step], None] | None = None) -> None:
@@ -222,8 +229,8 @@ class Trainer:
 
     def _apply(self, size: int) -> float:
         new = self.settings(size)
-        if self.follower is not None:
-            self.follower.measure(size)
+        if self.monitor is not None:
+            self.monitor.measure(size)
         if self.passes is not None:
             self.passes.applied()
         if size != self.last_batch:
@@ -254,9 +261,7 @@ class Trainer:
         return self._stairs[size]
 
     def _clip(self, most: float) -> None:
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, most))
-        if isinstance(self.optimizer, InvariantOptimizer):
-            self.optimizer.chunks.scaled(min(1.0, most / (norm + 1e-6)))
+        nn.utils.clip_grad_norm_(self._parameters, most)
 
     def _set_batch_norm(self, settings: Settings) -> None:
         if settings.batch_norm is not None:

@@ -47,8 +47,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         state["stream"] = trainer.run.samples.state_dict()
     if trainer.search is not None:
         state["search"] = trainer.search.state_dict()
-    if trainer.follower is not None:
-        state["follower"] = trainer.follower.state_dict()
+    if trainer.monitor is not None:
+        state["noise"] = trainer.monitor.state_dict()
     return state
 
 
@@ -80,8 +80,8 @@ def restore(trainer: Trainer, state: dict[str, Any], own: dict[str, Any] | None 
         mean.load_state_dict(state["means"][name])
     if isinstance(trainer.run.samples, Stream):
         trainer.run.samples.load_state_dict(state["stream"])
-    if trainer.follower is not None:
-        trainer.follower.load_state_dict(state["follower"], same_world=own is not None)
+    if trainer.monitor is not None:
+        trainer.monitor.load_state_dict(state["noise" if "noise" in state else "follower"], same_world=own is not None)
     if trainer.passes is not None:
         trainer.passes.load_state_dict((own or state)["turns"], same_world=own is not None)
     for name in _COUNTERS:

@@ -1,5 +1,7 @@
 """A torch learning-rate scheduler on the sample clock."""
 
+import math
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
 from isobatch.average.engine import overflowed
+from isobatch.curves import mean_over
 from isobatch.errors import InputError
 from isobatch.gradients import bare_optimizer
 from isobatch.optimizers.settings import assign
@@ -245,23 +248,14 @@ class SampleScheduler(LRScheduler):
             )
 
     def _mean(self, start: float, stop: float) -> dict[str, list[float]]:
-        size = self.batch_size
-        first, last = int(start // size), max(int(start // size), int(-(-stop // size)) - 1)
-        views = [self._preview.at(index) for index in range(first, last + 1)]
+        first, last = int(start / self.batch_size), math.ceil(stop / self.batch_size)
+        views = {index: self._preview.at(index) for index in range(first, max(first + 1, last))}
         self._preview.forget(first)
-        if len(views) == 1:
-            return {option: list(views[0][option]) for option in self.driven}
-        shares = [
-            (min(stop, (index + 1) * size) - max(start, index * size)) / (stop - start)
-            for index in range(first, last + 1)
-        ]
-        return {
-            option: [
-                sum(share * view[option][group] for share, view in zip(shares, views, strict=True))
-                for group in range(self._preview.groups)
-            ]
-            for option in self.driven
-        }
+
+        def mean(option: str, group: int) -> float:
+            return mean_over(lambda index: views[index][option][group], start, stop, self.batch_size, sys.maxsize)
+
+        return {option: [mean(option, group) for group in range(self._preview.groups)] for option in self.driven}
 
 
 def drives(scheduler: SampleScheduler, optimizer: Optimizer) -> None:

@@ -9,10 +9,11 @@ from torch import nn
 from isobatch.average import ModelEMA
 from isobatch.control import BatchSchedule
 from isobatch.errors import InputError
+from isobatch.gradients import ALONE
 from isobatch.optimizers import build, prepare_settings
 from isobatch.plan import Recipe, Search, Settings, coupling_of, row_of
 from isobatch.rules.optimizers import trained
-from isobatch.train.search import RateSearch, copy_of, put_back
+from isobatch.train.rate_search import RateSearch, copy_of, put_back
 from isobatch.train.world import World
 from isobatch.units import whole
 
@@ -64,7 +65,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, world: World | None = None)
         weight_decay=o.weight_decay,
         coupled=(coupling == "coupled") if o.weight_decay and coupling != "trust-ratio" else None,
         reference_batch=o.reference_batch or recipe.batch.size,
-        process_group=world.group if world else None,
+        process_group=(world.group or ALONE) if world else None,
     )
 
 

@@ -4,20 +4,27 @@ from isobatch.installed import need
 
 need("torch", "verify")
 
-from isobatch.verify.arms import ABLATIONS, arms
+from isobatch.verify.advice import next_actions
 from isobatch.verify.comparison import Comparisons, run
-from isobatch.verify.equivalence import Comparison, Verdict, compare, gaps, margins
-from isobatch.verify.outcome import next_actions, to_dict
+from isobatch.verify.design import ABLATIONS, arms
+from isobatch.verify.equivalence import Comparison, Verdict, compare
+from isobatch.verify.judging import ArmTest, Conclusion, Failure, RecipeFails, conclude, judge, margin_of
+from isobatch.verify.result import to_dict
 
 __all__ = [
     "ABLATIONS",
+    "ArmTest",
     "Comparison",
     "Comparisons",
+    "Conclusion",
+    "Failure",
+    "RecipeFails",
     "Verdict",
     "arms",
     "compare",
-    "gaps",
-    "margins",
+    "conclude",
+    "judge",
+    "margin_of",
     "next_actions",
     "run",
     "to_dict",

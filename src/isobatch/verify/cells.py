@@ -4,14 +4,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from isobatch.plan import Recipe
 from isobatch.report import prepare, write
-from isobatch.verify.workers import Curve, Job, map_jobs, train_curve
+from isobatch.verify.workers import Curve, Job, as_done, train_curve
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -74,7 +74,7 @@ def run_all(
         function: of one job, importable by name; its result is a dataclass of plain values.
         jobs: that belong together.
         folder: where results are kept, in its `cells`; None keeps nothing.
-        name: file name of a job's result: a hash of everything that decides it.
+        name: file name of a job's result: a hash of everything that decides it. The caller's process alone writes.
         read: a result from its plain values; ValueError or TypeError means that the job is run again.
         workers: processes, one a core unless given.
         start: whether anything missing may be run.
@@ -85,21 +85,27 @@ def run_all(
         Results in the order of the jobs; None where some are missing and must not be run.
     """
     place = None if folder is None else prepare(folder / "cells")
-    found: dict[int, _Result] = {}
+    results: dict[int, _Result] = {}
+
+    def arrived(index: int, result: _Result) -> None:
+        results[index] = result
+        if on_done is not None:
+            on_done(result)
+
     for index, job in enumerate(jobs):
-        result = None if place is None else _read(place / name(job), read)
-        if result is not None:
-            found[index] = result
-            if on_done is not None:
-                on_done(result)
-    missing = [index for index in range(len(jobs)) if index not in found]
+        found = None if place is None else _read(place / name(job), read)
+        if found is not None:
+            arrived(index, found)
+    missing = [index for index in range(len(jobs)) if index not in results]
     if missing and not start:
         return None
-    keep = partial(_keep, function, place)
-    todo = [(jobs[index], name(jobs[index])) for index in missing]
-    made = map_jobs(keep, todo, workers=workers, on_done=on_done, fork=fork) if missing else []
-    found |= dict(zip(missing, made, strict=True))
-    return [found[index] for index in range(len(jobs))]
+    with closing(as_done(function, [jobs[index] for index in missing], workers=workers, fork=fork)) as made:
+        for position, result in made:
+            index = missing[position]
+            if place is not None:
+                write(place / name(jobs[index]), json.dumps(asdict(cast(Any, result))))
+            arrived(index, result)
+    return [results[index] for index in range(len(jobs))]
 
 
 def name(job: Job) -> str:
@@ -137,15 +143,6 @@ def hashed(*values: object) -> str:
         A file name.
     """
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24] + ".json"
-
-
-def _keep(function: Callable[[_Item], _Result], place: Path | None, named: tuple[_Item, str]) -> _Result:
-    """Run one job and keep its result, in the process that ran it."""
-    job, name = named
-    result = function(job)
-    if place is not None:
-        write(place / name, json.dumps(asdict(cast(Any, result))))
-    return result
 
 
 def _read(path: Path, read: Callable[[dict[str, Any]], _Result]) -> _Result | None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,13 @@ import numpy as np
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
 from isobatch.units import decay_at, whole
-from isobatch.verify import equivalence
 from isobatch.verify.comparison import Comparisons, run
+from isobatch.verify.equivalence import LEVEL, Verdict
 from isobatch.verify.workers import Curve
 
 LR_FACTORS = (1.05, 1.1, 1.3)
 HALF_LIFE_FACTORS = (1.1, 1.5)
-DRAWS = 2000
+DRAWS = 500
 
 
 def planted(recipe: Recipe, batch_size: int) -> dict[str, Recipe]:
@@ -48,6 +49,8 @@ def measure(
     seeds: int = 40,
     sample: int = 10,
     workers: int | None = None,
+    device: str = "cpu",
+    out: Path | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Curve], None] | None = None,
 ) -> dict[str, Any]:
@@ -59,6 +62,8 @@ def measure(
         seeds: seeds per arm, at least 40.
         sample: seeds per simulated verdict, drawn without replacement.
         workers: processes, one a core unless given.
+        device: as in `run`.
+        out: as in `run`.
         on_estimate: as in `run`.
         on_done: as in `run`.
 
@@ -76,15 +81,15 @@ def measure(
         seeds=seeds,
         ablate=(),
         workers=workers,
+        device=device,
+        out=out,
         extra=planted(recipe, batch_size),
         on_estimate=on_estimate,
         on_done=on_done,
     )
     rng = np.random.default_rng(0)
-    draws = [rng.choice(seeds, sample, replace=False) for _ in range(DRAWS)]
-    shares = {
-        arm: {model: _shares(result, arm, model, draws) for model in models} for arm, models in result.table.items()
-    }
+    draws = [sorted(rng.choice(seeds, sample, replace=False).tolist()) for _ in range(DRAWS)]
+    shares = _shares(result, draws)
     return {
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
         "batch_size": batch_size,
@@ -92,23 +97,31 @@ def measure(
         "sample": sample,
         "draws": DRAWS,
         "seconds": round(result.seconds, 1),
-        "margins": result.bases,
+        "metric": result.metric,
+        "margins": result.margins,
         "shares": shares,
     }
 
 
-def _shares(result: Comparisons, arm: str, model: str, draws: list[np.ndarray]) -> dict[str, Any]:
-    picked, whole_test = list(result.marks), result.table[arm][model]
-    reference, values = result.series("reference", model), result.series(arm, model)
-    ceiling = equivalence.CEILING * float(reference[:, 0].mean())
-    gap = equivalence.gaps(values[:, picked], reference[:, picked], ceiling)
-    counts = Counter(str(equivalence.compare(gap[draw], whole_test.margin).verdict) for draw in draws)
-    return {
-        **{str(verdict): counts[str(verdict)] / len(draws) for verdict in equivalence.Verdict},
-        "all_seeds": str(whole_test.verdict),
-        "worst": round(whole_test.worst, 5),
-        "deviation": round(float(gap.std(0, ddof=1).max()), 5),
-    }
+def _shares(result: Comparisons, draws: list[list[int]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Judge every draw exactly as `verify run` would judge these seeds."""
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for draw in draws:
+        drawn = {arm: [runs[i] for i in draw] for arm, runs in result.curves.items()}
+        for arm, models in result.rule.judge(drawn, LEVEL).items():
+            for model, test in models.items():
+                counts.setdefault((arm, model), Counter())[str(test.verdict)] += 1
+    shares: dict[str, dict[str, dict[str, Any]]] = {}
+    for (arm, model), found in counts.items():
+        whole_test = result.table[arm][model]
+        shares.setdefault(arm, {})[model] = {
+            **{str(verdict): found[str(verdict)] / len(draws) for verdict in Verdict},
+            "all_seeds": str(whole_test.verdict),
+            "worst": round(whole_test.worst, 5),
+            "margin": round(whole_test.margin, 5),
+            "failures": len(whole_test.failures),
+        }
+    return shares
 
 
 def table(data: dict[str, Any]) -> list[list[str]]:
@@ -120,9 +133,9 @@ def table(data: dict[str, Any]) -> list[list[str]]:
     Returns:
         Rows, the first one the header.
     """
-    rows = [["arm", "model", "SAME", "UNDECIDED", "DIFFERENT", "all seeds", "worst gap"]]
+    rows = [["arm", "model", "SAME", "UNDECIDED", "DIFFERENT", "all seeds", "worst gap", "margin"]]
     for arm, models in data["shares"].items():
         for model, share in models.items():
             counts = [f"{share[name]:.1%}" for name in ("SAME", "UNDECIDED", "DIFFERENT")]
-            rows.append([arm, model, *counts, share["all_seeds"], f"{share['worst']:+.4f}"])
+            rows.append([arm, model, *counts, share["all_seeds"], f"{share['worst']:+.4f}", f"±{share['margin']:.4f}"])
     return rows

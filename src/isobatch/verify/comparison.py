@@ -1,23 +1,22 @@
 """verify run: train every arm over several seeds, compare at matched samples, reach a verdict."""
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-
-import numpy as np
+from pathlib import Path
+from typing import Any
 
 from isobatch.errors import InputError
 from isobatch.plan import Plan, Recipe
-from isobatch.units import finite, whole
-from isobatch.verify import equivalence
-from isobatch.verify.arms import ABLATIONS, arms, sizes
-from isobatch.verify.equivalence import Comparison, Verdict
-from isobatch.verify.workers import Curve, Job, map_jobs, processes, time_step, train_curve
-
-MARKS = 10
-BETWEEN = 2
-"""Evaluations per mark; those between marks are for the pictures only."""
+from isobatch.tasks.metric import headline
+from isobatch.units import whole
+from isobatch.verify import equivalence, store
+from isobatch.verify.campaign import Campaign, Kind, kind
+from isobatch.verify.design import ABLATIONS, Design, Rule, design_of, looks_of
+from isobatch.verify.equivalence import Level, Verdict
+from isobatch.verify.judging import ArmTest, Conclusion, conclude, failures, margin_of
+from isobatch.verify.mending import Mended, mended
+from isobatch.verify.workers import Curve, Probe
 
 
 @dataclass(frozen=True)
@@ -25,216 +24,212 @@ class Comparisons:
     """What `verify run` found.
 
     Args:
-        recipe: the reference.
-        plan: the plan that was tested.
-        seeds: seeds per arm.
-        stops: samples at which every run was evaluated, from 0.
-        marks: indices of the stops that the test uses.
+        design: what was fixed before the first run.
+        rule: how curves were judged.
         curves: arm -> seed -> curve.
-        table: arm -> model ("raw", "average") -> comparison with the reference.
-        metric: the metric that was compared.
-        bases: margin of each model before the early allowance.
+        table: arm -> model ("raw", "average") -> test against the reference.
+        conclusion: verdict and headline of the plan.
+        margins: model -> largest gap that counts as the same, in the unit of the gap.
         seconds: wall time.
+        folder: where finished runs are kept.
+        reused: an earlier judgement of the same question with some of these seeds, None without one.
+        mended: what was tried where the plan is not SAME, None where nothing was.
     """
 
-    recipe: Recipe
-    plan: Plan
-    seeds: tuple[int, ...]
-    stops: tuple[int, ...]
-    marks: tuple[int, ...]
+    design: Design
+    rule: Rule
     curves: dict[str, list[Curve]]
-    table: dict[str, dict[str, Comparison]]
-    metric: str
-    bases: dict[str, float]
+    table: dict[str, dict[str, ArmTest]]
+    conclusion: Conclusion
+    margins: dict[str, float]
     seconds: float
+    folder: Path | None = None
+    reused: dict[str, Any] | None = None
+    mended: Mended | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The reference."""
+        return self.design.recipe
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that was tested."""
+        return self.design.plan
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds that were trained, each by every arm."""
+        return tuple(curve.seed for curve in self.curves["reference"])
+
+    @property
+    def metric(self) -> str:
+        """The metric that was compared."""
+        return self.rule.metric
 
     @property
     def headline(self) -> str:
         """The model whose verdict counts: the averaged one where there is an average."""
-        return "average" if self.recipe.ema is not None else "raw"
+        return headline_model(self.recipe)
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """Verdict of every arm for the headline model."""
-        return {arm: str(models[self.headline].verdict) for arm, models in self.table.items()}
+        """Verdict of every arm for the headline model; the plan's counts the controls in."""
+        found = {arm: str(models[self.headline].verdict) for arm, models in self.table.items()}
+        return {**found, "plan": str(self.conclusion.verdict)}
 
     @property
     def verdict(self) -> Verdict:
-        """Verdict of the plan."""
-        return self.table["plan"][self.headline].verdict
-
-    def series(self, arm: str, model: str) -> np.ndarray:
-        """Return the compared metric of an arm, shape (seeds, stops)."""
-        return np.array([curve.values[model][self.metric] for curve in self.curves[arm]])
+        """Verdict of the plan: SAME only where a control was DIFFERENT."""
+        return self.conclusion.verdict
 
 
-def stops_for(length: int, *batches: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return where runs are evaluated: 0, ten marks, and points between them, on whole steps of every batch.
+def headline_model(recipe: Recipe) -> str:
+    """Return the model whose verdict counts.
 
     Args:
-        length: samples of the run.
-        *batches: batches of the arms.
+        recipe: the reference.
 
     Returns:
-        Stops in samples, and the indices of the ten marks among them.
-
-    Raises:
-        InputError: fewer than twenty steps of the largest batch.
+        "average" where the recipe has one, else "raw".
     """
-    largest, grid = max(batches), math.lcm(*batches)
-    if largest * MARKS * BETWEEN > length:
-        raise InputError(
-            f"batch {largest} leaves {length // largest} steps in a run of {length} samples; {MARKS} marks need at "
-            f"least {MARKS * BETWEEN}: lower the batch or lengthen schedule.length"
-        )
-    if grid * MARKS * BETWEEN > length:
-        # no common multiple is fine enough: the smaller batch's steps are cut at the stops, by the rules of the plan
-        grid = largest
-    points = [length * i // (MARKS * BETWEEN) // grid * grid for i in range(MARKS * BETWEEN + 1)]
-    return tuple(points), tuple(range(BETWEEN, MARKS * BETWEEN + 1, BETWEEN))
+    return "average" if recipe.ema is not None else "raw"
 
 
 def run(
     recipe: Recipe,
     batch_size: int,
     *,
-    seeds: int = 10,
+    seeds: int | tuple[int, int] | None = None,
+    seed_from: int = 0,
     ablate: tuple[str, ...] = ABLATIONS,
     margin: float | None = None,
+    metric: str | None = None,
+    allow_failures: int = 0,
     budget: float | None = None,
     workers: int | None = None,
     optimizer: str | None = None,
     extra: dict[str, Recipe] | None = None,
+    mend: bool = False,
+    device: str = "cpu",
+    out: Path | None = None,
+    on_folder: Callable[[Path, dict[str, object] | None], None] | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Curve], None] | None = None,
 ) -> Comparisons:
     """Train reference, plan and ablations over several seeds and test each against the reference.
 
-    Seed s gives every arm the same initial weights and an independent sample order. The number of seeds is fixed
-    before the run; adding seeds after a look is a new run.
+    Seed s gives every arm the same initial weights and an independent sample order. Margins, seeds and looks are fixed
+    before the run. Every finished run is kept as it ends, and a second call trains only what is missing.
 
     Args:
         recipe: the reference; its task is trained.
         batch_size: the batch of the plan.
-        seeds: seeds per arm, at least 8.
-        ablate: ablations to train besides the plan.
-        margin: margin of the headline model in log loss (0.03 averaged, 0.10 raw unless given).
+        seeds: seeds per arm, at least 8; (least, most) stops at a look in between as soon as it may. Unless given, the
+            number that finds runs that are the same four times in five where the gap's deviation equals the margin,
+            or what the budget allows.
+        seed_from: the first seed.
+        ablate: ablations to train besides the plan: the controls, one of which must be DIFFERENT before SAME counts.
+        margin: of the headline model, instead of the fixed one: excess of a ratio, or a difference in its unit.
+        metric: judged instead of the task's headline.
+        allow_failures: failed seeds of an arm beside which SAME is still possible.
         budget: refuse to start when the estimate exceeds this many seconds.
-        workers: processes, one a core unless given.
+        workers: processes, one a core unless given; one on a GPU.
         optimizer: "invariant" plans for the batch-size invariant form of the recipe's optimizer.
         extra: further arms by name.
+        mend: where the plan is not SAME, try what should mend it.
+        device: device and its options in one word, such as "cuda,bf16".
+        out: where finished runs are kept, a folder under the user's cache unless given.
+        on_folder: called with that folder, and with an earlier judgement that used some of the same seeds.
         on_estimate: called with estimated seconds and number of runs before training.
         on_done: called with each finished curve.
 
     Returns:
-        Curves, comparisons and verdicts.
+        Curves, tests and verdicts.
 
     Raises:
-        InputError: bad arguments, a recipe that cannot be trained or diverges, or an estimate above the budget.
+        InputError: bad arguments, a recipe that cannot be trained, a metric that is not declared, an estimate above
+            the budget, or a folder that holds another comparison.
+        RecipeFails: the reference itself fails.
     """
-    if whole("seeds", seeds) < equivalence.LEAST_SEEDS:
-        raise InputError(f"seeds={seeds} must be at least {equivalence.LEAST_SEEDS} for a verdict")
-    if margin is not None:
-        finite("margin", margin, 0, open_low=True)
-    plan = recipe.at(batch_size, optimizer=optimizer)
-    chosen = arms(recipe, batch_size, ablate, optimizer) | (extra or {})
-    taken = set().union(*map(sizes, chosen.values()))
-    stops, marks = stops_for(math.floor(recipe.staircase().length), *taken)
-    jobs = [
-        Job(name, arm, seed, stream, stops)
-        for stream, (name, arm) in enumerate(chosen.items())
-        for seed in range(seeds)
-    ]
-    jobs.sort(key=lambda job: job.recipe.batch.size)
-    began = time.perf_counter()
-    seconds = estimate(jobs, workers)
+    began, model = time.perf_counter(), headline_model(recipe)
+    design = design_of(recipe, batch_size, seeds, seed_from, ablate, optimizer, extra, device)
+    work = Campaign(None, workers, on_done)
+    probes = work.probe(design.jobs([design.seed_from]))
+    rule = _rule(design, probes, metric, {} if margin is None else {model: margin}, allow_failures)
+    design = _within(design, work, probes, budget, free=seeds is None)
+    which = store.identity(design, rule, optimizer, extra)
+    work.folder, reused = store.open_folder(out, which), store.judged_before(which)
+    if on_folder is not None:
+        on_folder(work.folder, reused)
     if on_estimate is not None:
-        on_estimate(seconds, len(jobs))
-    if budget is not None and seconds > budget:
+        jobs = design.jobs(range(design.looks.seeds[-1]))
+        on_estimate(work.seconds(probes, jobs), len(jobs))
+    curves, table, level = _trained(design, work, rule, model)
+    lost = failures(curves["reference"], rule.metrics, rule.metric, rule.stops)
+    conclusion = conclude(table, model, lost, controls=design.controls)
+    store.note_judged(which, len(curves["reference"]), str(conclusion.verdict))
+    tried = None
+    if mend and table["plan"][model].verdict is not Verdict.SAME:
+        tried = mended(design, work, rule, curves["reference"], table["plan"], level, model)
+    return Comparisons(
+        design=design,
+        rule=rule,
+        curves=curves,
+        table=table,
+        conclusion=conclusion,
+        margins={name: test.margin for name, test in table["plan"].items()},
+        seconds=time.perf_counter() - began,
+        folder=work.folder,
+        reused=reused,
+        mended=tried,
+    )
+
+
+def _rule(
+    design: Design, probes: Mapping[Kind, Probe], metric: str | None, margins: dict[str, float], allow_failures: int
+) -> Rule:
+    """How the runs will be judged; refuses what the first evaluation already shows to be wrong."""
+    least = design.looks.seeds[0]
+    if whole("allow_failures", allow_failures, 0) > least // 2:
+        raise InputError(f"allow_failures={allow_failures} must be at most half of the seeds, {least // 2}")
+    found = probes[kind(design.jobs([0])[0])]
+    judged = headline(str(design.recipe.task), found.declared, found.first["raw"], metric)
+    for model, margin in margins.items():
+        margin_of(found.declared[judged], model, margin)
+    return Rule(found.declared, judged, margins, allow_failures, design.marks, design.stops, design.recipe.optimizer.lr)
+
+
+def _within(
+    design: Design, work: Campaign, probes: Mapping[Kind, Probe], budget: float | None, *, free: bool
+) -> Design:
+    """The design with as many seeds as the budget allows, where their number was not given."""
+    if budget is None:
+        return design
+    cost = work.seconds(probes, design.jobs(range(design.looks.seeds[-1])))
+    if free and cost > budget:
+        fewer = max(int(budget / cost * design.looks.seeds[-1]), equivalence.LEAST_SEEDS)
+        design = replace(design, looks=looks_of(fewer))
+        cost = work.seconds(probes, design.jobs(range(fewer)))
+    if cost > budget:
         raise InputError(
-            f"estimated {seconds / 60:.1f} minutes exceed the budget of {budget / 60:.1f}; "
-            "raise --budget, lower --seeds (8 at least), or shorten schedule.length"
+            f"estimated {cost / 60:.1f} minutes exceed the budget of {budget / 60:.1f}; "
+            f"raise --budget, lower --seeds ({equivalence.LEAST_SEEDS} at least), or shorten schedule.length"
         )
-
-    def finished(curve: Curve) -> None:
-        if curve.arm == "reference" and curve.stopped:
-            raise InputError(f"the reference run diverged: {curve.stopped}; lower optimizer.lr in the recipe")
-        if on_done is not None:
-            on_done(curve)
-
-    trained = map_jobs(train_curve, jobs, workers=workers, on_done=finished)
-    curves = {name: sorted((c for c in trained if c.arm == name), key=lambda c: c.seed) for name in chosen}
-    table, metric, bases = judge(curves, marks, margin, "average" if recipe.ema is not None else "raw")
-    took = time.perf_counter() - began
-    return Comparisons(recipe, plan, tuple(range(seeds)), stops, marks, curves, table, metric, bases, took)
+    return design
 
 
-def estimate(jobs: list[Job], workers: int | None = None) -> float:
-    """Estimate the wall time of jobs by timing a few steps of one job per batch size.
-
-    Args:
-        jobs: the jobs.
-        workers: processes, one a core unless given.
-
-    Returns:
-        Seconds.
-    """
-    sizes = {_kind(job): replace(job, limit=20) for job in reversed(jobs)}
-    timed = dict(zip(sizes, map_jobs(time_step, sizes.values(), workers=workers), strict=True))
-    total = 0.0
-    for job in jobs:
-        _, step, evaluation = timed[_kind(job)]
-        total += step * job.stops[-1] / job.recipe.batch.size + evaluation * len(job.stops)
-    return max(making for making, _, _ in timed.values()) + total / min(processes(workers), len(jobs))
-
-
-def _kind(job: Job) -> tuple[int, str]:
-    return job.recipe.batch.size, job.recipe.optimizer.name
-
-
-def judge(
-    curves: dict[str, list[Curve]], marks: tuple[int, ...], margin: float | None, headline: str
-) -> tuple[dict[str, dict[str, Comparison]], str, dict[str, float]]:
-    """Compare every arm with the reference at the marks.
-
-    Args:
-        curves: arm -> curves in the order of seeds.
-        marks: indices of the stops that count.
-        margin: margin of the headline model, None for the fixed one.
-        headline: "average" or "raw".
-
-    Returns:
-        arm -> model -> comparison, the metric, and the base margins.
-
-    Raises:
-        InputError: a reference that diverged before its first mark.
-    """
-    reference = curves["reference"]
-    if any(not curve.values for curve in reference):
-        raise InputError(f"the reference run cannot start: {reference[0].stopped}")
-    models = reference[0].values
-    metric = "loss" if "loss" in models["raw"] else next(iter(models["raw"]))
-    ratio = metric == "loss"
-    picked = list(marks)
-    bases = dict(equivalence.MARGINS) if ratio else dict.fromkeys(models, equivalence.POINTS)
-    if margin is not None:
-        bases[headline] = finite("margin", margin, 0, open_low=True)
-    table: dict[str, dict[str, Comparison]] = {}
-    for name, runs in curves.items():
-        if name == "reference":
-            continue
-        table[name] = {}
-        for model in models:
-            base_values = np.array([curve.values[model][metric] for curve in reference])
-            values = np.array([_values(curve, model, metric, base_values.shape[1]) for curve in runs])
-            initial = float(base_values[:, 0].mean())
-            ceiling = equivalence.CEILING * abs(initial) if ratio else 100.0
-            gap = equivalence.gaps(values[:, picked], base_values[:, picked], ceiling, ratio=ratio)
-            level = base_values[:, picked].mean(0)
-            limit = equivalence.margins(bases[model], initial, level) if ratio else np.full(len(picked), bases[model])
-            table[name][model] = equivalence.compare(gap, limit)
-    return table, metric, {model: bases[model] for model in models}
-
-
-def _values(curve: Curve, model: str, metric: str, stops: int) -> list[float]:
-    return curve.values[model][metric] if curve.values else [math.nan] * stops
+def _trained(
+    design: Design, work: Campaign, rule: Rule, model: str
+) -> tuple[dict[str, list[Curve]], dict[str, dict[str, ArmTest]], Level]:
+    """Train up to each look, until the plan's verdict is reached."""
+    curves: dict[str, list[Curve]] = {name: [] for name in design.arms}
+    for index, count in enumerate(design.looks.seeds):
+        fresh = range(design.seed_from + len(curves["reference"]), design.seed_from + count)
+        for arm, runs in work.train(design.jobs(fresh), rule).items():
+            curves[arm] += runs
+        level = design.looks.level(index)
+        table = rule.judge(curves, level)
+        if conclude(table, model, controls=design.controls).verdict is not Verdict.UNDECIDED:
+            break
+    return curves, table, level

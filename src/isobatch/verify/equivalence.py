@@ -36,11 +36,6 @@ __all__ = [
     "seeds_for_power",
 ]
 
-MARGINS = {"average": 0.03, "raw": 0.10}
-POINTS = 0.5
-EARLY = 0.002
-CEILING = 10.0
-
 
 class Verdict(StrEnum):
     """Whether two runs have the same dynamics."""
@@ -97,51 +92,6 @@ class Comparison:
     def seeds_to_decide(self) -> int | None:
         """Fresh seeds that decide with 80% power, None where decided or where 200 do not; simulated when first read."""
         return seeds_to_decide(self.gap, self.margin) if self.verdict is Verdict.UNDECIDED else None
-
-
-def gaps(arm: np.ndarray, reference: np.ndarray, ceiling: float, *, ratio: bool = True) -> np.ndarray:
-    """Return the paired gaps of an arm to the reference.
-
-    Args:
-        arm: metric of each seed at each mark, shape (seeds, marks); not finite where the run diverged.
-        reference: the same for the reference.
-        ceiling: largest loss that is compared; a diverged or worse run counts as this much.
-        ratio: gap of logarithms (losses) instead of a difference (points).
-
-    Returns:
-        Gaps of shape (seeds, marks).
-
-    Raises:
-        InputError: a reference that diverged.
-
-    Example:
-        >>> gaps(np.array([[np.nan, 2.0]]), np.array([[1.0, 2.0]]), ceiling=10.0).round(2).tolist()
-        [[2.3, 0.0]]
-    """
-    if not np.isfinite(reference).all():
-        raise InputError("the reference run diverged: nothing to compare with; lower optimizer.lr in the recipe")
-    if not ratio:
-        return np.where(np.isfinite(arm), arm, -ceiling) - reference
-    tamed = np.minimum(np.where(np.isfinite(arm), arm, ceiling), ceiling)
-    return np.log(tamed) - np.log(np.minimum(reference, ceiling))
-
-
-def margins(base: float, initial: float, reference: np.ndarray) -> np.ndarray:
-    """Return the margin at each mark: base + 0.002 * initial loss / current loss of the reference.
-
-    Args:
-        base: margin in log loss.
-        initial: mean loss before the first step.
-        reference: mean loss of the reference at each mark.
-
-    Returns:
-        Margins of the shape of reference.
-
-    Example:
-        >>> margins(0.03, 2.0, np.array([2.0, 0.2])).round(3).tolist()
-        [0.032, 0.05]
-    """
-    return base + EARLY * initial / np.asarray(reference, dtype=float)
 
 
 def compare(gap: np.ndarray, margin: np.ndarray, *, level: Level = LEVEL) -> Comparison:

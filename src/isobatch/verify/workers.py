@@ -3,15 +3,19 @@
 import math
 import multiprocessing
 import os
+import random
 import signal
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from isobatch.errors import NonFiniteError
+from isobatch.errors import InputError, IsobatchError, NonFiniteError
 from isobatch.plan import Recipe
+from isobatch.tasks.metric import Metric
 from isobatch.units import whole
 
 _ARM_STRIDE = 1_000_003
@@ -70,64 +74,132 @@ class Curve:
     facts: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Probe:
+    """What is known of a kind of run before any is trained.
+
+    Args:
+        making: seconds to make it.
+        step: seconds per step; 0 where the first steps already left the finite.
+        evaluation: seconds per evaluation.
+        declared: what the task says of its metrics.
+        first: model -> metric -> value before the first step.
+    """
+
+    making: float
+    step: float
+    evaluation: float
+    declared: dict[str, Metric]
+    first: dict[str, dict[str, float]]
+
+
 def train_curve(job: Job) -> Curve:
-    """Train one run and evaluate it at its stops.
+    """Train one run and evaluate it at its stops; its random numbers are its own, so that it can be made again.
 
     Args:
         job: the run.
 
     Returns:
         Its curve.
-    """
-    from isobatch.tasks import make_run
-    from isobatch.train import Device, Trainer
 
+    Raises:
+        InputError: a task of the user's that fails.
+    """
     began = time.perf_counter()
-    run = make_run(job.recipe, job.seed)
-    trainer = Trainer(run, job.recipe, order_seed=job.order_seed, device=Device.parse(job.device))
     seen: list[dict[str, dict[str, float]]] = []
     stopped = ""
-    for stop in job.stops:
-        try:
-            trainer.train_to(stop)
-        except NonFiniteError as error:
-            stopped = str(error)
-            break
-        seen.append(trainer.evaluate())
+    with _own_numbers(job), _named(job):
+        trainer = _trainer(job)
+        for stop in job.stops:
+            try:
+                trainer.train_to(stop)
+            except NonFiniteError as error:
+                stopped = str(error)
+                break
+            seen.append(trainer.evaluate())
     values: dict[str, dict[str, list[float]]] = {}
     for model, metrics in (seen[0] if seen else {}).items():
         values[model] = {name: [point[model][name] for point in seen] for name in metrics}
         for series in values[model].values():
             series.extend([math.nan] * (len(job.stops) - len(seen)))
-    return Curve(job.arm, job.seed, values, trainer.steps, time.perf_counter() - began, stopped, run.facts)
+    return Curve(job.arm, job.seed, values, trainer.steps, time.perf_counter() - began, stopped, trainer.run.facts)
 
 
-def time_step(job: Job) -> tuple[float, float, float]:
-    """Measure a run's cost on a few steps.
+def probe(job: Job) -> Probe:
+    """Evaluate a run before its first step, and measure its cost on a few.
 
     Args:
         job: the run; job.limit steps are timed.
 
     Returns:
-        Seconds to make it, seconds per step, seconds per evaluation.
+        Times, declared metrics and first values.
     """
+    with _own_numbers(job), _named(job):
+        began = time.perf_counter()
+        trainer = _trainer(job)
+        made = time.perf_counter()
+        first = trainer.evaluate()
+        evaluated = time.perf_counter()
+        steps, spent = job.limit or 10, 0.0
+        try:
+            trainer.step()
+            warm = time.perf_counter()
+            for _ in range(steps):
+                trainer.step()
+            spent = (time.perf_counter() - warm) / steps
+        except NonFiniteError:
+            spent = 0.0
+    return Probe(made - began, spent, evaluated - made, dict(trainer.run.declared), first)
+
+
+def _trainer(job: Job) -> Any:
     from isobatch.tasks import make_run
     from isobatch.train import Device, Trainer
 
-    began = time.perf_counter()
-    device = Device.parse(job.device)
-    trainer = Trainer(make_run(job.recipe, job.seed), job.recipe, order_seed=job.order_seed, device=device)
-    trainer.step()
-    made = time.perf_counter()
-    steps = job.limit or 10
+    run = make_run(job.recipe, job.seed)
+    _seed_all(job.order_seed)
+    return Trainer(run, job.recipe, order_seed=job.order_seed, device=Device.parse(job.device))
+
+
+@contextmanager
+def _own_numbers(job: Job) -> Generator[None]:
+    """Give a run random numbers of its own (torch, numpy, random), and leave the process's alone."""
+    import numpy as np
+    import torch
+
+    cuda = list(range(torch.cuda.device_count())) if job.device.startswith("cuda") else []
+    before, held = np.random.get_state(), random.getstate()  # noqa: NPY002 - what tasks may use
+    with torch.random.fork_rng(devices=cuda):
+        _seed_all(job.seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(before)  # noqa: NPY002
+            random.setstate(held)
+
+
+def _seed_all(seed: int) -> None:
+    import numpy as np
+    import torch
+
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
+
+
+@contextmanager
+def _named(job: Job) -> Generator[None]:
+    """Turn what a user's task raises into bad input that says which run it was."""
     try:
-        for _ in range(steps):
-            trainer.step()
-    except NonFiniteError:
-        return made - began, 0.0, 0.0
-    trained = time.perf_counter()
-    trainer.evaluate()
-    return made - began, (trained - made) / steps, time.perf_counter() - trained
+        yield
+    except (IsobatchError, KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as error:  # whatever the user's task does
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise InputError(
+            f"task={job.recipe.task!r} failed in arm {job.arm}, seed {job.seed}: {type(error).__name__}: {error} "
+            f"({last.filename}:{last.lineno}, in {last.name}); ISOBATCH_TRACEBACK=1 shows the whole traceback"
+        ) from error
 
 
 def processes(workers: int | None) -> int:
@@ -167,34 +239,51 @@ def map_jobs(
     Returns:
         Results in the order of the jobs.
     """
-    todo, count = list(jobs), processes(workers)
+    todo = list(jobs)
     results: dict[int, _Result] = {}
-    if not todo:
-        return []
+    for index, result in as_done(function, todo, workers=workers, fork=fork):
+        results[index] = result
+        if on_done is not None:
+            on_done(result)
+    return [results[index] for index in range(len(todo))]
+
+
+def as_done(
+    function: Callable[[_Item], _Result], jobs: Sequence[_Item], *, workers: int | None = None, fork: bool = True
+) -> Generator[tuple[int, _Result]]:
+    """Run jobs as `map_jobs` does and yield each result as it comes; whoever stops early ends what still runs.
+
+    Args:
+        function: of one job.
+        jobs: the jobs.
+        workers: processes.
+        fork: as in `map_jobs`.
+
+    Yields:
+        Index of the job and its result.
+    """
+    count = processes(workers)
+    if not jobs:
+        return
     if count == 1:
-        for index, job in enumerate(todo):
-            results[index] = function(job)
-            if on_done is not None:
-                on_done(results[index])
-        return [results[index] for index in range(len(todo))]
+        for index, job in enumerate(jobs):
+            yield index, function(job)
+        return
     method = "fork" if fork and "fork" in multiprocessing.get_all_start_methods() else "spawn"
     if method == "fork":
         _load()
     context = multiprocessing.get_context(method)
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(min(count, len(todo)), mp_context=context, initializer=_one_thread) as pool:
-        futures = {pool.submit(function, job): index for index, job in enumerate(todo)}
+    with ProcessPoolExecutor(min(count, len(jobs)), mp_context=context, initializer=_one_thread) as pool:
+        futures = {pool.submit(function, job): index for index, job in enumerate(jobs)}
         try:
             for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                if on_done is not None:
-                    on_done(future.result())
+                yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
             raise
-    return [results[index] for index in range(len(todo))]
 
 
 def _load() -> None:
@@ -208,4 +297,5 @@ def _one_thread() -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)

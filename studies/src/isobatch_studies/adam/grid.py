@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isobatch.plan import Recipe
-from isobatch.verify.comparison import stops_for
+from isobatch.verify.design import stops_for
 from isobatch.verify.workers import Job
 
 RULES = ("square root", "linear", "noise-aware", "invariant", "invariant, EMA unscaled")

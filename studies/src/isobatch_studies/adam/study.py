@@ -11,8 +11,9 @@ from scipy import stats
 
 from isobatch.plan import Recipe
 from isobatch.report import prepare, write, write_result
+from isobatch.tasks import LOSS
 from isobatch.verify.cells import train_all
-from isobatch.verify.comparison import judge
+from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve, map_jobs
 from isobatch_studies.adam import grid as layout
 from isobatch_studies.adam.page import html, picture
@@ -103,7 +104,7 @@ def _rows(
     arms = {"reference": curves[f"{cell.task} B={cell.batch} reference"]}
     arms |= {rule: curves[cell.label(rule)] for rule in rules}
     stops = len(arms["reference"][0].values["raw"]["loss"])
-    table, _, _ = judge(arms, tuple(range(2, stops, 2)), None, "average")
+    table = judge(arms, tuple(range(2, stops, 2)), {"loss": LOSS})
     found = shares[cell.task, cell.batch]
     return [
         {

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from isobatch.verify.comparison import judge as compare
+from isobatch.tasks import LOSS
+from isobatch.verify.judging import judge as compare
 from isobatch_studies.adaptive.paths import MARKS, Path
 from isobatch_studies.claims import Finding, claims, outcome
 
@@ -91,7 +92,7 @@ def rows(paths: Mapping[str, Sequence[Path]], goal: float, small: str) -> list[d
     verdicts = {}
     if small in paths:
         curves = {"reference" if arm == small else arm: [p.curve() for p in runs] for arm, runs in paths.items()}
-        verdicts, _, _ = compare(curves, tuple(range(1, MARKS + 1)), None, "average")
+        verdicts = compare(curves, tuple(range(1, MARKS + 1)), {"loss": LOSS})
     found = []
     for arm, runs in paths.items():
         ends = [run.reach(goal) for run in runs]

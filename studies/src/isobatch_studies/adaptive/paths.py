@@ -113,7 +113,7 @@ def drive(job: Drive) -> Path:
         if not path.seen or trainer.seen >= path.seen[-1] + job.look_every:
             path.seen.append(trainer.seen)
             path.losses.append(trainer.run.evaluate()["loss"])
-        news: dict[str, Any] = trainer.follower.news if trainer.follower is not None else {}
+        news: dict[str, Any] = trainer.monitor.news if trainer.monitor is not None else {}
         if news.get("noise/verdict") == "identified":
             path.noise.append([trainer.seen, news["noise/scale"]])
 

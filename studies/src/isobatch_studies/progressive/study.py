@@ -8,8 +8,9 @@ import numpy as np
 from scipy import stats
 
 from isobatch.report import prepare, write, write_result
+from isobatch.tasks import LOSS
 from isobatch.verify.cells import train_all
-from isobatch.verify.comparison import judge
+from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve
 from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
 from isobatch_studies.progressive import grid as layout
@@ -74,7 +75,7 @@ def _mean(runs: list[Curve]) -> list[float]:
 def _row(arm: layout.Arm, curves: dict[str, list[Curve]]) -> dict[str, Any]:
     runs, reference = curves[arm.label], curves[f"{arm.task} reference"]
     marks = tuple(range(2, len(reference[0].values["raw"]["loss"]), 2))
-    table, _, _ = judge({"reference": reference, "arm": runs}, marks, None, "average")
+    table = judge({"reference": reference, "arm": runs}, marks, {"loss": LOSS})
     per_seed = [_worst(one, other, marks) for one, other in zip(runs, reference, strict=True)]
     return {
         "task": arm.task,

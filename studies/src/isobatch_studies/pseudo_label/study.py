@@ -10,9 +10,9 @@ from scipy import stats
 
 from isobatch.errors import InputError
 from isobatch.report import prepare, write, write_result
-from isobatch.tasks import make_run
+from isobatch.tasks import LOSS, make_run
 from isobatch.verify.cells import train_all
-from isobatch.verify.comparison import judge
+from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve
 from isobatch_studies.claims import criteria
 from isobatch_studies.pseudo_label import grid as layout
@@ -106,15 +106,14 @@ def _row(
     row["minutes"] = round(float(np.mean([curve.seconds for curve in runs])) / 60, 2)
     if arm.name != layout.REFERENCE:
         both, marks = {"reference": reference, "arm": runs}, tuple(range(1, len(places)))
-        table, _, _ = judge(both, marks, rules["margin"], "average")
-        strict, _, _ = judge(both, marks, rules["strict"], "average")
+        table = judge(both, marks, {"loss": LOSS}, margins={"average": rules["margin"]})
+        strict = judge(both, marks, {"loss": LOSS}, margins={"average": rules["strict"]})
         row["strict"] = str(strict["arm"]["average"].verdict)
         row["verdicts"] = {model: str(test.verdict) for model, test in table["arm"].items()}
         row["worst"] = {model: round(test.worst, 4) for model, test in table["arm"].items()}
-        row["gap"] = {
-            key: [round(float(x), 4) for x in getattr(table["arm"]["average"], key)]
-            for key in ("mean", "low", "high", "margin")
-        }
+        test = table["arm"]["average"]
+        row["gap"] = {key: [round(float(x), 4) for x in getattr(test, key)] for key in ("mean", "low", "high")}
+        row["gap"]["margin"] = [round(test.margin, 4)] * test.marks
         row["wer_gap"] = _interval(_last(runs, "average", "wer") - _last(reference, "average", "wer"))
         ratio = np.log(_last(runs, "average", "loss")) - np.log(_last(reference, "average", "loss"))
         row["loss_gap"] = _interval(ratio, worst=1.0)

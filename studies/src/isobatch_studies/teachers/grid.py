@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isobatch.plan import Recipe
-from isobatch.verify.comparison import BETWEEN, stops_for
+from isobatch.verify.design import BETWEEN, stops_for
 from isobatch.verify.workers import Job
 
 MEANING = {

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from isobatch.verify.comparison import judge
+from isobatch.tasks import LOSS
+from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve
 from isobatch_studies.paired import interval
 from isobatch_studies.teachers.grid import Arm
@@ -25,7 +26,7 @@ def row(arm: Arm, runs: list[Curve], reference: list[Curve]) -> dict[str, Any]:
         Plain values.
     """
     marks = tuple(range(1, len(reference[0].values["raw"]["loss"])))
-    table, _, _ = judge({"reference": reference, "arm": runs}, marks, None, "average")
+    table = judge({"reference": reference, "arm": runs}, marks, {"loss": LOSS})
     gaps = {
         model: [worst(one, other, model) for one, other in zip(runs, reference, strict=True)] for model in table["arm"]
     }

@@ -11,7 +11,7 @@ from isobatch.curves import Look
 from isobatch.errors import InputError
 from isobatch.tasks import TensorSamples, make_run
 from isobatch.train import AutoWarmup, Trainer
-from isobatch.train.search import MOST_KEPT
+from isobatch.train.rate_search import MOST_KEPT
 
 TURN = 240
 

@@ -47,7 +47,7 @@ def steps(one, seen, *, spoil=()):
     while one.seen < seen:
         factor = dict(spoil).get(len(found), 1.0)
         step = one.step(min(one.batch_at(one.seen), seen - one.seen))
-        found.append((step, dict(one.follower.news)))
+        found.append((step, dict(one.monitor.news)))
     return found
 
 
@@ -75,10 +75,10 @@ def test_measuring_moves_nothing():
     """Halves round differently, so the rows of known layers show it bit for bit, on digits."""
     digits = {"task": "digits", "data_size": 1437, "options": {"width": 8}, "schedule": {"length": "400 samples"}}
     plain, measured = (trainer(made(**digits, noise=part)) for part in (None, {"every": 1, "capture": "rows"}))
-    assert plain.follower is None
+    assert plain.monitor is None
     for one in (plain, measured):
         one.train_to(400)
-    assert measured.follower.noise.estimate().measurements == 25
+    assert measured.monitor.noise.estimate().measurements == 25
     for a, b in zip(plain.run.model.parameters(), measured.run.model.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -88,7 +88,7 @@ def test_decisions_recover_after_a_bad_step():
     steps(clean, 6000)
     found = steps(dirty, 6000, spoil={40: math.nan})
     assert dirty.skipped == 1
-    assert math.isfinite(dirty.follower.noise.estimate().value)
+    assert math.isfinite(dirty.monitor.noise.estimate().value)
     assert dirty.batch_at(0) == pytest.approx(clean.batch_at(0), rel=0.5)
     assert all(math.isfinite(v) for _, news in found for v in news.values() if isinstance(v, float))
 
@@ -150,7 +150,7 @@ def test_out_of_memory_halves_the_passes_and_keeps_the_batch():
     one.train_to(4000)
     assert one.batch_at(0) == 64
     assert one.gradient.limit <= 10
-    assert one.follower.noise.estimate().excluded == 0
+    assert one.monitor.noise.estimate().excluded == 0
 
 
 def test_another_learning_rate_starts_the_window_again():
@@ -159,7 +159,7 @@ def test_another_learning_rate_starts_the_window_again():
     told = [news["control/reason"] for _, news in steps(one, 6000) if news]
     moved = [reason for reason in told if "the reference's temperature moved" in reason]
     assert len(moved) >= 4
-    assert one.follower.noise.history.start > 600
+    assert one.monitor.noise.history.start > 600
 
 
 def test_ranks_accumulation_and_one_process_take_the_same_decisions(tmp_path):
@@ -169,7 +169,7 @@ def test_ranks_accumulation_and_one_process_take_the_same_decisions(tmp_path):
 
     def batches_of(noise):
         one = trainer(made(**digits, noise=noise))
-        return [step.batch for step, _ in steps(one, 4000)], one.follower.noise.estimate().value
+        return [step.batch for step, _ in steps(one, 4000)], one.monitor.noise.estimate().value
 
     def ranked(rank):
         (tmp_path / f"{rank}.json").write_text(json.dumps(batches_of({"every": 1})))
@@ -244,4 +244,4 @@ def test_a_plan_keeps_the_exchange_rate_and_the_temperature():
     plan = own.at(batch_size=64)
     assert plan.recipe.batch.adaptive == own.batch.adaptive
     small, large = trainer(own), trainer(plan.recipe)
-    assert large.follower.control._reference == pytest.approx(small.follower.control._reference, rel=1e-12)
+    assert large.monitor.control._reference == pytest.approx(small.monitor.control._reference, rel=1e-12)

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from isobatch.verify.comparison import Comparisons, judge
+from isobatch.verify.campaign import Campaign
+from isobatch.verify.comparison import Comparisons
 from isobatch.verify.equivalence import Verdict
-from isobatch.verify.workers import Curve, Job, map_jobs, train_curve
+from isobatch.verify.workers import Curve
 
 _STREAM = 1000
 
@@ -51,16 +52,15 @@ def largest_kappa(
     low, high = -1, len(grid) - 1
     if end.verdict is Verdict.SAME:
         return Largest(far / base, tried, worst)
+    work, design = Campaign(result.folder, workers, on_done), result.design
     while high - low > 1:
         middle = (low + high) // 2
         kappa = grid[middle] / base
-        plan = result.recipe.at(grid[middle], optimizer=optimizer).recipe
-        jobs = [Job("plan", plan, seed, _STREAM + middle, result.stops) for seed in result.seeds]
-        curves = {
-            "reference": result.curves["reference"],
-            "plan": map_jobs(train_curve, jobs, workers=workers, on_done=on_done),
-        }
-        table, _, _ = judge(curves, result.marks, result.bases[result.headline], result.headline)
+        plan = {"plan": result.recipe.at(grid[middle], optimizer=optimizer).recipe}
+        found = work.train(design.jobs(result.seeds, plan, _STREAM + middle), result.rule)
+        table = result.rule.judge(
+            {"reference": result.curves["reference"], **found}, design.looks.level(len(design.looks.seeds) - 1)
+        )
         test = table["plan"][result.headline]
         tried[kappa], worst[kappa] = test.verdict, test.worst
         low, high = (middle, high) if test.verdict is Verdict.SAME else (low, middle)

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from isobatch.control import Action, AdaptiveBatch, Evidence, Limits, temperature
+from isobatch.gradients import ALONE
 from isobatch.noise import NoiseScale
 from isobatch.plan import Noise, row_of
 from isobatch.rules import lr_rule
@@ -25,7 +26,7 @@ _LOOKS = 8
 """Decisions in the span that the batch needs to settle: each one reads the estimate."""
 
 
-class Follower:
+class NoiseMonitor:
     """Measures the noise scale of every few steps and, where the recipe asks for it, chooses the batch by it.
 
     The estimate is a by-product of the loop's own backward passes. A step that is skipped leaves no trace. When the
@@ -60,7 +61,7 @@ class Follower:
             geometry=part.geometry,
             capture=self.capture,
             unit=recipe.batch.unit,
-            process_group=world.group,
+            process_group=world.group or ALONE,
         )
         self.control: AdaptiveBatch | None = None
         if adaptive is not None:

@@ -1,0 +1,117 @@
+"""Training the runs of a comparison: cost known before, every finished run kept, the reference first."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from isobatch.verify.cells import name, run_all
+from isobatch.verify.design import Rule
+from isobatch.verify.judging import RecipeFails, check_values, failures
+from isobatch.verify.workers import Curve, Job, Probe, map_jobs, probe, processes, train_curve
+
+_TIMED = 20
+Kind = tuple[int, str]
+"""What decides the cost of a step: batch and optimizer."""
+
+
+@dataclass
+class Campaign:
+    """The runs of one comparison.
+
+    Args:
+        folder: where finished runs are kept.
+        workers: processes; one a core unless given, one on a GPU.
+        on_done: called with each finished curve.
+    """
+
+    folder: Path | None = None
+    workers: int | None = None
+    on_done: Callable[[Curve], None] | None = None
+
+    def probe(self, jobs: Sequence[Job]) -> dict[Kind, Probe]:
+        """Evaluate one run of every batch and optimizer before its first step, and time a few steps.
+
+        Args:
+            jobs: of all arms.
+
+        Returns:
+            Probes by `kind`.
+        """
+        kinds = {kind(job): replace(job, limit=_TIMED) for job in reversed(jobs)}
+        found = map_jobs(probe, list(kinds.values()), workers=self._width(jobs), fork=_forks(jobs))
+        return dict(zip(kinds, found, strict=True))
+
+    def seconds(self, probes: Mapping[Kind, Probe], jobs: Sequence[Job]) -> float:
+        """Estimate the wall time of jobs.
+
+        Args:
+            probes: of their kinds.
+            jobs: to train.
+
+        Returns:
+            Seconds.
+        """
+        total = 0.0
+        for job in jobs:
+            found = probes[kind(job)]
+            total += found.step * job.stops[-1] / job.recipe.batch.size + found.evaluation * len(job.stops)
+        making = max(found.making for found in probes.values())
+        return making + total / min(processes(self._width(jobs)), len(jobs))
+
+    def train(self, jobs: Sequence[Job], rule: Rule) -> dict[str, list[Curve]]:
+        """Train runs, those of the reference first: where it fails, nothing else is trained.
+
+        Args:
+            jobs: of some arms and seeds.
+            rule: what a failure is.
+
+        Returns:
+            arm -> curves by seed.
+
+        Raises:
+            RecipeFails: more failures of the reference than are allowed.
+            InputError: a value that the metric's declaration rules out.
+        """
+        found: dict[str, list[Curve]] = {}
+        for group in ([j for j in jobs if j.arm == "reference"], [j for j in jobs if j.arm != "reference"]):
+            trained = run_all(
+                train_curve,
+                group,
+                self.folder,
+                name=name,
+                read=lambda values: Curve(**values),
+                workers=self._width(jobs),
+                fork=_forks(jobs),
+                on_done=lambda curve: self._arrived(curve, rule),
+            )
+            for job, curve in zip(group, trained or (), strict=True):
+                found.setdefault(job.arm, []).append(replace(curve, arm=job.arm, seed=job.seed))
+            lost = failures(found.get("reference", []), rule.metrics, rule.metric, rule.stops)
+            if len(lost) > rule.allow_failures:
+                kept = f"; the finished runs are kept in {self.folder}" if self.folder else ""
+                raise RecipeFails(lost, len(found["reference"]), rule.lr, kept)
+        return {arm: sorted(curves, key=lambda curve: curve.seed) for arm, curves in found.items()}
+
+    def _arrived(self, curve: Curve, rule: Rule) -> None:
+        check_values(curve, rule.metrics)
+        if self.on_done is not None:
+            self.on_done(curve)
+
+    def _width(self, jobs: Sequence[Job]) -> int | None:
+        return self.workers if _forks(jobs) or self.workers is not None else 1
+
+
+def kind(job: Job) -> Kind:
+    """Return what decides the cost of a run's step.
+
+    Args:
+        job: the run.
+
+    Returns:
+        Batch and optimizer.
+    """
+    return job.recipe.batch.size, job.recipe.optimizer.name
+
+
+def _forks(jobs: Sequence[Job]) -> bool:
+    return all(job.device.partition(",")[0] == "cpu" for job in jobs)
