@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
-from isobatch.tasks.face import Run, device_of, seeded
 from isobatch.tasks.metric import Metric
+from isobatch.tasks.task import Run, device_of, seeded
 from isobatch.units import whole
 from isobatch_studies.tasks.games import Array, Rollouts, Transition, a2c_loss, choose, uniform
 

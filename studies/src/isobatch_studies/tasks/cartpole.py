@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from isobatch.plan import Recipe
-from isobatch.tasks.face import Run, device_of, seeded
 from isobatch.tasks.metric import LOSS, Metric
+from isobatch.tasks.task import Run, device_of, seeded
 from isobatch.units import whole
 from isobatch_studies.tasks.games import Array, Rollouts, Transition, a2c_loss, choose, uniform
 

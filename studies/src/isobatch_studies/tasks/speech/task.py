@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from isobatch.augment import Draws
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
-from isobatch.tasks.face import Run, device_of, seeded
 from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.tasks.metric import LOSS, Metric
+from isobatch.tasks.task import Run, device_of, seeded
 from isobatch.units import finite, whole
 from isobatch_studies.tasks.speech.metric import decode, greedy, word_error_rate
 from isobatch_studies.tasks.speech.model import Recogniser
