@@ -1,8 +1,6 @@
 """The old place of graphs, mixing matrices and costs, which are in `isobatch.decentralized` now."""
 
-import warnings
-from importlib import import_module
-from typing import Any
+from isobatch.renamed import old_names
 
 _HOMES = {
     "cost": ("ASSUMPTIONS", "Link", "allreduce_seconds", "compare", "exchange_seconds", "fit_link"),
@@ -12,15 +10,6 @@ _HOMES = {
     "topology": ("Topology", "components"),
 }  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            new = f"isobatch.decentralized.{home}"
-            warnings.warn(f"isobatch.topologies.{name} is {new}.{name} now", DeprecationWarning, stacklevel=2)
-            return getattr(import_module(new), name)
-    raise AttributeError(f"module 'isobatch.topologies' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(name for names in _HOMES.values() for name in names)
+__getattr__ = old_names(
+    __name__, {name: f"isobatch.decentralized.{home}.{name}" for home, names in _HOMES.items() for name in names}
+)

@@ -133,10 +133,9 @@ def test_the_cost_of_exchanges():
 def test_the_old_place_answers_with_the_new_one():
     import isobatch.topologies as old
 
-    for name in dir(old):
-        with pytest.warns(DeprecationWarning, match=rf"isobatch\.decentralized\.\w+\.{name} now"):
+    for name, home in [(name, home) for home, names in old._HOMES.items() for name in names]:
+        with pytest.warns(DeprecationWarning, match=rf"is now isobatch\.decentralized\.{home}\.{name}$"):
             found = getattr(old, name)
-        home = next(home for home, names in old._HOMES.items() if name in names)
         assert found is getattr(importlib.import_module(f"isobatch.decentralized.{home}"), name)
     with pytest.raises(AttributeError, match="no attribute 'circle'"):
         old.circle  # noqa: B018

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
 
 from isobatch.augment.draws import Draws
 from isobatch.errors import InputError
+from isobatch.gradients import mapped, rebuilt
 
 View = Callable[[Tensor, Draws], Tensor]
 
@@ -166,7 +168,8 @@ def inputs_of(batch: Any) -> Tensor:
     """
     if isinstance(batch, Tensor):
         return batch
-    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], Tensor):
+    listed = isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence)
+    if listed and batch and isinstance(batch[0], Tensor):
         return batch[0]
     raise InputError(
         f"a batch of type {type(batch).__name__} has no inputs to change; give a tensor, or a tuple of tensors whose "
@@ -186,8 +189,7 @@ def with_inputs(batch: Any, inputs: Tensor) -> Any:
     """
     if isinstance(batch, Tensor):
         return inputs
-    rest = [inputs, *batch[1:]]
-    return rest if isinstance(batch, list) else tuple(rest)
+    return rebuilt(batch, [inputs, *batch[1:]])
 
 
 def repeated(batch: Any, copies: int) -> Any:
@@ -211,8 +213,7 @@ def repeated(batch: Any, copies: int) -> Any:
     inputs_of(batch)
     if not all(isinstance(item, Tensor) for item in batch):
         raise InputError("a batch with parts that are no tensors cannot be repeated; give tensors of one length")
-    rows = [torch.cat([item] * copies) for item in batch]
-    return rows if isinstance(batch, list) else tuple(rows)
+    return mapped(batch, lambda item: torch.cat([item] * copies))
 
 
 def _images(inputs: Tensor) -> Tensor:

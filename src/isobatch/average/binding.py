@@ -254,9 +254,11 @@ class Binding:
         if name in self.known:
             return self._joins(name, slot)
         tensor = _tensor(name, slot)
+        if not self._selected(name, tensor):
+            return False
         if not tensor.requires_grad and not isinstance(slot.module, _NormBase):
             self._derived[name] = _power_iteration(slot.module, slot.key) or _unit(tensor)
-        return not self._derived.get(name, False) and self._selected(name, tensor)
+        return not self._derived.get(name, False)
 
     def _joins(self, name: str, slot: Slot) -> bool:
         """Whether a tensor that was left out is to be averaged from now on."""
@@ -388,10 +390,10 @@ def _unit(tensor: Tensor) -> bool:
     plain = not (is_lazy(tensor) or tensor.is_meta) and tensor.layout == torch.strided and tensor.dtype in AVERAGED
     if not plain or type(tensor.data) is not Tensor or tensor.numel() < 2:
         return False
-    wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+    wide = torch.promote_types(tensor.dtype, torch.float32)
     slack = 1e-2 if tensor.dtype in (torch.float16, torch.bfloat16) else 1e-4
     axes = {axis for axis in (0, tensor.dim() - 1) if tensor.shape[axis] > 1}
-    norms = [torch.linalg.vector_norm(wide, dim=axis) for axis in axes]
+    norms = [torch.linalg.vector_norm(tensor.detach(), dim=axis, dtype=wide) for axis in axes]
     return any(bool(((norm - 1).abs() < slack).all()) for norm in norms)
 
 

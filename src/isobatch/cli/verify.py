@@ -147,7 +147,7 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.json:
         from isobatch.results import dump
 
-        say(dump(data).rstrip())
+        say(dump(data | {"folder": str(result.folder)}).rstrip())
     else:
         _print(data)
         say(f"written: {', '.join(map(str, files))}" if files else "no report written; --out DIR keeps one")

@@ -10,6 +10,7 @@ from torch import Tensor
 from isobatch.checkpoint import load
 from isobatch.checkpoint.manifest import verify
 from isobatch.errors import InputError
+from isobatch.gradients import rebuilt
 
 
 def consensus_distance(x: Tensor) -> float:
@@ -100,6 +101,5 @@ def mean_state(states: Sequence[Any]) -> Any:
                 f"nodes saved lists of lengths {[len(state) for state in states]}; take another checkpoint"
             )
         means = [mean_state(parts) for parts in zip(*states, strict=True)]
-        named = getattr(type(first), "_make", None)  # of a namedtuple
-        return named(means) if named is not None else type(first)(means)
+        return rebuilt(first, means)
     return first

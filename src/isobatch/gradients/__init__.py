@@ -4,6 +4,7 @@ from isobatch.installed import need
 
 need("torch")
 
+from isobatch.gradients.batches import mapped, rebuilt
 from isobatch.gradients.rescale_check import RescaleCheck
 from isobatch.gradients.tap import Member, Receiver, Tap, Watch, refuse_sparse, refuse_unwatchable
 from isobatch.gradients.wrappers import (
@@ -26,7 +27,9 @@ __all__ = [
     "Watch",
     "bare_optimizer",
     "canonical",
+    "mapped",
     "process_group_of",
+    "rebuilt",
     "refuse_sparse",
     "refuse_unwatchable",
     "unwrap",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isobatch.errors import InputError
+from isobatch.gradients import mapped
 
 
 class CoupledSamplesWarning(UserWarning):
@@ -207,14 +208,7 @@ def rows_of(batch: Any, start: int, stop: int) -> Any:
         >>> rows_of((torch.arange(4), torch.arange(4)), 1, 3)
         (tensor([1, 2]), tensor([1, 2]))
     """
-    if isinstance(batch, Tensor):
-        return batch[start:stop]
-    if isinstance(batch, Mapping):
-        return {key: rows_of(value, start, stop) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        parts = [rows_of(value, start, stop) for value in batch]
-        return type(batch)(*parts) if isinstance(batch, tuple) and type(batch) is not tuple else type(batch)(parts)
-    return batch
+    return mapped(batch, lambda tensor: tensor[start:stop])
 
 
 def first_tensor(batch: Any) -> Tensor:

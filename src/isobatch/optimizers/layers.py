@@ -14,7 +14,7 @@ from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.units import whole
 
 Pieces = Iterator[dict[str, Tensor]]
-Rule = Callable[[nn.Module, Tensor, Tensor, int], Pieces]
+LayerRule = Callable[[nn.Module, Tensor, Tensor, int], Pieces]
 
 
 def _linear(module: nn.Module, x: Tensor, delta: Tensor, rows: int) -> Pieces:
@@ -44,7 +44,7 @@ def _again(module: nn.Module, x: Tensor, delta: Tensor, rows: int) -> Pieces:
         yield dict(zip(copies, found, strict=True))
 
 
-_RULES: dict[type[nn.Module], Rule] = {
+_RULES: dict[type[nn.Module], LayerRule] = {
     nn.Linear: _linear,
     nn.Embedding: _again,
     nn.Conv1d: _again,
@@ -62,7 +62,7 @@ class _Owner:
 
     name: str
     module: nn.Module
-    rule: Rule
+    rule: LayerRule
     parameters: dict[str, nn.Parameter]
 
 

@@ -32,7 +32,8 @@ STYLES = {
     "unscaled": (0, (5, 1, 1, 1, 1, 1)),
     "square root": (0, (3, 1.5)),
 }
-_SPARE = ("#56B4E9", "#999999", "#F0E442")
+MENDED = "mended:"
+_SPARE = ("#999999", "#F0E442", "#8C564B")
 RC: dict[Any, Any] = {
     "font.size": 10.5,
     "axes.spines.top": False,
@@ -55,7 +56,13 @@ def colour(arm: str, index: int = 0) -> str:
     Returns:
         A hex colour.
     """
+    if arm.startswith(MENDED):
+        return "#56B4E9"
     return COLOURS.get(arm, _SPARE[index % len(_SPARE)])
+
+
+def _style(arm: str) -> Any:
+    return STYLES.get(arm, (0, (1, 1)) if arm.startswith(MENDED) else "--")
 
 
 def plain_ticks(axis: Axis, subs: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
@@ -146,20 +153,34 @@ def _steps(data: dict[str, Any], arm: str, stops: np.ndarray) -> np.ndarray:
     return np.array([schedule.steps(length=int(stop)) if stop else 0 for stop in stops], dtype=float)
 
 
+def _curves(data: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Curves of every arm, and of the change that made the plan the same run."""
+    found = data.get("mended") or {"curves": {}}
+    return data["curves"] | {f"{MENDED} {name}": runs for name, runs in found["curves"].items()}
+
+
+def _tests(data: dict[str, Any], model: str) -> dict[str, dict[str, Any]]:
+    tests = {arm: models[model] for arm, models in data["arms"].items()}
+    found = data.get("mended")
+    if found and found["best"] and model == data["headline"]:
+        tests[f"{MENDED} {found['best']}"] = found["tests"][found["best"]]
+    return tests
+
+
 def _values(data: dict[str, Any], arm: str, model: str) -> np.ndarray:
-    rows = [curve["values"][model][data["metric"]] for curve in data["curves"][arm] if curve["values"]]
+    rows = [curve["values"][model][data["metric"]] for curve in _curves(data)[arm] if curve["values"]]
     return np.array([[np.nan if v is None else v for v in row] for row in rows], dtype=float)
 
 
 def _overlay(axes: Axes, data: dict[str, Any], model: str, *, steps: bool) -> None:
     stops = np.array(data["stops"], dtype=float)
-    for index, arm in enumerate(data["curves"]):
+    for index, arm in enumerate(_curves(data)):
         values = _values(data, arm, model)
         if not values.size:
             continue
         x = _steps(data, arm, stops) if steps else stops
         keep = x > 0
-        shade, style = colour(arm, index), STYLES.get(arm, "--")
+        shade, style = colour(arm, index), _style(arm)
         values = values[:, keep]
         values = values[:, np.isfinite(values).any(0)]
         x = x[keep][: values.shape[1]]
@@ -207,15 +228,23 @@ def _gaps(axes: Axes, data: dict[str, Any], model: str) -> None:
     axes.axhline(0, color="#000000", lw=0.8, alpha=0.5)
     limit = 3 * margin
     off_scale = []
-    for index, (arm, models) in enumerate(data["arms"].items()):
-        test, shade = models[model], colour(arm, index)
+    for index, (arm, test) in enumerate(_tests(data, model).items()):
+        shade = colour(arm, index)
         mean, low, high = (np.array(test[key], dtype=float) for key in ("mean", "low", "high"))
         failed = len(test["failures"])
         if np.isfinite(mean).all() and np.abs(mean).max() > limit:
             off_scale.append(f"{arm} {mean[np.abs(mean).argmax()]:+.2f}")
         if failed:
             off_scale.append(f"{arm} failed in {failed} of {test['seeds']} seeds")
-        axes.plot(marks, mean, color=shade, ls=STYLES.get(arm, "--"), lw=2, marker="o", ms=4)
+        axes.plot(
+            marks,
+            mean,
+            color=shade,
+            ls=_style(arm),
+            lw=2,
+            marker="o",
+            ms=4,
+        )
         axes.fill_between(marks, low, high, color=shade, alpha=0.25, lw=0)
     axes.set_ylim(-limit, limit)
     _thousands(axes)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from isobatch.errors import InputError
+from isobatch.gradients import mapped
 from isobatch.tasks import Run, TensorSamples
 from isobatch.units import whole
 
@@ -81,7 +82,7 @@ class Device:
             run.model.compile()
 
     def batch(self, batch: Any) -> Any:
-        """Return a batch on the device; tensors are found in tuples, lists and dicts.
+        """Return a batch on the device; tensors are found in tuples, lists, mappings and dataclasses.
 
         Args:
             batch: what the samples gave.
@@ -89,13 +90,11 @@ class Device:
         Returns:
             The same structure.
         """
-        if isinstance(batch, torch.Tensor):
-            return batch.to(self.name, non_blocking=True)
-        if isinstance(batch, tuple | list):
-            return type(batch)(self.batch(item) for item in batch)
-        if isinstance(batch, dict):
-            return {key: self.batch(item) for key, item in batch.items()}
-        return batch
+        return mapped(
+            batch,
+            lambda tensor: tensor.to(self.name, non_blocking=True),
+            packed=lambda sequence: sequence.to(self.name, non_blocking=True),  # ty: ignore[invalid-argument-type]
+        )
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which a loss runs."""

@@ -65,8 +65,9 @@ class Accumulator:
         self.device = device or Device()
         if run.counts is not None and (isinstance(optimizer, InvariantOptimizer) or monitor is not None):
             raise InputError(
-                "Run(counts=...) weighs micro-batches by something else than samples, which an invariant optimizer and "
-                "the noise scale need; use an optimizer that is not invariant, and no [noise] or batch.adaptive"
+                "Run(counts=...): counts weighs micro-batches by something else than samples, which an invariant "
+                "optimizer and the noise scale need; use an optimizer that is not invariant, and no [noise] or "
+                "batch.adaptive"
             )
         bare = run.model.module if isinstance(run.model, DistributedDataParallel) else run.model
         self.alone = replace(run, model=bare)

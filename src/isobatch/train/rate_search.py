@@ -7,6 +7,7 @@ import torch
 
 from isobatch.checkpoint import load_model, load_optimizer, optimizer_state
 from isobatch.curves import AutoWU, Growth, Look, interval_for
+from isobatch.gradients import mapped
 from isobatch.optimizers import bind, write_settings
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.train.regression import LossRegression
@@ -140,13 +141,7 @@ def put_back(
 
 
 def _cloned(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _cloned(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_cloned(item) for item in value)
-    return value
+    return mapped(value, lambda tensor: tensor.detach().clone())
 
 
 @final

@@ -102,7 +102,7 @@ def _seeds(result: Comparisons, plan: ArmTest) -> list[str]:
 
 def _smaller(result: Comparisons, plan: ArmTest, *, searched: bool) -> list[str]:
     kappa, base = result.plan.kappa, result.recipe.batch.size
-    if kappa == 1:
+    if kappa == 1 or (result.mended is not None and result.mended.best is not None):
         return []
     half = round(math.log2(kappa) / 2)
     smaller = base * 2**half if half >= 0 else max(base // 2**-half, 1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
@@ -19,7 +19,7 @@ EARLY = 0.4
 MEANING = {
     "invariant": "the batch-size invariant form of the optimizer",
     "hold": 'the average by first-order hold (ema.kind = "hold")',
-    "invariant, hold": "both",
+    "invariant, hold": "the invariant form and the hold together",
 }
 
 
@@ -30,10 +30,12 @@ class Mended:
     Args:
         recipes: by name of the change.
         tests: of the headline model, at a level shared between the changes.
+        curves: of every change, by seed.
     """
 
     recipes: dict[str, Recipe]
     tests: dict[str, ArmTest]
+    curves: dict[str, list[Curve]] = field(default_factory=dict)
 
     @property
     def best(self) -> str | None:
@@ -110,6 +112,6 @@ def mended(
     if not tried:
         return None
     jobs = design.jobs([curve.seed for curve in reference], tried, _STREAM)
-    curves = {"reference": list(reference), **work.train(jobs, rule)}
-    table = rule.judge(curves, level.shared(len(tried)))
-    return Mended(tried, {name: table[name][model] for name in tried})
+    curves = work.train(jobs, rule)
+    table = rule.judge({"reference": reference, **curves}, level.shared(len(tried)))
+    return Mended(tried, {name: table[name][model] for name in tried}, curves)

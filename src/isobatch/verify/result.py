@@ -38,7 +38,6 @@ def to_dict(result: Comparisons, *, searched: bool = False) -> dict[str, Any]:
         "seconds": round(result.seconds, 1),
         "unit": result.recipe.batch.unit,
         "device": design.device,
-        "folder": None if result.folder is None else str(result.folder),
         "marks": [design.stops[i] for i in design.marks],
         "test": {
             "level": asdict(equivalence.LEVEL),
@@ -109,6 +108,9 @@ def _mended(result: Comparisons) -> dict[str, Any] | None:
         "best": found.best,
         "tests": {name: test_values(test) for name, test in found.tests.items()},
         "recipes": {name: recipe_values(recipe) for name, recipe in found.recipes.items()},
+        "curves": {
+            name: [_curve(curve) for curve in runs] for name, runs in found.curves.items() if name == found.best
+        },
     }
 
 

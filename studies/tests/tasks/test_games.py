@@ -184,3 +184,10 @@ def test_other_games_and_other_processes_are_refused(tmp_path):
             make_run(made(), 0).samples[torch.zeros(5)]
 
     world(2, tmp_path, ranked)
+
+
+def test_the_old_place_answers_with_the_new_one():
+    import isobatch.tasks.games as old
+
+    with pytest.warns(DeprecationWarning, match=r"is now isobatch_studies\.tasks\.games\.Rollouts"):
+        assert old.Rollouts is Rollouts
