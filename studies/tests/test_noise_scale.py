@@ -15,7 +15,7 @@ from isobatch_studies.noise_scale import grid as layout
 from isobatch_studies.noise_scale import study
 from isobatch_studies.noise_scale.judging import judge, largest_ratio, row
 from isobatch_studies.noise_scale.page import html, table
-from isobatch_studies.noise_scale.probing import Probe, Reading, drawn, probe
+from isobatch_studies.noise_scale.probing import NoiseCurve, NoiseProbe, drawn, probe
 
 RULES = criteria("noise-scale")
 DOMAIN = layout.domains(RULES["grid"])[0]
@@ -26,7 +26,7 @@ def reading(seed=0, scale=100.0, growth=2.0, label="x", bad=()):
     values = [2 - k / 11 for k in range(12)]
     scales = [scale * growth ** (2 - value) for value in values]
     good = [k not in bad for k in range(12)]
-    return Reading(label, seed, 8, list(range(1, 13)), values, scales, [s / 2 for s in scales],
+    return NoiseCurve(label, seed, 8, list(range(1, 13)), values, scales, [s / 2 for s in scales],
                    [2 * s for s in scales], good)  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def test_the_probes_hold_what_the_claims_take():
 def test_measuring_does_not_disturb_the_run(task):
     recipe = Recipe.parse({"task": task, "batch": {"size": 20}, "options": {"width": 8},
                            "optimizer": {"name": "sgd", "lr": 0.01}, "schedule": {"length": "20 samples"}})  # fmt: skip
-    job = Probe("x", recipe, 0, (2, 4, 6), 10, 8, "loss")
+    job = NoiseProbe("x", recipe, 0, (2, 4, 6), 10, 8, "loss")
     found = probe(job)
     alone = Trainer(make_run(recipe, 0), recipe, order_seed=0)
     for _ in range(6):

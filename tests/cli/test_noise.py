@@ -111,7 +111,7 @@ BAD = [
     (["measure", "PATH", "--device", "nowhere"], "device='nowhere' cannot be used here"),
     (["measure", "PATH", "--samples", "1"], "samples=1 must be at least 4"),
     (["branch", "PATH", "--span", "256"], "--span='256' is not a quantity"),
-    (["branch", "PATH", "--span", "2 epochs"], "give start, the samples of the trunk, or checkpoint"),
+    (["branch", "PATH", "--span", "2 epochs"], "give start, the samples of the main run, or checkpoint"),
     (["branch", "PATH", "--span", "9 samples", "--start", "8 samples"], "steps of the largest batch"),
     (["branch", "PATH", "--span", "2 epochs", "--checkpoint", "nowhere"], "holds no checkpoint"),
     (["branch", "PATH", "--span", "2 epochs", "--start", "1 epoch", "--factors", "1,a"], "--factors '1,a' must be"),

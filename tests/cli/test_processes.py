@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.recipes import TEXT, recipe
@@ -14,12 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib")
 
 
-def process(*words, cwd=ROOT):
-    """Run Python in another process that sees the same isobatch, one thread wide."""
+def environment():
+    """What another process needs to see the same isobatch, one thread wide."""
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def process(*words, cwd=ROOT):
+    """Run Python in another process that sees the same isobatch."""
     return subprocess.run(
-        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *words], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -105,3 +111,24 @@ options = { dimension = 2 }
     assert "the recipe itself fails in 8 of 8 seeds (seed 0: stopped at step" in said
     assert "lower optimizer.lr (1e+06)" in said
     assert not list((tmp_path / "out").glob("*.html"))
+
+
+def test_sigterm_ends_a_comparison_with_143_and_the_same_command_goes_on(tmp_path):
+    words = ["-m", "isobatch", "verify", "run", "tests/verify/cases/a7.toml", "--batch-size", "32", "--seeds", "8"]
+    words += ["--ablate", "unscaled", "--workers", "2", "--out", str(tmp_path)]
+    first = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while len(list(tmp_path.glob("cells/*.json"))) < 3 and first.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    said = first.communicate(timeout=120)[1]
+    kept = {path: path.read_text() for path in tmp_path.glob("cells/*.json")}
+    assert first.returncode == 143, said
+    assert "what was finished is kept" in said
+    assert f"finished runs are kept in {tmp_path}" in said
+    assert 3 <= len(kept) < 24
+    assert not (tmp_path / "result.json").exists()
+    found = process(*words)
+    assert found.returncode == 3, found.stderr  # one seed of the plan dies
+    assert len(list(tmp_path.glob("cells/*.json"))) == 24
+    assert all(path.read_text() == text for path, text in kept.items())

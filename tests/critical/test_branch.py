@@ -8,8 +8,8 @@ from tests.recipes import recipe
 from tests.reference import critical as slow
 
 from isobatch import critical
+from isobatch.critical.branch_runs import BranchJob, train_branches
 from isobatch.critical.branching import critical_factor
-from isobatch.critical.tree import Tree, grow
 from isobatch.errors import InputError
 from isobatch.tasks.quadratic import curvatures
 from isobatch.train.job import Options, train
@@ -61,12 +61,12 @@ def test_factor_one_is_the_run_that_goes_on():
     from isobatch.train import Trainer
 
     made = task(optimizer={"momentum": 0.9, "lr": 0.01})
-    leaves = grow(Tree(made, (1, 2), 128, 256, 3, "loss", None))
+    curves = train_branches(BranchJob(made, (1, 2), 128, 256, 3, "loss", None))
     whole = Trainer(make_run(made, 3), made, order_seed=3)
     whole.train_to(128 + 256)
-    assert leaves.curves["1"][-1] == whole.run.evaluate()["loss"]
-    assert leaves.curves["2"][-1] != leaves.curves["1"][-1]
-    assert leaves.seen == 128
+    assert curves.curves["1"][-1] == whole.run.evaluate()["loss"]
+    assert curves.curves["2"][-1] != curves.curves["1"][-1]
+    assert curves.seen == 128
 
 
 def test_from_a_stored_run_and_on_where_it_stopped(tmp_path):
@@ -85,7 +85,7 @@ def test_from_a_stored_run_and_on_where_it_stopped(tmp_path):
     (tmp_path / "longer" / "checkpoints").rename(tmp_path / "moved")
     place.rename(tmp_path / "old")
     (tmp_path / "moved").rename(place)
-    assert critical.branch(made, checkpoint=place, **asked).start == 1024, "a newer checkpoint is another trunk"
+    assert critical.branch(made, checkpoint=place, **asked).start == 1024, "a newer checkpoint is another main run"
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -93,13 +93,13 @@ def test_from_a_stored_run_and_on_where_it_stopped(tmp_path):
     ({"factors": (2, 4)}, "must rise from 1"),
     ({"factors": (1,)}, "must rise from 1"),
     ({"factors": (1, 4, 2)}, "must rise from 1"),
-    ({"start": None}, "give start, the samples of the trunk, or checkpoint"),
+    ({"start": None}, "give start, the samples of the main run, or checkpoint"),
     ({"start": -1}, "start=-1 must be at least 0"),
     ({"start": 4000}, "start=4000 and span=256 end at 4256, after the run itself at 4096"),
     ({"seeds": 0}, "seeds=0 must be at least 1"),
     ({"tolerance": -1.0}, r"tolerance=-1 must be in \[0, inf\]"),
     ({"metric": "accuracy"}, "metric='accuracy' is not measured by the task"),
-    ({"budget": -1.0}, "the budget ended before any tree"),
+    ({"budget": -1.0}, "the budget ended before any branch"),
 ])  # fmt: skip
 def test_refusals(change, message):
     asked = {"start": 64, "span": 256, "factors": (1, 2, 4), "seeds": 1, "workers": 1, **change}

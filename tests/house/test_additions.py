@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 from tests.house.house import ROOT
+from tests.house.test_specimens import DIFFS, apply, copy, parts, passes, says  # noqa: F401
 from tests.tasks.battery import BATTERY
 
 from isobatch import cli
@@ -54,3 +55,11 @@ def test_a_study_is_one_object_and_an_entry_point(installed, tmp_path, capsys):
 def test_every_shipped_task_is_in_the_docs():
     page = (ROOT / "docs" / "tasks.md").read_text()
     assert not [name for name in SHIPPED if f"`{name}`" not in page]
+
+
+def test_an_average_is_one_class_one_export_and_one_test_row(copy):  # noqa: F811
+    [mean] = [diff for diff in DIFFS if "class Mean" in diff]
+    assert len(list(parts(mean))) == 5
+    apply(copy, mean)
+    says(copy, "from isobatch.average.mean import Mean; print(Mean.__doc__)", "each step by its samples")
+    passes(copy, "mean", "tests/average/test_kinds.py")

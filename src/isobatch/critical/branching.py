@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from isobatch.critical.tree import MARKS, Leaves, Tree, file_name, grow, newest
+from isobatch.critical.branch_runs import MARKS, BranchCurves, BranchJob, file_name, newest, train_branches
 from isobatch.critical.trial import plain_recipe, smoothed
 from isobatch.critical.words import branch_sentence
 from isobatch.errors import InputError
@@ -27,7 +27,7 @@ class Branching:
     """What branched training found.
 
     Args:
-        recipe: of the trunk.
+        recipe: of the main run.
         metric: that was compared.
         start: samples at which the branches began.
         span: samples of each.
@@ -39,7 +39,7 @@ class Branching:
         largest: whether it is the largest that was tried, so that the critical batch may lie beyond.
         tolerance: what counts as no worse.
         level: coverage of the interval.
-        seeds: trunks, or orders from one checkpoint.
+        seeds: main runs, or orders from one checkpoint.
         sentence: the same in words.
     """
 
@@ -85,7 +85,7 @@ def branch(
     device: str = "cpu",
     level: float = 0.95,
     on_estimate: Callable[[float, int], None] | None = None,
-    on_done: Callable[[Leaves], None] | None = None,
+    on_done: Callable[[BranchCurves], None] | None = None,
 ) -> Branching:
     """Find the largest batch at which a run may go on without losing quality for the same samples.
 
@@ -95,27 +95,27 @@ def branch(
 
     Args:
         recipe: with a task and a schedule.
-        start: samples of the trunk; where `checkpoint` is given it says itself.
+        start: samples of the main run; where `checkpoint` is given it says itself.
         span: samples of every branch, at least 8 steps of the largest batch.
         factors: k, from 1 on.
-        seeds: trunks to train; from a checkpoint, sample orders.
+        seeds: main runs to train; from a checkpoint, sample orders.
         tolerance: absolute, in the metric: 0.01 in the paper's loss.
         smoothing: share of the old in the average over 8 evaluations of a branch.
         metric: "loss" should fall, any other rise.
         checkpoint: folder of a run's checkpoints, as `isobatch train --out DIR` writes to DIR/checkpoints.
-        out: folder whose `cells` keep finished trees.
+        out: folder whose `cells` keep finished jobs.
         workers: processes, one a core unless given.
-        budget: seconds after which no further tree is begun.
+        budget: seconds after which no further job is begun.
         device: where the runs compute, and how: "cuda,bf16".
         level: coverage of the interval.
-        on_estimate: called with seconds (0: unknown) and the number of trees.
-        on_done: called with each finished tree.
+        on_estimate: called with seconds (0: unknown) and the number of jobs.
+        on_done: called with each finished job.
 
     Returns:
         The critical batch by branching, with its interval.
 
     Raises:
-        InputError: values out of range, a span too short, or a budget that ended before any tree.
+        InputError: values out of range, a span too short, or a budget that ended before any job.
 
     References:
         arXiv 2505.23971 (Merrill et al.).
@@ -126,19 +126,20 @@ def branch(
     finite("level", level, 0, 1, open_low=True, open_high=True)
     _check(recipe, kinds, whole("span", span), start, checkpoint)
     place = None if checkpoint is None else str(newest(checkpoint))
-    trees = [Tree(plain_recipe(recipe), kinds, start or 0, span, seed, metric, place, device) for seed in range(count)]
+    plain = plain_recipe(recipe)
+    jobs = [BranchJob(plain, kinds, start or 0, span, seed, metric, place, device) for seed in range(count)]
     if on_estimate is not None:
         on_estimate(0.0, count)
-    grown: list[Leaves] = []
+    trained: list[BranchCurves] = []
     began, width = time.monotonic(), processes(workers)
     for first in range(0, count, width):
-        grown += (
+        trained += (
             run_all(
-                grow,
-                trees[first : first + width],
+                train_branches,
+                jobs[first : first + width],
                 out,
                 name=file_name,
-                read=lambda values: Leaves(**values),
+                read=lambda values: BranchCurves(**values),
                 workers=workers,
                 start=budget is None or time.monotonic() - began < budget,
                 fork=device.partition(",")[0] == "cpu",
@@ -146,14 +147,14 @@ def branch(
             )
             or []
         )
-    if not grown:
+    if not trained:
         raise InputError("the budget ended before any branch was trained; raise --budget")
-    return _judged(recipe, grown, kinds, span, tolerance=tolerance, smoothing=smoothing, metric=metric, level=level)
+    return _judged(recipe, trained, kinds, span, tolerance=tolerance, smoothing=smoothing, metric=metric, level=level)
 
 
 def _judged(
     recipe: Recipe,
-    grown: Sequence[Leaves],
+    trained: Sequence[BranchCurves],
     factors: tuple[int, ...],
     span: int,
     *,
@@ -162,10 +163,10 @@ def _judged(
     metric: str,
     level: float,
 ) -> Branching:
-    sign, size, seen = 1 if metric == "loss" else -1, recipe.batch.size, grown[0].seen
-    losses = sign * np.array([[_last(leaves.curves[str(k)], smoothing, sign) for leaves in grown] for k in factors])
+    sign, size, seen = 1 if metric == "loss" else -1, recipe.batch.size, trained[0].seen
+    losses = sign * np.array([[_last(curves.curves[str(k)], smoothing, sign) for curves in trained] for k in factors])
     best = critical_factor(factors, losses.mean(1) * sign, tolerance)
-    draws = np.random.default_rng(0).integers(0, len(grown), (_DRAWS, len(grown)))
+    draws = np.random.default_rng(0).integers(0, len(trained), (_DRAWS, len(trained)))
     found = sorted(critical_factor(factors, losses[:, draw].mean(1) * sign, tolerance) for draw in draws)
     low, high = (found[min(_DRAWS - 1, int(_DRAWS * share))] for share in ((1 - level) / 2, (1 + level) / 2))
     batches, largest = (best * size, low * size, high * size), best == factors[-1]
@@ -182,8 +183,8 @@ def _judged(
         largest=largest,
         tolerance=tolerance,
         level=level,
-        seeds=len(grown),
-        sentence=branch_sentence(recipe.batch.unit, seen, batches, len(grown), tolerance, metric, largest=largest),
+        seeds=len(trained),
+        sentence=branch_sentence(recipe.batch.unit, seen, batches, len(trained), tolerance, metric, largest=largest),
     )
 
 
@@ -228,7 +229,7 @@ def _check(recipe: Recipe, factors: tuple[int, ...], span: int, start: int | Non
             f"{MARKS * largest}, or lower factors"
         )
     if (start is None) == (checkpoint is None):
-        raise InputError("give start, the samples of the trunk, or checkpoint, a folder of a stored one")
+        raise InputError("give start, the samples of the main run, or checkpoint, a folder of a stored one")
     if start is not None:
         length = math.inf if recipe.schedule is None else recipe.staircase().length
         if whole("start", start, 0) + span > length:

@@ -120,7 +120,7 @@ def moves(recipe: RecipeData, batch: float, per_device: float | None = None) -> 
     found |= _average(recipe, change)
     if recipe.batch_norm is not None:
         ratio = change.kappa if per_device is None else batch_ratio(per_device, recipe.batch.per_device)
-        seen = replace(change, kappa=ratio, value=recipe.batch_norm.momentum)
+        seen = change._replace(kappa=ratio, value=recipe.batch_norm.momentum)
         found["batch_norm"] = Applied.by(batch_norm.POWER, seen)
     return found
 
@@ -138,7 +138,7 @@ def searched(recipe: RecipeData, moved: Moves) -> Moves:
     if recipe.schedule is None or not recipe.schedule.searches:
         return moved
     lr = moved["lr"]
-    return moved | {"lr": Applied.by(SEARCHED, replace(lr.change, value=recipe.optimizer.lr))}
+    return moved | {"lr": Applied.by(SEARCHED, lr.change._replace(value=recipe.optimizer.lr))}
 
 
 def row_of(recipe: RecipeData) -> OptimizerRow:
@@ -237,7 +237,7 @@ def _optimizer(recipe: RecipeData, change: Change) -> Iterator[tuple[str, Applie
     rate = Applied.by(lr, change).becomes
     others: Callable[[Rule, str], Rule] = lambda rule, letter: rule if lr.others is None else lr.others(letter)  # noqa: E731
     clock = momentum.SAMPLE_CLOCK if kinds.momentum == "sample-clock" else momentum.KEPT
-    moved = Applied.by(others(clock, "mu"), replace(change, value=o.momentum))
+    moved = Applied.by(others(clock, "mu"), change._replace(value=o.momentum))
     new_lr = rate * momentum.lr_factor(o.momentum, moved.becomes)
     follows = o.momentum > 0 and moved.rule is momentum.SAMPLE_CLOCK
     yield "lr", Applied(momentum.beside(lr) if follows else lr, change, new_lr)
@@ -247,29 +247,29 @@ def _optimizer(recipe: RecipeData, change: Change) -> Iterator[tuple[str, Applie
         ("betas[1]", o.betas[1], kinds.floors[1]),
         ("alpha", o.alpha, kinds.floors[1]),
     ):
-        seen = replace(change, value=value, floor=floor)
+        seen = change._replace(value=value, floor=floor)
         yield name, Applied.by(others(beta_rule(kinds.betas, seen), "beta"), seen)
     # by a search the printed rate is not the one that these stand beside
     plain, real = ("eta'*(1-mu)/(1-mu')" if follows else "eta'"), "eta'"
     if recipe.schedule is not None and recipe.schedule.searches:
         plain = f"({lr.formula})"
         real = f"({momentum.beside(lr).formula if follows else lr.formula})"
-    seen = replace(change, value=o.eps, rate=rate, new_lr=new_lr)
+    seen = change._replace(value=o.eps, rate=rate, new_lr=new_lr)
     eps = epsilon.eps_rule(row, lr, plain)
     yield "eps", Applied.by(others(eps, "eps") if row.adaptive else epsilon.NONE, seen)
     decay = weight_decay.decay_rule(row, coupling_of(recipe), real)
-    yield "weight_decay", Applied.by(others(decay, "lambda"), replace(seen, value=o.weight_decay))
+    yield "weight_decay", Applied.by(others(decay, "lambda"), seen._replace(value=o.weight_decay))
 
 
 def _average(recipe: RecipeData, change: Change) -> Iterator[tuple[str, Applied]]:
     kept = recipe.rules.average == "keep"
     span, decay = (average.HALF_LIFE_MOVED, average.KEPT) if kept else (average.HALF_LIFE, average.POWER)
-    yield "half_life", Applied.by(span, replace(change, value=recipe.half_life))
+    yield "half_life", Applied.by(span, change._replace(value=recipe.half_life))
     if recipe.ema is None:
         return
     rho = recipe.ema.decay
     if rho is None:
         rho = decay_at(recipe.half_life, recipe.batch.size * recipe.ema.every)
-    yield "ema.decay", Applied.by(decay, replace(change, value=rho))
+    yield "ema.decay", Applied.by(decay, change._replace(value=rho))
     if recipe.ema.final is not None:
-        yield "ema.final", Applied.by(decay, replace(change, value=recipe.ema.final))
+        yield "ema.final", Applied.by(decay, change._replace(value=recipe.ema.final))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Self
+from typing import NamedTuple, Self
 
 
 class Confidence(StrEnum):
@@ -39,7 +39,7 @@ class Side(StrEnum):
         return kappa != 1 and (self is Side.BOTH or (kappa > 1) == (self is Side.UP))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OptimizerRow:
     """Everything that the house knows of an optimizer; rules, plan, loop, `rescale` and builders read this row alone.
 
@@ -86,8 +86,7 @@ class OptimizerRow:
         return ("lr", *self.moments, *(("eps",) if self.adaptive else ()), "weight_decay")
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """A change of the batch as numbers: all that a rule sees. Letters are those of the printed formulas.
 
     Args:
@@ -126,8 +125,7 @@ class Change:
         return self.kappa * self.batch
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """The samples that a learning-rate curve is made of.
 
     Args:
@@ -143,8 +141,7 @@ class Span:
     stair: float
 
 
-@dataclass(frozen=True)
-class RuleWarning:
+class RuleWarning(NamedTuple):
     """When a rule is weak.
 
     Args:
@@ -158,7 +155,7 @@ class RuleWarning:
     source: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rule:
     """What happens to one setting when the batch changes.
 
@@ -223,8 +220,7 @@ class Rule:
                 yield (*found, warning.source)
 
 
-@dataclass(frozen=True)
-class Applied:
+class Applied(NamedTuple):
     """One setting moved by its rule.
 
     Args:
@@ -251,8 +247,7 @@ class Applied:
         return cls(rule, change, change.value if change.kappa == 1 else rule.number(change))
 
 
-@dataclass(frozen=True)
-class LearningRate:
+class LearningRate(NamedTuple):
     """One word of a recipe's rules.lr: a file in `isobatch/rules/lr` that holds its `CHOICE` is found there.
 
     Args:

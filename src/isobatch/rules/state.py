@@ -1,15 +1,14 @@
 """What a change of the batch does to an optimizer's state: settings need no history, state does."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from isobatch.rules import betas, momentum
 from isobatch.rules.noise_share import second_moment_factor
 from isobatch.rules.rule import OptimizerRow, Rule
 
 
-@dataclass(frozen=True)
-class StateChange:
+class StateChange(NamedTuple):
     """What the state of an optimizer saw, and what it will see.
 
     Args:

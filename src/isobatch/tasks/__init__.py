@@ -5,9 +5,9 @@ from isobatch.renamed import old_names
 
 need("torch")
 
-from isobatch.tasks.face import SHIPPED, Make, Run, Samples, TensorSamples, device_of, find, make_run, seeded
 from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.tasks.metric import LOSS, PERCENT, Metric
+from isobatch.tasks.task import SHIPPED, Make, Run, Samples, TensorSamples, device_of, find, make_run, seeded
 
 __all__ = [
     "LOSS",

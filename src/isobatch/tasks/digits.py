@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from isobatch.plan import Recipe
-from isobatch.tasks.face import Run, TensorSamples, device_of, seeded
 from isobatch.tasks.folds import Part, digits
 from isobatch.tasks.metric import LOSS, PERCENT, Metric
+from isobatch.tasks.task import Run, TensorSamples, device_of, seeded
 from isobatch.units import whole
 
 DECLARED = {

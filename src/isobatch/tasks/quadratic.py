@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from isobatch.plan import Recipe, Settings
-from isobatch.tasks.face import Run, TensorSamples, seeded
 from isobatch.tasks.metric import LOSS
+from isobatch.tasks.task import Run, TensorSamples, seeded
 from isobatch.units import decay_at, finite, whole
 
 Array = np.ndarray

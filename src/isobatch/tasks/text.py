@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
-from isobatch.tasks.face import Run, TensorSamples, device_of, seeded
 from isobatch.tasks.metric import LOSS, Metric
+from isobatch.tasks.task import Run, TensorSamples, device_of, seeded
 from isobatch.units import whole
 
 WINDOWS, HELD_OUT_WINDOWS, CONTEXT = 8192, 256, 64

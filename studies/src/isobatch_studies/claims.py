@@ -29,7 +29,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Finding:
     """What a study found on a claim.
 
     Args:
@@ -72,7 +72,7 @@ def claims(study: str) -> dict[str, Claim]:
     return {item["id"]: Claim(**item) for item in criteria(study)["claims"]}
 
 
-def outcome(claim: Claim, seeds: int, held: bool | None, evidence: str) -> Outcome:
+def outcome(claim: Claim, seeds: int, held: bool | None, evidence: str) -> Finding:
     """Judge a claim, or abstain when too few seeds were run.
 
     Args:
@@ -86,7 +86,7 @@ def outcome(claim: Claim, seeds: int, held: bool | None, evidence: str) -> Outco
     """
     enough = seeds >= claim.seeds
     text = evidence if enough else f"{evidence}; {seeds} seeds of the {claim.seeds} that a verdict takes"
-    return Outcome(claim.id, claim.claim, claim.source, held if enough else None, text)
+    return Finding(claim.id, claim.claim, claim.source, held if enough else None, text)
 
 
 def all_hold(parts: Iterable[bool | None]) -> bool | None:
@@ -108,7 +108,7 @@ def all_hold(parts: Iterable[bool | None]) -> bool | None:
     return None if None in found or not found else True
 
 
-def as_dict(outcomes: list[Outcome]) -> list[dict[str, Any]]:
+def as_dict(outcomes: list[Finding]) -> list[dict[str, Any]]:
     """Return outcomes as plain values for result.json.
 
     Args:

@@ -11,7 +11,7 @@ from isobatch.verify.workers import Curve
 
 
 @dataclass(frozen=True)
-class Interval:
+class MeanInterval:
     """A mean with its two-sided 95% interval.
 
     Args:
@@ -21,7 +21,7 @@ class Interval:
         values: how many.
 
     Example:
-        >>> print(Interval(1.0, 0.5, 1.5, 20))
+        >>> print(MeanInterval(1.0, 0.5, 1.5, 20))
         1.00 [0.50, 1.50]
     """
 
@@ -42,7 +42,7 @@ class Interval:
         return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float]) -> MeanInterval:
     """Return the mean of independent values with its 95% interval by Student's t.
 
     Args:
@@ -53,13 +53,13 @@ def interval(values: Sequence[float]) -> Interval:
 
     Example:
         >>> interval([1.0, 2.0, 3.0])
-        Interval(mean=2.0, low=-0.4841..., high=4.4841..., values=3)
+        MeanInterval(mean=2.0, low=-0.4841..., high=4.4841..., values=3)
     """
     array = np.asarray(values, dtype=float)
     half = math.inf
     if len(array) > 1:
         half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / math.sqrt(len(array)))
-    return Interval(float(array.mean()), float(array.mean()) - half, float(array.mean()) + half, len(array))
+    return MeanInterval(float(array.mean()), float(array.mean()) - half, float(array.mean()) + half, len(array))
 
 
 def last(curve: Curve, metric: str, otherwise: float) -> float:

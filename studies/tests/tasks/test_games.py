@@ -14,7 +14,7 @@ from isobatch.tasks import make_run
 from isobatch.train import Trainer
 from isobatch.train.persistence import restore, state_of
 from isobatch_studies.tasks.cartpole import LIMIT, CartPoles, judge
-from isobatch_studies.tasks.games import Outcome, Rollouts, a2c_loss, discounted, uniform
+from isobatch_studies.tasks.games import Rollouts, Transition, a2c_loss, discounted, uniform
 
 
 def made(seed=0, size=20, **options):
@@ -78,7 +78,7 @@ class Scripted:
         ended, cut = (flags[self.frame][games].astype(self.kind) for flags in (self.ended, self.cut))
         self.frame += 1
         last = torch.full((len(games), 1), 100.0 + self.frame)
-        return Outcome(np.arange(1.0, 1 + len(games)), ended, cut, last)
+        return Transition(np.arange(1.0, 1 + len(games)), ended, cut, last)
 
 
 ENDS = {

@@ -1,14 +1,15 @@
 """Learning-rate rules: every file of this folder that holds a `CHOICE` is one word of a recipe's rules.lr."""
 
 from importlib import import_module
-from pkgutil import iter_modules
+from pathlib import Path
 
 from isobatch.rules.optimizers import OPTIMIZERS
 from isobatch.rules.rule import Confidence, LearningRate, OptimizerRow, Rule
 
 __all__ = ["LEARNING_RATES", "lr_rule"]
 
-_FOUND = [import_module(f"{__name__}.{item.name}") for item in iter_modules(__path__)]
+_FILES = sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
+_FOUND = [import_module(f"{__name__}.{name}") for name in _FILES]
 _SURE = list(Confidence)
 
 

@@ -1,7 +1,6 @@
 """LEGW: learning rate by the square root, warm-up linear in epochs, no other number of the optimizer retuned."""
 
 import math
-from dataclasses import replace
 
 from isobatch.errors import InputError
 from isobatch.rules.lr.square_root import square_root
@@ -50,7 +49,7 @@ def _curves(span: Span, c: Change) -> Span:
     """The warm-up grows by kappa, and the decay still begins where the reference's warm-up ended."""
     start = span.warmup if span.decay_from is None else span.decay_from
     _, warmup = legw(c.lr, span.warmup, c.kappa, span.length)
-    return replace(span, warmup=warmup, decay_from=start)
+    return span._replace(warmup=warmup, decay_from=start)
 
 
 def _others(letter: str) -> Rule:

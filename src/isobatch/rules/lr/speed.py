@@ -1,7 +1,5 @@
 """Not the same run at another batch, but the fastest to the same loss, by a measured critical batch."""
 
-from dataclasses import replace
-
 from isobatch.errors import InputError
 from isobatch.rules.critical_batch import optimal_lr, samples_factor, surge_lr
 from isobatch.rules.rule import Change, Confidence, LearningRate, OptimizerRow, Rule, RuleWarning, Side, Span
@@ -20,7 +18,7 @@ def _curves(span: Span, c: Change) -> Span:
         return span
     times = samples_factor(c.new_batch, size) / samples_factor(c.batch, size)
     start = None if span.decay_from is None else span.decay_from * times
-    return replace(span, length=span.length * times, warmup=span.warmup * times, decay_from=start, stair=c.new_batch)
+    return span._replace(length=span.length * times, warmup=span.warmup * times, decay_from=start, stair=c.new_batch)
 
 
 def _another(c: Change, _: float) -> tuple[str, str]:

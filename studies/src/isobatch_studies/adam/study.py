@@ -19,7 +19,7 @@ from isobatch_studies.adam import grid as layout
 from isobatch_studies.adam.page import html, picture
 from isobatch_studies.adam.quadratic import sweep
 from isobatch_studies.adam.shares import Shares, measure_shares, shares_name
-from isobatch_studies.claims import Outcome, as_dict, claims, criteria, outcome
+from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
 
 NAME = "adam"
 _SAME, _DIFFERENT = "SAME", "DIFFERENT"
@@ -121,7 +121,7 @@ def _rows(
     ]
 
 
-def judge_claims(rows: list[dict[str, Any]], seeds: int) -> list[Outcome]:
+def judge_claims(rows: list[dict[str, Any]], seeds: int) -> list[Finding]:
     """Compute `held` of every claim from the criteria.
 
     Args:

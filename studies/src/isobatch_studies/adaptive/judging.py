@@ -10,7 +10,7 @@ from scipy import stats
 from isobatch.tasks import LOSS
 from isobatch.verify.judging import judge as compare
 from isobatch_studies.adaptive.paths import MARKS, Path
-from isobatch_studies.claims import Outcome, claims, outcome
+from isobatch_studies.claims import Finding, claims, outcome
 
 NAME = "adaptive"
 SMALL, FULL, BARE = "fixed {}", "adaptive", "adaptive, learning rate only"
@@ -131,7 +131,7 @@ def savings(paths: Mapping[str, Sequence[Path]], goal: float) -> list[dict[str, 
 
 def judge(
     table: Sequence[dict[str, Any]], saved: Sequence[dict[str, float | None]], seeds: int, *, complete: bool
-) -> list[Outcome]:
+) -> list[Finding]:
     """Compute `held` of both claims.
 
     Args:

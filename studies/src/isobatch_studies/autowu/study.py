@@ -11,8 +11,8 @@ from isobatch.verify.cells import train_all
 from isobatch.verify.workers import Curve
 from isobatch_studies.autowu import grid as layout
 from isobatch_studies.autowu.page import html, picture
-from isobatch_studies.claims import Claim, Outcome, all_hold, as_dict, claims, criteria, outcome
-from isobatch_studies.paired import Interval, choose, interval, last
+from isobatch_studies.claims import Claim, Finding, all_hold, as_dict, claims, criteria, outcome
+from isobatch_studies.paired import MeanInterval, choose, interval, last
 
 NAME, CHANCE = "autowu", 10.0
 
@@ -110,7 +110,7 @@ def _row(
     }  # fmt: skip
 
 
-def judge_claims(rows: list[dict[str, Any]]) -> list[Outcome]:
+def judge_claims(rows: list[dict[str, Any]]) -> list[Finding]:
     """Compute `held` of every claim from the criteria.
 
     Args:
@@ -128,15 +128,15 @@ def judge_claims(rows: list[dict[str, Any]]) -> list[Outcome]:
     claim, short = known["autowu/short-budget-mended"], of.get(wanted[0].label)
     if short is None or "as published" not in short["gaps"]:
         return [first, outcome(claim, 0, None, "not run"), back]
-    broken, mended = Interval(**short["gaps"]["as published"]), Interval(**short["gaps"]["AutoWU"])
+    broken, mended = MeanInterval(**short["gaps"]["as published"]), MeanInterval(**short["gaps"]["AutoWU"])
     text = f"minus the chosen peak: as published {broken}, mended {mended}, "
-    text += f"with rollback {Interval(**short['gaps']['AutoWU, rollback'])} points"
+    text += f"with rollback {MeanInterval(**short['gaps']['AutoWU, rollback'])} points"
     return [first, outcome(claim, short["seeds"], broken.high < -10 and mended.low > -2, text), back]
 
 
-def _untuned(claim: Claim, rows: list[dict[str, Any]], arm: str, cells: int) -> Outcome:
+def _untuned(claim: Claim, rows: list[dict[str, Any]], arm: str, cells: int) -> Finding:
     found = [row for row in rows if arm in row["gaps"]]
-    gaps = {f"{row['optimizer']} {row['batch']}": Interval(**row["gaps"][arm]) for row in found}
+    gaps = {f"{row['optimizer']} {row['batch']}": MeanInterval(**row["gaps"][arm]) for row in found}
     held = all_hold([*(gap.low > -1 for gap in gaps.values()), *[None] * (cells - len(found))])
     evidence = "; ".join(f"{name}: {gap}" for name, gap in gaps.items()) or "not run"
     evidence += "" if len(found) in (0, cells) else f"; {len(found)} of {cells} cells"

@@ -12,9 +12,9 @@ from isobatch.verify.workers import Curve
 from isobatch_studies.batch_augmentation import grid as layout
 from isobatch_studies.batch_augmentation import variance
 from isobatch_studies.batch_augmentation.page import html, picture
-from isobatch_studies.claims import Outcome, as_dict, claims, criteria, outcome
+from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
 from isobatch_studies.folds import chosen
-from isobatch_studies.paired import Interval, interval, last
+from isobatch_studies.paired import MeanInterval, interval, last
 
 NAME = "batch-augmentation"
 CHANCE = 10.0
@@ -137,7 +137,7 @@ def _law(rules: dict[str, Any], measured: list[Curve]) -> dict[str, Any]:
     }
 
 
-def judge_claims(row: dict[str, Any] | None, law: dict[str, Any] | None) -> list[Outcome]:
+def judge_claims(row: dict[str, Any] | None, law: dict[str, Any] | None) -> list[Finding]:
     """Compute `held` of every claim from the criteria.
 
     Args:
@@ -149,10 +149,10 @@ def judge_claims(row: dict[str, Any] | None, law: dict[str, Any] | None) -> list
     """
     known = claims(NAME)
 
-    def above(claim: str, key: str, views: tuple[int, ...], unit: str) -> Outcome:
+    def above(claim: str, key: str, views: tuple[int, ...], unit: str) -> Finding:
         if row is None:
             return outcome(known[claim], 0, None, "not run")
-        found = {m: Interval(**row[key][layout.views_arm(m)]) for m in views}
+        found = {m: MeanInterval(**row[key][layout.views_arm(m)]) for m in views}
         text = ", ".join(f"M = {m}: {gap}" for m, gap in found.items())
         return outcome(known[claim], row["seeds"], all(gap.low > 0 for gap in found.values()), f"{text} {unit}")
 
@@ -163,7 +163,7 @@ def judge_claims(row: dict[str, Any] | None, law: dict[str, Any] | None) -> list
     ]
     if law is None:
         return [*found, outcome(known[ids[2]], 0, None, "not run")]
-    apart = {m: Interval(**part) for m, part in law["log_ratio"].items()}
+    apart = {m: MeanInterval(**part) for m, part in law["log_ratio"].items()}
     inside = all(gap.low > -0.1 and gap.high < 0.1 for gap in apart.values())
     text = "log of measured over law " + ", ".join(f"M = {m}: {gap}" for m, gap in apart.items())
     return [*found, outcome(known[ids[2]], law["seeds"], inside, text)]

@@ -9,12 +9,12 @@ import numpy as np
 from isobatch.report import prepare, write, write_result
 from isobatch.verify.cells import hashed, run_all, train_all
 from isobatch.verify.workers import Curve
-from isobatch_studies.claims import Outcome, as_dict, claims, criteria, outcome
+from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
 from isobatch_studies.concurrent_adversarial import grid as layout
 from isobatch_studies.concurrent_adversarial import overlap
 from isobatch_studies.concurrent_adversarial.page import html, picture
 from isobatch_studies.folds import chosen
-from isobatch_studies.paired import Interval, interval, last
+from isobatch_studies.paired import MeanInterval, interval, last
 
 NAME = "concurrent-adversarial"
 CHANCE = 10.0
@@ -117,7 +117,7 @@ def _accuracy(rules: dict[str, Any], runs: dict[str, list[Curve]]) -> dict[str, 
     }
 
 
-def judge_claims(row: dict[str, Any] | None, times: dict[str, Any] | None) -> list[Outcome]:
+def judge_claims(row: dict[str, Any] | None, times: dict[str, Any] | None) -> list[Finding]:
     """Compute `held` of every claim from the criteria.
 
     Args:
@@ -133,11 +133,11 @@ def judge_claims(row: dict[str, Any] | None, times: dict[str, Any] | None) -> li
     if row is None:
         found += [outcome(known[better], 0, None, "not run"), outcome(known[free], 0, None, "not run")]
     else:
-        gain, noise = (Interval(**row["over_plain"][name]) for name in (layout.stale(1), layout.NOISE))
+        gain, noise = (MeanInterval(**row["over_plain"][name]) for name in (layout.stale(1), layout.NOISE))
         text = f"tau = 1 minus plain {gain} points; random signs minus plain {noise}; "
-        text += f"tau = 1 minus random signs {Interval(**row['noise_gap'])}"
+        text += f"tau = 1 minus random signs {MeanInterval(**row['noise_gap'])}"
         found.append(outcome(known[better], row["seeds"], gain.low > 0, text))
-        apart = {tau: Interval(**row["over_fresh"][layout.stale(tau)]) for tau in range(1, 6)}
+        apart = {tau: MeanInterval(**row["over_fresh"][layout.stale(tau)]) for tau in range(1, 6)}
         inside = all(gap.low > -0.5 and gap.high < 0.5 for gap in apart.values())
         text = "minus tau = 0, in points: " + ", ".join(f"tau = {tau}: {gap}" for tau, gap in apart.items())
         found.append(outcome(known[free], row["seeds"], inside, text))

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from isobatch_studies.claims import Outcome, claims, criteria, outcome
+from isobatch_studies.claims import Finding, claims, criteria, outcome
 
 NAME = "decentlam"
 LAZY, SMALL = "lazy ring, gamma 1e-2", "ring, gamma 1e-3"
 
 
-def judge_claims(data: dict[str, Any]) -> list[Outcome]:
+def judge_claims(data: dict[str, Any]) -> list[Finding]:
     """Judge the claims.
 
     Args:

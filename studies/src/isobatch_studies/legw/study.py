@@ -10,10 +10,10 @@ import numpy as np
 from isobatch.report import prepare, write, write_result
 from isobatch.verify.cells import train_all
 from isobatch.verify.workers import Curve
-from isobatch_studies.claims import Outcome, as_dict, claims, criteria, outcome
+from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
 from isobatch_studies.legw import grid as layout
 from isobatch_studies.legw.page import html, picture
-from isobatch_studies.paired import Interval, choose, interval, last
+from isobatch_studies.paired import MeanInterval, choose, interval, last
 
 NAME = "legw"
 CHANCE = {"accuracy": 10.0, "loss": math.log(256)}
@@ -126,7 +126,7 @@ def _distance(scores: dict[float, list[float]], chosen: float) -> float | None:
     return min(failing) / chosen if failing else None
 
 
-def judge_claims(rows: list[dict[str, Any]]) -> list[Outcome]:
+def judge_claims(rows: list[dict[str, Any]]) -> list[Finding]:
     """Compute `held` of every claim from the criteria.
 
     Args:
@@ -137,10 +137,10 @@ def judge_claims(rows: list[dict[str, Any]]) -> list[Outcome]:
     """
     known, of = claims(NAME), {row["task"]: row for row in rows}
 
-    def judged(name: str, task: str, arm: str, test: Callable[[Interval], bool], unit: str) -> Outcome:
+    def judged(name: str, task: str, arm: str, test: Callable[[MeanInterval], bool], unit: str) -> Finding:
         if task not in of:
             return outcome(known[name], 0, None, "not run")
-        gap = Interval(**of[task]["gaps"][arm])
+        gap = MeanInterval(**of[task]["gaps"][arm])
         text = f"{arm} minus base {gap} {unit}"
         if arm == "linear":
             distances = sorted({d for d in of[task]["distance"].values() if d}, key=float)

@@ -9,7 +9,7 @@ from typing import Any
 from isobatch.critical import Point, Sweep, sweep
 from isobatch.critical.trial import at
 from isobatch.plan import Recipe
-from isobatch_studies.noise_scale.probing import Probe
+from isobatch_studies.noise_scale.probing import NoiseProbe
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def stops(steps: float, count: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(steps * k / count)) for k in range(1, count + 1)}))
 
 
-def along(domain: Domain, point: Point, seeds: int, count: int) -> list[Probe]:
+def along(domain: Domain, point: Point, seeds: int, count: int) -> list[NoiseProbe]:
     """Return the runs that are followed in a domain.
 
     Args:
@@ -139,12 +139,10 @@ def along(domain: Domain, point: Point, seeds: int, count: int) -> list[Probe]:
         Probes by seed.
     """
     recipe, places = at(domain.recipe, point.batch, point.lr), stops(point.steps, count)
-    return [
-        Probe(domain.name, recipe, seed, places, domain.chunk, domain.chunks, domain.metric) for seed in range(seeds)
-    ]
+    return _probes(domain.name, recipe, domain, places, seeds)
 
 
-def beside(part: dict[str, Any], known: list[Domain], seeds: int, count: int) -> dict[str, list[Probe]]:
+def beside(part: dict[str, Any], known: list[Domain], seeds: int, count: int) -> dict[str, list[NoiseProbe]]:
     """Return the runs that answer the two questions beside the table: widths, and batches at one temperature.
 
     Args:
@@ -156,7 +154,7 @@ def beside(part: dict[str, Any], known: list[Domain], seeds: int, count: int) ->
     Returns:
         "widths" and "temperature" -> probes, each labelled by its width or batch.
     """
-    found: dict[str, list[Probe]] = {}
+    found: dict[str, list[NoiseProbe]] = {}
     by_name = {domain.name: domain for domain in known}
     if part["widths"] is not None:
         spec = part["widths"]
@@ -178,5 +176,7 @@ def beside(part: dict[str, Any], known: list[Domain], seeds: int, count: int) ->
     return found
 
 
-def _probes(label: str, recipe: Recipe, domain: Domain, places: tuple[int, ...], seeds: int) -> list[Probe]:
-    return [Probe(label, recipe, seed, places, domain.chunk, domain.chunks, domain.metric) for seed in range(seeds)]
+def _probes(label: str, recipe: Recipe, domain: Domain, places: tuple[int, ...], seeds: int) -> list[NoiseProbe]:
+    return [
+        NoiseProbe(label, recipe, seed, places, domain.chunk, domain.chunks, domain.metric) for seed in range(seeds)
+    ]

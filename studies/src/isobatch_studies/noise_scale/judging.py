@@ -11,14 +11,14 @@ from scipy import stats
 
 from isobatch.critical import Point, Sweep, fit
 from isobatch.errors import InputError
-from isobatch_studies.claims import Outcome, all_hold, claims, outcome
+from isobatch_studies.claims import Finding, all_hold, claims, outcome
 from isobatch_studies.noise_scale.grid import Domain
-from isobatch_studies.noise_scale.probing import Reading
+from isobatch_studies.noise_scale.probing import NoiseCurve
 
 NAME, LEAST = "noise-scale", 8
 
 
-def row(domain: Domain, found: Sweep, point: Point | None, readings: Sequence[Reading] | None) -> dict[str, Any]:
+def row(domain: Domain, found: Sweep, point: Point | None, readings: Sequence[NoiseCurve] | None) -> dict[str, Any]:
     """Return a domain's row of the table.
 
     Args:
@@ -60,17 +60,17 @@ def _fitted(found: Sweep, index: int) -> dict[str, Any] | None:
     return {"value": made.critical.value, "low": low, "high": open_end, "identified": made.identified}
 
 
-def _first(reading: Reading) -> float | None:
+def _first(reading: NoiseCurve) -> float | None:
     good = bool(reading.identified and reading.identified[0])
     return reading.scales[0] if good else None
 
 
-def _average(reading: Reading) -> float | None:
+def _average(reading: NoiseCurve) -> float | None:
     known = [scale for _, scale in reading.usable()]
     return float(np.mean(known)) if len(known) >= LEAST else None
 
 
-def _rise(reading: Reading) -> float | None:
+def _rise(reading: NoiseCurve) -> float | None:
     known = [scale for _, scale in reading.usable()]
     return known[-1] / known[0] if len(known) >= LEAST else None
 
@@ -110,7 +110,7 @@ def _calibrated(found: Sweep, averages: Sequence[float | None]) -> float | None:
     return critical / simple * other / measured
 
 
-def largest_ratio(groups: dict[str, list[Reading]], points: int = 5) -> tuple[float, str] | None:
+def largest_ratio(groups: dict[str, list[NoiseCurve]], points: int = 5) -> tuple[float, str] | None:
     """Return the largest ratio of noise scales at equal loss between two groups of runs.
 
     Args:
@@ -139,7 +139,7 @@ def _at(losses: np.ndarray, curve: list[tuple[float, float]]) -> np.ndarray:
     return np.interp(losses, known, np.log(scales))
 
 
-def judge(rows: Sequence[dict[str, Any]], beside: dict[str, dict[str, list[Reading]]], seeds: int) -> list[Outcome]:
+def judge(rows: Sequence[dict[str, Any]], beside: dict[str, dict[str, list[NoiseCurve]]], seeds: int) -> list[Finding]:
     """Compute `held` of every claim from the criteria.
 
     Args:

@@ -14,7 +14,7 @@ from isobatch.verify.cells import hashed, recipe_values
 
 
 @dataclass(frozen=True)
-class Probe:
+class NoiseProbe:
     """One run whose noise scale is followed.
 
     Args:
@@ -37,7 +37,7 @@ class Probe:
 
 
 @dataclass
-class Reading:
+class NoiseCurve:
     """What a probe found.
 
     Args:
@@ -70,7 +70,7 @@ class Reading:
         return [(value, scale) for value, scale, good in rows if good and scale is not None]
 
 
-def probe(job: Probe) -> Reading:
+def probe(job: NoiseProbe) -> NoiseCurve:
     """Train a run and measure at its stops.
 
     Args:
@@ -83,7 +83,7 @@ def probe(job: Probe) -> Reading:
     from isobatch.train import Trainer
 
     trainer = Trainer(make_run(job.recipe, job.seed), job.recipe, order_seed=job.seed)
-    found = Reading(job.label, job.seed, job.recipe.batch.size, [], [], [], [], [], [])
+    found = NoiseCurve(job.label, job.seed, job.recipe.batch.size, [], [], [], [], [], [])
     for number, step in enumerate(job.steps):
         try:
             while trainer.steps < step:
@@ -119,7 +119,7 @@ def drawn(run: Run, chunk: int, chunks: int, seed: int) -> list[Any]:
     return [samples[part] for part in order.split(chunk)]
 
 
-def file_name(job: Probe) -> str:
+def file_name(job: NoiseProbe) -> str:
     """Return the file name of a probe's reading.
 
     Args:

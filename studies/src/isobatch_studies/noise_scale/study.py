@@ -11,7 +11,7 @@ from isobatch_studies.claims import as_dict, criteria
 from isobatch_studies.noise_scale import grid as layout
 from isobatch_studies.noise_scale.judging import NAME, judge, row
 from isobatch_studies.noise_scale.page import html, pictures
-from isobatch_studies.noise_scale.probing import Probe, Reading, file_name, probe
+from isobatch_studies.noise_scale.probing import NoiseCurve, NoiseProbe, file_name, probe
 
 _RATES = 6
 
@@ -47,7 +47,7 @@ def run(
     def left() -> float | None:
         return None if budget is None else max(0.0, budget - (time.monotonic() - began))
 
-    def follow(probes: list[Probe]) -> list[Reading] | None:
+    def follow(probes: list[NoiseProbe]) -> list[NoiseCurve] | None:
         start = left() is None or bool(left())
         name, read = file_name, _read
         return run_all(probe, probes, out, name=name, read=read, workers=workers, start=start, on_done=on_done)
@@ -86,5 +86,5 @@ def _write(folder: Path, data: dict[str, Any]) -> None:
     write(folder / "report.html", html(data))
 
 
-def _read(values: dict[str, Any]) -> Reading:
-    return Reading(**values)
+def _read(values: dict[str, Any]) -> NoiseCurve:
+    return NoiseCurve(**values)

@@ -12,7 +12,7 @@ from isobatch.tasks import LOSS
 from isobatch.verify.cells import train_all
 from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve
-from isobatch_studies.claims import Outcome, as_dict, claims, criteria, outcome
+from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
 from isobatch_studies.progressive import grid as layout
 from isobatch_studies.progressive.page import html, picture
 
@@ -94,7 +94,7 @@ def _worst(one: Curve, other: Curve, marks: tuple[int, ...]) -> float:
     return float(np.abs(np.log(np.where(np.isfinite(a), a, 10 * b)) - np.log(b)).max())
 
 
-def judge_claims(rows: list[dict[str, Any]], seeds: int, tasks: list[str]) -> list[Outcome]:
+def judge_claims(rows: list[dict[str, Any]], seeds: int, tasks: list[str]) -> list[Finding]:
     """Compute `held` of every claim from the criteria.
 
     Args:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from isobatch_studies.claims import Outcome, all_hold, as_dict, claims, outcome
+from isobatch_studies.claims import Finding, all_hold, as_dict, claims, outcome
 from isobatch_studies.pseudo_label.grid import AGAIN, SUPERVISED
 
 NAME = "pseudo-label"
@@ -33,7 +33,7 @@ def judge_claims(rows: list[Row], seeds: int, part: dict[str, Any]) -> list[dict
         "labels-lower-loss": _help(rows, "loss_gap", f"{_ALONE} log loss is {{:+.3f}} higher [{{:.3f}}, {{:.3f}}]"),
         "control-same": _control(rows),
     }
-    found: list[Outcome] = []
+    found: list[Finding] = []
     for name, claim in known.items():
         held, evidence = judged[name.partition("/")[2]]
         found.append(outcome(claim, seeds, held, evidence))

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
-from isobatch.tasks.face import Run, device_of, seeded
 from isobatch.tasks.metric import Metric
+from isobatch.tasks.task import Run, device_of, seeded
 from isobatch.units import whole
-from isobatch_studies.tasks.games import Array, Outcome, Rollouts, a2c_loss, choose, uniform
+from isobatch_studies.tasks.games import Array, Rollouts, Transition, a2c_loss, choose, uniform
 
 HIGH, WIDE, STACK, SKIP = 42, 40, 4, 4
 _JUDGED, _FRAMES = 4, 150
@@ -90,7 +90,7 @@ class Arcade:
         """Return the last four screens of some games, float32 of shape (games, 4, 42, 40) in [0, 1]."""
         return torch.as_tensor(self.screens[games]).float() / 255
 
-    def act(self, games: Array, actions: Array) -> Outcome:
+    def act(self, games: Array, actions: Array) -> Transition:
         """Take one action in each of some games, all different."""
         reward, ended, cut = np.zeros(len(games)), np.zeros(len(games), bool), np.zeros(len(games), bool)
         for i, (g, action) in enumerate(zip(games, actions, strict=True)):
@@ -99,7 +99,7 @@ class Arcade:
         last = self.observe(games)
         for g in games[ended | cut]:
             self._start(int(g))
-        return Outcome(reward, ended, cut, last)
+        return Transition(reward, ended, cut, last)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the starts, and what was done in every game since."""

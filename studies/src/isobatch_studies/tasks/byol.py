@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from isobatch.augment import Views, augment
 from isobatch.plan import Recipe
-from isobatch.tasks.face import Run, TensorSamples, seeded
 from isobatch.tasks.loss_context import LossContext, LossNeeds
+from isobatch.tasks.task import Run, TensorSamples, seeded
 from isobatch.units import whole
 from isobatch_studies.tasks.images import images
 from isobatch_studies.tasks.probe import MOST, Probe

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from isobatch.plan import Recipe
-from isobatch.tasks.face import Run, device_of, seeded
 from isobatch.tasks.metric import LOSS, Metric
+from isobatch.tasks.task import Run, device_of, seeded
 from isobatch.units import whole
-from isobatch_studies.tasks.games import Array, Outcome, Rollouts, a2c_loss, choose, uniform
+from isobatch_studies.tasks.games import Array, Rollouts, Transition, a2c_loss, choose, uniform
 
 LIMIT = 500
 DECLARED = {"loss": LOSS, "return": Metric("difference", better="higher", unit="frames", scale=float(LIMIT))}
@@ -76,7 +76,7 @@ class CartPoles:
         """Return the states of some games, float32 of shape (games, 4)."""
         return torch.as_tensor(self.states[games], dtype=torch.float32)
 
-    def act(self, games: Array, actions: Array) -> Outcome:
+    def act(self, games: Array, actions: Array) -> Transition:
         """Take one action in each of some games, all different."""
         after = advance(self.states[games], actions)
         self.states[games] = after
@@ -84,7 +84,7 @@ class CartPoles:
         ended = fallen(after)
         cut = ~ended & (self.ages[games] >= LIMIT)
         self._start(games[ended | cut])
-        return Outcome(np.ones(len(games)), ended, cut, torch.as_tensor(after, dtype=torch.float32))
+        return Transition(np.ones(len(games)), ended, cut, torch.as_tensor(after, dtype=torch.float32))
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors."""

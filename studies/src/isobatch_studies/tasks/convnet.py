@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
-from isobatch.tasks.face import Run, TensorSamples, device_of, seeded
 from isobatch.tasks.metric import LOSS, PERCENT
+from isobatch.tasks.task import Run, TensorSamples, device_of, seeded
 from isobatch.units import finite, whole
 from isobatch_studies.tasks.images import images
 

@@ -10,8 +10,8 @@ from isobatch.augment import Views, augment
 from isobatch.average import ObservedMean
 from isobatch.curves import Staircase
 from isobatch.plan import Recipe
-from isobatch.tasks.face import Run, TensorSamples, seeded
 from isobatch.tasks.loss_context import LossContext, LossNeeds
+from isobatch.tasks.task import Run, TensorSamples, seeded
 from isobatch.units import finite, half_life, whole
 from isobatch_studies.tasks.byol import encoded, head
 from isobatch_studies.tasks.images import images

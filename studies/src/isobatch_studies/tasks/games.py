@@ -20,7 +20,7 @@ _MIX = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dt
 Array = np.ndarray
 
 
-class Outcome(NamedTuple):
+class Transition(NamedTuple):
     """What a step of some games gave.
 
     Args:
@@ -45,7 +45,7 @@ class Games(Protocol):
         """Return what is seen of some games, float32 of shape (games, ...)."""
         ...
 
-    def act(self, games: Array, actions: Array) -> Outcome:
+    def act(self, games: Array, actions: Array) -> Transition:
         """Take one action in each of some games, all different."""
         ...
 

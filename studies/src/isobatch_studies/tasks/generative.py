@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from isobatch.plan import Recipe
-from isobatch.tasks.face import Run, TensorSamples, device_of, seeded
 from isobatch.tasks.folds import digits
 from isobatch.tasks.metric import LOSS
+from isobatch.tasks.task import Run, TensorSamples, device_of, seeded
 from isobatch.units import whole
 
 PIXELS = 64

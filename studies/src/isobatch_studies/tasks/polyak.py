@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from isobatch.augment import Views, augment
 from isobatch.plan import Recipe
-from isobatch.tasks.face import Run, TensorSamples, device_of, seeded
 from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.tasks.metric import LOSS, PERCENT
+from isobatch.tasks.task import Run, TensorSamples, device_of, seeded
 from isobatch.units import finite, whole
 from isobatch_studies.tasks.images import images
 from isobatch_studies.tasks.pixels import Part

@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from isobatch.augment import Views, augment
 from isobatch.average import recalibrate
-from isobatch.tasks.face import device_of
 from isobatch.tasks.metric import LOSS, PERCENT, Metric
+from isobatch.tasks.task import device_of
 from isobatch_studies.tasks.pixels import Images, Part
 
 CHUNK, MOST, STATISTICS = 512, 4096, 1024

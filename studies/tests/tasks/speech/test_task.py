@@ -18,7 +18,7 @@ from isobatch.train import Device, Trainer
 from isobatch.train.persistence import restore, state_of
 from isobatch_studies.tasks.speech import greedy, pools
 from isobatch_studies.tasks.speech.task import masked, per_utterance, pseudo_label
-from isobatch_studies.tasks.speech.utterances import Batch
+from isobatch_studies.tasks.speech.utterances import UtteranceBatch
 
 ADAM = {"name": "adam", "lr": 0.003, "momentum": None, "betas": [0.9, 0.99]}
 
@@ -43,7 +43,9 @@ def batch_of(*pairs, bands=4):
     for row, n in enumerate(lengths.tolist()):
         features[row, :n] = torch.randn(n, bands, generator=chance)
     targets = nn.utils.rnn.pad_sequence([torch.tensor(y, dtype=torch.int64) for _, y in pairs], batch_first=True)
-    return Batch(features, lengths, targets, torch.tensor([len(y) for _, y in pairs]), torch.ones(len(pairs)) > 0)
+    return UtteranceBatch(
+        features, lengths, targets, torch.tensor([len(y) for _, y in pairs]), torch.ones(len(pairs)) > 0
+    )
 
 
 def test_the_loss_of_an_utterance_is_ctc_over_all_paths_a_letter():

@@ -11,7 +11,7 @@ from isobatch.plan import Recipe
 from isobatch.units import finite, whole
 from isobatch_studies.tasks.speech import librispeech
 from isobatch_studies.tasks.speech.synthetic import Sizes, corpus, fingerprint
-from isobatch_studies.tasks.speech.utterances import Batch, Utterances
+from isobatch_studies.tasks.speech.utterances import UtteranceBatch, Utterances
 
 _BANDS = 32
 _SPLITS = {"labelled": "train-clean-100", "unlabelled": "train-clean-360", "dev": "dev-clean", "test": "test-clean"}
@@ -40,7 +40,7 @@ class Pools:
     test: Utterances
     facts: dict[str, str]
 
-    def batch(self, slots: torch.Tensor, mixed: bool) -> Batch:
+    def batch(self, slots: torch.Tensor, mixed: bool) -> UtteranceBatch:
         """Return the utterances of some slots.
 
         Args:

@@ -9,14 +9,14 @@ from torch.nn import functional as F
 from isobatch.augment import Draws
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
-from isobatch.tasks.face import Run, device_of, seeded
 from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.tasks.metric import LOSS, Metric
+from isobatch.tasks.task import Run, device_of, seeded
 from isobatch.units import finite, whole
 from isobatch_studies.tasks.speech.metric import decode, greedy, word_error_rate
 from isobatch_studies.tasks.speech.model import Recogniser
 from isobatch_studies.tasks.speech.pools import Pools, Slots, pools
-from isobatch_studies.tasks.speech.utterances import Batch, Utterances
+from isobatch_studies.tasks.speech.utterances import UtteranceBatch, Utterances
 
 DECLARED = {
     "loss": LOSS,
@@ -126,7 +126,7 @@ def make(settings: Recipe, seed: int) -> Run:
 
 
 @torch.no_grad()
-def pseudo_label(teacher: nn.Module, batch: Batch) -> None:
+def pseudo_label(teacher: nn.Module, batch: UtteranceBatch) -> None:
     """Replace the targets of the rows without a transcript by the teacher's greedy decoding.
 
     Args:
@@ -146,7 +146,7 @@ def pseudo_label(teacher: nn.Module, batch: Batch) -> None:
     batch.target_lengths = torch.tensor([len(target) for target in every], device=device)
 
 
-def per_utterance(scores: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+def per_utterance(scores: Tensor, lengths: Tensor, batch: UtteranceBatch) -> Tensor:
     """Return the CTC loss of each utterance a letter; 0 where the target is empty or longer than the scores.
 
     Args:
@@ -164,7 +164,7 @@ def per_utterance(scores: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
     return loss * (batch.target_lengths > 0) / batch.target_lengths.clamp_min(1)
 
 
-def masked(batch: Batch, draws: Tensor) -> Tensor:
+def masked(batch: UtteranceBatch, draws: Tensor) -> Tensor:
     """Return the features with one stretch of time and one of bands set to 0, the mean.
 
     Args:

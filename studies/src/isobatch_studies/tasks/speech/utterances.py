@@ -13,7 +13,7 @@ _SCALE = 31.75
 
 
 @dataclass
-class Batch:
+class UtteranceBatch:
     """A padded batch of utterances.
 
     Args:
@@ -33,9 +33,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> "UtteranceBatch":
         """Return the batch on a device."""
-        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
+        return UtteranceBatch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
 
 
 class Utterances:
@@ -84,7 +84,7 @@ class Utterances:
         frames, lengths = torch.cat((self.frames, other.frames)), torch.cat((self.lengths, other.lengths))
         return Utterances(frames, lengths, self.texts + other.texts, self.voices + other.voices)
 
-    def batch(self, indices: torch.Tensor, labelled: torch.Tensor | None = None) -> Batch:
+    def batch(self, indices: torch.Tensor, labelled: torch.Tensor | None = None) -> UtteranceBatch:
         """Return utterances as a padded batch.
 
         Args:
@@ -100,7 +100,7 @@ class Utterances:
         targets = [self.targets[i] for i in chosen]
         for row, (start, length) in enumerate(zip(self.starts[indices].tolist(), lengths.tolist(), strict=True)):
             features[row, :length] = self.frames[start : start + length]
-        return Batch(
+        return UtteranceBatch(
             features.div_(_SCALE),
             lengths,
             torch.nn.utils.rnn.pad_sequence(targets, batch_first=True),

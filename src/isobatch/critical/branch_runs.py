@@ -1,4 +1,4 @@
-"""One trunk and its branches: the same state, gone on from at several batches by the plan's rules."""
+"""One main run and its branches: the same state, gone on from at several batches by the plan's rules."""
 
 import copy
 from dataclasses import asdict, dataclass
@@ -15,17 +15,17 @@ MARKS = 8
 
 
 @dataclass(frozen=True)
-class Tree:
-    """One trunk and its branches.
+class BranchJob:
+    """One main run and its branches.
 
     Args:
-        recipe: of the trunk.
+        recipe: of the main run.
         factors: of the branches' batches.
         start: samples at which they branch off.
         span: samples of each branch.
-        seed: of the weights, where the trunk is trained here, and of the sample order.
+        seed: of the weights, where the main run is trained here, and of the sample order.
         metric: followed in the branches.
-        checkpoint: folder of a stored trunk, None to train it.
+        checkpoint: folder of a stored main run, None to train it.
         device: device and its options in one word, as `isobatch.train.Device.parse` reads it.
     """
 
@@ -40,11 +40,11 @@ class Tree:
 
 
 @dataclass
-class Leaves:
-    """What one trunk's branches gave.
+class BranchCurves:
+    """What one main run's branches gave.
 
     Args:
-        seed: of the tree.
+        seed: of the job.
         seen: samples at which they branched off.
         curves: factor -> metric at the marks; shorter where a branch was lost.
     """
@@ -54,11 +54,11 @@ class Leaves:
     curves: dict[str, list[float]]
 
 
-def grow(tree: Tree) -> Leaves:
-    """Train one trunk, or load it, and its branches.
+def train_branches(job: BranchJob) -> BranchCurves:
+    """Train one main run, or load it, and its branches.
 
     Args:
-        tree: what to train.
+        job: what to train.
 
     Returns:
         The branches' curves.
@@ -68,31 +68,31 @@ def grow(tree: Tree) -> Leaves:
     from isobatch.train.persistence import restore, state_of
 
     def fresh() -> Trainer:
-        run, device = make_run(tree.recipe, tree.seed), Device.parse(tree.device)
-        return Trainer(run, tree.recipe, order_seed=tree.seed, device=device)
+        run, device = make_run(job.recipe, job.seed), Device.parse(job.device)
+        return Trainer(run, job.recipe, order_seed=job.seed, device=device)
 
-    trunk = fresh()
-    if tree.checkpoint is not None:
-        restore(trunk, _stored(tree.checkpoint))
+    main = fresh()
+    if job.checkpoint is not None:
+        restore(main, _stored(job.checkpoint))
     else:
-        trunk.train_to(tree.start)
-    state, curves = copy.deepcopy(state_of(trunk)), {}
-    for factor in tree.factors:
+        main.train_to(job.start)
+    state, curves = copy.deepcopy(state_of(main)), {}
+    for factor in job.factors:
         trainer = fresh()
         restore(trainer, copy.deepcopy(state), copy.deepcopy(state))
-        curves[str(factor)] = _follow(trainer, factor * tree.recipe.batch.size, tree)
-    return Leaves(tree.seed, trunk.seen, curves)
+        curves[str(factor)] = _follow(trainer, factor * job.recipe.batch.size, job)
+    return BranchCurves(job.seed, main.seen, curves)
 
 
-def _follow(trainer: Any, batch: int, tree: Tree) -> list[float]:
+def _follow(trainer: Any, batch: int, job: BranchJob) -> list[float]:
     values, start = [], trainer.seen
-    for mark in marks(tree.span, tree.recipe.batch.size * tree.factors[-1]):
+    for mark in marks(job.span, job.recipe.batch.size * job.factors[-1]):
         try:
             while trainer.seen < start + mark:
                 trainer.step(min(batch, start + mark - trainer.seen))
         except NonFiniteError:
             return values
-        values.append(measured(trainer.run.evaluate(), tree.metric))
+        values.append(measured(trainer.run.evaluate(), job.metric))
     return values
 
 
@@ -142,13 +142,13 @@ def _stored(folder: str) -> dict[str, Any]:
     return state
 
 
-def file_name(tree: Tree) -> str:
-    """Return the file name of a tree's leaves.
+def file_name(job: BranchJob) -> str:
+    """Return the file name of a job's curves.
 
     Args:
-        tree: the tree.
+        job: the job.
 
     Returns:
         A hash of everything that decides it.
     """
-    return hashed("branch", {**asdict(tree), "recipe": recipe_values(tree.recipe)})
+    return hashed("branch", {**asdict(job), "recipe": recipe_values(job.recipe)})

@@ -1,4 +1,4 @@
-"""The face that every task wears: a function make(settings, seed) -> Run."""
+"""What every task is: a function make(settings, seed) -> Run."""
 
 import importlib
 import traceback
