@@ -222,7 +222,7 @@ def test_another_process_makes_what_this_one_would(ranks, tmp_path):
 
 @pytest.mark.gpu
 def test_another_stream_makes_what_this_one_would():
-    from isobatch.train.device import Device
+    from isobatch.train.world import Device
 
     made = parsed(task="digits", options={"width": 8}, adversary={**PART, "tau": 1})
     runs = []

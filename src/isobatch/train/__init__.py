@@ -4,14 +4,13 @@ from isobatch.installed import need
 
 need("torch")
 
-from isobatch.train.device import Device
 from isobatch.train.guard import Guard, Judgement, Verdict
 from isobatch.train.loop import Step, Trainer
-from isobatch.train.optimizer_state import rescale_state
 from isobatch.train.rate_search import AutoWarmup
 from isobatch.train.rescaling import Rescaled, rescale
 from isobatch.train.sample_scheduler import SampleScheduler
-from isobatch.train.setup import make_average, make_optimizer
+from isobatch.train.setup import make_average, make_optimizer, rescale_state
+from isobatch.train.world import Device
 
 __all__ = [
     "AutoWarmup",

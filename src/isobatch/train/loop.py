@@ -18,14 +18,12 @@ from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.plan import Recipe, Settings, scaled
 from isobatch.renamed import OldAttribute
 from isobatch.tasks import LossContext, Run
-from isobatch.train.device import Device
 from isobatch.train.forward_passes import ForwardPasses
 from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, Verdict
 from isobatch.train.noise_monitor import NoiseMonitor
-from isobatch.train.optimizer_state import rescale_state
-from isobatch.train.setup import batches, make_average, make_optimizer, make_search, prepare_groups
-from isobatch.train.world import World
+from isobatch.train.setup import batches, make_average, make_optimizer, make_search, prepare_groups, rescale_state
+from isobatch.train.world import Device, World
 from isobatch.units import whole
 
 
