@@ -112,3 +112,10 @@ def test_every_package_lists_its_public_names(path):
     module = importlib.import_module(name_of(path))
     missing = [name for name in names if getattr(module, name, None) is None]
     assert not missing
+
+
+@pytest.mark.parametrize("name", ["Verdict", "Outcome", "Batch", "Step", "Interval"])
+def test_one_name_means_one_thing(name):
+    found = [home for home, path in MODULES.items() for node in TREES[path].body
+             if isinstance(node, ast.ClassDef) and node.name == name]  # fmt: skip
+    assert len(found) == 1, found

@@ -1,10 +1,11 @@
 """Training: the one loop, its guard, and what a change of the batch moves."""
 
 from isobatch.installed import need
+from isobatch.renamed import old_names
 
 need("torch")
 
-from isobatch.train.guard import Guard, Judgement, Verdict
+from isobatch.train.guard import Guard, Judgement, StepVerdict
 from isobatch.train.loop import Step, Trainer
 from isobatch.train.rate_search import AutoWarmup
 from isobatch.train.rescaling import Rescaled, rescale
@@ -20,10 +21,12 @@ __all__ = [
     "Rescaled",
     "SampleScheduler",
     "Step",
+    "StepVerdict",
     "Trainer",
-    "Verdict",
     "make_average",
     "make_optimizer",
     "rescale",
     "rescale_state",
 ]
+
+__getattr__ = old_names("isobatch.train", {"Verdict": "isobatch.train.guard.StepVerdict"})

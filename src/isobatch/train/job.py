@@ -13,7 +13,7 @@ from isobatch.data import fingerprint
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
 from isobatch.tasks import TensorSamples, make_run
-from isobatch.train.guard import Guard, Verdict
+from isobatch.train.guard import Guard, StepVerdict
 from isobatch.train.loop import Step, Trainer
 from isobatch.train.persistence import restore, seed_rng, state_of
 from isobatch.train.setup import batches
@@ -286,7 +286,7 @@ def _log(log: Journal, trainer: Trainer, step: Step) -> None:
     values: dict[str, float | int | str] = {"batch": step.batch, "loss": step.loss, "lr": step.lr}
     if trainer.monitor is not None:
         values |= trainer.monitor.news
-    if step.verdict is not Verdict.APPLY:
+    if step.verdict is not StepVerdict.APPLY:
         values = {"batch": step.batch, "skipped": trainer.skipped, "drawn": trainer.drawn, "reason": step.reason}
     log.add(trainer.seen, **values)
 
