@@ -1,5 +1,6 @@
 """The house: imports run downward and right to left, no circles, rooms that can be entered, every room at the door."""
 
+import ast
 import importlib
 
 import pytest
