@@ -6,10 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from isobatch.plan.devices import Split
 from isobatch.plan.remedies import Remedy
 from isobatch.plan.settings import lr_rule_of
-from isobatch.recipe import RecipeData
+from isobatch.recipe import RecipeData, Split
 from isobatch.rules import Confidence
 
 if TYPE_CHECKING:

@@ -1,14 +1,15 @@
 """From a recipe and a batch to the plan: the variant that was asked for, its numbers, and the scaled recipe."""
 
+from dataclasses import replace
+
 from isobatch import rules
 from isobatch.errors import InputError
-from isobatch.plan.devices import asked_size, split_kept
 from isobatch.plan.plan import Plan, R, Row
 from isobatch.plan.remedies import remedies
 from isobatch.plan.rows import all_rows, kept_row, make_row
 from isobatch.plan.settings import Settings, base, curve, moves, row_of, searched, settings_of
 from isobatch.plan.warnings import warnings_of
-from isobatch.recipe import Batch, Critical, RecipeData, validate
+from isobatch.recipe import Batch, Critical, RecipeData, asked_size, split_kept, validate
 from isobatch.rules.lr.linear import INVARIANT
 
 GOALS = ("equivalence", "speed")
@@ -43,7 +44,7 @@ def make_plan(
     Raises:
         InputError: a batch that is not a positive whole number, does not divide, or is beyond a rule's domain.
     """
-    size, asked = asked_size(recipe, batch_size, micro, devices), recipe.optimizer.name
+    size, asked = asked_size(recipe.batch, batch_size, micro, devices), recipe.optimizer.name
     recipe = _variant(recipe, noise_scale, optimizer, rule, goal)
     batch = recipe.batch.model_dump() | {"size": size, "schedule": None}
     batch |= {key: value for key, value in (("micro", micro), ("devices", devices)) if value is not None}
@@ -53,7 +54,10 @@ def make_plan(
     old, new = base(recipe), settings_of(recipe, size, moved)
     after = write(recipe, new, new_batch)
     renamed = () if recipe.optimizer.name == asked else (_name_row(recipe, asked),)
-    kept = split_kept(recipe, new_batch)
+    kept = split_kept(recipe.batch, new_batch)
+    if recipe.batch_norm is not None:
+        passes = kept.micro / recipe.batch.per_device
+        kept = replace(kept, batch_norm=rules.scale_batch_norm(recipe.batch_norm.momentum, passes))
     rows = (kept_row(recipe, kept), *renamed, *all_rows(recipe, after, old, new, moved))
     found = tuple(warnings_of(recipe, after, old, new, moved))
     return Plan(size / recipe.batch.size, rows, found, after, kept, remedies(recipe, size, noise_scale))

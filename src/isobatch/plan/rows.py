@@ -4,10 +4,9 @@ import math
 from collections.abc import Iterator
 from itertools import chain
 
-from isobatch.plan.devices import Split
 from isobatch.plan.plan import Row, show
 from isobatch.plan.settings import Moves, Settings, curve, horizon, lr_rule_of, row_of
-from isobatch.recipe import RecipeData
+from isobatch.recipe import RecipeData, Split
 from isobatch.rules import (
     Confidence,
     Rule,

@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass
 
 from isobatch.errors import InputError
-from isobatch.recipe import Batch, RecipeData
-from isobatch.rules import scale_batch_norm
+from isobatch.recipe.parts import Batch
 from isobatch.units import whole
 
 
@@ -35,17 +34,17 @@ class Split:
         return f"{self.devices} x {self.micro} x n = {self.accumulation}"
 
 
-def split_kept(recipe: RecipeData, new: Batch) -> Split:
+def split_kept(old: Batch, new: Batch) -> Split:
     """Return how the reference batch lies on the devices of a plan.
 
     Args:
-        recipe: the reference recipe.
+        old: the reference batch.
         new: the batch that was asked for; its samples per device and pass are what fits.
 
     Returns:
         The split, with the fewest passes.
     """
-    size, devices = recipe.batch.size, new.devices
+    size, devices = old.size, new.devices
     micro = min(new.per_device, math.ceil(size / devices))
     passes = math.ceil(size / (devices * micro))
     even = devices * micro * passes == size
@@ -53,15 +52,14 @@ def split_kept(recipe: RecipeData, new: Batch) -> Split:
     if not even and size % devices == 0:
         share = size // devices
         fits = next(m for m in range(micro, 0, -1) if share % m == 0)
-    norm = recipe.batch_norm and scale_batch_norm(recipe.batch_norm.momentum, micro / recipe.batch.per_device)
-    return Split(size, devices, micro, passes, even, fits, norm)
+    return Split(size, devices, micro, passes, even, fits)
 
 
-def asked_size(recipe: RecipeData, size: int | None, micro: int | None, devices: int | None) -> int:
+def asked_size(old: Batch, size: int | None, micro: int | None, devices: int | None) -> int:
     """Return the batch of a plan; from the devices alone the one that they take with as many passes as before.
 
     Args:
-        recipe: the reference recipe.
+        old: the reference batch.
         size: the batch that was asked for, None where only devices or micro were.
         micro: samples per device and forward pass; the recipe's own unless given.
         devices: data-parallel devices; the recipe's own unless given.
@@ -79,6 +77,6 @@ def asked_size(recipe: RecipeData, size: int | None, micro: int | None, devices:
             "batch size=None must be a whole number of at least 1; or give the devices and what fits on them: "
             "--devices, --micro"
         )
-    per = recipe.batch.per_device if micro is None else whole("micro", micro)
-    count = recipe.batch.devices if devices is None else whole("devices", devices)
-    return per * count * recipe.batch.accumulation
+    per = old.per_device if micro is None else whole("micro", micro)
+    count = old.devices if devices is None else whole("devices", devices)
+    return per * count * old.accumulation
