@@ -19,7 +19,9 @@ from isobatch.rules import (
     scale_momentum,
     surge_lr,
 )
+from isobatch.rules.betas import FLOORED
 from isobatch.rules.lr.keep import SEARCHED
+from isobatch.rules.rule import Applied
 from isobatch.units import decay_at
 
 _MEAN = Rule("samples kept", "indexed by samples, through its mean over each step", "derived", Confidence.DERIVED)
@@ -128,12 +130,11 @@ def _optimizer_rows(recipe: RecipeData, old: Settings, new: Settings, moved: Mov
         yield row("momentum", f"{note}; other form: {other}")
     if "betas" in keys:
         for index, (was, becomes) in enumerate(zip(old.betas, new.betas, strict=True)):
+            found = moved[f"betas[{index}]"]
             note = _horizon(was, becomes, old, new) + _other_beta(was, kappa, recipe.rules.betas)
-            floored = moved[f"betas[{index}]"].rule.formula.startswith("max")
-            note += f"; at its floor, the power rule gives {was**kappa:.4g}" if floored else ""
-            yield row(f"betas[{index}]", note)
+            yield row(f"betas[{index}]", note + _floored(found))
     if "alpha" in keys:
-        yield row("alpha", _horizon(old.alpha, new.alpha, old, new))
+        yield row("alpha", _horizon(old.alpha, new.alpha, old, new) + _floored(moved["alpha"]))
     if "eps" in keys:
         yield row("eps")
     if o.weight_decay > 0:
@@ -158,12 +159,13 @@ def _lr_note(recipe: RecipeData, old: Settings, new: Settings, moved: Moves) -> 
             f"drift by {drift_error(kappa, share):+.1%} per sample; recommended: {recommend(kappa, share)}"
         )
     if row.adaptive and rule.exponent == 0.5:
+        factor = new.lr / (math.sqrt(kappa) * old.lr)  # of a momentum that moves
         low, high = sorted((math.sqrt(kappa), kappa))
         return (
             f"assumes that noise dominates v; without a noise scale the truth lies in "
-            f"[{low * old.lr:.4g}, {high * old.lr:.4g}] (square root to linear)"
+            f"[{low * factor * old.lr:.4g}, {high * factor * old.lr:.4g}] (square root to linear)"
         )
-    if old.momentum > 0:
+    if old.momentum > 0 and not row.normalises_after:
         return f"lr/(1-momentum) = {old.lr / (1 - old.momentum):.4g} becomes {new.lr / (1 - new.momentum):.4g}"
     return ""
 
@@ -176,7 +178,7 @@ def _critical_note(recipe: RecipeData, batch: float, moved: Moves) -> str:
     note = known.about(recipe.batch.unit)
     ends = [end for end in (known.low, known.high) if end is not None]
     if len(ends) == 2:
-        best = optimal_lr if row_of(recipe).lr == "linear" else surge_lr
+        best = surge_lr if row_of(recipe).sign_like else optimal_lr
         low, high = sorted(best(recipe.optimizer.lr, recipe.batch.size, batch, end) for end in ends)
         note += f"; over the interval [{low:.4g}, {high:.4g}]"
     return note
@@ -187,6 +189,12 @@ def _other_beta(beta: float, kappa: float, kind: str) -> str:
         return f"; power form: {beta**kappa:.6g}"
     linear = 1 - kappa * (1 - beta)
     return f"; linear form: {linear:.6g}" if linear >= 0 else f"; linear form ends at kappa {horizon(beta):.4g}"
+
+
+def _floored(found: Applied) -> str:
+    if found.rule.source != FLOORED.source or not found.rule.formula.startswith("max"):
+        return ""
+    return f"; at its floor, the power rule gives {found.change.value**found.change.kappa:.4g}"
 
 
 def _horizon(was: float, becomes: float, old: Settings, new: Settings) -> str:
