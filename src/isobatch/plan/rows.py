@@ -6,7 +6,7 @@ from itertools import chain
 
 from isobatch.plan.plan import Row, show
 from isobatch.plan.settings import Moves, Settings, curve, horizon, lr_rule_of, row_of
-from isobatch.recipe import RecipeData
+from isobatch.recipe import RecipeData, Split
 from isobatch.rules import (
     Confidence,
     Rule,
@@ -15,7 +15,6 @@ from isobatch.rules import (
     noise_share_after,
     optimal_lr,
     recommend,
-    scale_batch_norm,
     scale_momentum,
     surge_lr,
 )
@@ -29,6 +28,7 @@ _VIEWS = Rule(
     "views kept", "the clock counts samples, so learning rate and views stay", "1901.09335", Confidence.CONVENTION
 )
 _AGE = Rule("steps kept", "how old directions may become in samples is not known", "unknown", Confidence.UNKNOWN)
+_PASSES = Rule("B'/(devices*micro)", "n: passes on each device that are one update", "derived", Confidence.DERIVED)
 _ASKED = Rule("kappa*B", "the batch you ask for", "recipe", Confidence.DERIVED)
 
 
@@ -72,32 +72,32 @@ def all_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings
     )
 
 
-def kept_row(recipe: RecipeData, size: int) -> Row:
+def kept_row(recipe: RecipeData, split: Split) -> Row:
     """Return row 0: the batch is kept, by accumulation where it no longer fits.
 
     Args:
         recipe: the reference recipe.
-        size: the batch that was asked for.
+        split: how the batch lies on the devices that were asked for.
 
     Returns:
         The row.
     """
-    kept, devices = recipe.batch.size, recipe.batch.devices
-    if size < kept:
-        parts = math.ceil(kept / size)
-        how = f"keep the batch, accumulate n = {parts}"
-        note = f"{parts} passes of {'' if kept % size == 0 else 'up to '}{size} are one update of {kept}"
-        per_device = size / devices
+    n, old = split.accumulation, recipe.batch
+    passes = f"{split.micro}" if split.devices == 1 else f"{split.devices} x {split.micro}"
+    if n == 1:
+        where = "the same devices" if split.devices == old.devices else f"one pass of {passes}"
+        note = f"{where} at {split.size}; only the speed of larger steps is given up"
     else:
-        how = "keep the batch, accumulate n = 1"
-        note = f"the same devices at {kept}; only the speed of larger steps is given up"
-        per_device = recipe.batch.per_device
-    if recipe.batch_norm is not None and per_device != recipe.batch.per_device:
-        moved = scale_batch_norm(recipe.batch_norm.momentum, per_device / recipe.batch.per_device)
-        note += f"; batch norm then sees {per_device:g} samples a pass: its momentum becomes {moved:.4g}"
+        note = f"{n} passes of {'' if split.even else 'up to '}{passes} are one update of {split.size}"
+    if split.even_micro is not None:
+        equal = split.size // (split.devices * split.even_micro)
+        note += f"; micro = {split.even_micro} makes it n = {equal} equal passes"
+    if split.batch_norm is not None and split.micro != old.per_device:
+        note += f"; batch norm then sees {split.micro} samples a pass: its momentum becomes {split.batch_norm:.4g}"
         note += ", and its statistics differ"
     because = "one update of B is the same update however it is split, so nothing else changes"
-    return Row("batch.size (kept)", kept, kept, how, because, Confidence.DERIVED, note)
+    how = f"keep the batch, accumulate n = {n}"
+    return Row("batch.size (kept)", split.size, split.size, how, because, Confidence.DERIVED, note)
 
 
 def _batch_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings) -> Iterator[Row]:
@@ -106,6 +106,10 @@ def _batch_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Setti
         length, after_length = curve(recipe).length, curve(recipe, new.batch).length
         steps = f"{math.ceil(length / old.batch):,} steps become {math.ceil(after_length / new.batch):,}"
     yield make_row("batch.size", recipe.batch.size, after.batch.size, _ASKED, steps)
+    was, becomes = recipe.batch, after.batch
+    note = f"{was.devices} x {was.per_device} x n = {was.accumulation} becomes "
+    note += f"{becomes.devices} x {becomes.per_device} x n = {becomes.accumulation} (devices x micro x n)"
+    yield make_row("batch.accumulation", was.accumulation, becomes.accumulation, _PASSES, note)
     if recipe.batch.schedule is not None and after.batch.schedule is not None:
         was, becomes = show_stages(recipe.batch.schedule), show_stages(after.batch.schedule)
         note = "every stage times kappa, to the nearest multiple of micro x devices"
