@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from isobatch.plan.plan import PlanWarning
+from isobatch.plan.plan import PlanWarning, count, show
 from isobatch.plan.settings import Moves, Settings, curve, lr_rule_of, row_of
 from isobatch.recipe import RecipeData
 from isobatch.rules import Severity, Side, clip
@@ -35,6 +35,7 @@ def _all(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings, mo
     yield from _of_rules(recipe, moved)
     yield from _stability(recipe, old, new)
     yield from _steps(recipe, old, new)
+    yield from _conventions(recipe, old)
     if recipe.data_size is not None and new.batch > recipe.data_size >= old.batch:
         message = f"the data hold {recipe.data_size:,}; a step then holds samples more than once, which no rule expects"
         yield PlanWarning(f"batch {new.batch:,} is larger than the data", message, "derived", Side.UP)
@@ -80,6 +81,24 @@ def _stability(recipe: RecipeData, old: Settings, new: Settings) -> Iterator[Pla
             "large steps are unstable: find it with `isobatch verify run --max-kappa`"
         )
         yield PlanWarning("stability limit unknown", message, "derived", Side.UP, Severity.WEAK)
+
+
+def _conventions(recipe: RecipeData, old: Settings) -> Iterator[PlanWarning]:
+    """Yield the numbers that look like another library's convention, and an average that the run is too short for."""
+    ema, norm = recipe.ema, recipe.batch_norm
+    if ema is not None and ema.decay is not None and 0 < ema.decay < 0.5:
+        message = f"it looks like 1 - decay, as mmengine writes it; then ema.decay = {show(1 - ema.decay)} here"
+        yield PlanWarning(f"ema.decay = {ema.decay:g} forgets in one update", message, "derived")
+    if norm is not None and 0.5 < norm.momentum < 1:
+        message = f"it looks like the share that is kept, as Keras writes it; then it is {show(1 - norm.momentum)} here"
+        yield PlanWarning(f"batch_norm.momentum = {norm.momentum:g} forgets in one pass", message, "derived")
+    if recipe.schedule is None or ema is None or not math.isfinite(old.half_life):
+        return
+    length = curve(recipe).length
+    if old.half_life > length:
+        left, unit = 0.5 ** (length / old.half_life), recipe.batch.unit
+        message = f"of {count(length)} {unit}: at its end the average still holds {left:.0%} of the first weights"
+        yield PlanWarning(f"the half-life of {count(old.half_life)} {unit} is longer than the run", message, "derived")
 
 
 def _steps(recipe: RecipeData, old: Settings, new: Settings) -> Iterator[PlanWarning]:
