@@ -70,8 +70,10 @@ def _mends(result: Comparisons, plan: ArmTest) -> list[str]:
     if result.mended is not None:
         said = []
         for name, test in result.mended.tests.items():
-            what = f"tried {MEANING.get(name, name)}: {test.verdict}"
-            said.append(f"{what}, worst gap {test.worst:+.3f} against ±{test.margin:.3f}")
+            blind = test.verdict is Verdict.SAME and not result.mended.told
+            what = f"tried {MEANING.get(name, name)}: {test.verdict}{', but this test could not have told' * blind}"
+            gap = "no gap: too few seeds ended" if test.gaps is None else f"worst gap {test.worst:+.3f}"
+            said.append(f"{what}, {gap} against ±{test.margin:.3f}")
         return said
     said = []
     if _has_invariant(result):

@@ -31,7 +31,7 @@ def largest_kappa(
 ) -> Largest:
     """Bisect between the reference batch and the batch of a finished comparison, in factors of two.
 
-    The reference's curves are reused. Verdicts need not be monotone in kappa; bisection takes them to be.
+    The reference's curves are reused. Where no arm is DIFFERENT at the far end, nothing is tried. Verdicts need not be monotone in kappa; bisection takes them to be.
 
     Args:
         result: a finished comparison, whose batch is the far end.
@@ -48,10 +48,12 @@ def largest_kappa(
         grid.append(grid[-1] // 2 if far > base else grid[-1] * 2)
     grid.reverse()
     end = result.table["plan"][result.headline]
-    tried, worst = {far / base: end.verdict}, {far / base: end.worst}
+    tried, worst = {far / base: result.verdict}, {far / base: end.worst}
     low, high = -1, len(grid) - 1
-    if end.verdict is Verdict.SAME:
+    if result.verdict is Verdict.SAME:
         return Largest(far / base, tried, worst)
+    if not any(arm[result.headline].verdict is Verdict.DIFFERENT for arm in result.table.values()):
+        return Largest(1.0, tried, worst)  # a test that tells nothing apart would call every batch the same
     work, design = Campaign(result.folder, workers, on_done), result.design
     while high - low > 1:
         middle = (low + high) // 2
