@@ -47,7 +47,8 @@ def letters(base, plan) -> dict[str, float]:
     per = plan.recipe.batch.per_device / base.batch.per_device
     found = {"kappa": kappa, "B": base.batch.size, "B'": plan.recipe.batch.size, "eta": o.lr, "mu": o.momentum,
              "mu'": plan.recipe.optimizer.momentum, "eta'": plan.row("optimizer.lr").becomes, "eps": o.eps,
-             "lambda": o.weight_decay, "b": 1.0, "b'": per}  # fmt: skip
+             "lambda": o.weight_decay, "b": 1.0, "b'": per,
+             "devices": plan.recipe.batch.devices, "micro": plan.recipe.batch.per_device}  # fmt: skip
     if base.critical is not None:
         found["Bc"] = base.critical.batch
     if base.rules.noise_share is not None:

@@ -116,10 +116,8 @@ MUTANTS = (
     Mutant("rules/state.py", "_by(betas.POWER, b.beta)", "1.0", STATE, "32-adam"),
     Mutant("rules/betas.py", "math.log(old) / math.log(new)", "math.log(new) / math.log(old)", STATE, "32-adam"),
     Mutant("rules/momentum.py", "return (1 - old) / (1 - new)", "return (1 - new) / (1 - old)", STATE, "32-lars"),
-    Mutant("train/optimizer_state.py", "        if key in group:", "        if False:", STATE, "32-adamp"),
-    Mutant(
-        "train/optimizer_state.py", "(old.betas[1], new.betas[1])", "(old.betas[0], new.betas[0])", STATE, "128-adam"
-    ),
+    Mutant("train/setup.py", "        if key in group:", "        if False:", STATE, "32-adamp"),
+    Mutant("train/setup.py", "(old.betas[1], new.betas[1])", "(old.betas[0], new.betas[0])", STATE, "128-adam"),
     Mutant("rules/optimizers.py", '_RMSPROP = {"square_avg": "second moment", ', "_RMSPROP = {", STATE, "32-rmsprop"),
     Mutant(
         "rules/noise_share.py",

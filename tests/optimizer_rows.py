@@ -15,7 +15,8 @@ class Row:
 
     Args:
         name: in a recipe.
-        law: of its learning rate, "linear" or "root".
+        law: of its learning rate, "linear", "root", or "same samples" (a step of kappa times the length, its average
+            over the same samples, so that no factor of the momentum belongs to it).
         moments: which of momentum, betas, alpha it has.
         eps: how its eps moves: "root", "kept", None where it has none.
         decay: "per sample" (decoupled: eta*lambda/B kept) or "kept".
@@ -43,6 +44,7 @@ LINEAR = ("kappa*eta", "as far as one large one", "theorem")
 NO_NOISE = ("kappa*eta", "no noise in the second moment", "derived")
 INVARIANT = ("kappa*eta", "micro-batches of the reference size", "derived")
 NORMALISED = ("kappa*eta", "the same direction", "derived")
+OTHER_RUN = ("sqrt(kappa)*eta", "beside which a linear one keeps the run", "unknown")
 LINEAR_CONVENTION = ("kappa*eta", "trust ratio is outside the theory", "convention")
 SQRT = ("sqrt(kappa)*eta", "only while gradient noise dominates", "theorem")
 SQRT_CONVENTION = ("sqrt(kappa)*eta", "no theory covers it", "convention")
@@ -76,21 +78,24 @@ ROWS = (
     Row("adamp", "root", ("betas",), "root", "per sample", {"exp_avg": "kept", "exp_avg_sq": "noise"}, _PRACTICE,
         DECOUPLED),
     Row("nadamw", "root", ("betas",), "root", "per sample", {}, _PRACTICE, DECOUPLED, trained=False),
-    Row("lion", "root", ("betas",), None, "per sample", {"exp_avg": "kept"},
-        (SQRT_CONVENTION, NORMALISED, SQRT_CONVENTION, NO_V, (*SIGN_SPEED, "derived")), DECOUPLED),
-    Row("muon", "root", ("momentum",), None, "per sample", {},
-        (SQRT_CONVENTION, NORMALISED, SQRT_CONVENTION, NO_V, (*SIGN_SPEED, "unknown")), DECOUPLED, trained=False),
+    Row("lion", "same samples", ("betas",), None, "per sample", {"exp_avg": "kept"},
+        (NORMALISED, NORMALISED, OTHER_RUN, NO_V, (*SIGN_SPEED, "derived")), DECOUPLED),
+    Row("muon", "same samples", ("momentum",), None, "per sample", {},
+        (NORMALISED, NORMALISED, OTHER_RUN, NO_V, (*SIGN_SPEED, "unknown")), DECOUPLED, trained=False),
 )  # fmt: skip
 """One row each; `tests/rules/test_rows.py` takes it through every kind of batch change."""
 
 
 def wanted(row: Row, batch: int) -> dict[str, float | tuple[float, float]]:
     """What the optimizer's groups must hold at a batch that is 8 times or divided by a whole number."""
-    lr = _moved(lambda lr, k: slow.linear_lr(lr, k) if row.law == "linear" else slow.adam_lr(lr, 1.0, k), "lr", batch)
+    same = row.law == "same samples"
+    lr = _moved(lambda lr, k: slow.adam_lr(lr, 1.0, k) if row.law == "root" else slow.linear_lr(lr, k), "lr", batch)
     found: dict[str, float | tuple[float, float]] = {}
     factor = 1.0
     for moment in row.moments:
-        if moment == "betas":
+        if moment == "betas" and same:
+            found["betas"] = (_mixed(0.9, batch), _decay(0.99, batch, 0.0))
+        elif moment == "betas":
             found["betas"] = tuple(
                 _decay(beta, batch, floor) for beta, floor in zip((0.9, 0.99), (0.5, 0.95), strict=True)
             )
@@ -98,7 +103,7 @@ def wanted(row: Row, batch: int) -> dict[str, float | tuple[float, float]]:
             found["alpha"] = _decay(NUMBERS["alpha"], batch, 0.95)
         else:
             found["momentum"] = mu = _decay(NUMBERS["momentum"], batch, 0.0)
-            factor = slow.buffer(NUMBERS["momentum"]) / slow.buffer(mu)
+            factor = 1.0 if same else slow.buffer(NUMBERS["momentum"]) / slow.buffer(mu)
     found["lr"] = lr * factor
     if row.eps is not None:
         found["eps"] = 1e-6 if row.eps == "kept" else _moved(lambda e, k: slow.eps(e, 1.0, k), "eps", batch)
@@ -114,6 +119,13 @@ def _decay(beta: float, batch: int, floor: float) -> float:
         slow.decay(beta, batch // REFERENCE) if up else _back(lambda x: slow.decay(x, REFERENCE // batch), beta, 1.0)
     )
     return max(moved, min(beta, floor))
+
+
+def _mixed(beta: float, batch: int) -> float:
+    """Lion's beta1: the noise of the fresh gradient keeps its size beside the average."""
+    if batch >= REFERENCE:
+        return slow.fresh_share(beta, batch // REFERENCE)
+    return _back(lambda x: slow.fresh_share(x, REFERENCE // batch), beta, 1.0)
 
 
 def _moved(move: Callable[[float, int], float], name: str, batch: int) -> float:

@@ -14,6 +14,9 @@ from isobatch.tasks import LossNeeds, Run, TensorSamples
 NAMES = [
     ("isobatch.tasks", "Lesson", "isobatch.tasks.loss_context", "LossContext"),
     ("isobatch.tasks", "Teaching", "isobatch.tasks.loss_context", "LossNeeds"),
+    ("isobatch.train", "Verdict", "isobatch.train.guard", "StepVerdict"),
+    ("isobatch.noise", "Verdict", "isobatch.noise.estimate", "Identification"),
+    ("isobatch.checkpoint", "Step", "isobatch.checkpoint.writer", "StepFolder"),
     ("isobatch.augment.concurrently", "Maker", "isobatch.augment.concurrently", "DirectionProvider"),
 ]
 

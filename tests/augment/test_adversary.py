@@ -21,7 +21,7 @@ from isobatch.augment import (
 from isobatch.augment.concurrently import OtherStream
 from isobatch.errors import InputError
 from isobatch.tasks import make_run
-from isobatch.train import Trainer, Verdict
+from isobatch.train import StepVerdict, Trainer
 from isobatch.train.pairs import Pair, help_out, helped
 from isobatch.train.persistence import restore, state_of
 
@@ -222,7 +222,7 @@ def test_another_process_makes_what_this_one_would(ranks, tmp_path):
 
 @pytest.mark.gpu
 def test_another_stream_makes_what_this_one_would():
-    from isobatch.train.device import Device
+    from isobatch.train.world import Device
 
     made = parsed(task="digits", options={"width": 8}, adversary={**PART, "tau": 1})
     runs = []
@@ -268,7 +268,7 @@ def test_what_lies_ahead_is_in_the_state():
     assert one.step().loss == fresh.step().loss
     elsewhere = mlp(adversary={**PART, "tau": 2})
     restore(elsewhere, state, None)  # another world: made anew by the weights of now
-    assert elsewhere.step(12).verdict is Verdict.APPLY
+    assert elsewhere.step(12).verdict is StepVerdict.APPLY
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ CASES = [
     ("rule is only a convention", ({"optimizer": {"name": "lamb"}}, 16), ({"optimizer": ADAMW}, 16)),
     (
         "rule is only a convention",
-        ({"optimizer": {"name": "muon"}}, 16),
-        ({"optimizer": {"name": "muon"}, "rules": {"lr": "linear"}}, 16),
+        ({"optimizer": {"name": "lars"}}, 16),
+        ({"optimizer": {"name": "muon", "momentum": 0.9}}, 16),
     ),
     (
         "square root needs noise to dominate v",

@@ -80,6 +80,17 @@ def buffer(mu: float, g: float = 1.0) -> float:
     return b
 
 
+def fresh_share(beta: float, k: int) -> float:
+    """Share of the old average in beta m + (1-beta) g whose noise stays when g is the mean of k draws, by bisection."""
+    wanted = (1 - beta) * math.sqrt(second_moment(0.0, 1.0, 1))
+    low, high = 0.0, 1.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        noise = middle * math.sqrt(second_moment(0.0, 1.0, k))
+        low, high = (middle, high) if noise < wanted else (low, middle)
+    return 1 - (low + high) / 2
+
+
 def decoupled_decay(lam: float, eta: float, eta2: float, k: int) -> float:
     """lambda' of one step at eta' that takes from the weights what k steps at eta take, first order."""
     lost = 0.0

@@ -15,7 +15,7 @@ from isobatch.augment.concurrent_adversarial import perturbed
 from isobatch.noise.half_batches import rows_of
 from isobatch.tasks import Run
 from isobatch.train import Trainer
-from isobatch.train.device import Device
+from isobatch.train.world import Device
 
 Pair = collections.namedtuple("Pair", "x y")
 

@@ -10,7 +10,7 @@ from isobatch.augment import Views, augment
 from isobatch.checkpoint import Checkpoints
 from isobatch.optimizers import build
 from isobatch.tasks import make_run
-from isobatch.train import Device, Guard, Trainer, Verdict
+from isobatch.train import Device, Guard, StepVerdict, Trainer
 from isobatch.train.persistence import restore, seed_rng, state_of
 
 pytestmark = [
@@ -90,7 +90,7 @@ def test_faster_forms_follow_the_plain_one(device):
     plain, fast = trainer("byol"), trainer("byol", device)
     for size in (32, 32, 32):
         one, other = plain.step(size), fast.step(size)
-        assert other.verdict is Verdict.APPLY
+        assert other.verdict is StepVerdict.APPLY
         assert other.loss == pytest.approx(one.loss, rel=0.05)
     values = plain.evaluate(), fast.evaluate()
     assert values[0]["average"]["loss"] == pytest.approx(values[1]["average"]["loss"], rel=0.1)
@@ -124,7 +124,7 @@ def test_a_refused_step_moves_nothing(task):
     one.step(), one.step()
     before, healthy = numbers(one), one.gradient.run_.loss
     one.gradient.run_.loss = lambda *given: healthy(*given) * float("nan")
-    assert one.step().verdict is Verdict.SKIP
+    assert one.step().verdict is StepVerdict.SKIP
     for name, value in numbers(one).items():
         assert torch.equal(value, before[name]), name
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from isobatch.errors import NonFiniteError
 from isobatch.tasks import Run, TensorSamples, make_run
-from isobatch.train import Guard, Trainer, Verdict
+from isobatch.train import Guard, StepVerdict, Trainer
 from isobatch.train.guard import all_finite
 
 
@@ -87,12 +87,12 @@ def test_a_skip_moves_drawn_and_the_count_alone():
     one.step()
     before = everything(one)
     step = one.step()
-    assert step.verdict is Verdict.SKIP
+    assert step.verdict is StepVerdict.SKIP
     assert math.isnan(step.loss)
     assert step.lr == 0
     assert (one.seen, one.drawn, one.steps, one.skipped) == (8, 16, 1, 1)
     assert same(before, everything(one))
-    assert one.step().verdict is Verdict.APPLY
+    assert one.step().verdict is StepVerdict.APPLY
     assert (one.seen, one.drawn, one.steps, one.skipped) == (16, 24, 2, 1)
     assert one.average.seen == 16
 
@@ -107,7 +107,7 @@ def test_after_a_skip_the_clock_of_the_settings_lags_behind_the_order():
 
 def test_patience_ends():
     one = trainer(range(40), guard=Guard(patience=3))
-    assert [one.step().verdict for _ in range(3)] == [Verdict.SKIP] * 3
+    assert [one.step().verdict for _ in range(3)] == [StepVerdict.SKIP] * 3
     with pytest.raises(NonFiniteError, match="stopped at step 1 with 0 samples seen"):
         one.step()
     assert (one.seen, one.drawn, one.skipped) == (0, 24, 3)
@@ -116,7 +116,7 @@ def test_patience_ends():
 def test_patience_counts_skips_in_a_row():
     one = trainer([bad_in_step(trainer(), k) for k in (0, 2, 4)], guard=Guard(patience=1))
     verdicts = [one.step().verdict for _ in range(5)]
-    assert verdicts == [Verdict.SKIP, Verdict.APPLY, Verdict.SKIP, Verdict.APPLY, Verdict.SKIP]
+    assert verdicts == [StepVerdict.SKIP, StepVerdict.APPLY, StepVerdict.SKIP, StepVerdict.APPLY, StepVerdict.SKIP]
 
 
 @pytest.mark.parametrize(

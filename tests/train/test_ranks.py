@@ -12,7 +12,7 @@ from tests.recipes import recipe
 from isobatch.checkpoint import Checkpoints
 from isobatch.errors import NonFiniteError
 from isobatch.tasks import TensorSamples, make_run
-from isobatch.train import Guard, Trainer, Verdict
+from isobatch.train import Guard, StepVerdict, Trainer
 from isobatch.train.persistence import restore, state_of
 from isobatch.train.world import World
 
@@ -122,7 +122,7 @@ def test_what_is_bad_on_one_rank_is_skipped_by_all(task, where, tmp_path):
         before, seen, drawn = numbers(one), one.seen, one.drawn
         heal = poison(one, rank, where)
         step = one.step(12)
-        assert step.verdict is Verdict.SKIP
+        assert step.verdict is StepVerdict.SKIP
         assert "another rank" in step.reason or where == "loss" or rank == 1
         assert (one.seen, one.drawn, one.steps, one.skipped) == (seen, drawn + 12, 2, 1)
         same(numbers(one), before, within=0)
@@ -131,7 +131,7 @@ def test_what_is_bad_on_one_rank_is_skipped_by_all(task, where, tmp_path):
         assert (one.seen, one.drawn, one.skipped) == (seen, drawn + 12, 1)
         same(numbers(one), before, within=0)
         heal()
-        assert one.step(12).verdict is Verdict.APPLY
+        assert one.step(12).verdict is StepVerdict.APPLY
         (tmp_path / f"done-{rank}").touch()
 
     world(3, tmp_path, ranked)

@@ -8,7 +8,7 @@ import torch
 from isobatch import Recipe
 from isobatch.checkpoint import Checkpoints
 from isobatch.tasks import Run, TensorSamples, make_run
-from isobatch.train import Guard, Trainer, Verdict
+from isobatch.train import Guard, StepVerdict, Trainer
 from isobatch.train.persistence import restore, state_of
 
 BASE = {
@@ -147,14 +147,14 @@ def test_a_skipped_step_moves_the_position_and_nothing_else(case):
     before, (seen, drawn) = everything(t), (t.seen, t.drawn)
     healthy = t.gradient.run_.loss
     t.gradient.run_.loss = lambda model, batch: healthy(model, batch) * float("nan")
-    assert t.step(48).verdict is Verdict.SKIP
+    assert t.step(48).verdict is StepVerdict.SKIP
     t.gradient.run_.loss = healthy
     after = everything(t)
     assert (t.seen, t.drawn, t.skipped) == (seen, drawn + 48, 1)
     ahead = "/turns/prepared/"  # what is made for the batches to come follows the position
     moved = {name for name, value in before.items() if not (name.startswith(ahead) or torch.equal(value, after[name]))}
     assert moved == {"/clock/drawn", "/clock/skipped", "/clock/skipped_in_a_row"}
-    assert t.step(48).verdict is Verdict.APPLY
+    assert t.step(48).verdict is StepVerdict.APPLY
 
 
 @pytest.mark.parametrize("factor", [2, 0.5, 1.5, 37 / 48])

@@ -11,7 +11,7 @@ from isobatch.average import ObservedMean
 from isobatch.checkpoint import Checkpoints
 from isobatch.errors import InputError
 from isobatch.tasks import LossNeeds, Run, TensorSamples
-from isobatch.train import Device, Guard, Trainer, Verdict
+from isobatch.train import Device, Guard, StepVerdict, Trainer
 from isobatch.train.persistence import restore, state_of
 
 SIZES = [12, 12, 24, 7, 12, 36, 5, 12]
@@ -105,10 +105,10 @@ def test_a_refused_step_moves_neither_average_nor_centre(norm):
     one.step(), one.step(24)
     before, healthy = numbers(one), one.gradient.run_.loss
     one.gradient.run_.loss = lambda *given: healthy(*given) * float("nan")
-    assert one.step().verdict is Verdict.SKIP
+    assert one.step().verdict is StepVerdict.SKIP
     same(numbers(one), before)
     one.gradient.run_.loss = healthy
-    assert one.step().verdict is Verdict.APPLY
+    assert one.step().verdict is StepVerdict.APPLY
     assert not torch.equal(numbers(one)["centre"], before["centre"])
 
 

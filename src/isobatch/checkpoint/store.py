@@ -12,7 +12,7 @@ from isobatch.checkpoint.files import FolderLock, disk_errors, sync_folder
 from isobatch.checkpoint.manifest import Loaded, load, verify
 from isobatch.checkpoint.tensors import Arena
 from isobatch.checkpoint.tree import split
-from isobatch.checkpoint.writer import Content, Ranks, Step
+from isobatch.checkpoint.writer import Content, Ranks, StepFolder
 from isobatch.errors import InputError, SaveError
 from isobatch.units import whole
 
@@ -150,7 +150,7 @@ class Checkpoints:
         if failure is not None:
             raise failure
 
-    def list(self) -> list[Step]:
+    def list(self) -> list[StepFolder]:
         """Return the checkpoints by name, oldest first, unverified.
 
         Returns:
@@ -158,7 +158,7 @@ class Checkpoints:
         """
         return writer.scan(self.folder)
 
-    def latest(self, fallback: bool = False) -> Step | None:
+    def latest(self, fallback: bool = False) -> StepFolder | None:
         """Return the newest checkpoint after hashing all its files; found by scanning, there is no pointer file.
 
         Args:
@@ -176,7 +176,7 @@ class Checkpoints:
 
     def load(
         self,
-        step: Step | None = None,
+        step: StepFolder | None = None,
         *,
         rank: int | None = None,
         expect: Mapping[str, Any] | None = None,
@@ -285,7 +285,7 @@ class Checkpoints:
         return 0
 
 
-def _problem(step: Step, ranks: Sequence[int] | None) -> str | None:
+def _problem(step: StepFolder, ranks: Sequence[int] | None) -> str | None:
     """Say what is wrong with a checkpoint; ranks=() looks at the manifest and the sizes only."""
     try:
         verify(step.path, ranks)

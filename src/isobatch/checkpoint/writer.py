@@ -124,7 +124,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepFolder:
     """A checkpoint folder, not yet verified.
 
     Attributes:
@@ -138,7 +138,7 @@ class Step:
     seen: int
 
 
-def scan(folder: Path) -> list[Step]:
+def scan(folder: Path) -> list[StepFolder]:
     """List the checkpoints of a folder by name, oldest first.
 
     Args:
@@ -150,11 +150,11 @@ def scan(folder: Path) -> list[Step]:
     if not folder.is_dir():
         return []
     matches = [(path, _STEP.match(path.name)) for path in folder.iterdir()]
-    steps = [Step(path, int(match[1]), int(match[2])) for path, match in matches if match]
+    steps = [StepFolder(path, int(match[1]), int(match[2])) for path, match in matches if match]
     return sorted(steps, key=lambda step: (step.serial, step.seen))
 
 
-def write_step(folder: Path, content: Content, ranks: Ranks) -> Step:
+def write_step(folder: Path, content: Content, ranks: Ranks) -> StepFolder:
     """Save what all ranks bring as one new step; collective.
 
     Args:
@@ -181,7 +181,7 @@ def write_step(folder: Path, content: Content, ranks: Ranks) -> Step:
         if ranks.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)  # gives the space back; a crash leaves it to the next save
         raise
-    return Step(final, serial, content.seen)
+    return StepFolder(final, serial, content.seen)
 
 
 def try_write(folder: Path, ranks: Ranks) -> None:
@@ -218,7 +218,7 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def remove(step: Step) -> None:
+def remove(step: StepFolder) -> None:
     """Remove a checkpoint so that a crash half-way does not leave half of one under its name.
 
     Args:

@@ -1,10 +1,11 @@
 """The gradient noise scale with error bars: how large a batch is worth it."""
 
 from isobatch.installed import need
+from isobatch.renamed import old_names
 
 need("torch")
 
-from isobatch.noise.estimate import NoiseEstimate, Verdict, judge, undefined
+from isobatch.noise.estimate import Identification, NoiseEstimate, judge, undefined
 from isobatch.noise.half_batches import CoupledSamplesWarning
 from isobatch.noise.probe import local_lipschitz, measure, measure_hessian
 from isobatch.noise.scale import NoiseScale
@@ -23,11 +24,11 @@ from isobatch.noise.statistic import (
 
 __all__ = [
     "CoupledSamplesWarning",
+    "Identification",
     "Moments",
     "NoiseEstimate",
     "NoiseScale",
     "Spread",
-    "Verdict",
     "block_spread",
     "blocked_spread",
     "finite_data",
@@ -42,3 +43,5 @@ __all__ = [
     "ratio_interval",
     "undefined",
 ]
+
+__getattr__ = old_names("isobatch.noise", {"Verdict": "isobatch.noise.estimate.Identification"})

@@ -14,7 +14,7 @@ FEWEST = 12
 WIDEST = 4.0
 
 
-class Verdict(StrEnum):
+class Identification(StrEnum):
     """Whether a noise scale may be used."""
 
     IDENTIFIED = "identified"
@@ -46,7 +46,7 @@ class NoiseEstimate:
     value: float | None
     low: float
     high: float
-    verdict: Verdict
+    verdict: Identification
     sentence: str
     needed_samples: float | None
     gradient_squared: float
@@ -135,7 +135,7 @@ def judge(
         value=value,
         low=low,
         high=high,
-        verdict=Verdict.IDENTIFIED if identified else Verdict.NOT_IDENTIFIED,
+        verdict=Identification.IDENTIFIED if identified else Identification.NOT_IDENTIFIED,
         sentence=sentence,
         needed_samples=needed,
         gradient_squared=found.gradient_squared,
@@ -166,7 +166,7 @@ def undefined(reason: str, *, excluded: int = 0, level: float = 0.95, measuremen
         value=None,
         low=0.0,
         high=math.inf,
-        verdict=Verdict.UNDEFINED,
+        verdict=Identification.UNDEFINED,
         sentence=f"noise scale undefined: {reason}",
         needed_samples=None,
         gradient_squared=math.nan if measurements == 0 else 0.0,

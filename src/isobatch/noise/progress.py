@@ -12,7 +12,7 @@ from torch import Tensor
 from isobatch.errors import InputError
 from isobatch.noise.capture import Mode
 from isobatch.noise.columns import Columns
-from isobatch.noise.estimate import NoiseEstimate, Verdict, judge, undefined
+from isobatch.noise.estimate import Identification, NoiseEstimate, judge, undefined
 from isobatch.noise.half_batches import sum_in_disguise
 from isobatch.noise.history import History, Read
 from isobatch.noise.independence import Independence, judge_pairs
@@ -185,7 +185,7 @@ def _of_column(history: History, read: Read, column: int, terms: Terms) -> Noise
 
 def _doubts(found: NoiseEstimate, pairs: Independence, share: float, terms: Terms) -> tuple[str, tuple[str, ...]]:
     """Return why an estimate may not be used for all its narrow interval, and what to add to its caveats."""
-    if found.verdict == Verdict.UNDEFINED:
+    if found.verdict == Identification.UNDEFINED:
         return "", ()
     if pairs.dependent:
         told = (
@@ -194,7 +194,7 @@ def _doubts(found: NoiseEstimate, pairs: Independence, share: float, terms: Term
             "video, rollouts: shuffle them, or count each group of them as one), or the weights move too fast"
         )
         return "the samples of a step depend on each other", (told,)
-    if found.verdict != Verdict.IDENTIFIED:
+    if found.verdict != Identification.IDENTIFIED:
         return "", ()
     if terms.capture not in ("norms", "buckets") and share < LEAST_COVERAGE:
         return f"only {share:.1%} of the trainable parameters can be seen", ()
@@ -204,11 +204,11 @@ def _doubts(found: NoiseEstimate, pairs: Independence, share: float, terms: Term
 
 
 def _in_doubt(found: NoiseEstimate, why: str) -> NoiseEstimate:
-    if found.verdict == Verdict.UNDEFINED:
+    if found.verdict == Identification.UNDEFINED:
         return found
     return replace(
         found,
-        verdict=Verdict.NOT_IDENTIFIED,
+        verdict=Identification.NOT_IDENTIFIED,
         low=0.0,
         high=math.inf,
         sentence=f"noise scale not identified: {why}",

@@ -68,7 +68,7 @@ class NoiseScale:
         ...     (net(x).squeeze(1) - x.sum(1)).square().mean().backward()
         ...     noise.update(samples=32)
         >>> noise.estimate().verdict
-        <Verdict.IDENTIFIED: 'identified'>
+        <Identification.IDENTIFIED: 'identified'>
 
     References:
         arXiv 1812.06162.

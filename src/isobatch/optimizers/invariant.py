@@ -16,7 +16,7 @@ from isobatch.gradients import ALONE, Ranks, RescaleCheck, process_group_of, wor
 from isobatch.optimizers.chunks import Chunks
 from isobatch.optimizers.ranks import sum_numbers, sum_tensors_
 from isobatch.optimizers.second_moment import NoiseForm, noise_weight, reduced_square
-from isobatch.optimizers.update import Batch, Form, update
+from isobatch.optimizers.update import Form, StepBatch, update
 from isobatch.optimizers.window import Clock, refuse_endless
 from isobatch.units import finite, whole
 
@@ -222,7 +222,7 @@ class InvariantOptimizer(Optimizer):
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state
 
-    def _batch(self, parameters: list[Tensor]) -> tuple[Batch, Tensor]:
+    def _batch(self, parameters: list[Tensor]) -> tuple[StepBatch, Tensor]:
         """Return this step's batch and the sums to read factors from, both over the ranks.
 
         Gradients set by hand count as one micro-batch a rank.
@@ -245,7 +245,7 @@ class InvariantOptimizer(Optimizer):
             samples, chunks = float(default * ranks), ranks
         if samples == 0:
             raise InputError("every chunk of this step has 0 samples, so it has no gradient; drop it with discard()")
-        return Batch(
+        return StepBatch(
             samples=samples,
             chunks=chunks,
             reference=self.reference_batch,
@@ -286,7 +286,7 @@ class InvariantOptimizer(Optimizer):
         """Return what makes sum c^2/n of this process's squares."""
         return 1 / (self.chunks.unit or 1.0)
 
-    def _measures(self, batch: Batch, parameters: list[Tensor]) -> bool:
+    def _measures(self, batch: StepBatch, parameters: list[Tensor]) -> bool:
         """Return whether this step measures the noise from its own chunks; refuse what cannot be honoured."""
         if batch.kappa < 1:
             if any(not self.state[parameter] for parameter in parameters):

@@ -43,7 +43,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Batch:
+class StepBatch:
     """One step's batch.
 
     Args:
@@ -74,7 +74,7 @@ def update(
     parameters: Tensors,
     states: Sequence[dict[str, Any]],
     clock: Clock,
-    batch: Batch,
+    batch: StepBatch,
     squares: Tensors | None,
 ) -> None:
     """Apply one step to parameters that share their numbers.
@@ -116,7 +116,7 @@ def fold_batch(
     states: Sequence[dict[str, Any]],
     inputs: Tensors,
     gradients: Tensors,
-    batch: Batch,
+    batch: StepBatch,
     squares: Tensors | None,
     *,
     decay: float,

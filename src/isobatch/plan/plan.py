@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from isobatch.plan.remedies import Remedy
 from isobatch.plan.settings import lr_rule_of
-from isobatch.recipe import RecipeData
+from isobatch.recipe import RecipeData, Split
 from isobatch.rules import Confidence
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Plan(Generic[R]):
         rows: row 0 is always "keep the batch, accumulate".
         warnings: conditions under which the rules are weak.
         recipe: the scaled recipe.
+        kept: the other answer: the reference batch on the same devices, by accumulation.
         remedies: what applies past the noise scale, where that is known.
     """
 
@@ -76,6 +77,7 @@ class Plan(Generic[R]):
     rows: tuple[Row, ...]
     warnings: tuple[PlanWarning, ...]
     recipe: R
+    kept: Split
     remedies: tuple[Remedy, ...] = ()
 
     def row(self, key: str) -> Row:
@@ -99,11 +101,12 @@ class Plan(Generic[R]):
         """Return the plan as plain values, ready for JSON.
 
         Returns:
-            kappa, rows, warnings, remedies and the scaled recipe.
+            kappa, goal, kept (the reference batch on the devices), rows, warnings, remedies and the scaled recipe.
         """
         return {
             "kappa": self.kappa,
             "goal": "equivalence" if lr_rule_of(self.recipe).length is None else "speed",
+            "kept": asdict(self.kept),
             "rows": [asdict(row) for row in self.rows],
             "warnings": [asdict(warning) for warning in self.warnings],
             "remedies": [asdict(remedy) for remedy in self.remedies],
@@ -178,6 +181,9 @@ def render(plan: Plan[R], width: int) -> Iterator[Any]:
     from rich.text import Text
 
     title = f"kappa = {plan.kappa:g}: {lr_rule_of(plan.recipe).run} at batch {plan.recipe.batch.size}"
+    now, unit = plan.recipe.batch, plan.recipe.batch.unit
+    yield Text(f"devices x micro x n: {plan.kept} keeps the batch of {plan.kept.size} {unit} and every other number,")
+    yield Text(f"or {now.devices} x {now.per_device} x n = {now.accumulation} is a batch of {now.size}, by these rows:")
     table = Table(title=title, title_style="bold", show_lines=False, pad_edge=False, expand=False)
     wide = width >= WIDE
     for name in ("key", "was", "becomes", "rule", *(["because"] if wide else []), "confidence"):

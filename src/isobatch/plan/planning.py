@@ -1,5 +1,7 @@
 """From a recipe and a batch to the plan: the variant that was asked for, its numbers, and the scaled recipe."""
 
+from dataclasses import replace
+
 from isobatch import rules
 from isobatch.errors import InputError
 from isobatch.plan.plan import Plan, R, Row
@@ -7,16 +9,15 @@ from isobatch.plan.remedies import remedies
 from isobatch.plan.rows import all_rows, kept_row, make_row
 from isobatch.plan.settings import Settings, base, curve, moves, row_of, searched, settings_of
 from isobatch.plan.warnings import warnings_of
-from isobatch.recipe import Batch, Critical, RecipeData, validate
+from isobatch.recipe import Batch, Critical, RecipeData, asked_size, split_kept, validate
 from isobatch.rules.lr.linear import INVARIANT
-from isobatch.units import whole
 
 GOALS = ("equivalence", "speed")
 
 
 def make_plan(
     recipe: R,
-    batch_size: int,
+    batch_size: int | None = None,
     *,
     micro: int | None = None,
     devices: int | None = None,
@@ -29,7 +30,7 @@ def make_plan(
 
     Args:
         recipe: the recipe as it works today.
-        batch_size: the new global batch.
+        batch_size: the new global batch; unless given the one that the devices take with as many passes as before.
         micro: samples per device and forward pass at the new batch.
         devices: data-parallel devices at the new batch.
         noise_scale: gradient noise scale in samples, for the Adam family.
@@ -43,7 +44,7 @@ def make_plan(
     Raises:
         InputError: a batch that is not a positive whole number, does not divide, or is beyond a rule's domain.
     """
-    size, asked = whole("batch size", batch_size), recipe.optimizer.name
+    size, asked = asked_size(recipe.batch, batch_size, micro, devices), recipe.optimizer.name
     recipe = _variant(recipe, noise_scale, optimizer, rule, goal)
     batch = recipe.batch.model_dump() | {"size": size, "schedule": None}
     batch |= {key: value for key, value in (("micro", micro), ("devices", devices)) if value is not None}
@@ -53,9 +54,13 @@ def make_plan(
     old, new = base(recipe), settings_of(recipe, size, moved)
     after = write(recipe, new, new_batch)
     renamed = () if recipe.optimizer.name == asked else (_name_row(recipe, asked),)
-    rows = (kept_row(recipe, size), *renamed, *all_rows(recipe, after, old, new, moved))
+    kept = split_kept(recipe.batch, new_batch)
+    if recipe.batch_norm is not None:
+        passes = kept.micro / recipe.batch.per_device
+        kept = replace(kept, batch_norm=rules.scale_batch_norm(recipe.batch_norm.momentum, passes))
+    rows = (kept_row(recipe, kept), *renamed, *all_rows(recipe, after, old, new, moved))
     found = tuple(warnings_of(recipe, after, old, new, moved))
-    return Plan(size / recipe.batch.size, rows, found, after, remedies(recipe, size, noise_scale))
+    return Plan(size / recipe.batch.size, rows, found, after, kept, remedies(recipe, size, noise_scale))
 
 
 def _variant(recipe: R, noise_scale: float | None, optimizer: str | None, rule: str | None, goal: str) -> R:

@@ -61,7 +61,7 @@ def _all(recipe: RecipeData, size: int, noise_scale: float) -> Iterator[Remedy]:
             "up to half the run is the search; a few ms a test",
             "arXiv 2107.05855; study autowu. It finds a usable rate, not a better one than tuning",
         )
-    if not (row.adaptive or row.convention or recipe.optimizer.momentum):  # plain SGD
+    if not (row.sign_like or row.adaptive or row.convention or recipe.optimizer.momentum):  # plain SGD
         worth = rules.gain(size, recipe.batch.size, noise_scale)
         yield Remedy(
             "AdaScale",

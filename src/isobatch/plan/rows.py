@@ -6,7 +6,7 @@ from itertools import chain
 
 from isobatch.plan.plan import Row, show
 from isobatch.plan.settings import Moves, Settings, curve, horizon, lr_rule_of, row_of
-from isobatch.recipe import RecipeData
+from isobatch.recipe import RecipeData, Split
 from isobatch.rules import (
     Confidence,
     Rule,
@@ -15,11 +15,12 @@ from isobatch.rules import (
     noise_share_after,
     optimal_lr,
     recommend,
-    scale_batch_norm,
     scale_momentum,
     surge_lr,
 )
+from isobatch.rules.betas import FLOORED
 from isobatch.rules.lr.keep import SEARCHED
+from isobatch.rules.rule import Applied
 from isobatch.units import decay_at
 
 _MEAN = Rule("samples kept", "indexed by samples, through its mean over each step", "derived", Confidence.DERIVED)
@@ -27,6 +28,7 @@ _VIEWS = Rule(
     "views kept", "the clock counts samples, so learning rate and views stay", "1901.09335", Confidence.CONVENTION
 )
 _AGE = Rule("steps kept", "how old directions may become in samples is not known", "unknown", Confidence.UNKNOWN)
+_PASSES = Rule("B'/(devices*micro)", "n: passes on each device that are one update", "derived", Confidence.DERIVED)
 _ASKED = Rule("kappa*B", "the batch you ask for", "recipe", Confidence.DERIVED)
 
 
@@ -70,32 +72,32 @@ def all_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings
     )
 
 
-def kept_row(recipe: RecipeData, size: int) -> Row:
+def kept_row(recipe: RecipeData, split: Split) -> Row:
     """Return row 0: the batch is kept, by accumulation where it no longer fits.
 
     Args:
         recipe: the reference recipe.
-        size: the batch that was asked for.
+        split: how the batch lies on the devices that were asked for.
 
     Returns:
         The row.
     """
-    kept, devices = recipe.batch.size, recipe.batch.devices
-    if size < kept:
-        parts = math.ceil(kept / size)
-        how = f"keep the batch, accumulate n = {parts}"
-        note = f"{parts} passes of {'' if kept % size == 0 else 'up to '}{size} are one update of {kept}"
-        per_device = size / devices
+    n, old = split.accumulation, recipe.batch
+    passes = f"{split.micro}" if split.devices == 1 else f"{split.devices} x {split.micro}"
+    if n == 1:
+        where = "the same devices" if split.devices == old.devices else f"one pass of {passes}"
+        note = f"{where} at {split.size}; only the speed of larger steps is given up"
     else:
-        how = "keep the batch, accumulate n = 1"
-        note = f"the same devices at {kept}; only the speed of larger steps is given up"
-        per_device = recipe.batch.per_device
-    if recipe.batch_norm is not None and per_device != recipe.batch.per_device:
-        moved = scale_batch_norm(recipe.batch_norm.momentum, per_device / recipe.batch.per_device)
-        note += f"; batch norm then sees {per_device:g} samples a pass: its momentum becomes {moved:.4g}"
+        note = f"{n} passes of {'' if split.even else 'up to '}{passes} are one update of {split.size}"
+    if split.even_micro is not None:
+        equal = split.size // (split.devices * split.even_micro)
+        note += f"; micro = {split.even_micro} makes it n = {equal} equal passes"
+    if split.batch_norm is not None and split.micro != old.per_device:
+        note += f"; batch norm then sees {split.micro} samples a pass: its momentum becomes {split.batch_norm:.4g}"
         note += ", and its statistics differ"
     because = "one update of B is the same update however it is split, so nothing else changes"
-    return Row("batch.size (kept)", kept, kept, how, because, Confidence.DERIVED, note)
+    how = f"keep the batch, accumulate n = {n}"
+    return Row("batch.size (kept)", split.size, split.size, how, because, Confidence.DERIVED, note)
 
 
 def _batch_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings) -> Iterator[Row]:
@@ -104,6 +106,10 @@ def _batch_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Setti
         length, after_length = curve(recipe).length, curve(recipe, new.batch).length
         steps = f"{math.ceil(length / old.batch):,} steps become {math.ceil(after_length / new.batch):,}"
     yield make_row("batch.size", recipe.batch.size, after.batch.size, _ASKED, steps)
+    was, becomes = recipe.batch, after.batch
+    note = f"{was.devices} x {was.per_device} x n = {was.accumulation} becomes "
+    note += f"{becomes.devices} x {becomes.per_device} x n = {becomes.accumulation} (devices x micro x n)"
+    yield make_row("batch.accumulation", was.accumulation, becomes.accumulation, _PASSES, note)
     if recipe.batch.schedule is not None and after.batch.schedule is not None:
         was, becomes = show_stages(recipe.batch.schedule), show_stages(after.batch.schedule)
         note = "every stage times kappa, to the nearest multiple of micro x devices"
@@ -128,12 +134,11 @@ def _optimizer_rows(recipe: RecipeData, old: Settings, new: Settings, moved: Mov
         yield row("momentum", f"{note}; other form: {other}")
     if "betas" in keys:
         for index, (was, becomes) in enumerate(zip(old.betas, new.betas, strict=True)):
+            found = moved[f"betas[{index}]"]
             note = _horizon(was, becomes, old, new) + _other_beta(was, kappa, recipe.rules.betas)
-            floored = moved[f"betas[{index}]"].rule.formula.startswith("max")
-            note += f"; at its floor, the power rule gives {was**kappa:.4g}" if floored else ""
-            yield row(f"betas[{index}]", note)
+            yield row(f"betas[{index}]", note + _floored(found))
     if "alpha" in keys:
-        yield row("alpha", _horizon(old.alpha, new.alpha, old, new))
+        yield row("alpha", _horizon(old.alpha, new.alpha, old, new) + _floored(moved["alpha"]))
     if "eps" in keys:
         yield row("eps")
     if o.weight_decay > 0:
@@ -158,12 +163,13 @@ def _lr_note(recipe: RecipeData, old: Settings, new: Settings, moved: Moves) -> 
             f"drift by {drift_error(kappa, share):+.1%} per sample; recommended: {recommend(kappa, share)}"
         )
     if row.adaptive and rule.exponent == 0.5:
+        factor = new.lr / (math.sqrt(kappa) * old.lr)  # of a momentum that moves
         low, high = sorted((math.sqrt(kappa), kappa))
         return (
             f"assumes that noise dominates v; without a noise scale the truth lies in "
-            f"[{low * old.lr:.4g}, {high * old.lr:.4g}] (square root to linear)"
+            f"[{low * factor * old.lr:.4g}, {high * factor * old.lr:.4g}] (square root to linear)"
         )
-    if old.momentum > 0:
+    if old.momentum > 0 and not row.normalises_after:
         return f"lr/(1-momentum) = {old.lr / (1 - old.momentum):.4g} becomes {new.lr / (1 - new.momentum):.4g}"
     return ""
 
@@ -176,7 +182,7 @@ def _critical_note(recipe: RecipeData, batch: float, moved: Moves) -> str:
     note = known.about(recipe.batch.unit)
     ends = [end for end in (known.low, known.high) if end is not None]
     if len(ends) == 2:
-        best = optimal_lr if row_of(recipe).lr == "linear" else surge_lr
+        best = surge_lr if row_of(recipe).sign_like else optimal_lr
         low, high = sorted(best(recipe.optimizer.lr, recipe.batch.size, batch, end) for end in ends)
         note += f"; over the interval [{low:.4g}, {high:.4g}]"
     return note
@@ -187,6 +193,12 @@ def _other_beta(beta: float, kappa: float, kind: str) -> str:
         return f"; power form: {beta**kappa:.6g}"
     linear = 1 - kappa * (1 - beta)
     return f"; linear form: {linear:.6g}" if linear >= 0 else f"; linear form ends at kappa {horizon(beta):.4g}"
+
+
+def _floored(found: Applied) -> str:
+    if found.rule.source != FLOORED.source or not found.rule.formula.startswith("max"):
+        return ""
+    return f"; at its floor, the power rule gives {found.change.value**found.change.kappa:.4g}"
 
 
 def _horizon(was: float, becomes: float, old: Settings, new: Settings) -> str:

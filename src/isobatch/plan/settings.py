@@ -175,10 +175,18 @@ def lr_rule_of(recipe: RecipeData) -> Rule:
         The rule; of less confidence where its critical batch is only a noise scale.
     """
     row, word, known = row_of(recipe), recipe.rules.lr, recipe.critical
-    rule = lr_rule(row, word)
+    rule = lr_rule(row, word, kept=_averages_kept(recipe))
     guessed = LEARNING_RATES[row.lr if word == "auto" else word].guessed
     only_noise = known is not None and known.noise_scale == known.batch
     return guessed(rule) if guessed is not None and only_noise else rule
+
+
+def _averages_kept(recipe: RecipeData) -> bool:
+    """Return whether the averages of the gradient stay per step, or there are none to move."""
+    o, kinds = recipe.optimizer, recipe.rules
+    if "momentum" in row_of(recipe).moments:
+        return kinds.momentum == "keep" or not o.momentum
+    return kinds.betas == "keep" or not any(o.betas)
 
 
 def curve(recipe: RecipeData, batch: float | None = None) -> Staircase:
@@ -236,10 +244,11 @@ def _optimizer(recipe: RecipeData, change: Change) -> Iterator[tuple[str, Applie
     lr = lr_rule_of(recipe)
     rate = Applied.by(lr, change).becomes
     others: Callable[[Rule, str], Rule] = lambda rule, letter: rule if lr.others is None else lr.others(letter)  # noqa: E731
-    clock = momentum.SAMPLE_CLOCK if kinds.momentum == "sample-clock" else momentum.KEPT
+    clock = momentum.NORMALISED if row.normalises_after else momentum.SAMPLE_CLOCK
+    clock = clock if kinds.momentum == "sample-clock" else momentum.KEPT
     moved = Applied.by(others(clock, "mu"), change._replace(value=o.momentum))
-    new_lr = rate * momentum.lr_factor(o.momentum, moved.becomes)
     follows = o.momentum > 0 and moved.rule is momentum.SAMPLE_CLOCK
+    new_lr = rate * momentum.lr_factor(o.momentum, moved.becomes) if follows else rate
     yield "lr", Applied(momentum.beside(lr) if follows else lr, change, new_lr)
     yield "momentum", moved
     for name, value, floor in (
@@ -247,8 +256,8 @@ def _optimizer(recipe: RecipeData, change: Change) -> Iterator[tuple[str, Applie
         ("betas[1]", o.betas[1], kinds.floors[1]),
         ("alpha", o.alpha, kinds.floors[1]),
     ):
-        seen = change._replace(value=value, floor=floor)
-        yield name, Applied.by(others(beta_rule(kinds.betas, seen), "beta"), seen)
+        seen = change._replace(value=value, floor=0.0 if row.normalises_after else floor)
+        yield name, Applied.by(others(beta_rule(kinds.betas, seen, name), "beta"), seen)
     # by a search the printed rate is not the one that these stand beside
     plain, real = ("eta'*(1-mu)/(1-mu')" if follows else "eta'"), "eta'"
     if recipe.schedule is not None and recipe.schedule.searches:

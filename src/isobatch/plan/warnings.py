@@ -63,13 +63,15 @@ def _of_rules(recipe: RecipeData, moved: Moves) -> Iterator[PlanWarning]:
 
 
 def _stability(recipe: RecipeData, old: Settings, new: Settings) -> Iterator[PlanWarning]:
+    if row_of(recipe).sign_like:
+        return
     effective, limit = new.lr / (1 - new.momentum), recipe.optimizer.lr_limit
     if limit is not None and effective > limit / 2:
         message = (
             f"lr/(1-momentum) = {effective:.4g} against a measured limit of {limit:g}; beyond half of it expect a gap"
         )
         yield PlanWarning("near the stability limit", message, "optimizer.lr_limit")
-    elif limit is None and new.batch >= 4 * old.batch and not row_of(recipe).adaptive:
+    elif limit is None and new.batch >= 4 * old.batch:
         message = (
             f"lr/(1-momentum) grows to {effective:.4g} and optimizer.lr_limit is not given; every such rule ends where "
             "large steps are unstable: find it with `isobatch verify run --max-kappa`"

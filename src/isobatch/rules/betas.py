@@ -65,6 +65,30 @@ def sde(beta: float, kappa: float) -> float:
     return scaled
 
 
+def mixed(beta: float, kappa: float) -> float:
+    """Share of the average in a mixed update that keeps its noise: 1 - sqrt(kappa)*(1-beta), not below 0.
+
+    The update is the direction of beta1*m + (1-beta1)*g. With beta2**kappa m averages the same samples; the fresh
+    gradient's noise is sqrt(kappa) smaller, so its weight is sqrt(kappa) larger.
+
+    Args:
+        beta: beta1 in [0, 1), at the old batch.
+        kappa: new batch / old batch, positive.
+
+    Returns:
+        beta1 at the new batch.
+
+    Raises:
+        InputError: a value outside its range.
+
+    Example:
+        >>> round(mixed(0.9, 4), 4), mixed(0.9, 400)
+        (0.8, 0.0)
+    """
+    old, ratio = finite("beta", beta, 0, 1, open_high=True), finite("kappa", kappa, 0, open_low=True)
+    return old if ratio == 1 else max(0.0, 1 - math.sqrt(ratio) * (1 - old))
+
+
 def steps_factor(old: float, new: float) -> float:
     """Factor on the step count of bias correction when a beta moves: beta'**step' = beta**step.
 
@@ -131,20 +155,30 @@ SDE = Rule(
     lambda c: sde(c.value, c.kappa),
     state=steps_factor,
 )
+MIXED = Rule(
+    "max(0, 1-sqrt(kappa)*(1-beta))",
+    "not a clock but the share of the average in the update: the fresh gradient's noise keeps its size beside it",
+    "derived",
+    Confidence.DERIVED,
+    lambda c: mixed(c.value, c.kappa),
+)
 KEPT = Rule("beta", "kept per step because the recipe says so", "recipe", Confidence.UNKNOWN, state=steps_factor)
 FORMS = ("power", "linear", "keep")
 
 
-def beta_rule(form: str, change: Change) -> Rule:
+def beta_rule(form: str, change: Change, setting: str) -> Rule:
     """Return the rule of a beta.
 
     Args:
         form: of a recipe's rules.betas: power, linear or keep.
         change: what the rule will see.
+        setting: betas[0], betas[1] or alpha.
 
     Returns:
         The rule.
     """
+    if form == "power" and change.optimizer.normalises_after:
+        return MIXED if change.optimizer.mixes and setting == "betas[0]" else POWER
     if form == "power":
         return power_rule(change.value, change.kappa, change.floor)
     return SDE if form == "linear" else KEPT

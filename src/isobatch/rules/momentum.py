@@ -111,6 +111,9 @@ SAMPLE_CLOCK = Rule(
     lambda c: scale_momentum(c.value, c.kappa),
     state=buffer_factor,
 )
+NORMALISED = SAMPLE_CLOCK.but(
+    because="keeps the half-life of the average in samples; its size is normalised away, so no factor on the rate",
+)
 KEPT = Rule(
     "mu",
     "kept per step: the same run only while kappa/(1-mu) steps are short against the run",

@@ -33,9 +33,10 @@ _ROWS = (
     OptimizerRow("adamp", "sqrt", ("betas",), "decoupled", f"{_OURS}.layer_wise.adamp", ("AdamP",), _ADAM,
                  adaptive=True),
     OptimizerRow("nadamw", "sqrt", ("betas",), "decoupled", None, ("NAdam",), _ADAM, adaptive=True),
-    OptimizerRow("lion", "sqrt", ("betas",), "decoupled", "pytorch_optimizer.Lion", ("Lion",),
-                 normalises_after=True, theory=("speed",)),
-    OptimizerRow("muon", "sqrt", ("momentum",), "decoupled", None, ("Muon",), normalises_after=True),
+    OptimizerRow("lion", "linear", ("betas",), "decoupled", "pytorch_optimizer.Lion", ("Lion",),
+                 normalises_after=True, mixes=True, lr_kept="sqrt", theory=("linear", "sqrt", "speed")),
+    OptimizerRow("muon", "linear", ("momentum",), "decoupled", None, ("Muon",), normalises_after=True,
+                 lr_kept="sqrt", theory=("linear", "sqrt")),
 )  # fmt: skip
 
 OPTIMIZERS: dict[str, OptimizerRow] = {row.name: row for row in _ROWS}

@@ -55,6 +55,8 @@ class OptimizerRow:
         invariant: whether that second moment is the one of a reference batch, at any batch.
         normalises_after: whether it normalises what it has averaged (signs, orthogonalised momentum), so that the size
             of the average does not matter.
+        mixes: whether betas[0] is no clock but the share of the average in an update beside the fresh gradient.
+        lr_kept: word of its learning-rate rule where its averages are kept per step; "" where that changes nothing.
         theory: words of the learning-rate rules that a theory covers for it; its own is a convention where it is not
             among them.
         nesterov: whether Nesterov's form exists.
@@ -71,6 +73,8 @@ class OptimizerRow:
     adaptive: bool = False
     invariant: bool = False
     normalises_after: bool = False
+    mixes: bool = False
+    lr_kept: str = ""
     theory: tuple[str, ...] = ()
     nesterov: bool = False
     invariant_form: str | None = None
@@ -79,6 +83,11 @@ class OptimizerRow:
     def convention(self) -> bool:
         """Whether its learning-rate rule is what recipes do, not what theory says."""
         return self.lr not in self.theory
+
+    @property
+    def sign_like(self) -> bool:
+        """Whether its step is as long whatever the gradient's size, so that only directions count."""
+        return self.normalises_after or (self.adaptive and not self.invariant)
 
     @property
     def keys(self) -> tuple[str, ...]:

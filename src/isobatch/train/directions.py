@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from isobatch.data import SampleOrder
     from isobatch.plan import Adversary, Recipe
     from isobatch.tasks import Run
-    from isobatch.train.device import Device
-    from isobatch.train.world import World
+    from isobatch.train.world import Device, World
 
 Segment = tuple[int, int]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,19 +17,19 @@ from isobatch.augment.views import inputs_of
 from isobatch.data import shard_sizes
 from isobatch.errors import InputError
 from isobatch.plan import row_of
-from isobatch.train.balance import norm_ratio
 from isobatch.train.directions import Directions, eps_schedule, positions
 from isobatch.train.gradient import PLAIN, Accumulator, ForwardPass
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from isobatch.augment.concurrently import DirectionProvider
     from isobatch.data import SampleOrder
     from isobatch.plan import Recipe
     from isobatch.tasks import Run
-    from isobatch.train.device import Device
-    from isobatch.train.world import World
+    from isobatch.train.world import Device, World
 
 
 class ForwardPasses:
@@ -183,3 +184,44 @@ def _check(run: Run, recipe: Recipe) -> None:
         )
     if run.needs is not None:
         raise InputError("a loss with a teacher or the clock sees each sample once; remove [augment] and [adversary]")
+
+
+def norm_ratio(
+    views: BatchAugmentation, run: Run, rows: Sequence[tuple[Any, Tensor, float]], world: World
+) -> float | None:
+    r"""Return mean_j |g_j| / |mean_j g_j|, g_j the gradient of the global batch in its j-th view; at least 1.
+
+    It costs M passes forward and backward; `.grad`, buffers and random numbers stay as they are.
+
+    Args:
+        views: M views.
+        run: model and loss.
+        rows: this rank's micro-batches: samples, their places in the order, and their share of the global batch.
+        world: the processes of the job.
+
+    Returns:
+        The ratio, None where a gradient is not finite or all are zero.
+
+    References:
+        arXiv 1901.09335 (--adapt-grad-norm of the official code).
+    """
+    apart = replace(views, passes="copies")
+    parameters = [p for p in run.model.parameters() if p.requires_grad]
+    kept = [(buffer, buffer.clone()) for buffer in run.model.buffers()]
+    norms, total = 0.0, torch.zeros(())
+    with torch.random.fork_rng(devices=[]):
+        for number in range(views.views):
+            mine = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
+            for samples, places, share in rows:
+                loss = run.loss(run.model, apart.rows(samples, places, number))
+                found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+                mine += share * torch.cat([g.flatten() for g in found]).double()
+            if world.size > 1:
+                torch.distributed.all_reduce(mine, group=world.group)
+            norms += float(mine.norm()) / views.views
+            total = total + mine
+    with torch.no_grad():
+        for buffer, before in kept:
+            buffer.copy_(before)
+    mean = float(total.norm()) / views.views
+    return norms / mean if mean > 0 and math.isfinite(norms / mean) else None

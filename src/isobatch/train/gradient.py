@@ -13,9 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from isobatch.errors import InputError
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.tasks import LossContext, Run
-from isobatch.train.device import Device
 from isobatch.train.noise_monitor import NoiseMonitor
-from isobatch.train.world import World
+from isobatch.train.world import Device, World
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-class Verdict(StrEnum):
+class StepVerdict(StrEnum):
     """What happens to a step."""
 
     APPLY = "apply"
@@ -27,12 +27,12 @@ class Judgement:
         parameter: first parameter whose gradient is not finite.
     """
 
-    verdict: Verdict
+    verdict: StepVerdict
     reason: str = ""
     parameter: str | None = None
 
 
-_APPLY = Judgement(Verdict.APPLY)
+_APPLY = Judgement(StepVerdict.APPLY)
 
 
 class Guard:
@@ -43,7 +43,7 @@ class Guard:
 
     Example:
         >>> Guard().judge(float("nan"), nn.Linear(1, 1), skipped=0).verdict
-        <Verdict.STOP: 'stop'>
+        <StepVerdict.STOP: 'stop'>
     """
 
     def __init__(self, patience: int = 0):
@@ -81,7 +81,7 @@ class Guard:
         Returns:
             The judgement.
         """
-        return Judgement(Verdict.SKIP if skipped < self.patience else Verdict.STOP, reason, parameter)
+        return Judgement(StepVerdict.SKIP if skipped < self.patience else StepVerdict.STOP, reason, parameter)
 
 
 def all_finite(tensors: list[torch.Tensor]) -> bool:

@@ -18,14 +18,12 @@ from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.plan import Recipe, Settings, scaled
 from isobatch.renamed import OldAttribute
 from isobatch.tasks import LossContext, Run
-from isobatch.train.device import Device
 from isobatch.train.forward_passes import ForwardPasses
 from isobatch.train.gradient import Accumulator
-from isobatch.train.guard import Guard, Judgement, Verdict
+from isobatch.train.guard import Guard, Judgement, StepVerdict
 from isobatch.train.noise_monitor import NoiseMonitor
-from isobatch.train.optimizer_state import rescale_state
-from isobatch.train.setup import batches, make_average, make_optimizer, make_search, prepare_groups
-from isobatch.train.world import World
+from isobatch.train.setup import batches, make_average, make_optimizer, make_search, prepare_groups, rescale_state
+from isobatch.train.world import Device, World
 from isobatch.units import whole
 
 
@@ -44,7 +42,7 @@ class Step:
     batch: int
     loss: float
     lr: float
-    verdict: Verdict
+    verdict: StepVerdict
     reason: str = ""
 
 
@@ -148,19 +146,19 @@ class Trainer:
             self.passes.begin(self.gradient, self.drawn, size, self.seen, self._per_device(size))
         loss = self.gradient.run(mine, size, self._per_device(size), statistics, self._context(size))
         judgement = self._judge(loss)
-        if judgement.verdict is not Verdict.APPLY:
+        if judgement.verdict is not StepVerdict.APPLY:
             for buffer, before in statistics:
                 buffer.copy_(before)
             if self.monitor is not None:
                 self.monitor.discard()
-        if judgement.verdict is Verdict.STOP:
+        if judgement.verdict is StepVerdict.STOP:
             raise NonFiniteError(
                 f"stopped at step {self.steps + 1} with {self.seen} samples seen: {judgement.reason}",
                 self.seen,
                 judgement.parameter,
             )
         self.drawn += size
-        if judgement.verdict is Verdict.SKIP:
+        if judgement.verdict is StepVerdict.SKIP:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
             return Step(size, loss, 0.0, judgement.verdict, judgement.reason)
         lr = self._apply(size)
@@ -221,7 +219,7 @@ class Trainer:
 
     def _judge(self, loss: float) -> Judgement:
         judgement = self.guard.judge(loss, self.run.model, self.skipped_in_a_row, self._parameters)
-        apply = judgement.verdict is Verdict.APPLY
+        apply = judgement.verdict is StepVerdict.APPLY
         if self.world.size == 1 or self.world.total([0.0 if apply else 1.0])[0] == 0:
             return judgement
         # another rank saw what this one did not: the same verdict follows from the same count of skips

@@ -11,10 +11,9 @@ import torch.distributed as dist
 from isobatch.augment.concurrently import OtherProcess, serve
 from isobatch.data import SampleOrder
 from isobatch.errors import InputError
-from isobatch.train.device import Device
 from isobatch.train.directions import Directions, positions
 from isobatch.train.forward_passes import ForwardPasses
-from isobatch.train.world import World
+from isobatch.train.world import Device, World
 
 if TYPE_CHECKING:
     from torch import Tensor

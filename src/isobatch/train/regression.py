@@ -42,7 +42,7 @@ def features(x: Array) -> Array:
     return np.exp(-(u**2) / 2)[:, None] * powers / _FACTORIALS
 
 
-class Evidence:
+class LossEvidence:
     """The marginal likelihood of losses, as a function of mean, scale and noise.
 
     Args:
@@ -169,7 +169,7 @@ class LossRegression:
             return Look((0.0,) * DRAWS, (1.0,) * DRAWS)
         self.mean = float(losses.mean())
         chosen = self._draw(len(losses), FIT_POINTS, 0)
-        self._fit(Evidence(places[chosen], losses[chosen]))
+        self._fit(LossEvidence(places[chosen], losses[chosen]))
         noise = self.noise if self.published else max(self.noise, scatter(losses))
         same = len(losses) <= LOOK_POINTS  # then every draw is all of them
         found = [self._judge(places, losses, noise, draw) for draw in range(1, 2 if same else DRAWS + 1)] * (
@@ -194,7 +194,7 @@ class LossRegression:
 
     def _judge(self, places: Array, losses: Array, noise: float, draw: int) -> tuple[float, float]:
         chosen = self._draw(len(losses), LOOK_POINTS, draw)
-        weights, covariance = Evidence(places[chosen], losses[chosen]).posterior(self.mean, self.scale, noise)
+        weights, covariance = LossEvidence(places[chosen], losses[chosen]).posterior(self.mean, self.scale, noise)
         expected = self._features @ weights
         return chance(expected, self._features, covariance), float(self._places[int(expected.argmin())])
 
@@ -203,7 +203,7 @@ class LossRegression:
             return np.arange(count)
         return np.sort(np.random.default_rng([self.looks, draw]).choice(count, most, replace=False))
 
-    def _fit(self, evidence: Evidence) -> None:
+    def _fit(self, evidence: LossEvidence) -> None:
         values = [self.mean, float(self.raw[0]), float(self.raw[1])]
         for _ in range(ITERATIONS):
             slopes = evidence.slope(values[0], _softplus(values[1]), LEAST_NOISE + _softplus(values[2]))

@@ -14,8 +14,8 @@ from isobatch.gradients import bare_optimizer
 from isobatch.optimizers.settings import assign
 from isobatch.plan import Recipe, Settings, coupling_of, row_of, scaled
 from isobatch.rules import OPTIMIZERS, OptimizerRow
-from isobatch.train.optimizer_state import rescale_state, row_of_optimizer
 from isobatch.train.sample_scheduler import SampleScheduler, drives
+from isobatch.train.setup import rescale_state, row_of_optimizer
 from isobatch.units import finite, whole
 
 _BATCH, _SHARE = "isobatch_batch", "isobatch_share"

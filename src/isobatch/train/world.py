@@ -1,6 +1,8 @@
-"""The processes of a job: one by default, torch.distributed's where it is initialised."""
+"""Where a job runs: its processes (one by default), its device and precision; nothing of it is in the recipe."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -8,6 +10,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from isobatch.average import ObservedMean
+from isobatch.errors import InputError
+from isobatch.gradients import mapped
+from isobatch.tasks import Run, TensorSamples
+from isobatch.units import whole
 
 
 @dataclass(frozen=True)
@@ -74,3 +80,107 @@ class World:
             own[:-1], own[-1] = mean.total.flatten(), mean.count
         dist.all_reduce(own, group=self.group)
         mean.total, mean.count = own[:-1].view(mean.value.shape), float(own[-1])
+
+
+WORDS = ("bf16", "channels-last", "compile")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device and how it is used.
+
+    Args:
+        name: such as "cpu", "cuda" or "cuda:1".
+        bf16: run the loss under bfloat16 autocast; weights, optimizer and average stay as they are.
+        channels_last: lay out images and convolutions channels-last.
+        compile: compile the forward pass of student and teacher (torch.compile).
+        most: samples of one forward pass that memory allows, None for no limit; a larger batch is accumulated.
+
+    Example:
+        >>> Device.parse("cpu,bf16").bf16
+        True
+    """
+
+    name: str = "cpu"
+    bf16: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    most: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Device":
+        """Read a device and its options from one word, such as "cuda,bf16,channels-last,compile,most=4096".
+
+        Args:
+            text: device, then options, with commas between.
+
+        Returns:
+            The device.
+
+        Raises:
+            InputError: an unknown option, or a device that is not there.
+        """
+        name, *options = (part.strip() for part in text.split(","))
+        limits = [option.removeprefix("most=") for option in options if option.startswith("most=")]
+        unknown = [option for option in options if option not in WORDS and not option.startswith("most=")]
+        if unknown:
+            raise InputError(f"device option {unknown[0]!r} must be one of {', '.join(WORDS)}, most=4096")
+        if limits and not limits[-1].isdecimal():
+            raise InputError(f"device option most={limits[-1]} must be a whole number of samples")
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device={name!r} cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
+        most = whole("device option most", int(limits[-1])) if limits else None
+        return cls(name, *(word in options for word in WORDS), most=most)
+
+    def place(self, run: Run) -> None:
+        """Move a run's model, its samples where they are tensors, and its running means to the device.
+
+        Args:
+            run: before its first step; changed in place.
+        """
+        target = torch.device(self.name)
+        run.model.to(target)
+        if self.channels_last:
+            run.model.to(memory_format=torch.channels_last)  # ty: ignore[no-matching-overload]
+        if isinstance(run.samples, TensorSamples):
+            run.samples.to(target)
+        for mean in run.needs.means.values() if run.needs is not None else ():
+            mean.to(target)
+        if self.compile:
+            run.model.compile()
+
+    def batch(self, batch: Any) -> Any:
+        """Return a batch on the device; tensors are found in tuples, lists, mappings and dataclasses.
+
+        Args:
+            batch: what the samples gave.
+
+        Returns:
+            The same structure.
+        """
+        return mapped(
+            batch,
+            lambda tensor: tensor.to(self.name, non_blocking=True),
+            packed=lambda sequence: sequence.to(self.name, non_blocking=True),  # ty: ignore[invalid-argument-type]
+        )
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which a loss runs."""
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast(torch.device(self.name).type, dtype=torch.bfloat16)
+
+    def teacher(self, module: nn.Module) -> nn.Module:
+        """Return a teacher, compiled where the student is.
+
+        Args:
+            module: the averaged weights as a module.
+
+        Returns:
+            The same module.
+        """
+        if self.compile and module._compiled_call_impl is None:
+            module.compile()
+        return module

@@ -24,18 +24,25 @@ LEARNING_RATES: dict[str, LearningRate] = {
 """Word -> choice, the surest first. "auto" is the optimizer's own."""
 
 
-def lr_rule(row: OptimizerRow, word: str = "auto") -> Rule:
+def lr_rule(row: OptimizerRow, word: str = "auto", *, kept: bool = False) -> Rule:
     """Return the learning-rate rule of an optimizer.
 
     Args:
         row: the optimizer's row.
         word: of a recipe's rules.lr.
+        kept: whether its averages of the gradient are kept per step.
 
     Returns:
-        The rule.
+        The rule; of no confidence where the averages move in a way that it does not expect.
 
     Example:
         >>> lr_rule(OPTIMIZERS["adamw"]).formula
         'sqrt(kappa)*eta'
     """
-    return LEARNING_RATES[row.lr if word == "auto" else word].rule(row)
+    own = row.lr_kept if kept and row.lr_kept else row.lr
+    rule = LEARNING_RATES[own if word == "auto" else word].rule(row)
+    if not row.normalises_after or word == "auto" or word not in (row.lr, row.lr_kept) or word == own:
+        return rule
+    how, right = ("kept per step", "a square root") if kept else ("moved with the batch", "a linear one")
+    because = f"the averages are {how}, beside which {right} keeps the run; this rate is another run"
+    return rule.but(because=because, source="derived", confidence=Confidence.UNKNOWN)

@@ -46,8 +46,8 @@ INVARIANT = LINEAR.but(
     confidence=Confidence.DERIVED,
 )
 NORMALISED = LINEAR.but(
-    because="an average over the same samples has the same direction, so kappa steps become one of kappa times the "
-    "length, where the decays keep their half-lives",
+    because="an average over the same samples has the same direction, and its size is normalised away: kappa steps "
+    "become one of kappa times the length",
     source="derived",
     confidence=Confidence.DERIVED,
 )

@@ -66,7 +66,7 @@ OPTIMAL_ADAM = OPTIMAL_SGD.but(
 
 
 def _rule(row: OptimizerRow) -> Rule:
-    rule = OPTIMAL_SGD if row.lr == "linear" else OPTIMAL_ADAM
+    rule = OPTIMAL_SGD if not row.sign_like else OPTIMAL_ADAM
     return rule if CHOICE.word in row.theory else rule.but(confidence=Confidence.UNKNOWN)
 
 

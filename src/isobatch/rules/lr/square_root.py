@@ -39,6 +39,14 @@ def _needs_noise(c: Change, _: float) -> tuple[str, str] | None:
     return "square root needs noise to dominate v", message + way
 
 
+def _needs_noisy_average(c: Change, _: float) -> tuple[str, str]:
+    off = "small" if c.kappa > 1 else "large"
+    setting = "momentum" if "momentum" in c.optimizer.moments else "betas"
+    word = "sample-clock" if setting == "momentum" else "power"
+    message = f'where the gradient is clear the rate is too {off}; rules.{setting} = "{word}" assumes nothing of noise'
+    return "averages kept per step need noise to dominate them", message
+
+
 def _convention(c: Change, _: float) -> tuple[str, str]:
     message = f"the learning-rate rule of {c.optimizer.name} is what recipes do, not what theory says; verify it"
     return "rule is only a convention", message
@@ -61,6 +69,13 @@ CONVENTION = SQUARE_ROOT.but(
     confidence=Confidence.CONVENTION,
     warnings=(RuleWarning(Side.BOTH, _convention, "convention"), _NOISE),
 )
+AVERAGES_KEPT = SQUARE_ROOT.but(
+    because="an average kept per step holds kappa times the samples: its direction is sqrt(kappa) surer, and the "
+    "square root is right only while noise dominates it",
+    source="derived",
+    confidence=Confidence.DERIVED,
+    warnings=(RuleWarning(Side.BOTH, _needs_noisy_average, "derived"),),
+)
 NOT_INVARIANT = SQUARE_ROOT.but(
     because="the second moment does not depend on the batch here, so a square root is another run",
     source="derived from arXiv 2402.18824",
@@ -72,6 +87,8 @@ NOT_INVARIANT = SQUARE_ROOT.but(
 def _rule(row: OptimizerRow) -> Rule:
     if row.invariant:
         return NOT_INVARIANT
+    if row.normalises_after:
+        return AVERAGES_KEPT
     return SQUARE_ROOT if row.adaptive and not row.convention else CONVENTION
 
 

@@ -99,8 +99,8 @@ def _process(job: Timing, rank: int, meeting: str, out: Connection) -> None:
     import torch.distributed as dist
 
     from isobatch.tasks import make_run
-    from isobatch.train.device import Device
     from isobatch.train.pairs import Pair, help_out
+    from isobatch.train.world import Device
 
     torch.set_num_threads(1)
     store = dist.FileStore(meeting, 2)
