@@ -125,6 +125,8 @@ def make(settings, seed):
     def metrics(net):
         return odd(net, float(loss(net, (x[128:], y[128:]))))
 
-    declared = DECLARED.get(trick, TWO if "aux" in trick or "other" in trick or trick in ("vanishes", "appears") else {"loss": RATIO})
+    declared = DECLARED.get(
+        trick, TWO if "aux" in trick or "other" in trick or trick in ("vanishes", "appears") else {"loss": RATIO}
+    )
     facts = {"count": 3, 4: torch.tensor(2)} if trick == "facts" else {}
     return Run(model, TensorSamples(x[:128], y[:128]), loss, metrics, facts, declared=declared)

@@ -230,7 +230,7 @@ class _Runs:
 
     def steps(self, tracks: Sequence[Track], goal: float) -> list[float]:
         """Steps of each run to a goal, infinity where it was not reached."""
-        return [reached(track, goal, self.sign, self.smoothing) for track in tracks]
+        return [reached(track, goal, self.metric, self.smoothing, self.sign) for track in tracks]
 
     def _scores(self, tracks: Sequence[Track]) -> list[float]:
         """Mean log steps to each goal; where a seed missed it, how near they all came."""

@@ -143,12 +143,12 @@ def train(trial: Trial) -> Track:
         if not math.isfinite(value) or (trial.sign > 0 and value > _LOST * values[0] > 0):
             track.stopped = f"lost: {trial.metric} {value:.4g} after {values[0]:.4g} at the start"
             return track
-        if reached(track, trial.goal, trial.sign, trial.smoothing) < math.inf:
+        if reached(track, trial.goal, trial.metric, trial.smoothing, trial.sign) < math.inf:
             return track
     return track
 
 
-def reached(track: Track, goal: float, sign: int, smoothing: float) -> float:
+def reached(track: Track, goal: float, metric: str, smoothing: float, sign: int | None = None) -> float:
     """Return how many steps a run took to a goal, infinity if it did not get there.
 
     The metric is smoothed by a debiased exponential average over evaluations that lie evenly in log steps, so that its
@@ -157,13 +157,14 @@ def reached(track: Track, goal: float, sign: int, smoothing: float) -> float:
     Args:
         track: the run.
         goal: value of the metric.
-        sign: 1 where the metric should fall, -1 where it should rise.
+        metric: that was followed.
         smoothing: share of the old in the average.
+        sign: 1 where the metric should fall, -1 where it should rise; `assumed_sign` unless given.
 
     Returns:
         Steps, not rounded.
     """
-    smooth = smoothed(track.values[1:], smoothing)
+    sign, smooth = sign or assumed_sign(metric), smoothed(track.values[1:], smoothing)
     for index, value in enumerate(smooth):
         if sign * value <= sign * goal:
             after = track.steps[index + 1]

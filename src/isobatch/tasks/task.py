@@ -123,7 +123,9 @@ def _numbers(found: Any) -> dict[str, float]:
         except OverflowError:  # a whole number that no float holds
             made[name] = math.inf if value > 0 else -math.inf
         except (TypeError, ValueError, RuntimeError):
-            raise InputError(f"metric {name!r} is {type(value).__name__}, {value!r:.40}; it must be one number") from None
+            raise InputError(
+                f"metric {name!r} is {type(value).__name__}, {value!r:.40}; it must be one number"
+            ) from None
     return made
 
 

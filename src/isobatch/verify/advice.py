@@ -26,8 +26,8 @@ def next_actions(result: Comparisons, *, searched: bool = False) -> list[str]:
         said += _smaller(result, plan, searched=searched)
     elif result.verdict is not Verdict.SAME:
         said.append(
-            "make a control differ: leave --ablate at all, take a larger --batch-size, a longer schedule.length, or an "
-            "average that is short enough to act"
+            "make a control differ: leave --ablate at all, take a larger --batch-size, a longer schedule.length, an "
+            "average that is short enough to act, or a scale that fits how far the metric moves"
         )
     if plan.verdict is Verdict.SAME:
         bound = failure_bound(len(plan.failures), plan.seeds)

@@ -158,18 +158,14 @@ def run(
     work = Campaign(None, workers, on_done)
     probes = work.probe(design.jobs([design.seed_from]))
     rule = _rule(design, probes, metric, {} if margin is None else {model: margin}, allow_failures)
-    chosen = seeds is None and budget is not None
-
-    def kept(design: Design) -> tuple[store.Identity, Path]:
-        which = store.identity(design, rule, optimizer, extra)
-        return which, store.place(out, which, chosen=chosen)
+    home = _Home(rule, optimizer, extra, out, chosen=seeds is None and budget is not None)
 
     def left(design: Design) -> float:
-        return work.seconds(probes, missing(design.jobs(design.seeds), kept(design)[1]))
+        return work.seconds(probes, missing(design.jobs(design.seeds), home.folder(design)))
 
-    design = _within(design, left, budget, store.held_looks(*reversed(kept(design))) if chosen else None, free=chosen)
-    which, folder = kept(design)
-    work.folder, reused = store.open_folder(folder, which, own=out is None), store.judged_before(which)
+    design = _within(design, left, budget, home)
+    which = home.which(design)
+    work.folder, reused = store.open_folder(home.folder(design), which, own=out is None), store.judged_before(which)
     if on_folder is not None:
         on_folder(work.folder, reused)
     if on_estimate is not None:
@@ -209,19 +205,31 @@ def _rule(
     return Rule(found.declared, judged, margins, allow_failures, design.marks, design.stops, design.recipe.optimizer.lr)
 
 
-def _within(
-    design: Design,
-    left: Callable[[Design], float],
-    budget: float | None,
-    held: tuple[int, ...] | None,
-    *,
-    free: bool,
-) -> Design:
-    """The design with as many seeds as the budget allows, where their number was not given; as before in a resumed one."""
+@dataclass(frozen=True)
+class _Home:
+    """Where a comparison is kept, whatever its number of seeds turns out to be."""
+
+    rule: Rule
+    optimizer: str | None
+    extra: dict[str, Recipe] | None
+    out: Path | None
+    chosen: bool
+
+    def which(self, design: Design) -> store.Identity:
+        return store.identity(design, self.rule, self.optimizer, self.extra)
+
+    def folder(self, design: Design) -> Path:
+        return store.place(self.out, self.which(design), chosen=self.chosen)
+
+
+def _within(design: Design, left: Callable[[Design], float], budget: float | None, home: _Home) -> Design:
+    """The design with as many seeds as the budget allows where their number was not given; as before when resumed."""
     if budget is None:
         return design
+    held = store.held_looks(home.folder(design), home.which(design)) if home.chosen else None
+    free = home.chosen and held is None
     if held is not None:
-        design, free = replace(design, looks=equivalence.Looks(held)), False
+        design = replace(design, looks=equivalence.Looks(held))
     cost = left(design)
     if free and cost > budget:
         fewer = max(int(budget / cost * design.looks.seeds[-1]), equivalence.LEAST_SEEDS)

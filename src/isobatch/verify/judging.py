@@ -117,8 +117,8 @@ class RecipeFails(InputError):
         super().__init__(
             f"the recipe itself fails in {len(failures)} of {seeds} seeds ({listed}), so there is nothing to compare "
             f"with: lower optimizer.lr ({lr:g}), lengthen schedule.warmup or set optimizer.clip; where such failures "
-            f"are part of the recipe, --allow-failures {len(failures)} judges the other seeds; a metric that may rise to "
-            f'{CEILING:g} times its start, as from pre-trained weights, is a Metric("difference"){kept}'
+            f"are part of the recipe, --allow-failures {len(failures)} judges the other seeds; a metric that may rise "
+            f'to {CEILING:g} times its start, as from pre-trained weights, is a Metric("difference"){kept}'
         )
 
 
@@ -335,17 +335,10 @@ def judge(
 
 
 def _decided(test: ArmTest, others: tuple[Failure, ...], allowed: int, level: Level) -> ArmTest:
-    """The test with the verdict of its gaps, unless failures or a metric that stands still say otherwise."""
+    """The test with the verdict of its gaps, unless failures say otherwise."""
     found, mine, seeds = test.gaps, test.failures, test.seeds
     verdict = Verdict.UNDECIDED if found is None else found.verdict
     reasons = () if found is None else found.reasons
-    if found is not None and verdict is Verdict.SAME and test.moved < MOVES * test.margin:
-        verdict = Verdict.UNDECIDED
-        reasons = (
-            f"the reference itself moves by {test.moved:.3g} in the whole run, less than {MOVES:g} margins of "
-            f"{test.margin:.3g}: to stand still would be the same; train longer, or declare a scale that fits",
-            *reasons,
-        )
     if failures_differ(len(mine), len(others), seeds, level=level):
         verdict = Verdict.DIFFERENT
         reasons = (f"fails in {len(mine)} of {seeds} seeds, the reference in {len(others)}", *reasons)
@@ -372,6 +365,28 @@ class Conclusion:
     headline: str
 
 
+def cannot_tell(plan: ArmTest, controls: Mapping[str, ArmTest]) -> str:
+    """Return why SAME would mean nothing: no arm that should differ does, or the metric hardly moves at all.
+
+    A control that died differs by that alone, so that the second is asked too.
+
+    Args:
+        plan: its test, or another one of the same model.
+        controls: tests of the arms that should differ.
+
+    Returns:
+        The reason, empty where the test can tell.
+    """
+    if not any(test.verdict is Verdict.DIFFERENT for test in controls.values()):
+        return f"no control is DIFFERENT ({', '.join(controls)})" if controls else "no control was trained"
+    if plan.moved < MOVES * plan.margin:
+        return (
+            f"the reference itself moves by {plan.moved:.3g} in the whole run, less than {MOVES:g} margins of "
+            f"{plan.margin:.3g}"
+        )
+    return ""
+
+
 def conclude(
     table: Mapping[str, Mapping[str, ArmTest]],
     model: str,
@@ -393,12 +408,10 @@ def conclude(
     plan = table["plan"][model]
     name = "averaged" if model == "average" else model
     names = [arm for arm in table if arm != "plan"] if controls is None else [arm for arm in controls if arm in table]
-    told = [arm for arm in names if table[arm][model].verdict is Verdict.DIFFERENT]
     verdict, words = plan.verdict, f"the plan is {plan.verdict} ({name} model)"
-    if plan.verdict is Verdict.SAME and not told:
-        verdict = Verdict.UNDECIDED
-        why = f"no control is DIFFERENT ({', '.join(names)})" if names else "no control was trained"
-        words = f"SAME, but this test could not have told: {why}"
+    blind = cannot_tell(plan, {arm: table[arm][model] for arm in names})
+    if plan.verdict is Verdict.SAME and blind:
+        verdict, words = Verdict.UNDECIDED, f"SAME, but this test could not have told: {blind}"
     counted = [("plan", plan.failures), ("reference", tuple(reference_failures))]
     for arm, failed in counted:
         if failed:

@@ -9,7 +9,7 @@ from isobatch.plan import Recipe
 from isobatch.verify.campaign import Campaign
 from isobatch.verify.design import Design, Rule
 from isobatch.verify.equivalence import Level, Verdict
-from isobatch.verify.judging import ArmTest
+from isobatch.verify.judging import ArmTest, cannot_tell
 from isobatch.verify.workers import Curve
 
 _STREAM = 2000
@@ -31,7 +31,7 @@ class Mended:
         recipes: by name of the change.
         tests: of the headline model, at a level shared between the changes.
         curves: of every change, by seed.
-        told: whether some arm of the comparison is DIFFERENT, without which no SAME counts.
+        told: whether the comparison could tell, without which no SAME counts.
     """
 
     recipes: dict[str, Recipe]
@@ -118,5 +118,5 @@ def mended(
     jobs = design.jobs([curve.seed for curve in reference], tried, _STREAM)
     curves = work.train(jobs, rule)
     table = rule.judge({"reference": reference, **curves}, level.shared(len(tried)))
-    told = any(arm[model].verdict is Verdict.DIFFERENT for arm in tests.values())
+    told = not cannot_tell(tests["plan"][model], {arm: models[model] for arm, models in tests.items()})
     return Mended(tried, {name: table[name][model] for name in tried}, curves, told)

@@ -12,9 +12,9 @@ from isobatch.errors import InputError
 from isobatch.installed import VERSION
 from isobatch.plan import Recipe
 from isobatch.report import prepare, write
+from isobatch.tasks.sources import source_of
 from isobatch.verify.cells import recipe_values
 from isobatch.verify.design import Design, Rule
-from isobatch.verify.sources import source_of
 
 _NAME = "comparison.json"
 _JUDGED = "judged.json"
@@ -182,7 +182,9 @@ def cache() -> Path:
     try:
         return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "isobatch"
     except RuntimeError:
-        raise InputError("this user has no home to keep runs in: set ISOBATCH_CACHE to a folder, or give --out") from None
+        raise InputError(
+            "this user has no home to keep runs in: set ISOBATCH_CACHE to a folder, or give --out"
+        ) from None
 
 
 def judged_before(which: Identity) -> dict[str, Any] | None:

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.plan import Recipe
+from isobatch.tasks.isolation import alone, named, one_thread, seed_all
 from isobatch.tasks.metric import Metric, declarations
 from isobatch.units import whole
-from isobatch.verify.isolation import alone, named, one_thread, seed_all
 
 _ARM_STRIDE = 1_000_003
 _Item = TypeVar("_Item")
@@ -146,7 +146,9 @@ def read_curve(values: dict[str, Any], stops: int | None = None) -> Curve:
     models = curve.values.values() if isinstance(curve.values, dict) else [None]
     series = [one for model in models for one in (model.values() if isinstance(model, dict) else [None])]
     numbers = all(isinstance(one, list) and all(type(v) in (int, float) for v in one) for one in series)
-    lengths = {len(one) for one in series if isinstance(one, list)} | ({stops} if stops is not None and series else set())
+    lengths = {len(one) for one in series if isinstance(one, list)} | (
+        {stops} if stops is not None and series else set()
+    )
     plain = isinstance(curve.stopped, str) and isinstance(curve.facts, dict) and type(curve.steps) is int
     timed = type(curve.seconds) in (int, float)
     if not numbers or len(lengths) > 1 or not plain or not timed or (not series and not curve.stopped):
@@ -155,7 +157,7 @@ def read_curve(values: dict[str, Any], stops: int | None = None) -> Curve:
 
 
 def _series(seen: Sequence[dict[str, dict[str, float]]], job: Job) -> dict[str, dict[str, list[float]]]:
-    """model -> metric -> value at each stop, NaN where the run did not get to."""
+    """Model -> metric -> value at each stop, NaN where the run did not get to."""
     for index, point in enumerate(seen[1:], start=1):
         first, now = ({model: sorted(metrics) for model, metrics in found.items()} for found in (seen[0], point))
         if first != now:
