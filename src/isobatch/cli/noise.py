@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from isobatch.cli.noise_advice import add_advise, add_branch
+from isobatch.cli.noise_fit import add_fit
 from isobatch.cli.options import DEVICE, add_output, folder_name, numbers, prepare, print_table, progress, say, seconds
 
 
@@ -20,6 +21,7 @@ def add(commands: Any) -> None:
     _add_measure(levels)
     _add_sweep(levels)
     add_branch(levels)
+    add_fit(levels)
     add_advise(levels)
 
 
