@@ -25,7 +25,7 @@ def test_every_number_of_an_adamw_recipe():
     assert got["optimizer.eps"] == pytest.approx(5e-9)
     assert got["optimizer.weight_decay"] == pytest.approx(0.2)
     assert got["ema.decay"] == pytest.approx(0.999**4)
-    assert got["schedule.length"] == "10,000 samples"
+    assert got["schedule.length"] == 10_000
     o = plan.recipe.optimizer
     assert (o.lr, o.betas[1], o.eps, o.weight_decay) == pytest.approx((2e-3, 0.999**4, 5e-9, 0.2))
 
@@ -128,7 +128,8 @@ def test_json_holds_every_row_and_warning():
     assert data.keys() == {"kappa", "goal", "kept", "rows", "warnings", "remedies", "recipe"}
     assert data["goal"] == "equivalence"
     assert [row["key"] for row in data["rows"]] == [row.key for row in plan.rows]
-    assert data["rows"][0].keys() == {"key", "was", "becomes", "rule", "because", "confidence", "note"}
+    assert data["rows"][0].keys() == {"key", "was", "becomes", "rule", "because", "confidence", "note",
+                                      "unit", "steps", "said", "kept", "text"}  # fmt: skip
     assert [w["condition"] for w in data["warnings"]] == [w.condition for w in plan.warnings]
 
 

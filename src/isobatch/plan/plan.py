@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -34,6 +35,9 @@ class Row:
         because: why, with the source.
         confidence: how sure the rule is.
         note: horizons, other forms, consequences.
+        unit: of a span, samples or tokens; "" for a plain number.
+        steps: whole optimizer steps that a span takes, before and after; None where it is no span.
+        said: was as the recipe says it, such as "10 epochs", and becomes likewise; "" for the number itself.
     """
 
     key: str
@@ -43,6 +47,26 @@ class Row:
     because: str
     confidence: Confidence
     note: str = ""
+    unit: str = ""
+    steps: tuple[int, int] | None = None
+    said: tuple[str, str] = ("", "")
+
+    @property
+    def kept(self) -> bool:
+        """Whether nothing changed, to rounding."""
+        was, becomes = self.was, self.becomes
+        if isinstance(was, (int, float)) and isinstance(becomes, (int, float)):
+            return math.isclose(was, becomes, rel_tol=1e-12)
+        return was == becomes
+
+    @property
+    def text(self) -> tuple[str, str]:
+        """What was and what it becomes, for people; "kept" where nothing changed."""
+        was, becomes = (
+            said or (f"{count(value)} {self.unit}" if self.unit else show(value))
+            for said, value in zip(self.said, (self.was, self.becomes), strict=True)
+        )
+        return was, "kept" if self.kept else becomes
 
 
 @dataclass(frozen=True)
@@ -107,7 +131,7 @@ class Plan(Generic[R]):
             "kappa": self.kappa,
             "goal": "equivalence" if lr_rule_of(self.recipe).length is None else "speed",
             "kept": asdict(self.kept),
-            "rows": [asdict(row) for row in self.rows],
+            "rows": [asdict(row) | {"kept": row.kept, "text": list(row.text)} for row in self.rows],
             "warnings": [asdict(warning) for warning in self.warnings],
             "remedies": [asdict(remedy) for remedy in self.remedies],
             "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
@@ -129,7 +153,7 @@ class Plan(Generic[R]):
         """
         lines = ["| key | was | becomes | rule | because | confidence | note |", "|---|---|---|---|---|---|---|"]
         for row in self.rows:
-            cells = (row.key, show(row.was), show(row.becomes), row.rule, row.because, row.confidence, row.note)
+            cells = (row.key, *row.text, row.rule, row.because, row.confidence, row.note)
             lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
         lines += [f"- **{w.condition}**: {w.message} ({w.source})" for w in self.warnings]
         lines += [f"- past the noise scale, **{r.name}**: {r.how}; {r.cost} ({r.evidence})" for r in self.remedies]
@@ -148,7 +172,9 @@ class Plan(Generic[R]):
 
 
 def show(value: object) -> str:
-    """Return a setting's value for people: six significant digits.
+    """Return a setting's value for people: six significant digits, more where a decay close to 1 needs them.
+
+    A decay is shown with the digits that keep its half-life to 0.05%, so that it can be copied.
 
     Args:
         value: a number, a list of numbers or text.
@@ -159,12 +185,42 @@ def show(value: object) -> str:
     Example:
         >>> show([0.9, 0.999]), show(0.98411912), show(5542.0)
         ('[0.9, 0.999]', '0.984119', '5542')
+        >>> show(0.9998 ** (1 / 64))
+        '0.999996875'
     """
     if isinstance(value, bool) or value is None:
         return "-" if value is None else str(value).lower()
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(show(item) for item in value) + "]"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    digits = 6
+    if 0.5 < value < 1:
+        while digits < 17 and not _same_half_life(float(f"{value:.{digits}g}"), value):
+            digits += 1
+    return f"{value:.{digits}g}"
+
+
+def _same_half_life(copied: float, decay: float) -> bool:
+    return copied < 1 and math.isclose(math.log(copied), math.log(decay), rel_tol=5e-4)
+
+
+def count(value: object) -> str:
+    """Return samples or steps for people: whole where there are many.
+
+    Args:
+        value: a number.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> count(677770454.672), count(93.05033), count(1250)
+        ('677,770,455', '93.0503', '1,250')
+    """
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value) and abs(value) >= 1e5):
+        return f"{round(value):,}"
+    return f"{value:,.6g}" if isinstance(value, float) else str(value)
 
 
 def render(plan: Plan[R], width: int) -> Iterator[Any]:
@@ -189,11 +245,11 @@ def render(plan: Plan[R], width: int) -> Iterator[Any]:
     for name in ("key", "was", "becomes", "rule", *(["because"] if wide else []), "confidence"):
         table.add_column(name, overflow="fold", no_wrap=name in ("key", "confidence"))
     for row in plan.rows:
-        changed = row.was != row.becomes
+        was, becomes = row.text
         table.add_row(
             row.key,
-            show(row.was),
-            Text(show(row.becomes), style="bold" if changed else ""),
+            was,
+            Text(becomes, style="" if row.kept else "bold"),
             row.rule,
             *([row.because] if wide else []),
             Text(row.confidence, style=_STYLE[row.confidence]),
