@@ -78,9 +78,10 @@ def page(found: list[tuple[dict[str, Any], TableFit]]) -> str:
         "## The critical batch",
         *prose(
             f"{len(found)} tables, {sure} critical batches identified (at least 4 batches, an interval within a factor "
-            "of 4; the others in brackets). The first interval counts everything that the batches do not agree on as noise, the second draws seeds again. `left out`: each batch as the "
-            "others predict it, root mean square. `a`: the free exponent of E = E_min (1 + (B/B_crit)^a), with a star "
-            "where an F test at 5% prefers it to 1."
+            "of 4; the others in brackets). The first interval counts everything "
+            "that the batches do not agree on as noise, the second draws seeds again. `left out`: each batch as "
+            "the others predict it, root mean square. `a`: the free exponent of E = E_min (1 + (B/B_crit)^a), with a "
+            "star where an F test at 5% prefers it to 1."
         ),
         head,
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -168,8 +169,8 @@ def _expected(found: list[tuple[dict[str, Any], TableFit]]) -> list[str]:
             f"{len(wide)} of {len(seeded)} identified tables with seeds the interval is more than twice as wide (in "
             "logs) as seeds alone make it; misfit and tuning count for more.",
             f"That the hyperbola is the right bend everywhere: {len(better)} of {len(bends)} tables of five batches "
-            f"and more prefer another exponent, {sum(b.exponent > 1 for b in better)} of them one above 1: flatter below "
-            "B_crit, steeper above it.",
+            f"and more prefer another exponent, {sum(b.exponent > 1 for b in better)} of them one above 1: flatter "
+            "below B_crit, steeper above it.",
             f"That every table identifies a critical batch. These do not: {'; '.join(missing)}.",
         ),
     ]
