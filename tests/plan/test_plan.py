@@ -125,7 +125,7 @@ def test_an_unknown_row_names_those_there_are():
 def test_json_holds_every_row_and_warning():
     plan = recipe(optimizer=ADAMW).at(512)
     data = json.loads(plan.to_json())
-    assert data.keys() == {"kappa", "goal", "kept", "rows", "warnings", "remedies", "recipe"}
+    assert data.keys() == {"kappa", "goal", "kept", "rows", "forms", "warnings", "remedies", "recipe"}
     assert data["goal"] == "equivalence"
     assert [row["key"] for row in data["rows"]] == [row.key for row in plan.rows]
     assert data["rows"][0].keys() == {"key", "was", "becomes", "rule", "because", "confidence", "note",
@@ -137,7 +137,7 @@ def test_markdown_is_one_table_and_one_line_a_warning():
     plan = recipe(optimizer=ADAMW).at(512)
     lines = plan.to_markdown().splitlines()
     assert lines[0].startswith("| key | was | becomes |")
-    assert len(lines) == 2 + len(plan.rows) + len(plan.warnings)
+    assert len(lines) == 2 + len(plan.rows) + len(plan.forms) + min(5, len(plan.warnings))
     assert {line.replace("\\|", "").count("|") for line in lines[: 2 + len(plan.rows)]} == {8}
 
 

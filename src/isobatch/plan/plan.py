@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from isobatch.plan.remedies import Remedy
 from isobatch.plan.settings import lr_rule_of
 from isobatch.recipe import RecipeData, Split
-from isobatch.rules import Confidence
+from isobatch.rules import Confidence, Severity, Side
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from rich.console import Console, ConsoleOptions, RenderResult
 
 R = TypeVar("R", bound=RecipeData)
 WIDE = 120
 """Columns of a terminal from which the reasons fit into the table."""
+PRINTED = 5
+"""Cautions that are printed; programs get them all."""
 _STYLE = {"theorem": "green", "derived": "cyan", "measured": "cyan", "convention": "yellow", "unknown": "magenta"}
 
 
@@ -77,11 +79,36 @@ class PlanWarning:
         condition: the quantity and its bound.
         message: what to expect and what to do.
         source: where the condition comes from.
+        side: of kappa = 1 on which it holds: kappa > 1, kappa < 1 or any other batch.
+        severity: 0 where the run may fail, 1 where it may be another run, 2 where it is only weaker or not known.
     """
 
     condition: str
     message: str
     source: str
+    side: Side = Side.BOTH
+    severity: Severity = Severity.ANOTHER
+
+
+@dataclass(frozen=True)
+class Form:
+    """Another form of the optimizer's rules that is right as well, with all its numbers.
+
+    Args:
+        name: what is done otherwise.
+        how: what to set, in the recipe or on the command line.
+        values: setting -> its number at the new batch.
+        because: where it is the better one, and what authors chose.
+    """
+
+    name: str
+    how: str
+    values: Mapping[str, object]
+    because: str
+
+    def __str__(self) -> str:
+        numbers = ", ".join(f"{key.removeprefix('optimizer.')} {show(value)}" for key, value in self.values.items())
+        return f"{numbers}: {self.because}"
 
 
 @dataclass(frozen=True)
@@ -91,9 +118,10 @@ class Plan(Generic[R]):
     Args:
         kappa: new batch / old batch.
         rows: row 0 is always "keep the batch, accumulate".
-        warnings: conditions under which the rules are weak.
+        warnings: conditions under which the rules are weak, the worst first; five of them are printed.
         recipe: the scaled recipe.
         kept: the other answer: the reference batch on the same devices, by accumulation.
+        forms: other forms that are right as well, each with all its numbers.
         remedies: what applies past the noise scale, where that is known.
     """
 
@@ -103,6 +131,7 @@ class Plan(Generic[R]):
     recipe: R
     kept: Split
     remedies: tuple[Remedy, ...] = ()
+    forms: tuple[Form, ...] = ()
 
     def row(self, key: str) -> Row:
         """Return the row of a setting.
@@ -125,13 +154,15 @@ class Plan(Generic[R]):
         """Return the plan as plain values, ready for JSON.
 
         Returns:
-            kappa, goal, kept (the reference batch on the devices), rows, warnings, remedies and the scaled recipe.
+            kappa, goal, kept (the reference batch on the devices), rows, forms, warnings, remedies and the scaled
+            recipe.
         """
         return {
             "kappa": self.kappa,
             "goal": "equivalence" if lr_rule_of(self.recipe).length is None else "speed",
             "kept": asdict(self.kept),
             "rows": [asdict(row) | {"kept": row.kept, "text": list(row.text)} for row in self.rows],
+            "forms": [asdict(form) for form in self.forms],
             "warnings": [asdict(warning) for warning in self.warnings],
             "remedies": [asdict(remedy) for remedy in self.remedies],
             "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
@@ -155,7 +186,8 @@ class Plan(Generic[R]):
         for row in self.rows:
             cells = (row.key, *row.text, row.rule, row.because, row.confidence, row.note)
             lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
-        lines += [f"- **{w.condition}**: {w.message} ({w.source})" for w in self.warnings]
+        lines += [f"- other form, **{form.name}** ({form.how}): {form}" for form in self.forms]
+        lines += [f"- **{w.condition}** ({w.side}): {w.message} ({w.source})" for w in self.warnings[:PRINTED]]
         lines += [f"- past the noise scale, **{r.name}**: {r.how}; {r.cost} ({r.evidence})" for r in self.remedies]
         return "\n".join(lines)
 
@@ -259,10 +291,13 @@ def render(plan: Plan[R], width: int) -> Iterator[Any]:
         text = row.note if wide else "; ".join(part for part in (row.because, row.note) if part)
         if text:
             yield Text.assemble(("  ", ""), (row.key, "bold"), f": {text}")
-    for warning in plan.warnings:
-        yield Text.assemble(
-            ("! ", "bold yellow"), (warning.condition, "bold"), f": {warning.message} ({warning.source})"
-        )
+    for form in plan.forms:
+        yield Text.assemble(("= ", "bold green"), (form.name, "bold"), f" ({form.how}): {form}")
+    for warning in plan.warnings[:PRINTED]:
+        told = f" ({warning.side}): {warning.message} ({warning.source})"
+        yield Text.assemble(("! ", "bold yellow"), (warning.condition, "bold"), told)
+    if len(plan.warnings) > PRINTED:
+        yield Text(f"  {len(plan.warnings) - PRINTED} weaker cautions more in --json")
     if plan.remedies:
         yield Text("past the noise scale: keep the batch smaller, or", style="bold")
     for remedy in plan.remedies:

@@ -6,8 +6,8 @@ from itertools import chain
 from typing import Any
 
 from isobatch.curves import Staircase
-from isobatch.plan.plan import Row, count, show
-from isobatch.plan.settings import Moves, Settings, curve, horizon, lr_rule_of, row_of
+from isobatch.plan.plan import R, Row, count, show
+from isobatch.plan.settings import Moves, Settings, curve, horizon, lr_rule_of, row_of, scaled
 from isobatch.recipe import RecipeData, Split
 from isobatch.rules import (
     Confidence,
@@ -136,9 +136,10 @@ def _optimizer_rows(recipe: RecipeData, old: Settings, new: Settings, moved: Mov
     yield row("lr", _lr_note(recipe, old, new, moved))
     if o.momentum > 0:
         note = _horizon(old.momentum, new.momentum, old, new, unit)
-        other = f"{scale_momentum(old.momentum, kappa):.6g}"
+        other = f"{show(scale_momentum(old.momentum, kappa))}"
         if moved["momentum"].rule.formula != "mu":
-            other = f"keep {o.momentum:g} and lr x {kappa:g}"
+            lr = scaled(with_rules(recipe, momentum="keep"), new.batch).lr
+            other = f"keep {o.momentum:g} and lr x {lr / old.lr:.6g} = {show(lr)}"
         yield row("momentum", f"{note}; other form: {other}")
     if "betas" in keys:
         for index, (was, becomes) in enumerate(zip(old.betas, new.betas, strict=True)):
@@ -207,6 +208,19 @@ def _floored(found: Applied) -> str:
     if found.rule.source != FLOORED.source or not found.rule.formula.startswith("max"):
         return ""
     return f"; at its floor, the power rule gives {found.change.value**found.change.kappa:.4g}"
+
+
+def with_rules(recipe: R, **words: str) -> R:
+    """Return a recipe by another form of its rules.
+
+    Args:
+        recipe: the recipe.
+        **words: of its [rules].
+
+    Returns:
+        The recipe; at its own batch it is the same run.
+    """
+    return recipe.model_copy(update={"rules": recipe.rules.model_copy(update=words)})
 
 
 def _horizon(was: float, becomes: float, old: Settings, new: Settings, unit: str) -> str:
