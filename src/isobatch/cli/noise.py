@@ -90,9 +90,7 @@ def _add_sweep(levels: Any) -> None:
     command.add_argument("recipe", type=Path, help="recipe file (TOML) with a task")
     command.add_argument("--batches", required=True, help="separated by commas: 4,8,16,32,64,128")
     command.add_argument("--goals", required=True, help="values of the metric to reach, separated by commas: 0.5,0.3")
-    command.add_argument(
-        "--metric", default="loss", help="metric to follow; any other than loss rises to its goal (loss)"
-    )
+    command.add_argument("--metric", default="loss", help="metric to follow to its goals (loss)")
     command.add_argument("--lrs", help="learning rates at every batch, separated by commas; searched for unless given")
     command.add_argument("--seeds", type=int, default=3, help="runs at each batch and learning rate (3)")
     command.add_argument("--limit", type=int, help="steps of one run at most; the recipe's own unless given")

@@ -7,6 +7,7 @@ from typing import Any
 from isobatch import report
 from isobatch.critical.hyperbola import Interval
 from isobatch.critical.pictures import advice_figure, branch_figure, fit_figure, front_figure, noise_figure
+from isobatch.critical.trial import assumed_sign
 from isobatch.critical.words import plain, ranged
 
 LIMITS = [
@@ -103,7 +104,7 @@ def branch_table(data: dict[str, Any]) -> list[list[str]]:
         Rows, the first one the header.
     """
     rows = [["factor", "batch", data["metric"], "over seeds", "no worse"]]
-    size, sign = data["recipe"]["batch"]["size"], 1 if data["metric"] == "loss" else -1
+    size, sign = data["recipe"]["batch"]["size"], data.get("sign", assumed_sign(data["metric"]))
     means: list[float] = []
     for factor, values in zip(data["factors"], data["losses"], strict=True):
         mean = sum(values) / len(values)

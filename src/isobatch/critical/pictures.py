@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from isobatch.critical.trial import assumed_sign
 from isobatch.critical.words import plain
 from isobatch.report.pictures import RC, plain_ticks
 
@@ -205,7 +206,7 @@ def branch_figure(data: dict[str, Any]) -> Figure:
     """
     batch = np.array(data["factors"]) * data["recipe"]["batch"]["size"]
     losses = np.array([[np.nan if v is None or not math.isfinite(v) else v for v in row] for row in data["losses"]])
-    sign = 1 if data["metric"] == "loss" else -1
+    sign = data.get("sign", assumed_sign(data["metric"]))
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(7.2, 4.8), layout="constrained")
         axes = figure.subplots()
@@ -218,7 +219,7 @@ def branch_figure(data: dict[str, Any]) -> Figure:
         axes.axvspan(data["low"] / 1.06, data["high"] * 1.06, color=SHADES[2], alpha=0.15, lw=0)
         axes.axvline(data["batch"], color=SHADES[2], lw=1.8, label=f"largest no worse: {data['batch']:,}")
         shown = losses[np.isfinite(losses)]
-        if data["metric"] == "loss" and shown.size and shown.max() > 5 * shown.min() > 0:
+        if sign > 0 and shown.size and shown.max() > 5 * shown.min() > 0:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda v, _: f"{v:,.10g}")
         axes.set_xscale("log")
