@@ -10,7 +10,15 @@ import pytest
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
               ast.Pow: operator.pow}  # fmt: skip
 _FUNCTIONS = {"sqrt": math.sqrt, "max": max, "min": min}
-WORDS = {"samples kept", "kept in samples", "the same share of the run", "views kept", "steps kept", "invariant form"}
+WORDS = {
+    "samples kept",
+    "kept in samples",
+    "the same share of the run",
+    "views kept",
+    "share kept",
+    "steps kept",
+    "invariant form",
+}
 """Formulas that are words: what they speak of must not move, but for the share of a run."""
 
 
@@ -47,7 +55,8 @@ def letters(base, plan) -> dict[str, float]:
     per = plan.recipe.batch.per_device / base.batch.per_device
     found = {"kappa": kappa, "B": base.batch.size, "B'": plan.recipe.batch.size, "eta": o.lr, "mu": o.momentum,
              "mu'": plan.recipe.optimizer.momentum, "eta'": plan.row("optimizer.lr").becomes, "eps": o.eps,
-             "lambda": o.weight_decay, "b": 1.0, "b'": per}  # fmt: skip
+             "lambda": o.weight_decay, "b": 1.0, "b'": per,
+             "devices": plan.recipe.batch.devices, "micro": plan.recipe.batch.per_device}  # fmt: skip
     if base.critical is not None:
         found["Bc"] = base.critical.batch
     if base.rules.noise_share is not None:
@@ -58,7 +67,8 @@ def letters(base, plan) -> dict[str, float]:
 
 
 OWN = {"optimizer.betas[0]": "beta", "optimizer.betas[1]": "beta", "optimizer.alpha": "beta", "ema.decay": "rho",
-       "ema.half_life": "H", "schedule.length": "E", "schedule.warmup": "w0", "optimizer.clip": "clip"}  # fmt: skip
+       "ema.half_life": "H", "schedule.length": "E", "schedule.warmup": "w0",
+       "optimizer.clip": "clip", "ema.final": "rho"}  # fmt: skip
 
 
 def amount(text) -> float:

@@ -195,7 +195,7 @@ MUTANTS = (
     ),
     Mutant(
         "rules/epsilon.py",
-        "if lr.confidence is Confidence.THEOREM and lr.exponent == 0.5 else AS_THE_RATE",
+        "if lr.confidence is Confidence.DERIVED and lr.exponent == 0.5 else AS_THE_RATE",
         "",
         REASONS,
         "eps",

@@ -98,6 +98,7 @@ def test_plan_hands_its_options_on(path, capsys):
 
 
 BAD = [
+    (["plan", "PATH"], "give the devices and what fits on them: --devices, --micro"),
     (["plan", "PATH", "--batch-size", "0"], "batch size=0 must be at least 1"),
     (["plan", "PATH", "--batch-size", "-8"], "batch size=-8 must be at least 1"),
     (["plan", "PATH", "--batch-size", "128", "--micro", "0"], "micro=0"),
@@ -134,7 +135,7 @@ def test_bad_input_is_one_line_and_exit_code_two(arguments, message, path, capsy
     assert shown.out == ""
 
 
-@pytest.mark.parametrize("words", [["--batch-size", "1.5"], ["--batch-size", "true"], ["--batchsize", "8"], []])
+@pytest.mark.parametrize("words", [["--batch-size", "1.5"], ["--batch-size", "true"], ["--micro", "few"]])
 def test_what_argparse_refuses_has_exit_code_two_as_well(words, path, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.run(["plan", path, *words])

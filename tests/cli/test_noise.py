@@ -136,3 +136,54 @@ def test_bad_input_is_2_and_says_what_to_do(words, message, path, capsys):
     shown = capsys.readouterr()
     assert message in shown.err
     assert shown.out == ""
+
+
+TABLE = "batch,seed,samples\n" + "".join(
+    f"{b},{seed},{round(100000 * (1 + b / 200) * (1 + 0.02 * (-1) ** (seed + i)))}\n"
+    for i, b in enumerate((16, 64, 256, 1024, 4096)) for seed in range(3))  # fmt: skip
+
+
+def test_a_table_is_fitted_pictured_and_advises(path, tmp_path, capsys):
+    table, out = tmp_path / "runs.csv", tmp_path / "out"
+    table.write_text(TABLE)
+    assert cli.run(["noise", "fit", str(table), "--out", str(out)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "runs: critical batch 20",
+        "seeds alone: ",
+        "a batch left out is predicted within",
+        "which batch pays: ",
+    ):
+        assert part in shown
+    assert sorted(p.name for p in out.iterdir()) == ["fit.png", "report.html", "result.json"]
+    assert (out / "fit.png").stat().st_size > 10_000
+    assert "The critical batch of runs" in (out / "report.html").read_text()
+    stored = json.loads((out / "result.json").read_text())
+    assert stored["hyperbola"]["critical"]["value"] == pytest.approx(200, rel=0.05)
+    assert cli.run(["noise", "fit", str(table), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["hyperbola"] == stored["hyperbola"]
+    steps = tmp_path / "steps.csv"
+    steps.write_text("batch,seconds_per_step\n8,0.018\n64,0.074\n256,0.266\n")
+    assert cli.run(["noise", "fit", str(table), "--advise", f"{path} --throughput {steps}"]) == 0
+    assert "cheapest: batch" in " ".join(capsys.readouterr().out.split())
+    words = stored["next"].split("RECIPE ")[1].split()
+    assert cli.run(["noise", "advise", path, "--throughput", str(steps), *words]) == 0
+
+
+@pytest.mark.parametrize(("text", "words", "message"), [
+    ("batch,seed,value\n16,0,3\n", [], "the unit of 'value' is not declared"),
+    ("batch,steps,samples\n16,0,3\n", [], "mixed units"),
+    ("batch,samples\n16,5\n16,6\n", [], "stands there twice"),
+    ("batch,samples\n16,5\n", [], "1 batch; a fit takes at least 3"),
+    ("batch,samples\n16,9\n32,8\n64,5\n128,3\n", [], "fall as the batch grows"),
+    ("batch,samples\n16,0\n", [], "samples=0"),
+    ("batch,samples\n16,many\n", [], "'many', which is no number"),
+    (TABLE, ["--size", "-3"], "size=-3"),
+    (TABLE, ["--json", "--advise", "recipe.toml"], "--advise beside --json"),
+    ("batch,samples\n16,5\n32,6\n64,8\n", ["--advise", "recipe.toml"], "not identified"),
+])  # fmt: skip
+def test_tables_that_are_refused(text, words, message, tmp_path, capsys):
+    table = tmp_path / "runs.csv"
+    table.write_text(text)
+    assert cli.run(["noise", "fit", str(table), *words]) == 2
+    assert message in capsys.readouterr().err

@@ -30,6 +30,8 @@ def test_a_goal_is_found_between_two_evaluations():
     assert 20 < trial.reached(track, 1.0, "loss", 0.5) < 40
     rising = Track(8, 0.1, 0, [0, 10, 20], [10.0, 50.0, 90.0])
     assert trial.reached(rising, 70.0, "accuracy", 0.0) == pytest.approx(math.sqrt(200))
+    assert trial.reached(rising, 70.0, "loss", 0.0, -1) == pytest.approx(math.sqrt(200))
+    assert trial.reached(track, 1.5, "perplexity", 0.0, 1) == pytest.approx(math.sqrt(200))
 
 
 def test_the_lag_of_smoothing_is_one_factor_at_every_batch():

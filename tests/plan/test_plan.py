@@ -25,7 +25,7 @@ def test_every_number_of_an_adamw_recipe():
     assert got["optimizer.eps"] == pytest.approx(5e-9)
     assert got["optimizer.weight_decay"] == pytest.approx(0.2)
     assert got["ema.decay"] == pytest.approx(0.999**4)
-    assert got["schedule.length"] == "10,000 samples"
+    assert got["schedule.length"] == 10_000
     o = plan.recipe.optimizer
     assert (o.lr, o.betas[1], o.eps, o.weight_decay) == pytest.approx((2e-3, 0.999**4, 5e-9, 0.2))
 
@@ -125,10 +125,11 @@ def test_an_unknown_row_names_those_there_are():
 def test_json_holds_every_row_and_warning():
     plan = recipe(optimizer=ADAMW).at(512)
     data = json.loads(plan.to_json())
-    assert data.keys() == {"kappa", "goal", "rows", "warnings", "remedies", "recipe"}
+    assert data.keys() == {"kappa", "goal", "kept", "rows", "forms", "warnings", "remedies", "recipe"}
     assert data["goal"] == "equivalence"
     assert [row["key"] for row in data["rows"]] == [row.key for row in plan.rows]
-    assert data["rows"][0].keys() == {"key", "was", "becomes", "rule", "because", "confidence", "note"}
+    assert data["rows"][0].keys() == {"key", "was", "becomes", "rule", "because", "confidence", "note",
+                                      "unit", "steps", "said", "kept", "text"}  # fmt: skip
     assert [w["condition"] for w in data["warnings"]] == [w.condition for w in plan.warnings]
 
 
@@ -136,7 +137,7 @@ def test_markdown_is_one_table_and_one_line_a_warning():
     plan = recipe(optimizer=ADAMW).at(512)
     lines = plan.to_markdown().splitlines()
     assert lines[0].startswith("| key | was | becomes |")
-    assert len(lines) == 2 + len(plan.rows) + len(plan.warnings)
+    assert len(lines) == 2 + len(plan.rows) + len(plan.forms) + min(5, len(plan.warnings))
     assert {line.replace("\\|", "").count("|") for line in lines[: 2 + len(plan.rows)]} == {8}
 
 

@@ -55,6 +55,14 @@ CASES = [
         ({"optimizer": ADAMW, "rules": {"lr": "noise-aware", "noise_share": 0.99}}, 128),
     ),
     ("is larger than the data", ({"data_size": 1437}, 2048), ({"data_size": 1437}, 1024)),
+    ("ema.decay = 0.0002 forgets in one update", ({"ema": {"decay": 0.0002}}, 16), ({"ema": {"decay": 0.9998}}, 16)),
+    (
+        "batch_norm.momentum = 0.97 forgets in one pass",
+        ({"batch_norm": {"momentum": 0.97}}, 16),
+        ({"batch_norm": {"momentum": 0.03}}, 16),
+    ),
+    ("is longer than the run", ({"ema": {"decay": 0.9999}}, 16), ({"ema": {"decay": 0.999}}, 16)),
+    ("is longer than the run", ({"ema": {"decay": 0.9999}}, 2), ({"ema": {"decay": 0.9999}, "schedule": LONG}, 2)),
     ("gradient clipping", ({"optimizer": {"clip": 1.0}}, 16), ({}, 16)),
     (
         "batch norm sees another batch",
@@ -80,6 +88,14 @@ def test_a_warning_comes_with_its_condition_and_only_then(condition, triggered, 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
 def test_nothing_is_warned_at_the_reference_batch(name):
     assert recipe(optimizer={"name": name, "clip": 1.0}, batch_norm={"momentum": 0.1}).at(8).warnings == ()
+
+
+def test_another_convention_is_named_with_the_number_here():
+    told = {
+        w.condition: w.message for w in recipe(ema={"decay": 0.0002}, batch_norm={"momentum": 0.97}).at(16).warnings
+    }
+    assert "ema.decay = 0.9998 here" in told["ema.decay = 0.0002 forgets in one update"]
+    assert "it is 0.03 here" in told["batch_norm.momentum = 0.97 forgets in one pass"]
 
 
 def test_a_quiet_plan_is_possible():

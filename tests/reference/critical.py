@@ -1,6 +1,7 @@
 """Large-batch theory as its papers state it, step by step in float64 (1812.06162, 2007.05105, 2405.14578)."""
 
 import numpy as np
+from scipy import stats
 
 
 def expected_loss(eps, G, H, Sigma, B):
@@ -78,3 +79,42 @@ def branch_losses(a, c, eta, B, S, D, factors, marks, alpha, theta=1.0):
         weight = np.array([alpha ** (marks - 1 - i) for i in range(marks)])
         found.append(float((weight * L).sum() / weight.sum()))
     return found
+
+
+def hyperbola(B, E, level=0.95):
+    """(E_min, B_crit, low, high): E = E_min (1 + B/B_crit) by least squares in logs, and the profile of B_crit.
+
+    Every number by golden section or bisection in log B_crit; E_min at a given B_crit is a mean of logs.
+    """
+    B, E = np.asarray(B, float), np.asarray(E, float)
+
+    def sse(c):
+        r = np.log(E) - np.log(1 + B / np.exp(c))
+        return ((r - r.mean()) ** 2).sum()
+
+    low, high, golden = np.log(B.min() / 1e4), np.log(B.max() * 1e4), (np.sqrt(5) - 1) / 2
+    while high - low > 1e-10:
+        a, b = high - golden * (high - low), low + golden * (high - low)
+        low, high = (low, b) if sse(a) < sse(b) else (a, high)
+    best = (low + high) / 2
+    limit = sse(best) * (1 + stats.t.ppf((1 + level) / 2, len(B) - 2) ** 2 / (len(B) - 2))
+    ends = []
+    for far in (np.log(B.min() / 1e5), np.log(B.max() * 1e5)):
+        inside, outside = best, far
+        if sse(far) <= limit:
+            ends.append(0.0 if far < best else np.inf)
+            continue
+        for _ in range(200):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if sse(middle) <= limit else (inside, middle)
+        ends.append(float(np.exp(inside)))
+    return float(np.exp((np.log(E) - np.log(1 + B / np.exp(best))).mean())), float(np.exp(best)), *ends
+
+
+def quantum(values):
+    """The largest number of 1e-6 that divides all values, tried one after the other by Euclid's subtraction."""
+    parts = [round(v * 1e6) for v in values]
+    while len(set(parts)) > 1:
+        least = min(parts)
+        parts = [p if p == least else (p - least) or least for p in parts]
+    return parts[0] / 1e6

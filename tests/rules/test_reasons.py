@@ -46,7 +46,7 @@ def test_weight_decay_says_why(row):
 
 
 EPS = "eps*eta'/(kappa*eta)"
-THE_SQRT = (EPS, "shrinks by the same factor", "theorem")
+THE_SQRT = (EPS, "shrinks by the same factor", "derived")
 THE_RATE = (EPS, "the learning rate takes to move", "derived")
 NEVER = ("eps", "the second moment does not depend on the batch", "derived")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from isobatch.cli.noise_advice import add_advise, add_branch
+from isobatch.cli.noise_fit import add_fit
 from isobatch.cli.options import DEVICE, add_output, folder_name, numbers, prepare, print_table, progress, say, seconds
 
 
@@ -20,6 +21,7 @@ def add(commands: Any) -> None:
     _add_measure(levels)
     _add_sweep(levels)
     add_branch(levels)
+    add_fit(levels)
     add_advise(levels)
 
 
@@ -88,9 +90,7 @@ def _add_sweep(levels: Any) -> None:
     command.add_argument("recipe", type=Path, help="recipe file (TOML) with a task")
     command.add_argument("--batches", required=True, help="separated by commas: 4,8,16,32,64,128")
     command.add_argument("--goals", required=True, help="values of the metric to reach, separated by commas: 0.5,0.3")
-    command.add_argument(
-        "--metric", default="loss", help="metric to follow; any other than loss rises to its goal (loss)"
-    )
+    command.add_argument("--metric", default="loss", help="metric to follow to its goals (loss)")
     command.add_argument("--lrs", help="learning rates at every batch, separated by commas; searched for unless given")
     command.add_argument("--seeds", type=int, default=3, help="runs at each batch and learning rate (3)")
     command.add_argument("--limit", type=int, help="steps of one run at most; the recipe's own unless given")

@@ -32,7 +32,7 @@ def add_branch(levels: Any) -> None:
     command.add_argument("--seeds", type=int, default=5, help="main runs, or sample orders from one checkpoint (5)")
     command.add_argument("--tolerance", type=float, default=0.01, help="what counts as no worse, in the metric (0.01)")
     command.add_argument("--smoothing", type=float, default=0.5, help="weight of the past in the smoothed metric (0.5)")
-    command.add_argument("--metric", default="loss", help="metric to follow: loss should fall, any other rise (loss)")
+    command.add_argument("--metric", default="loss", help="metric to follow (loss)")
     command.add_argument("--budget", help="start nothing new after this time (30m, 2h); the same --out again goes on")
     add_output(command)
     command.add_argument("--device", default="cpu", help=DEVICE)

@@ -14,9 +14,9 @@ def add(commands: Any) -> None:
     """
     text = "print every number that changes with the batch: key, was, becomes, why, confidence"
     command = commands.add_parser("plan", help=text, description=text)
-    add_recipe(command)
+    add_recipe(command, required=False)
     command.add_argument("--micro", type=int, help="samples per device and forward pass")
-    command.add_argument("--devices", type=int, help="data-parallel devices")
+    command.add_argument("--devices", type=int, help="data-parallel devices, in place of a batch or beside it")
     command.add_argument(
         "--noise-scale",
         type=float,

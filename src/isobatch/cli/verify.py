@@ -139,17 +139,18 @@ def run(chosen: argparse.Namespace) -> int:
 
             largest = largest_kappa(result, workers=chosen.workers, on_done=done)
     data = _data(result, largest)
-    files = []
-    if folder is not None:
-        from isobatch.verify.page import write_report
-
-        files = write_report(folder, data)
     if chosen.json:
         from isobatch.results import dump
 
         say(dump(data | {"folder": str(result.folder)}).rstrip())
     else:
         _print(data)
+    files = []
+    if folder is not None:  # after the verdict, which a full disk must not cost
+        from isobatch.verify.page import write_report
+
+        files = write_report(folder, data)
+    if not chosen.json:
         say(f"written: {', '.join(map(str, files))}" if files else "no report written; --out DIR keeps one")
     return _code(data["verdicts"], wanted)
 
@@ -236,6 +237,8 @@ def _expectations(expect: str | None, arms: dict[str, Any]) -> dict[str, str]:
     pairs = [part.split("=") for part in (expect or "").split(",") if part]
     if any(len(pair) != 2 or pair[1] not in EXIT for pair in pairs):
         raise InputError(f'--expect {expect!r} must be arm=VERDICT pairs, such as "plan=SAME,unscaled=DIFFERENT"')
+    if twice := [arm for arm, _ in pairs if [one for one, _ in pairs].count(arm) > 1]:
+        raise InputError(f"--expect {expect!r} names {twice[0]} twice; give one verdict an arm")
     trained = [name for name in arms if name != "reference"]
     for name, _ in pairs:
         if name not in trained:

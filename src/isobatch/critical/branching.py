@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from isobatch.critical.branch_runs import MARKS, BranchCurves, BranchJob, file_name, newest, train_branches
-from isobatch.critical.trial import plain_recipe, smoothed
+from isobatch.critical.trial import plain_recipe, sign_of, smoothed
 from isobatch.critical.words import branch_sentence
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
@@ -29,6 +29,7 @@ class Branching:
     Args:
         recipe: of the main run.
         metric: that was compared.
+        sign: 1 where it should fall, -1 where it should rise.
         start: samples at which the branches began.
         span: samples of each.
         factors: k of each branch; its batch is k times the recipe's.
@@ -45,6 +46,7 @@ class Branching:
 
     recipe: Recipe
     metric: str
+    sign: int
     start: int
     span: int
     factors: tuple[int, ...]
@@ -101,7 +103,7 @@ def branch(
         seeds: main runs to train; from a checkpoint, sample orders.
         tolerance: absolute, in the metric: 0.01 in the paper's loss.
         smoothing: share of the old in the average over 8 evaluations of a branch.
-        metric: "loss" should fall, any other rise.
+        metric: it should fall or rise as the task declares it; without that "loss" falls, any other rises.
         checkpoint: folder of a run's checkpoints, as `isobatch train --out DIR` writes to DIR/checkpoints.
         out: folder whose `cells` keep finished jobs.
         workers: processes, one a core unless given.
@@ -163,7 +165,7 @@ def _judged(
     metric: str,
     level: float,
 ) -> Branching:
-    sign, size, seen = 1 if metric == "loss" else -1, recipe.batch.size, trained[0].seen
+    sign, size, seen = sign_of(recipe, metric), recipe.batch.size, trained[0].seen
     losses = sign * np.array([[_last(curves.curves[str(k)], smoothing, sign) for curves in trained] for k in factors])
     best = critical_factor(factors, losses.mean(1) * sign, tolerance)
     draws = np.random.default_rng(0).integers(0, len(trained), (_DRAWS, len(trained)))
@@ -173,6 +175,7 @@ def _judged(
     return Branching(
         recipe=recipe,
         metric=metric,
+        sign=sign,
         start=seen,
         span=span,
         factors=factors,

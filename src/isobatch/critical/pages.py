@@ -1,11 +1,13 @@
 """What the critical batch writes: result.json, a picture, and one page."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 from isobatch import report
 from isobatch.critical.hyperbola import Interval
-from isobatch.critical.pictures import advice_figure, branch_figure, front_figure, noise_figure
+from isobatch.critical.pictures import advice_figure, branch_figure, fit_figure, front_figure, noise_figure
+from isobatch.critical.trial import assumed_sign
 from isobatch.critical.words import plain, ranged
 
 LIMITS = [
@@ -22,6 +24,11 @@ NOISE_LIMITS = (
     "The noise scale goes about as 1/T, T the learning rate over the batch: compare values at one temperature, or the "
     "product in the last column. It is not a batch size: calibrate it by a sweep."
 )
+FIT_LIMITS = [
+    "Every batch was somebody's best: settings that are better at some batches than at others bend the curve, and the "
+    "interval counts that as noise. Published points are chosen, so that their seeds scatter less than a stranger's.",
+    "The critical batch belongs to the goal, the task and the optimizer of the table.",
+]
 
 
 def write_sweep(folder: Path, data: dict[str, Any]) -> list[Path]:
@@ -97,7 +104,7 @@ def branch_table(data: dict[str, Any]) -> list[list[str]]:
         Rows, the first one the header.
     """
     rows = [["factor", "batch", data["metric"], "over seeds", "no worse"]]
-    size, sign = data["recipe"]["batch"]["size"], 1 if data["metric"] == "loss" else -1
+    size, sign = data["recipe"]["batch"]["size"], data.get("sign", assumed_sign(data["metric"]))
     means: list[float] = []
     for factor, values in zip(data["factors"], data["losses"], strict=True):
         mean = sum(values) / len(values)
@@ -149,6 +156,50 @@ def advice_table(data: dict[str, Any]) -> list[list[str]]:
         cells = [f"{o['batch']:,}", f"{o['devices']:,}", time, f"{o['compute'] / base['compute']:.3g}x"]
         factors = [f"{o['steps_factor']:.3g}", f"{o['samples_factor']:.3g}"]
         rows.append([*cells, *factors, ", ".join(names[o["batch"], o["devices"]])])
+    return rows
+
+
+def write_fit(folder: Path, data: dict[str, Any]) -> list[Path]:
+    """Write the files of a fitted table.
+
+    Args:
+        folder: an existing folder.
+        data: the fit as plain values.
+
+    Returns:
+        The files.
+    """
+    figure = fit_figure(data)
+    report.write_result(folder, data)
+    report.write(folder / "fit.png", report.png(figure))
+    sections = [
+        report.Section("Critical batch", [*data["sentences"], data["next"]], [], [("fit", figure)]),
+        report.Section("Batches", list(data["notes"]), fit_rows(data)),
+        report.Section("What it does not say", FIT_LIMITS),
+    ]
+    lead = "What each batch took to one goal, and the hyperbola E = E_min (1 + B/B_crit) through it."
+    return [
+        folder / "result.json",
+        folder / "fit.png",
+        _page(folder, f"The critical batch of {data['name']}", lead, sections),
+    ]
+
+
+def fit_rows(data: dict[str, Any]) -> list[list[str]]:
+    """Return the batches of a fitted table as cells.
+
+    Args:
+        data: the fit as plain values.
+
+    Returns:
+        Rows, the first one the header.
+    """
+    rows = [["batch", "seeds", data["amount"], "evaluated every", "off the fit", "off the fit of the others"]]
+    for p in data["points"]:
+        others = "-" if p["left_out"] is None else f"{math.expm1(p['left_out']):+.1%}"
+        every = plain(p["quantum"]) if p["quantum"] else "-"
+        cells = [f"{p['batch']:,.6g}", f"{len(p['values'])}", plain(p["mean"]), every]
+        rows.append([*cells, f"{math.expm1(p['residual']):+.1%}", others])
     return rows
 
 

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from isobatch.critical.trial import assumed_sign
+from isobatch.critical.words import plain
 from isobatch.report.pictures import RC, plain_ticks
 
 SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -64,6 +66,78 @@ def _goal(left: Axes, right: Axes, goal: dict[str, Any], data: dict[str, Any], s
         curve = fit["steps"]["value"] * (1 + fit["critical"]["value"] / span)
         left.plot(curve, span * curve, color=shade, lw=width, alpha=alpha, solid_capstyle="butt")
         right.plot(span, curve, color=shade, lw=width, alpha=alpha, solid_capstyle="butt")
+
+
+def fit_figure(data: dict[str, Any]) -> Figure:
+    """Draw what each batch took, every seed and the mean, with the hyperbola, and how far each batch is off.
+
+    Args:
+        data: the fit as plain values.
+
+    Returns:
+        A figure of two panels.
+    """
+    points, found = data["points"], data["hyperbola"]
+    unit, word = _thousands(min(p["mean"] for p in points))
+    batch = np.array([p["batch"] for p in points])
+    span = np.geomspace(batch.min() / 1.5, batch.max() * 1.5, 300)
+    critical, least = found["critical"], found["samples"]["value"] / unit
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(12.4, 5.2), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+        for p in points:
+            left.plot(
+                [p["batch"]] * len(p["values"]), np.array(p["values"]) / unit, ".", color="#999999", ms=5, zorder=2
+            )
+        left.plot([], [], ".", color="#999999", ms=6, label="each seed, as reported")
+        left.plot(batch, [p["mean"] / unit for p in points], "o", color=SHADES[0], ms=6, zorder=3, label="mean")
+        curve = least * (1 + span / critical["value"])
+        left.plot(span, curve, color=SHADES[0], lw=1.8, label=f"critical batch {plain(critical['value'])}")
+        low, high = (_finite(critical[end], edge) for end, edge in (("low", span[0]), ("high", span[-1])))
+        left.axvspan(low, high, color=SHADES[2], alpha=0.15, lw=0, label=f"its {found['level'] * 100:g}% interval")
+        _bent(left, data, span, unit)
+        logarithmic(left)
+        bottom, top = left.get_ylim()
+        for o in data["outliers"]:
+            value = o["value"] * (o["batch"] if data["unit"] == "steps" else 1) / unit
+            at = float(np.clip(value, bottom * 1.03, top / 1.03))
+            label = f"left out: {value:,.6g} at {o['batch']:,.6g}" + (", off the edge" if at != value else "")
+            left.plot(o["batch"], at, "x", color=SHADES[1], ms=9, mew=2, label=label, clip_on=False)
+        left.set_xlabel("batch")
+        left.set_ylabel(f"{word}{data['amount']} to the goal")
+        left.set_title(f"{data['name']}: E = E_min (1 + B/B_crit)")
+        _errors(right, points)
+        figure.legend(loc="outside lower center", ncols=4, fontsize=9.5)
+    return figure
+
+
+def _thousands(value: float) -> tuple[float, str]:
+    """The largest named power of a thousand below a value."""
+    return next(
+        ((s, w) for s, w in ((1e9, "billion "), (1e6, "million "), (1e3, "thousand ")) if value >= s), (1.0, "")
+    )
+
+
+def _bent(axes: Axes, data: dict[str, Any], span: np.ndarray, unit: float) -> None:
+    """The curve of the free exponent, where it fits better."""
+    if data["bend"] is None or not data["bend"]["better"]:
+        return
+    power, at = data["bend"]["exponent"], data["bend"]["critical"]
+    heights = [math.log(p["mean"] / unit / (1 + (p["batch"] / at) ** power)) for p in data["points"]]
+    curve = math.exp(sum(heights) / len(heights)) * (1 + (span / at) ** power)
+    axes.plot(span, curve, "--", color=SHADES[1], lw=1.4, label=f"with the exponent {power:.2g}")
+
+
+def _errors(axes: Axes, points: list[dict[str, Any]]) -> None:
+    place = np.arange(len(points))
+    axes.axhline(0, color="#000000", lw=1)
+    axes.bar(place - 0.2, [100 * math.expm1(p["residual"]) for p in points], 0.38, color=SHADES[0], label="off the fit")
+    away = [np.nan if p["left_out"] is None else 100 * math.expm1(p["left_out"]) for p in points]
+    axes.bar(place + 0.2, away, 0.38, color=SHADES[4], label="off the fit of the others")
+    axes.set_xticks(place, [f"{p['batch']:,.6g}" for p in points], rotation=45 if len(points) > 6 else 0)
+    axes.yaxis.set_major_formatter(lambda v, _: f"{v:+g}%")
+    axes.set_xlabel("batch")
+    axes.set_title("how far each batch is off")
 
 
 def _finite(value: float | None, otherwise: float) -> float:
@@ -132,7 +206,7 @@ def branch_figure(data: dict[str, Any]) -> Figure:
     """
     batch = np.array(data["factors"]) * data["recipe"]["batch"]["size"]
     losses = np.array([[np.nan if v is None or not math.isfinite(v) else v for v in row] for row in data["losses"]])
-    sign = 1 if data["metric"] == "loss" else -1
+    sign = data.get("sign", assumed_sign(data["metric"]))
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(7.2, 4.8), layout="constrained")
         axes = figure.subplots()
@@ -145,7 +219,7 @@ def branch_figure(data: dict[str, Any]) -> Figure:
         axes.axvspan(data["low"] / 1.06, data["high"] * 1.06, color=SHADES[2], alpha=0.15, lw=0)
         axes.axvline(data["batch"], color=SHADES[2], lw=1.8, label=f"largest no worse: {data['batch']:,}")
         shown = losses[np.isfinite(losses)]
-        if data["metric"] == "loss" and shown.size and shown.max() > 5 * shown.min() > 0:
+        if sign > 0 and shown.size and shown.max() > 5 * shown.min() > 0:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda v, _: f"{v:,.10g}")
         axes.set_xscale("log")

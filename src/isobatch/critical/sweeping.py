@@ -12,7 +12,7 @@ import numpy as np
 
 from isobatch.critical import rates
 from isobatch.critical.hyperbola import Hyperbola, fit
-from isobatch.critical.trial import Track, Trial, at, file_name, reached, smoothed, train
+from isobatch.critical.trial import Track, Trial, at, file_name, reached, sign_of, smoothed, train
 from isobatch.critical.words import sweep_sentence
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
@@ -135,7 +135,7 @@ def sweep(
         lrs: batch -> learning rates to try and no others; a search unless given.
         seeds: runs at each batch and learning rate.
         limit: steps of one run at most; those of the recipe's schedule unless given.
-        metric: "loss" must fall to its goal, any other must rise to it.
+        metric: it must fall or rise to its goal as the task declares it; without that "loss" falls, any other rises.
         smoothing: share of the old in the average over evaluations.
         out: folder whose `cells` keep finished runs, so that a second call goes on.
         workers: processes, one a core unless given.
@@ -154,7 +154,8 @@ def sweep(
     References:
         arXiv 1812.06162, 5.1 and A.3.
     """
-    wanted, sizes = _goals(goals, metric), _sizes(batches)
+    sign, sizes = sign_of(recipe, metric), _sizes(batches)
+    wanted = _goals(goals, sign)
     ends, count = _limit(recipe, limit), whole("seeds", seeds)
     finite("smoothing", smoothing, 0, 1, open_high=True)
     _check_rates(lrs or {})
@@ -162,7 +163,7 @@ def sweep(
         on_estimate(0.0, sum(len(lrs[b]) if lrs and b in lrs else 5 for b in sizes) * count)
     began = time.monotonic()
     ends_at = math.inf if budget is None else began + budget
-    runs = _Runs(recipe, wanted, metric, smoothing, count, ends, out, workers, ends_at, on_done, device)
+    runs = _Runs(recipe, wanted, metric, sign, smoothing, count, ends, out, workers, ends_at, on_done, device)
     scores: dict[int, dict[float, Sequence[float]]] = {}
     centre, before = recipe.optimizer.lr, recipe.batch.size
     for batch in sizes:
@@ -183,6 +184,7 @@ class _Runs:
     recipe: Recipe
     goals: list[float]
     metric: str
+    sign: int
     smoothing: float
     seeds: int
     limit: int
@@ -197,7 +199,14 @@ class _Runs:
         """Train a batch at new learning rates; scores by rate, None where the budget forbids it."""
         trials = [
             Trial(
-                at(self.recipe, batch, lr), seed, self.goals[-1], self.metric, self.smoothing, self.limit, self.device
+                at(self.recipe, batch, lr),
+                seed,
+                self.goals[-1],
+                self.metric,
+                self.smoothing,
+                self.limit,
+                self.device,
+                self.sign,
             )
             for lr in new
             for seed in range(self.seeds)
@@ -216,12 +225,12 @@ class _Runs:
         if found is None:
             return None
         self.tracks += found
-        _check_start(found, self.goals, self.metric)
+        _check_start(found, self.goals, self.metric, self.sign)
         return {lr: self._scores([track for track in found if track.lr == lr]) for lr in new}
 
     def steps(self, tracks: Sequence[Track], goal: float) -> list[float]:
         """Steps of each run to a goal, infinity where it was not reached."""
-        return [reached(track, goal, self.metric, self.smoothing) for track in tracks]
+        return [reached(track, goal, self.metric, self.smoothing, self.sign) for track in tracks]
 
     def _scores(self, tracks: Sequence[Track]) -> list[float]:
         """Mean log steps to each goal; where a seed missed it, how near they all came."""
@@ -234,12 +243,12 @@ class _Runs:
                 found.append(math.inf)
             else:
                 ends = float(np.mean([smoothed(track.values[1:], self.smoothing)[-1] for track in tracks]))
-                found.append(_UNREACHED + (ends if self.metric == "loss" else -ends))
+                found.append(_UNREACHED + self.sign * ends)
         return found
 
 
-def _goals(goals: Sequence[float], metric: str) -> list[float]:
-    found = sorted({finite("goal", goal) for goal in goals}, reverse=metric == "loss")
+def _goals(goals: Sequence[float], sign: int) -> list[float]:
+    found = sorted({finite("goal", goal) for goal in goals}, reverse=sign > 0)
     if not found:
         raise InputError("goals=[] is empty; give values of the metric that the run should reach")
     return found
@@ -268,9 +277,9 @@ def _check_rates(lrs: Mapping[int, Sequence[float]]) -> None:
             finite("learning rate", rate, 0, open_low=True)
 
 
-def _check_start(tracks: Sequence[Track], goals: Sequence[float], metric: str) -> None:
+def _check_start(tracks: Sequence[Track], goals: Sequence[float], metric: str, sign: int) -> None:
     start = tracks[0].values[0]
-    done = [goal for goal in goals if (start <= goal if metric == "loss" else start >= goal)]
+    done = [goal for goal in goals if sign * start <= sign * goal]
     if done:
         raise InputError(f"goal={done[0]:g} is reached before training: {metric} starts at {start:.4g}; give others")
 

@@ -22,10 +22,11 @@ class Trial:
         recipe: at its batch and learning rate, without a schedule.
         seed: of weights and sample order.
         goal: hardest value to reach.
-        metric: held-out metric; "loss" falls, others rise.
+        metric: held-out metric.
         smoothing: share of the old in the exponential average over evaluations.
         limit: steps at most.
         device: device and its options in one word, as `isobatch.train.Device.parse` reads it.
+        sign: 1 where the metric should fall, -1 where it should rise.
     """
 
     recipe: Recipe
@@ -35,6 +36,7 @@ class Trial:
     smoothing: float
     limit: int
     device: str = "cpu"
+    sign: int = 1
 
 
 @dataclass
@@ -138,15 +140,15 @@ def train(trial: Trial) -> Track:
         value = measured(trainer.run.evaluate(), trial.metric)
         track.steps.append(trainer.steps)
         values.append(value)
-        if not math.isfinite(value) or (trial.metric == "loss" and value > _LOST * values[0]):
+        if not math.isfinite(value) or (trial.sign > 0 and value > _LOST * values[0] > 0):
             track.stopped = f"lost: {trial.metric} {value:.4g} after {values[0]:.4g} at the start"
             return track
-        if reached(track, trial.goal, trial.metric, trial.smoothing) < math.inf:
+        if reached(track, trial.goal, trial.metric, trial.smoothing, trial.sign) < math.inf:
             return track
     return track
 
 
-def reached(track: Track, goal: float, metric: str, smoothing: float) -> float:
+def reached(track: Track, goal: float, metric: str, smoothing: float, sign: int | None = None) -> float:
     """Return how many steps a run took to a goal, infinity if it did not get there.
 
     The metric is smoothed by a debiased exponential average over evaluations that lie evenly in log steps, so that its
@@ -155,14 +157,14 @@ def reached(track: Track, goal: float, metric: str, smoothing: float) -> float:
     Args:
         track: the run.
         goal: value of the metric.
-        metric: "loss" falls, others rise.
+        metric: that was followed.
         smoothing: share of the old in the average.
+        sign: 1 where the metric should fall, -1 where it should rise; `assumed_sign` unless given.
 
     Returns:
         Steps, not rounded.
     """
-    sign = 1.0 if metric == "loss" else -1.0
-    smooth = smoothed(track.values[1:], smoothing)
+    sign, smooth = sign or assumed_sign(metric), smoothed(track.values[1:], smoothing)
     for index, value in enumerate(smooth):
         if sign * value <= sign * goal:
             after = track.steps[index + 1]
@@ -195,6 +197,34 @@ def smoothed(values: Sequence[float], smoothing: float) -> list[float]:
     return found
 
 
+def assumed_sign(metric: str) -> int:
+    """Return which way a metric goes that no task declares.
+
+    Args:
+        metric: held-out metric.
+
+    Returns:
+        1 for "loss", -1 for any other.
+    """
+    return 1 if metric == "loss" else -1
+
+
+def sign_of(recipe: Recipe, metric: str) -> int:
+    """Return which way a metric should go: as its task declares it, else as `assumed_sign` says.
+
+    Args:
+        recipe: names the task.
+        metric: held-out metric.
+
+    Returns:
+        1 where it should fall, -1 where it should rise.
+    """
+    from isobatch.tasks import make_run
+
+    declared = make_run(recipe, 0).declared.get(metric)
+    return assumed_sign(metric) if declared is None else 1 if declared.better == "lower" else -1
+
+
 def file_name(trial: Trial) -> str:
     """Return the file name of a run's track.
 
@@ -206,7 +236,8 @@ def file_name(trial: Trial) -> str:
     """
     recipe = recipe_values(trial.recipe)
     where = () if trial.device == "cpu" else (trial.device,)
-    return hashed("sweep", recipe, trial.seed, trial.goal, trial.metric, trial.smoothing, trial.limit, *where)
+    way = () if trial.sign == assumed_sign(trial.metric) else (trial.sign,)  # names stay as they were
+    return hashed("sweep", recipe, trial.seed, trial.goal, trial.metric, trial.smoothing, trial.limit, *where, *way)
 
 
 def measured(metrics: dict[str, float], metric: str) -> float:

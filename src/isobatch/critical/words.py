@@ -1,6 +1,7 @@
 """Numbers as people read them, and the sentences of sweep, branch and advice."""
 
 import math
+from typing import Any
 
 from isobatch.critical.hyperbola import Hyperbola, Interval
 
@@ -66,13 +67,7 @@ def sweep_sentence(metric: str, goal: float, fit: Hyperbola | None, points: int,
         return f"{where}: only {points} batches reached it, a fit takes 3; raise limit or choose an easier goal"
     interval = f"{fit.level * 100:g}% interval {ranged(fit.critical)}"
     if not fit.identified:
-        if fit.critical.low == 0 and math.isfinite(fit.critical.high):
-            advice = "add smaller batches"
-        elif fit.critical.low > 0 and not math.isfinite(fit.critical.high):
-            advice = "add larger batches"
-        else:
-            advice = "add batches on both sides, or seeds"
-        return f"{where}: critical batch not identified ({interval} {unit}); {advice}"
+        return f"{where}: critical batch not identified ({interval} {unit}); {wanting(fit)}"
     return (
         f"{where}: critical batch {plain(fit.critical.value)} {unit} ({interval}); at least "
         f"{plain(fit.steps.value)} steps or {plain(fit.samples.value)} {unit}, twice either at the critical batch"
@@ -104,3 +99,72 @@ def branch_sentence(
         + " of every smaller one"
         + ("; no larger one was tried, so the critical batch is at least that" if largest else "")
     )
+
+
+def fit_sentences(data: dict[str, Any], found: Hyperbola, seeds: Interval | None) -> tuple[str, ...]:
+    """Return what the fit of a table found.
+
+    Args:
+        data: the fit as plain values.
+        found: its hyperbola.
+        seeds: interval over the seeds alone.
+
+    Returns:
+        Sentences.
+    """
+    amount, scale = data["amount"], data["scale"]
+    said = [_critical_sentence(data, found)]
+    if found.identified and scale is not None:
+        said.append(f"at least {plain(found.steps.value * scale)} steps, or {plain(found.samples.value)} {amount}")
+    elif found.identified:
+        said.append(f"at least {plain(found.samples.value)} {amount}; steps need the samples of one of them (size)")
+    if seeds is not None:
+        said.append(f"seeds alone: {ranged(seeds)}; the interval above also holds what the batches do not agree on")
+    if data["left_out"] is not None:
+        worst = max((p for p in data["points"] if p["left_out"] is not None), key=lambda p: abs(p["left_out"]))
+        said.append(
+            f"residuals {found.residual:.1%}; a batch left out is predicted within {data['left_out']:.1%} (root mean "
+            f"square), worst {math.expm1(worst['left_out']):+.1%} at {worst['batch']:,.6g}"
+        )
+    said += [
+        f"left out as an outlier: {o['value']:,.12g} at batch {o['batch']:,.6g}, {o['ratio']:.3g} times what is "
+        "expected"
+        for o in data["outliers"]
+    ]
+    coarse = max(data["points"], key=lambda p: p["quantum"] / p["mean"])
+    if coarse["quantum"] > 0.02 * coarse["mean"]:
+        said.append(
+            f"evaluated rarely: every {coarse['quantum'] / coarse['mean']:.0%} of the way at batch "
+            f"{coarse['batch']:,.6g}; half of that is taken off, and the interval is no narrower than it allows"
+        )
+    bent = data["bend"]
+    if bent is not None and bent["better"]:
+        how = "harder" if bent["exponent"] > 1 else "softer"
+        said.append(
+            f"bends {how} than the hyperbola: (B/B_crit)^{bent['exponent']:.2g} fits better, with B_crit "
+            f"{plain(bent['critical'])}, residuals {bent['residual']:.1%} instead of {found.residual:.1%}"
+        )
+    return tuple(said)
+
+
+def _critical_sentence(data: dict[str, Any], found: Hyperbola) -> str:
+    interval = f"{found.level * 100:g}% interval {ranged(found.critical)}"
+    if found.identified:
+        return f"{data['name']}: critical batch {plain(found.critical.value)} ({interval}), {found.batches} batches"
+    return f"{data['name']}: critical batch not identified ({interval}), {found.batches} batches; {wanting(found)}"
+
+
+def wanting(found: Hyperbola) -> str:
+    """Return what a fit that is not identified lacks.
+
+    Args:
+        found: the fit.
+
+    Returns:
+        An advice.
+    """
+    if found.critical.low == 0 and math.isfinite(found.critical.high):
+        return "add smaller batches"
+    if found.critical.low > 0 and not math.isfinite(found.critical.high):
+        return "add larger batches"
+    return "add batches on both sides, or seeds"

@@ -1,6 +1,6 @@
 """Plans: a recipe at another batch, every number beside the rule that moves it."""
 
-from isobatch.plan.plan import Plan, PlanWarning, Row
+from isobatch.plan.plan import Form, Plan, PlanWarning, Row
 from isobatch.plan.recipe import Recipe
 from isobatch.plan.remedies import Remedy, remedies
 from isobatch.plan.settings import Settings, base, coupling_of, moves, row_of, scaled
@@ -27,6 +27,7 @@ __all__ = [
     "Batch",
     "BatchNorm",
     "Critical",
+    "Form",
     "Noise",
     "Optimizer",
     "Plan",

@@ -1,22 +1,23 @@
 """From a recipe and a batch to the plan: the variant that was asked for, its numbers, and the scaled recipe."""
 
+from dataclasses import replace
+
 from isobatch import rules
 from isobatch.errors import InputError
-from isobatch.plan.plan import Plan, R, Row
+from isobatch.plan.plan import Form, Plan, R, Row
 from isobatch.plan.remedies import remedies
-from isobatch.plan.rows import all_rows, kept_row, make_row
-from isobatch.plan.settings import Settings, base, curve, moves, row_of, searched, settings_of
+from isobatch.plan.rows import all_rows, kept_row, make_row, with_rules
+from isobatch.plan.settings import Settings, base, curve, lr_rule_of, moves, row_of, scaled, searched, settings_of
 from isobatch.plan.warnings import warnings_of
-from isobatch.recipe import Batch, Critical, RecipeData, validate
+from isobatch.recipe import Batch, Critical, RecipeData, asked_size, split_kept, validate
 from isobatch.rules.lr.linear import INVARIANT
-from isobatch.units import whole
 
 GOALS = ("equivalence", "speed")
 
 
 def make_plan(
     recipe: R,
-    batch_size: int,
+    batch_size: int | None = None,
     *,
     micro: int | None = None,
     devices: int | None = None,
@@ -29,7 +30,7 @@ def make_plan(
 
     Args:
         recipe: the recipe as it works today.
-        batch_size: the new global batch.
+        batch_size: the new global batch; unless given the one that the devices take with as many passes as before.
         micro: samples per device and forward pass at the new batch.
         devices: data-parallel devices at the new batch.
         noise_scale: gradient noise scale in samples, for the Adam family.
@@ -43,7 +44,7 @@ def make_plan(
     Raises:
         InputError: a batch that is not a positive whole number, does not divide, or is beyond a rule's domain.
     """
-    size, asked = whole("batch size", batch_size), recipe.optimizer.name
+    size, asked = asked_size(recipe.batch, batch_size, micro, devices), recipe.optimizer.name
     recipe = _variant(recipe, noise_scale, optimizer, rule, goal)
     batch = recipe.batch.model_dump() | {"size": size, "schedule": None}
     batch |= {key: value for key, value in (("micro", micro), ("devices", devices)) if value is not None}
@@ -53,9 +54,77 @@ def make_plan(
     old, new = base(recipe), settings_of(recipe, size, moved)
     after = write(recipe, new, new_batch)
     renamed = () if recipe.optimizer.name == asked else (_name_row(recipe, asked),)
-    rows = (kept_row(recipe, size), *renamed, *all_rows(recipe, after, old, new, moved))
+    kept = split_kept(recipe.batch, new_batch)
+    if recipe.batch_norm is not None:
+        passes = kept.micro / recipe.batch.per_device
+        kept = replace(kept, batch_norm=rules.scale_batch_norm(recipe.batch_norm.momentum, passes))
+    rows = (kept_row(recipe, kept), *renamed, *all_rows(recipe, after, old, new, moved))
     found = tuple(warnings_of(recipe, after, old, new, moved))
-    return Plan(size / recipe.batch.size, rows, found, after, remedies(recipe, size, noise_scale))
+    return Plan(
+        size / recipe.batch.size, rows, found, after, kept, remedies(recipe, size, noise_scale), forms(recipe, size)
+    )
+
+
+def forms(recipe: RecipeData, size: int) -> tuple[Form, ...]:
+    """Return the other forms of a plan that are right as well; none at the recipe's own batch.
+
+    Args:
+        recipe: the recipe, in the form that is planned.
+        size: the new batch.
+
+    Returns:
+        Forms, each with every number of the optimizer.
+    """
+    o, kinds, row = recipe.optimizer, recipe.rules, row_of(recipe)
+    searches = recipe.schedule is not None and recipe.schedule.searches
+    if size == recipe.batch.size or searches or lr_rule_of(recipe).others is not None:
+        return ()
+    found = []
+    if o.momentum > 0:
+        chosen, name, because = _MOMENTUM[kinds.momentum]
+        found.append(_form(name, f'rules.momentum = "{chosen}"', with_rules(recipe, momentum=chosen), size, because))
+    elif row.normalises_after and "betas" in row.moments:
+        chosen = "power" if kinds.betas == "keep" else "keep"
+        name, because = _AVERAGES[chosen]
+        found.append(_form(name, f'rules.betas = "{chosen}"', with_rules(recipe, betas=chosen), size, because))
+    if row.invariant_form is not None and kinds.lr in ("auto", "sqrt", "noise-aware"):
+        other = with_rules(_invariant(recipe, "invariant"), lr="auto")
+        found.append(_form("the invariant form", "--optimizer invariant", other, size, _ASSUMES_NOTHING))
+    return tuple(found)
+
+
+_MOMENTUM = {
+    "sample-clock": (
+        "keep",
+        "momentum kept per step",
+        "as close once kappa/(1-mu) steps are short against the run, and stable further; of 9 published SGD pairs of "
+        "the same authors 6 keep mu and scale lr by kappa, to 1%",
+    ),
+    "keep": ("sample-clock", "momentum by the sample clock", "closer in a short run, while the rate is stable"),
+}
+_AVERAGES = {
+    "keep": ("averages kept per step", "right only while noise dominates the average"),
+    "power": ("averages over the same samples", "assumes nothing of the noise"),
+}
+_ASSUMES_NOTHING = (
+    "no noise scale is assumed; SAME on digits where the square root is DIFFERENT (docs/studies/adam.md). Authors of "
+    "AdamW recipes scale lr between constant and linear"
+)
+
+
+def _form(name: str, how: str, recipe: RecipeData, size: int, because: str) -> Form:
+    new, keys = scaled(recipe, size), row_of(recipe).keys
+    values: dict[str, object] = {}
+    if row_of(recipe).invariant:
+        values |= {
+            "optimizer.name": recipe.optimizer.name,
+            "optimizer.reference_batch": recipe.optimizer.reference_batch,
+        }
+    for key in keys:
+        value = getattr(new, key)
+        if value or key not in ("momentum", "weight_decay"):
+            values[f"optimizer.{key}"] = list(value) if isinstance(value, tuple) else value
+    return Form(name, how, values, because)
 
 
 def _variant(recipe: R, noise_scale: float | None, optimizer: str | None, rule: str | None, goal: str) -> R:

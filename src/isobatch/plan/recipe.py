@@ -53,7 +53,7 @@ class Recipe(RecipeData):
 
     def at(
         self,
-        batch_size: int,
+        batch_size: int | None = None,
         *,
         micro: int | None = None,
         devices: int | None = None,
@@ -65,7 +65,8 @@ class Recipe(RecipeData):
         """Plan the same run at another global batch.
 
         Args:
-            batch_size: the new global batch, in the recipe's unit.
+            batch_size: the new global batch, in the recipe's unit; unless given the one that the devices and micro take
+                with as many passes as before. The plan also says how they keep the recipe's own batch.
             micro: samples per device and forward pass; the recipe's own where it gives one.
             devices: data-parallel devices; the recipe's own unless given.
             noise_scale: gradient noise scale in samples; an Adam plan then uses the noise share at this batch.

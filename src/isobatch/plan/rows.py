@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
-from isobatch.plan.plan import Row, show
-from isobatch.plan.settings import Moves, Settings, curve, horizon, lr_rule_of, row_of
-from isobatch.recipe import RecipeData
+from isobatch.curves import Staircase
+from isobatch.plan.plan import R, Row, count, show
+from isobatch.plan.settings import Moves, Settings, curve, horizon, lr_rule_of, row_of, scaled
+from isobatch.recipe import RecipeData, Split
 from isobatch.rules import (
     Confidence,
     Rule,
@@ -15,24 +17,27 @@ from isobatch.rules import (
     noise_share_after,
     optimal_lr,
     recommend,
-    scale_batch_norm,
     scale_momentum,
     surge_lr,
 )
 from isobatch.rules.betas import FLOORED
 from isobatch.rules.lr.keep import SEARCHED
 from isobatch.rules.rule import Applied
-from isobatch.units import decay_at
+from isobatch.units import decay_at, half_life
 
 _MEAN = Rule("samples kept", "indexed by samples, through its mean over each step", "derived", Confidence.DERIVED)
+_SHARE = Rule(
+    "share kept", "a share of the peak, so the final rate moves as the peak does", "derived", Confidence.DERIVED
+)
 _VIEWS = Rule(
     "views kept", "the clock counts samples, so learning rate and views stay", "1901.09335", Confidence.CONVENTION
 )
 _AGE = Rule("steps kept", "how old directions may become in samples is not known", "unknown", Confidence.UNKNOWN)
+_PASSES = Rule("B'/(devices*micro)", "n: passes on each device that are one update", "derived", Confidence.DERIVED)
 _ASKED = Rule("kappa*B", "the batch you ask for", "recipe", Confidence.DERIVED)
 
 
-def make_row(key: str, was: object, becomes: object, rule: Rule, note: str = "") -> Row:
+def make_row(key: str, was: object, becomes: object, rule: Rule, note: str = "", **more: Any) -> Row:
     """Return a row beside its rule.
 
     Args:
@@ -41,12 +46,13 @@ def make_row(key: str, was: object, becomes: object, rule: Rule, note: str = "")
         becomes: its value at the new batch.
         rule: its words.
         note: horizons, other forms, consequences.
+        **more: unit, steps and said of a `Row`.
 
     Returns:
         The row.
     """
     because = f"{rule.because} ({rule.source})" if rule.source not in (rule.because, "recipe") else rule.because
-    return Row(key, was, becomes, rule.formula, because, rule.confidence, note)
+    return Row(key, was, becomes, rule.formula, because, rule.confidence, note, **more)
 
 
 def all_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings, moved: Moves) -> Iterator[Row]:
@@ -72,49 +78,55 @@ def all_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings
     )
 
 
-def kept_row(recipe: RecipeData, size: int) -> Row:
+def kept_row(recipe: RecipeData, split: Split) -> Row:
     """Return row 0: the batch is kept, by accumulation where it no longer fits.
 
     Args:
         recipe: the reference recipe.
-        size: the batch that was asked for.
+        split: how the batch lies on the devices that were asked for.
 
     Returns:
         The row.
     """
-    kept, devices = recipe.batch.size, recipe.batch.devices
-    if size < kept:
-        parts = math.ceil(kept / size)
-        how = f"keep the batch, accumulate n = {parts}"
-        note = f"{parts} passes of {'' if kept % size == 0 else 'up to '}{size} are one update of {kept}"
-        per_device = size / devices
+    n, old = split.accumulation, recipe.batch
+    passes = f"{split.micro}" if split.devices == 1 else f"{split.devices} x {split.micro}"
+    if n == 1:
+        where = "the same devices" if split.devices == old.devices else f"one pass of {passes}"
+        note = f"{where} at {split.size}; only the speed of larger steps is given up"
     else:
-        how = "keep the batch, accumulate n = 1"
-        note = f"the same devices at {kept}; only the speed of larger steps is given up"
-        per_device = recipe.batch.per_device
-    if recipe.batch_norm is not None and per_device != recipe.batch.per_device:
-        moved = scale_batch_norm(recipe.batch_norm.momentum, per_device / recipe.batch.per_device)
-        note += f"; batch norm then sees {per_device:g} samples a pass: its momentum becomes {moved:.4g}"
+        note = f"{n} passes of {'' if split.even else 'up to '}{passes} are one update of {split.size}"
+    if split.even_micro is not None:
+        equal = split.size // (split.devices * split.even_micro)
+        note += f"; micro = {split.even_micro} makes it n = {equal} equal passes"
+    if split.batch_norm is not None and split.micro != old.per_device:
+        note += f"; batch norm then sees {split.micro} samples a pass: its momentum becomes {split.batch_norm:.4g}"
         note += ", and its statistics differ"
     because = "one update of B is the same update however it is split, so nothing else changes"
-    return Row("batch.size (kept)", kept, kept, how, because, Confidence.DERIVED, note)
+    how = f"keep the batch, accumulate n = {n}"
+    return Row("batch.size (kept)", split.size, split.size, how, because, Confidence.DERIVED, note)
 
 
 def _batch_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings) -> Iterator[Row]:
-    steps = ""
+    note, steps = "", None
     if recipe.schedule is not None and recipe.batch.schedule is None:
-        length, after_length = curve(recipe).length, curve(recipe, new.batch).length
-        steps = f"{math.ceil(length / old.batch):,} steps become {math.ceil(after_length / new.batch):,}"
-    yield make_row("batch.size", recipe.batch.size, after.batch.size, _ASKED, steps)
+        steps = whole_steps(curve(recipe).length, old), whole_steps(curve(recipe, new.batch).length, new)
+        note = f"{steps[0]:,} steps become {steps[1]:,}"
+    unit = recipe.batch.unit
+    yield make_row("batch.size", recipe.batch.size, after.batch.size, _ASKED, note, unit=unit, steps=steps)
+    was, becomes = recipe.batch, after.batch
+    note = f"{was.devices} x {was.per_device} x n = {was.accumulation} becomes "
+    note += f"{becomes.devices} x {becomes.per_device} x n = {becomes.accumulation} (devices x micro x n)"
+    yield make_row("batch.accumulation", was.accumulation, becomes.accumulation, _PASSES, note)
     if recipe.batch.schedule is not None and after.batch.schedule is not None:
-        was, becomes = show_stages(recipe.batch.schedule), show_stages(after.batch.schedule)
+        stages = recipe.batch.schedule, after.batch.schedule
         note = "every stage times kappa, to the nearest multiple of micro x devices"
-        yield make_row("batch.schedule", was, becomes, _ASKED, note)
+        yield make_row("batch.schedule", *stages, _ASKED, note, said=tuple(map(show_stages, stages)))
 
 
 def _optimizer_rows(recipe: RecipeData, old: Settings, new: Settings, moved: Moves) -> Iterator[Row]:
     """Yield a row for each number that the optimizer's groups hold."""
     o, keys, kappa = recipe.optimizer, row_of(recipe).keys, moved["lr"].change.kappa
+    unit = recipe.batch.unit
 
     def row(key: str, note: str = "") -> Row:
         found = moved[key]
@@ -123,18 +135,19 @@ def _optimizer_rows(recipe: RecipeData, old: Settings, new: Settings, moved: Mov
 
     yield row("lr", _lr_note(recipe, old, new, moved))
     if o.momentum > 0:
-        note = _horizon(old.momentum, new.momentum, old, new)
-        other = f"{scale_momentum(old.momentum, kappa):.6g}"
+        note = _horizon(old.momentum, new.momentum, old, new, unit)
+        other = f"{show(scale_momentum(old.momentum, kappa))}"
         if moved["momentum"].rule.formula != "mu":
-            other = f"keep {o.momentum:g} and lr x {kappa:g}"
+            lr = scaled(with_rules(recipe, momentum="keep"), new.batch).lr
+            other = f"keep {o.momentum:g} and lr x {lr / old.lr:.6g} = {show(lr)}"
         yield row("momentum", f"{note}; other form: {other}")
     if "betas" in keys:
         for index, (was, becomes) in enumerate(zip(old.betas, new.betas, strict=True)):
             found = moved[f"betas[{index}]"]
-            note = _horizon(was, becomes, old, new) + _other_beta(was, kappa, recipe.rules.betas)
+            note = _horizon(was, becomes, old, new, unit) + _other_beta(was, kappa, recipe.rules.betas)
             yield row(f"betas[{index}]", note + _floored(found))
     if "alpha" in keys:
-        yield row("alpha", _horizon(old.alpha, new.alpha, old, new) + _floored(moved["alpha"]))
+        yield row("alpha", _horizon(old.alpha, new.alpha, old, new, unit) + _floored(moved["alpha"]))
     if "eps" in keys:
         yield row("eps")
     if o.weight_decay > 0:
@@ -197,24 +210,70 @@ def _floored(found: Applied) -> str:
     return f"; at its floor, the power rule gives {found.change.value**found.change.kappa:.4g}"
 
 
-def _horizon(was: float, becomes: float, old: Settings, new: Settings) -> str:
-    before, after = horizon(was), horizon(becomes)
-    return (
-        f"horizon {before:,.4g} steps = {before * old.batch:,.6g} samples becomes "
-        f"{after:,.4g} steps = {after * new.batch:,.6g} samples"
-    )
+def with_rules(recipe: R, **words: str) -> R:
+    """Return a recipe by another form of its rules.
+
+    Args:
+        recipe: the recipe.
+        **words: of its [rules].
+
+    Returns:
+        The recipe; at its own batch it is the same run.
+    """
+    return recipe.model_copy(update={"rules": recipe.rules.model_copy(update=words)})
+
+
+def _horizon(was: float, becomes: float, old: Settings, new: Settings, unit: str) -> str:
+    """Say how long a decay remembers, and what is left of it when it is written as 1 - decay."""
+    said = []
+    for decay, batch in ((was, old.batch), (becomes, new.batch)):
+        steps, half = horizon(decay), half_life(decay, batch)
+        said.append(
+            (f"{steps:,.4g} steps = {count(steps * batch)} {unit}", f"{1 - decay:.6g}", f"{count(half)} {unit}")
+        )
+    pairs = zip(("horizon ", "1 - decay = ", "half-life "), *said, strict=True)
+    return "; ".join(f"{name}{before} becomes {after}" for name, before, after in pairs)
 
 
 def _schedule_rows(recipe: RecipeData, old: Settings, new: Settings) -> Iterator[Row]:
     if recipe.schedule is None:
         return
     was, becomes, rule = curve(recipe), curve(recipe, new.batch), lr_rule_of(recipe)
-    for key, words in (("length", rule.length or _MEAN), ("warmup", rule.warmup or _MEAN)):
-        before, after = getattr(was, key), getattr(becomes, key)
-        if before:
-            note = f"{before / old.batch:,.6g} steps become {after / new.batch:,.6g}"
-            text = f"{after:,.12g} {recipe.batch.unit}"
-            yield make_row(f"schedule.{key}", getattr(recipe.schedule, key), text, words, note)
+    decay_from = _MEAN if rule.length is None else rule.warmup or _MEAN
+    for key, words in (
+        ("length", rule.length or _MEAN),
+        ("warmup", rule.warmup or _MEAN),
+        ("decay_from", decay_from),
+    ):
+        before, after = (_start(stairs) if key == "decay_from" else getattr(stairs, key) for stairs in (was, becomes))
+        if not before or (key == "decay_from" and was.decay_from is becomes.decay_from is None):
+            continue
+        steps = whole_steps(before, old), whole_steps(after, new)
+        note = f"{steps[0]:,} steps become {steps[1]:,}"
+        said = getattr(recipe.schedule, key) or "", ""
+        unit = recipe.batch.unit
+        yield make_row(f"schedule.{key}", before, after, words, note, unit=unit, steps=steps, said=said)
+    if recipe.schedule.final:
+        final = recipe.schedule.final
+        note = f"the final rate {show(final * old.lr)} becomes {show(final * new.lr)}"
+        yield make_row("schedule.final", final, final, _SHARE, note)
+
+
+def _start(stairs: Staircase) -> float:
+    return stairs.warmup if stairs.decay_from is None else stairs.decay_from
+
+
+def whole_steps(samples: float, settings: Settings) -> int:
+    """Return the optimizer steps that a span takes; the last one may be partly outside.
+
+    Args:
+        samples: of the span.
+        settings: at the batch of the steps.
+
+    Returns:
+        Steps.
+    """
+    return math.ceil(samples / settings.batch - 1e-9)
 
 
 def _average_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings, moved: Moves) -> Iterator[Row]:
@@ -222,16 +281,23 @@ def _average_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Set
         return
     unit, every, kept = recipe.batch.unit, recipe.ema.every, recipe.rules.average == "keep"
     if recipe.ema.decay is not None:
-        note = f"half-life {show(round(old.half_life, 1))} {unit}, "
-        note += f"becomes {show(round(new.half_life, 1))}" if kept else "kept"
+        note = f"half-life {count(old.half_life)} {unit}, "
+        note += f"becomes {count(new.half_life)}" if kept else "kept"
+        note += f"; 1 - decay = {1 - recipe.ema.decay:.6g} becomes {1 - moved['ema.decay'].becomes:.6g}"
         if recipe.ema.final is not None:
-            note += f"; the whole schedule up to {recipe.ema.final:g} is transformed pointwise"
+            note += f"; the whole schedule up to {show(recipe.ema.final)} is transformed pointwise"
         yield make_row("ema.decay", recipe.ema.decay, after.ema.decay, moved["ema.decay"].rule, note)
+        if recipe.ema.final is not None:
+            last = moved["ema.final"]
+            note = f"1 - decay = {1 - recipe.ema.final:.6g} becomes {1 - last.becomes:.6g}"
+            yield make_row("ema.final", recipe.ema.final, last.becomes, last.rule, note)
         return
     was, becomes = (decay_at(s.half_life, every * s.batch) for s in (old, new))
-    note = f"decay per update {was:.6g} becomes {becomes:.6g}"
-    span = f"{new.half_life:,.12g} {unit}"
-    yield make_row("ema.half_life", recipe.ema.half_life, span, moved["half_life"].rule, note)
+    note = f"decay per update {show(was)} becomes {show(becomes)}; 1 - decay = {1 - was:.6g} becomes {1 - becomes:.6g}"
+    steps = whole_steps(old.half_life, old), whole_steps(new.half_life, new)
+    said = recipe.ema.half_life or "", ""
+    spans = old.half_life, new.half_life
+    yield make_row("ema.half_life", *spans, moved["half_life"].rule, note, unit=unit, steps=steps, said=said)
 
 
 def _augmentation_rows(recipe: RecipeData, size: int) -> Iterator[Row]:

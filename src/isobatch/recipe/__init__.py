@@ -16,6 +16,7 @@ from isobatch.recipe.parts import (
     Rules,
     Schedule,
 )
+from isobatch.recipe.split import Split, asked_size, split_kept
 
 __all__ = [
     "Adaptive",
@@ -32,6 +33,9 @@ __all__ = [
     "Rules",
     "Schedule",
     "Search",
+    "Split",
+    "asked_size",
     "read_toml",
+    "split_kept",
     "validate",
 ]

@@ -43,6 +43,7 @@ RC: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of tasks and metrics are text, whatever is in them
 }
 
 

@@ -15,7 +15,7 @@ from isobatch.rules.lr.square_root import square_root
 from isobatch.rules.momentum import buffer_factor, lr_factor, scale_momentum
 from isobatch.rules.noise_share import drift_error, noise_share, noise_share_after, recommend, second_moment_factor
 from isobatch.rules.optimizers import OPTIMIZERS, optimizer_row
-from isobatch.rules.rule import Change, Confidence, OptimizerRow, Rule, RuleWarning, Side
+from isobatch.rules.rule import Change, Confidence, OptimizerRow, Rule, RuleWarning, Severity, Side
 from isobatch.rules.state import STATE, StateChange, state_factors
 from isobatch.rules.weight_decay import scale_weight_decay
 
@@ -28,6 +28,7 @@ __all__ = [
     "OptimizerRow",
     "Rule",
     "RuleWarning",
+    "Severity",
     "Side",
     "StateChange",
     "adascale_gain",

@@ -3,7 +3,7 @@
 import math
 
 from isobatch.errors import InputError
-from isobatch.rules.rule import Change, Confidence, Rule, RuleWarning, Side
+from isobatch.rules.rule import Change, Confidence, Rule, RuleWarning, Severity, Side
 from isobatch.units import finite
 
 
@@ -145,7 +145,7 @@ FLOORED = POWER.but(
     because="held at its floor, below which a moment spans too few steps; it remembers more samples than before",
     source="convention",
     confidence=Confidence.CONVENTION,
-    warnings=(RuleWarning(Side.UP, _held, "convention (floors 0.5 and 0.95)"),),
+    warnings=(RuleWarning(Side.UP, _held, "convention (floors 0.5 and 0.95)", Severity.WEAK),),
 )
 SDE = Rule(
     "1-kappa*(1-beta)",

@@ -1,6 +1,6 @@
 """Gradient clipping: the norm is kept, and nobody knows whether that is right."""
 
-from isobatch.rules.rule import Change, Confidence, Rule, RuleWarning, Side
+from isobatch.rules.rule import Change, Confidence, Rule, RuleWarning, Severity, Side
 
 
 def _kept(c: Change, _: float) -> tuple[str, str]:
@@ -14,5 +14,5 @@ KEPT = Rule(
     "the gradient norm falls towards its mean as the batch grows, so fewer steps clip; no rule is known",
     "unknown",
     Confidence.UNKNOWN,
-    warnings=(RuleWarning(Side.BOTH, _kept, "unknown"),),
+    warnings=(RuleWarning(Side.BOTH, _kept, "unknown", Severity.WEAK),),
 )

@@ -35,7 +35,7 @@ SCALED = Rule(
     "eps*eta'/(kappa*eta)",
     "stands beside sqrt(v), which shrinks by the same factor: eps/sqrt(kappa) beside a square-root lr",
     "arXiv 2205.10287",
-    Confidence.THEOREM,
+    Confidence.DERIVED,
     lambda c: scale_eps(c.value, c.kappa, c.lr, c.rate),
 )
 AS_THE_RATE = SCALED.but(
@@ -65,7 +65,7 @@ def eps_rule(row: OptimizerRow, lr: Rule, rate: str = "eta'") -> Rule:
     """
     if row.invariant:
         return KEPT
-    chosen = SCALED if lr.confidence is Confidence.THEOREM and lr.exponent == 0.5 else AS_THE_RATE
+    chosen = SCALED if lr.confidence is Confidence.DERIVED and lr.exponent == 0.5 else AS_THE_RATE
     if lr.confidence is Confidence.UNKNOWN:
         chosen = chosen.but(confidence=Confidence.UNKNOWN)
     return chosen.but(formula=f"eps*{rate}/(kappa*eta)")

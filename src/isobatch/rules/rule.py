@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import NamedTuple, Self
 
 
@@ -37,6 +37,14 @@ class Side(StrEnum):
             (True, False, False)
         """
         return kappa != 1 and (self is Side.BOTH or (kappa > 1) == (self is Side.UP))
+
+
+class Severity(IntEnum):
+    """How much a caution matters, the worst first."""
+
+    FAILS = 0
+    ANOTHER = 1
+    WEAK = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,11 +165,13 @@ class RuleWarning(NamedTuple):
         side: of kappa = 1 on which it can hold.
         find: (change, new value) -> (condition, what to expect and what to do), None where it does not hold.
         source: where the condition comes from.
+        severity: how much it matters.
     """
 
     side: Side
     find: Callable[[Change, float], tuple[str, str] | None]
     source: str
+    severity: Severity = Severity.ANOTHER
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +223,7 @@ class Rule:
         """
         return replace(self, **changes)
 
-    def warn(self, change: Change, new: float) -> Iterator[tuple[str, str, str]]:
+    def warn(self, change: Change, new: float) -> Iterator[tuple[str, str, str, Side, Severity]]:
         """Yield the warnings that hold for a change.
 
         Args:
@@ -221,12 +231,12 @@ class Rule:
             new: the number that it gave.
 
         Yields:
-            Condition, message and source of each.
+            Condition, message, source, side of kappa = 1 and severity of each.
         """
         for warning in self.warnings:
             found = warning.find(change, new) if warning.side.holds(change.kappa) else None
             if found is not None:
-                yield (*found, warning.source)
+                yield (*found, warning.source, warning.side, warning.severity)
 
 
 class Applied(NamedTuple):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from isobatch.errors import InputError
 
@@ -94,6 +94,27 @@ class Metric:
 
 LOSS = Metric("ratio", better="lower", headline=True)
 PERCENT = Metric("difference", better="higher", unit="percent")
+
+
+def declarations(task: str, declared: Any) -> dict[str, Metric]:
+    """Return what a task declares, once it is a name and a Metric each.
+
+    Args:
+        task: for the message.
+        declared: as the task wrote it.
+
+    Returns:
+        Metrics by name.
+
+    Raises:
+        InputError: anything else.
+    """
+    if not isinstance(declared, Mapping) or not all(isinstance(one, Metric) for one in declared.values()):
+        raise InputError(
+            f"task={task!r} has declared={declared!r}; it must be a dict from the names of its metrics to Metric "
+            'objects, such as {"loss": Metric("ratio", better="lower")}'
+        )
+    return dict(declared)
 
 
 def undeclared(task: str, name: str) -> InputError:

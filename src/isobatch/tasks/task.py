@@ -1,6 +1,7 @@
 """What every task is: a function make(settings, seed) -> Run."""
 
 import importlib
+import math
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sized
 from contextlib import contextmanager
@@ -95,16 +96,37 @@ class Run:
 
         Returns:
             Metrics by name; the loop asks once with the raw and once with the averaged weights in place.
+
+        Raises:
+            InputError: something else than numbers by name.
         """
         training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
-                return {name: float(value) for name, value in self.metrics(self.model).items()}
+                return _numbers(self.metrics(self.model))
         finally:
             self.model.train(training)
 
     teaching = OldAttribute("needs")
+
+
+def _numbers(found: Any) -> dict[str, float]:
+    if not isinstance(found, Mapping):
+        raise InputError(f'the task\'s metrics are {type(found).__name__}; they must be a dict such as {{"loss": 0.7}}')
+    made: dict[str, float] = {}
+    for name, value in found.items():
+        if not isinstance(name, str):
+            raise InputError(f"the task names a metric {name!r}; names must be text")
+        try:
+            made[name] = float(value)
+        except OverflowError:  # a whole number that no float holds
+            made[name] = math.inf if value > 0 else -math.inf
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(
+                f"metric {name!r} is {type(value).__name__}, {value!r:.40}; it must be one number"
+            ) from None
+    return made
 
 
 Make = Callable[[Recipe, int], Run]

@@ -26,8 +26,8 @@ def next_actions(result: Comparisons, *, searched: bool = False) -> list[str]:
         said += _smaller(result, plan, searched=searched)
     elif result.verdict is not Verdict.SAME:
         said.append(
-            "make a control differ: leave --ablate at all, take a larger --batch-size, a longer schedule.length, or an "
-            "average that is short enough to act"
+            "make a control differ: leave --ablate at all, take a larger --batch-size, a longer schedule.length, an "
+            "average that is short enough to act, or a scale that fits how far the metric moves"
         )
     if plan.verdict is Verdict.SAME:
         bound = failure_bound(len(plan.failures), plan.seeds)
@@ -70,8 +70,10 @@ def _mends(result: Comparisons, plan: ArmTest) -> list[str]:
     if result.mended is not None:
         said = []
         for name, test in result.mended.tests.items():
-            what = f"tried {MEANING.get(name, name)}: {test.verdict}"
-            said.append(f"{what}, worst gap {test.worst:+.3f} against ±{test.margin:.3f}")
+            blind = test.verdict is Verdict.SAME and not result.mended.told
+            what = f"tried {MEANING.get(name, name)}: {test.verdict}{', but this test could not have told' * blind}"
+            gap = "no gap: too few seeds ended" if test.gaps is None else f"worst gap {test.worst:+.3f}"
+            said.append(f"{what}, {gap} against ±{test.margin:.3f}")
         return said
     said = []
     if _has_invariant(result):

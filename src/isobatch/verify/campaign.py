@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from isobatch.verify.cells import name, run_all
 from isobatch.verify.design import Rule
-from isobatch.verify.judging import RecipeFails, check_values, failures
-from isobatch.verify.workers import Curve, Job, Probe, map_jobs, probe, processes, train_curve
+from isobatch.verify.judging import RecipeFails, check_percent, check_values, failures
+from isobatch.verify.workers import Curve, Job, Probe, map_jobs, probe, processes, read_curve, train_curve
 
 _TIMED = 20
 Kind = tuple[int, str]
@@ -54,9 +55,10 @@ class Campaign:
         total = 0.0
         for job in jobs:
             found = probes[kind(job)]
-            total += found.step * job.stops[-1] / job.recipe.batch.size + found.evaluation * len(job.stops)
-        making = max(found.making for found in probes.values())
-        return making + total / min(processes(self._width(jobs)), len(jobs))
+            steps = job.stops[-1] / job.recipe.batch.size
+            total += found.making + found.step * steps + found.evaluation * len(job.stops)
+        loading = max((found.loading for found in probes.values()), default=0.0)
+        return loading + total / min(processes(self._width(jobs)), len(jobs)) if jobs else 0.0
 
     def train(self, jobs: Sequence[Job], rule: Rule) -> dict[str, list[Curve]]:
         """Train runs, those of the reference first: where it fails, nothing else is trained.
@@ -79,7 +81,7 @@ class Campaign:
                 group,
                 self.folder,
                 name=name,
-                read=lambda values: Curve(**values),
+                read=partial(read_curve, stops=len(rule.stops)),
                 workers=self._width(jobs),
                 fork=_forks(jobs),
                 on_done=lambda curve: self._arrived(curve, rule),
@@ -90,10 +92,11 @@ class Campaign:
             if len(lost) > rule.allow_failures:
                 kept = f"; the finished runs are kept in {self.folder}" if self.folder else ""
                 raise RecipeFails(lost, len(found["reference"]), rule.lr, kept)
+            check_percent(found.get("reference", []), rule.metrics[rule.metric], rule.metric)
         return {arm: sorted(curves, key=lambda curve: curve.seed) for arm, curves in found.items()}
 
     def _arrived(self, curve: Curve, rule: Rule) -> None:
-        check_values(curve, rule.metrics)
+        check_values(curve, rule.metrics, rule.metric)
         if self.on_done is not None:
             self.on_done(curve)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from isobatch.plan import Recipe
 from isobatch.report import prepare, write
-from isobatch.verify.workers import Curve, Job, as_done, train_curve
+from isobatch.verify.workers import Curve, Job, as_done, read_curve, train_curve
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -45,7 +45,7 @@ def train_all(
             jobs,
             folder,
             name=name,
-            read=lambda values: Curve(**values),
+            read=read_curve,
             workers=workers,
             start=left is None or left >= 0,
             fork=all(job.device.partition(",")[0] == "cpu" for job in jobs),
@@ -108,6 +108,19 @@ def run_all(
     return [results[index] for index in range(len(jobs))]
 
 
+def missing(jobs: Sequence[Job], folder: Path) -> list[Job]:
+    """Return the jobs whose curves are not kept yet.
+
+    Args:
+        jobs: of a comparison.
+        folder: where curves are kept, in its `cells`.
+
+    Returns:
+        Those still to be trained.
+    """
+    return [job for job in jobs if not (folder / "cells" / name(job)).is_file()]
+
+
 def name(job: Job) -> str:
     """Return the file name of a job's curve: a hash of everything that decides it.
 
@@ -148,5 +161,5 @@ def hashed(*values: object) -> str:
 def _read(path: Path, read: Callable[[dict[str, Any]], _Result]) -> _Result | None:
     try:
         return read(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return None

@@ -9,9 +9,10 @@ from typing import Any
 from isobatch.errors import InputError
 from isobatch.plan import Plan, Recipe
 from isobatch.tasks.metric import headline
-from isobatch.units import whole
+from isobatch.units import finite, whole
 from isobatch.verify import equivalence, store
 from isobatch.verify.campaign import Campaign, Kind, kind
+from isobatch.verify.cells import missing
 from isobatch.verify.design import ABLATIONS, Design, Rule, design_of, looks_of
 from isobatch.verify.equivalence import Level, Verdict
 from isobatch.verify.judging import ArmTest, Conclusion, conclude, failures, margin_of
@@ -157,21 +158,25 @@ def run(
     work = Campaign(None, workers, on_done)
     probes = work.probe(design.jobs([design.seed_from]))
     rule = _rule(design, probes, metric, {} if margin is None else {model: margin}, allow_failures)
-    design = _within(design, work, probes, budget, free=seeds is None)
-    which = store.identity(design, rule, optimizer, extra)
-    work.folder, reused = store.open_folder(out, which), store.judged_before(which)
+    home = _Home(rule, optimizer, extra, out, chosen=seeds is None and budget is not None)
+
+    def left(design: Design) -> float:
+        return work.seconds(probes, missing(design.jobs(design.seeds), home.folder(design)))
+
+    design = _within(design, left, budget, home)
+    which = home.which(design)
+    work.folder, reused = store.open_folder(home.folder(design), which, own=out is None), store.judged_before(which)
     if on_folder is not None:
         on_folder(work.folder, reused)
     if on_estimate is not None:
-        jobs = design.jobs(range(design.looks.seeds[-1]))
-        on_estimate(work.seconds(probes, jobs), len(jobs))
+        on_estimate(left(design), len(design.jobs(design.seeds)))
     curves, table, level = _trained(design, work, rule, model)
     lost = failures(curves["reference"], rule.metrics, rule.metric, rule.stops)
     conclusion = conclude(table, model, lost, controls=design.controls)
     store.note_judged(which, len(curves["reference"]), str(conclusion.verdict))
     tried = None
     if mend and table["plan"][model].verdict is not Verdict.SAME:
-        tried = mended(design, work, rule, curves["reference"], table["plan"], level, model)
+        tried = mended(design, work, rule, curves["reference"], table, level, model)
     return Comparisons(
         design=design,
         rule=rule,
@@ -200,18 +205,37 @@ def _rule(
     return Rule(found.declared, judged, margins, allow_failures, design.marks, design.stops, design.recipe.optimizer.lr)
 
 
-def _within(
-    design: Design, work: Campaign, probes: Mapping[Kind, Probe], budget: float | None, *, free: bool
-) -> Design:
-    """The design with as many seeds as the budget allows, where their number was not given."""
+@dataclass(frozen=True)
+class _Home:
+    """Where a comparison is kept, whatever its number of seeds turns out to be."""
+
+    rule: Rule
+    optimizer: str | None
+    extra: dict[str, Recipe] | None
+    out: Path | None
+    chosen: bool
+
+    def which(self, design: Design) -> store.Identity:
+        return store.identity(design, self.rule, self.optimizer, self.extra)
+
+    def folder(self, design: Design) -> Path:
+        return store.place(self.out, self.which(design), chosen=self.chosen)
+
+
+def _within(design: Design, left: Callable[[Design], float], budget: float | None, home: _Home) -> Design:
+    """The design with as many seeds as the budget allows where their number was not given; as before when resumed."""
     if budget is None:
         return design
-    cost = work.seconds(probes, design.jobs(range(design.looks.seeds[-1])))
+    held = store.held_looks(home.folder(design), home.which(design)) if home.chosen else None
+    free = home.chosen and held is None
+    if held is not None:
+        design = replace(design, looks=equivalence.Looks(held))
+    cost = left(design)
     if free and cost > budget:
         fewer = max(int(budget / cost * design.looks.seeds[-1]), equivalence.LEAST_SEEDS)
         design = replace(design, looks=looks_of(fewer))
-        cost = work.seconds(probes, design.jobs(range(fewer)))
-    if cost > budget:
+        cost = left(design)
+    if cost > finite("budget", budget):
         raise InputError(
             f"estimated {cost / 60:.1f} minutes exceed the budget of {budget / 60:.1f}; "
             f"raise --budget, lower --seeds ({equivalence.LEAST_SEEDS} at least), or shorten schedule.length"

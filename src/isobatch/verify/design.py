@@ -24,6 +24,8 @@ MEANING = {
     "naive": "a switch that moves the learning rate only",
 }
 MARKS = 10
+MOST_SEED = 2**32 - 1
+"""numpy's generators take no larger one."""
 BETWEEN = 2
 """Evaluations per mark; those between marks are for the pictures only."""
 
@@ -53,6 +55,11 @@ class Design:
     looks: Looks
     seed_from: int = 0
     device: str = "cpu"
+
+    @property
+    def seeds(self) -> range:
+        """Every seed up to the last look."""
+        return range(self.seed_from, self.seed_from + self.looks.seeds[-1])
 
     def jobs(self, seeds: Sequence[int], arms: Mapping[str, Recipe] | None = None, stream: int = 0) -> list[Job]:
         """Return the runs of some seeds, the slow ones first.
@@ -257,7 +264,11 @@ def design_of(
         InputError: too few seeds, a batch that the plan refuses, or too few steps.
     """
     looks = looks_of(equivalence.DEFAULT_SEEDS if seeds is None else seeds)
+    if whole("seed_from", seed_from, 0) + looks.seeds[-1] > MOST_SEED:
+        raise InputError(f"seed_from={seed_from} must be at most {MOST_SEED - looks.seeds[-1]}: seeds end below 2^32")
     known = arms(recipe, batch_size, ablate, optimizer)
+    if taken := sorted({*known} & {*(extra or {})}):
+        raise InputError(f"extra={taken[0]!r} is the name of an arm that is trained anyway; give it another name")
     made = known | dict(extra or {})
     stops, marks = stops_for(math.floor(recipe.staircase().length), *set().union(*map(sizes, made.values())))
     return Design(
@@ -268,6 +279,6 @@ def design_of(
         stops=stops,
         marks=marks,
         looks=looks,
-        seed_from=whole("seed_from", seed_from, 0),
+        seed_from=seed_from,
         device=device,
     )

@@ -6,7 +6,7 @@ by arm and seed, and SAME is impossible beside it unless so many failures were a
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,10 @@ MARGINS = {"ratio": {"average": 0.03, "raw": 0.05}, "difference": {"average": 0.
 """Largest gap that counts as the same: of a ratio its excess over 1, of a difference its share of the scale."""
 WIDEST = {"ratio": 0.25, "difference": 0.05}
 CEILING = 10.0
+MOVES = 2.0
+"""Margins by which the reference itself must move in a whole run before SAME means anything."""
 _FEWEST = 2
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class ArmTest:
         seeds: that were run.
         failures: of the arm.
         reasons: why the verdict is not what the intervals alone would say.
+        moved: how far the reference's mean moved in the whole run, in the unit of the gap.
     """
 
     verdict: Verdict
@@ -55,7 +59,8 @@ class ArmTest:
     margin: float
     seeds: int
     failures: tuple[Failure, ...]
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...] = ()
+    moved: float = math.nan
 
     def _of(self, name: str) -> np.ndarray:
         return np.full(self.marks, math.nan) if self.gaps is None else getattr(self.gaps, name)
@@ -112,7 +117,8 @@ class RecipeFails(InputError):
         super().__init__(
             f"the recipe itself fails in {len(failures)} of {seeds} seeds ({listed}), so there is nothing to compare "
             f"with: lower optimizer.lr ({lr:g}), lengthen schedule.warmup or set optimizer.clip; where such failures "
-            f"are part of the recipe, --allow-failures {len(failures)} judges the other seeds{kept}"
+            f"are part of the recipe, --allow-failures {len(failures)} judges the other seeds; a metric that may rise "
+            f'to {CEILING:g} times its start, as from pre-trained weights, is a Metric("difference"){kept}'
         )
 
 
@@ -161,7 +167,7 @@ def failures(
 
 def _lost(values: np.ndarray, metric: Metric | None, *, judged: bool) -> int | None:
     """Index of the first value that is not finite, or that has left the start by far in the wrong direction."""
-    bad = ~np.isfinite(values) if judged else np.zeros(len(values), dtype=bool)
+    bad = ~np.isfinite(values) if judged or np.isfinite(values[0]) else np.zeros(len(values), dtype=bool)
     if metric is not None and np.isfinite(values[0]):
         worse = 1 if metric.better == "lower" else -1
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
@@ -221,17 +227,23 @@ def gaps(arm: np.ndarray, reference: np.ndarray, metric: Metric) -> np.ndarray:
     return np.log(arm) - np.log(reference) if metric.kind == "ratio" else arm - reference
 
 
-def check_values(curve: Curve, metrics: Mapping[str, Metric]) -> None:
-    """Refuse values that the declaration of their metric rules out.
+def check_values(curve: Curve, metrics: Mapping[str, Metric], metric: str) -> None:
+    """Refuse a run without the metric that is compared, and values that the declaration of their metric rules out.
 
     Args:
         curve: of a finished run.
         metrics: declared by the task.
+        metric: that is compared.
 
     Raises:
         InputError: names metric, value, arm and seed.
     """
     for model, series in curve.values.items():
+        if metric not in series:
+            raise InputError(
+                f"arm {curve.arm}, seed {curve.seed} does not measure {metric!r} but {', '.join(series) or 'nothing'}: "
+                "every run of a task must measure the same metrics"
+            )
         for name, values in series.items():
             for value in values if name in metrics else ():
                 metrics[name].check(name, value, f"in arm {curve.arm}, seed {curve.seed}, {model} model")
@@ -252,7 +264,7 @@ def check_percent(curves: Sequence[Curve], metric: Metric, name: str) -> None:
         return
     values = [value for curve in curves for series in curve.values.values() for value in series[name]]
     finite = [value for value in values if math.isfinite(value)]
-    if finite and 0 < max(finite) <= 1:
+    if finite and 0 < max(finite) <= 1 + _ROUNDING:
         raise InputError(
             f'{name} is declared with unit="percent" and never exceeds {max(finite):g} in the reference: '
             'declare unit="fraction", or multiply it by 100'
@@ -294,12 +306,12 @@ def judge(
     if metric not in metrics:
         raise InputError(f"metric={metric!r} is not declared; declared: {', '.join(metrics) or 'none'}")
     kind, reference = metrics[metric], curves["reference"]
+    for runs in curves.values():
+        for curve in runs:
+            check_values(curve, metrics, metric)
     lost = {name: failures(runs, metrics, metric, stops) for name, runs in curves.items()}
     if len(lost["reference"]) > allow_failures or len(lost["reference"]) == len(reference):
         raise RecipeFails(lost["reference"], len(reference), lr)
-    for runs in curves.values():
-        for curve in runs:
-            check_values(curve, metrics)
     check_percent(reference, kind, metric)
     models = next(curve.values for curve in reference if curve.values)
     table: dict[str, dict[str, ArmTest]] = {}
@@ -311,29 +323,20 @@ def judge(
         table[name] = {}
         for model in models:
             margin = margin_of(kind, model, (margins or {}).get(model))
-            found = None
+            found, moved = None, math.nan
             if len(pairs) >= _FEWEST:
-                arm, base = (
-                    np.array([pair[side].values[model][metric] for pair in pairs])[:, list(marks)] for side in (0, 1)
-                )
-                found = compare(gaps(arm, base, kind), np.full(len(marks), margin), level=level)
-            table[name][model] = _verdict(
-                found, len(marks), margin, len(runs), lost[name], lost["reference"], allow_failures, level
-            )
+                arm, base = (np.array([pair[side].values[model][metric] for pair in pairs]) for side in (0, 1))
+                moved = float(np.ptp(gaps(base, base[:, :1], kind).mean(0)))
+                gap = gaps(arm, base, kind)[:, list(marks)]
+                found = compare(gap, np.full(len(marks), margin), level=level)
+            told = ArmTest(Verdict.UNDECIDED, found, len(marks), margin, len(runs), lost[name], moved=moved)
+            table[name][model] = _decided(told, lost["reference"], allow_failures, level)
     return table
 
 
-def _verdict(
-    found: Comparison | None,
-    marks: int,
-    margin: float,
-    seeds: int,
-    mine: tuple[Failure, ...],
-    others: tuple[Failure, ...],
-    allowed: int,
-    level: Level,
-) -> ArmTest:
-    """The verdict of the gaps, unless failures say otherwise."""
+def _decided(test: ArmTest, others: tuple[Failure, ...], allowed: int, level: Level) -> ArmTest:
+    """The test with the verdict of its gaps, unless failures say otherwise."""
+    found, mine, seeds = test.gaps, test.failures, test.seeds
     verdict = Verdict.UNDECIDED if found is None else found.verdict
     reasons = () if found is None else found.reasons
     if failures_differ(len(mine), len(others), seeds, level=level):
@@ -346,7 +349,7 @@ def _verdict(
         reasons = (f"fails in {len(mine)} of {seeds} seeds (up to {bound:.0%} of all, at 95%): never SAME", *reasons)
     if found is None:
         reasons = (*reasons, f"fewer than {_FEWEST} seeds ended on both sides")
-    return ArmTest(verdict, found, marks, margin, seeds, mine, reasons)
+    return replace(test, verdict=verdict, reasons=reasons)
 
 
 @dataclass(frozen=True)
@@ -360,6 +363,28 @@ class Conclusion:
 
     verdict: Verdict
     headline: str
+
+
+def cannot_tell(plan: ArmTest, controls: Mapping[str, ArmTest]) -> str:
+    """Return why SAME would mean nothing: no arm that should differ does, or the metric hardly moves at all.
+
+    A control that died differs by that alone, so that the second is asked too.
+
+    Args:
+        plan: its test, or another one of the same model.
+        controls: tests of the arms that should differ.
+
+    Returns:
+        The reason, empty where the test can tell.
+    """
+    if not any(test.verdict is Verdict.DIFFERENT for test in controls.values()):
+        return f"no control is DIFFERENT ({', '.join(controls)})" if controls else "no control was trained"
+    if plan.moved < MOVES * plan.margin:
+        return (
+            f"the reference itself moves by {plan.moved:.3g} in the whole run, less than {MOVES:g} margins of "
+            f"{plan.margin:.3g}"
+        )
+    return ""
 
 
 def conclude(
@@ -383,12 +408,10 @@ def conclude(
     plan = table["plan"][model]
     name = "averaged" if model == "average" else model
     names = [arm for arm in table if arm != "plan"] if controls is None else [arm for arm in controls if arm in table]
-    told = [arm for arm in names if table[arm][model].verdict is Verdict.DIFFERENT]
     verdict, words = plan.verdict, f"the plan is {plan.verdict} ({name} model)"
-    if plan.verdict is Verdict.SAME and not told:
-        verdict = Verdict.UNDECIDED
-        why = f"no control is DIFFERENT ({', '.join(names)})" if names else "no control was trained"
-        words = f"SAME, but this test could not have told: {why}"
+    blind = cannot_tell(plan, {arm: table[arm][model] for arm in names})
+    if plan.verdict is Verdict.SAME and blind:
+        verdict, words = Verdict.UNDECIDED, f"SAME, but this test could not have told: {blind}"
     counted = [("plan", plan.failures), ("reference", tuple(reference_failures))]
     for arm, failed in counted:
         if failed:

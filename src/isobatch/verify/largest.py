@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from isobatch.verify.campaign import Campaign
 from isobatch.verify.comparison import Comparisons
 from isobatch.verify.equivalence import Verdict
+from isobatch.verify.judging import cannot_tell
 from isobatch.verify.workers import Curve
 
 _STREAM = 1000
@@ -31,7 +32,8 @@ def largest_kappa(
 ) -> Largest:
     """Bisect between the reference batch and the batch of a finished comparison, in factors of two.
 
-    The reference's curves are reused. Verdicts need not be monotone in kappa; bisection takes them to be.
+    The reference's curves are reused. Where the comparison could not tell, nothing is tried. Verdicts need not be
+    monotone in kappa; bisection takes them to be.
 
     Args:
         result: a finished comparison, whose batch is the far end.
@@ -48,10 +50,12 @@ def largest_kappa(
         grid.append(grid[-1] // 2 if far > base else grid[-1] * 2)
     grid.reverse()
     end = result.table["plan"][result.headline]
-    tried, worst = {far / base: end.verdict}, {far / base: end.worst}
+    tried, worst = {far / base: result.verdict}, {far / base: end.worst}
     low, high = -1, len(grid) - 1
-    if end.verdict is Verdict.SAME:
+    if result.verdict is Verdict.SAME:
         return Largest(far / base, tried, worst)
+    if cannot_tell(end, {arm: models[result.headline] for arm, models in result.table.items()}):
+        return Largest(1.0, tried, worst)  # a test that tells nothing apart would call every batch the same
     work, design = Campaign(result.folder, workers, on_done), result.design
     while high - low > 1:
         middle = (low + high) // 2

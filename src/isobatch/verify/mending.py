@@ -9,7 +9,7 @@ from isobatch.plan import Recipe
 from isobatch.verify.campaign import Campaign
 from isobatch.verify.design import Design, Rule
 from isobatch.verify.equivalence import Level, Verdict
-from isobatch.verify.judging import ArmTest
+from isobatch.verify.judging import ArmTest, cannot_tell
 from isobatch.verify.workers import Curve
 
 _STREAM = 2000
@@ -31,15 +31,19 @@ class Mended:
         recipes: by name of the change.
         tests: of the headline model, at a level shared between the changes.
         curves: of every change, by seed.
+        told: whether the comparison could tell, without which no SAME counts.
     """
 
     recipes: dict[str, Recipe]
     tests: dict[str, ArmTest]
     curves: dict[str, list[Curve]] = field(default_factory=dict)
+    told: bool = True
 
     @property
     def best(self) -> str | None:
-        """The first change that is SAME, None where none is."""
+        """The first change that is SAME, None where none is or where the test could not have told."""
+        if not self.told:
+            return None
         return next((name for name, test in self.tests.items() if test.verdict is Verdict.SAME), None)
 
 
@@ -90,7 +94,7 @@ def mended(
     work: Campaign,
     rule: Rule,
     reference: Sequence[Curve],
-    plan: Mapping[str, ArmTest],
+    tests: Mapping[str, Mapping[str, ArmTest]],
     level: Level,
     model: str,
 ) -> Mended | None:
@@ -101,17 +105,18 @@ def mended(
         work: trains the runs.
         rule: judges them.
         reference: its curves.
-        plan: tests of the plan, by model.
+        tests: arm -> model -> test, of the plan and its controls.
         level: of the comparison, shared between the changes.
         model: whose verdict counts.
 
     Returns:
         What was tried, None where nothing is known to help.
     """
-    tried = candidates(design.arms["plan"], design.recipe, plan.get("average"))
+    tried = candidates(design.arms["plan"], design.recipe, tests["plan"].get("average"))
     if not tried:
         return None
     jobs = design.jobs([curve.seed for curve in reference], tried, _STREAM)
     curves = work.train(jobs, rule)
     table = rule.judge({"reference": reference, **curves}, level.shared(len(tried)))
-    return Mended(tried, {name: table[name][model] for name in tried}, curves)
+    told = not cannot_tell(tests["plan"][model], {arm: models[model] for arm, models in tests.items()})
+    return Mended(tried, {name: table[name][model] for name in tried}, curves, told)

@@ -1,7 +1,6 @@
 """Where a comparison's finished runs are kept: a folder each, and a note of the seeds that were judged before."""
 
 import hashlib
-import importlib.util
 import json
 import os
 from collections.abc import Mapping
@@ -10,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from isobatch.errors import InputError
+from isobatch.installed import VERSION
 from isobatch.plan import Recipe
-from isobatch.report import prepare, read_result, write
+from isobatch.report import prepare, write
+from isobatch.tasks.sources import source_of
 from isobatch.verify.cells import recipe_values
 from isobatch.verify.design import Design, Rule
 
 _NAME = "comparison.json"
 _JUDGED = "judged.json"
+_REPORT = ("result.json", "report.html", "overlay.png", "mended.toml")
+_RUNS = ("recipe", "batch_size", "optimizer", "device", "task")
+"""What decides the runs of a comparison but for their seeds; the rest decides how they are judged."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Identity:
         margins: model -> margin instead of the fixed one.
         allow_failures: failed seeds that are allowed.
         device: where runs are trained.
-        task: hash of the file of a user's task, "" for a shipped one.
+        task: hash of the code of a user's task, "" for a shipped one.
+        version: of isobatch, whose runs they are.
         more: hash of further arms, "" without.
     """
 
@@ -47,6 +52,7 @@ class Identity:
     allow_failures: int
     device: str
     task: str
+    version: str
     more: str = ""
 
     @property
@@ -61,9 +67,9 @@ class Identity:
 
     @property
     def question(self) -> str:
-        """Name of the question, whatever the seeds that answer it."""
-        asked = {name: value for name, value in self.values.items() if name not in ("looks", "seed_from", "more")}
-        return _hash(asked)
+        """Name of the question, whatever the seeds that answer it and the margins they are judged by."""
+        values = self.values
+        return _hash({name: values[name] for name in _RUNS})
 
 
 def identity(design: Design, rule: Rule, optimizer: str | None, extra: Mapping[str, Recipe] | None) -> Identity:
@@ -89,17 +95,52 @@ def identity(design: Design, rule: Rule, optimizer: str | None, extra: Mapping[s
         margins=rule.margins,
         allow_failures=rule.allow_failures,
         device=design.device,
-        task=_source(design.recipe),
+        task=source_of(design.recipe),
+        version=VERSION,
         more=_hash(arms) if arms else "",
     )
 
 
-def open_folder(out: Path | None, which: Identity) -> Path:
-    """Return the folder of a comparison, made and marked as its own.
+def place(out: Path | None, which: Identity, *, chosen: bool = False) -> Path:
+    """Return where a comparison is kept, without making it.
 
     Args:
         out: as asked; None for one under the user's cache, named by the comparison.
         which: the comparison.
+        chosen: whether its number of seeds was chosen from a budget: the name is then the same for any number.
+
+    Returns:
+        The folder.
+    """
+    if out is not None:
+        return out
+    values = which.values
+    return cache() / "verify" / (_hash({**values, "looks": "budget"}) if chosen else which.key)
+
+
+def held_looks(folder: Path, which: Identity) -> tuple[int, ...] | None:
+    """Return the looks of a folder that holds this comparison, whatever its number of seeds.
+
+    Args:
+        folder: where it is kept.
+        which: the comparison; its looks do not count.
+
+    Returns:
+        Numbers of seeds, None where the folder holds no such comparison.
+    """
+    held, values = _read(folder / _NAME), which.values
+    if not isinstance(held, dict) or not isinstance(held.get("looks"), list):
+        return None
+    return tuple(held["looks"]) if {**held, "looks": 0} == {**values, "looks": 0} else None
+
+
+def open_folder(folder: Path, which: Identity, *, own: bool) -> Path:
+    """Make the folder of a comparison, marked as its own.
+
+    Args:
+        folder: where it is to be kept.
+        which: the comparison.
+        own: whether the folder is named by the comparison, under the user's cache.
 
     Returns:
         The folder.
@@ -107,17 +148,20 @@ def open_folder(out: Path | None, which: Identity) -> Path:
     Raises:
         InputError: it holds another comparison or another result, or cannot be written.
     """
-    folder = prepare(cache() / "verify" / which.key if out is None else out)
-    mark = folder / _NAME
+    mark = prepare(folder) / _NAME
     held = _read(mark)
-    if held is None:
-        if read_result(folder):
-            raise InputError(f"{folder} holds another result; give another --out")
+    if held is None or (own and held != which.values):
+        found = [] if own else [name for name in _REPORT if (folder / name).exists()]
+        if found:
+            raise InputError(f"{folder} holds another result ({', '.join(found)}); give another --out")
+        if mark.exists() and not own:
+            raise InputError(f"{mark} cannot be read, so it may be of another comparison; give another --out")
         write(mark, json.dumps(which.values, indent=1, sort_keys=True) + "\n")
         return folder
     if held != which.values:
-        other = sorted(name for name in which.values if held.get(name) != which.values[name])
-        told = ", ".join(_told(name, held.get(name), which.values[name]) for name in other)
+        known = held if isinstance(held, dict) else {}
+        other = sorted(name for name in which.values if known.get(name) != which.values[name])
+        told = ", ".join(_told(name, known.get(name), which.values[name]) for name in other)
         raise InputError(f"{folder} holds another comparison ({told}); give another --out")
     return folder
 
@@ -127,16 +171,24 @@ def cache() -> Path:
 
     Returns:
         The folder, which need not exist.
+
+    Raises:
+        InputError: a user without a home.
     """
     named = os.environ.get("ISOBATCH_CACHE")
     if named:
         return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "isobatch"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "isobatch"
+    except RuntimeError:
+        raise InputError(
+            "this user has no home to keep runs in: set ISOBATCH_CACHE to a folder, or give --out"
+        ) from None
 
 
 def judged_before(which: Identity) -> dict[str, Any] | None:
-    """Return an earlier judgement of the same question that used some of the same seeds in another design.
+    """Return an earlier judgement of the same runs in another design, or by another margin.
 
     Args:
         which: the comparison about to be judged.
@@ -144,10 +196,10 @@ def judged_before(which: Identity) -> dict[str, Any] | None:
     Returns:
         Its seeds, verdict and number of shared seeds; None where there is none.
     """
-    mine = _seeds(which)
-    for one in _read(_ledger(which)) or []:
+    mine = set(range(which.seed_from, which.seed_from + which.looks[-1]))
+    for one in _judged(which):
         shared = mine & set(range(one["seed_from"], one["seed_from"] + one["seeds"]))
-        if shared and (one["looks"], one["seed_from"]) != (list(which.looks), which.seed_from):
+        if shared and one.get("key") != which.key:
             return {**one, "shared": len(shared)}
     return None
 
@@ -160,44 +212,34 @@ def note_judged(which: Identity, seeds: int, verdict: str) -> None:
         seeds: how many of its seeds were trained.
         verdict: of its plan.
     """
-    path = _ledger(which)
-    entry = {"looks": list(which.looks), "seed_from": which.seed_from, "seeds": seeds, "verdict": verdict}
-    known = [
-        one
-        for one in _read(path) or []
-        if (one.get("looks"), one.get("seed_from")) != (entry["looks"], entry["seed_from"])
-    ]
+    entry = {"key": which.key, "seed_from": which.seed_from, "seeds": seeds, "verdict": verdict}
+    known = [one for one in _judged(which) if one.get("key") != which.key]
     try:
-        write(prepare(path.parent) / path.name, json.dumps([*known, entry]))
+        write(prepare(_ledger(which).parent) / _JUDGED, json.dumps([*known, entry]))
     except InputError:
         return  # a note that cannot be kept must not cost a verdict that was reached
 
 
-def _seeds(which: Identity) -> set[int]:
-    return set(range(which.seed_from, which.seed_from + which.looks[-1]))
+def _judged(which: Identity) -> list[dict[str, Any]]:
+    """Notes that can be read, whoever has been at the file."""
+    try:
+        notes = _read(_ledger(which))
+    except InputError:
+        return []
+    kinds = {"seed_from": int, "seeds": int, "verdict": str}
+    listed = notes if isinstance(notes, list) else []
+    return [n for n in listed if isinstance(n, dict) and all(type(n.get(k)) is kind for k, kind in kinds.items())]
 
 
 def _ledger(which: Identity) -> Path:
     return cache() / "verify" / which.question / _JUDGED
 
 
-def _source(recipe: Recipe) -> str:
-    """Hash of the file of a user's task: what runs were trained by."""
-    if recipe.task is None or ":" not in recipe.task:
-        return ""
-    try:
-        found = importlib.util.find_spec(recipe.task.partition(":")[0])
-        path = None if found is None or found.origin is None else Path(found.origin)
-        return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except Exception:  # whatever the user's package does on import: making the run says it better
-        return ""
-
-
 def _told(name: str, held: Any, wanted: Any) -> str:
     if name == "recipe" and isinstance(held, dict):
         return "its recipe differs in " + ", ".join(k for k in sorted({*held, *wanted}) if held.get(k) != wanted.get(k))
     if name == "task":
-        return "its task's file has changed since"
+        return "the code of its task has changed since"
     return f"{name} {held} there, {wanted} here"
 
 

@@ -3,19 +3,18 @@
 import math
 import multiprocessing
 import os
-import random
 import signal
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from isobatch.errors import InputError, IsobatchError, NonFiniteError
+from isobatch.errors import InputError, NonFiniteError
 from isobatch.plan import Recipe
-from isobatch.tasks.metric import Metric
+from isobatch.tasks.isolation import alone, named, one_thread, seed_all
+from isobatch.tasks.metric import Metric, declarations
 from isobatch.units import whole
 
 _ARM_STRIDE = 1_000_003
@@ -79,13 +78,15 @@ class Probe:
     """What is known of a kind of run before any is trained.
 
     Args:
-        making: seconds to make it.
+        loading: seconds to make it for the first time, with the data to be read.
+        making: seconds to make it again.
         step: seconds per step; 0 where the first steps already left the finite.
         evaluation: seconds per evaluation.
         declared: what the task says of its metrics.
         first: model -> metric -> value before the first step.
     """
 
+    loading: float
     making: float
     step: float
     evaluation: float
@@ -108,21 +109,71 @@ def train_curve(job: Job) -> Curve:
     began = time.perf_counter()
     seen: list[dict[str, dict[str, float]]] = []
     stopped = ""
-    with _own_numbers(job), _named(job):
+    with alone(job.seed, job.device), named(job.recipe.task, job.arm, job.seed):
         trainer = _trainer(job)
         for stop in job.stops:
             try:
                 trainer.train_to(stop)
+                seen.append(trainer.evaluate())
             except NonFiniteError as error:
                 stopped = str(error)
+            except (OverflowError, FloatingPointError) as error:  # a perplexity that no float holds
+                stopped = f"{type(error).__name__} with {trainer.seen} samples seen: {error}"
+            if stopped:
                 break
-            seen.append(trainer.evaluate())
-    values: dict[str, dict[str, list[float]]] = {}
-    for model, metrics in (seen[0] if seen else {}).items():
-        values[model] = {name: [point[model][name] for point in seen] for name in metrics}
-        for series in values[model].values():
-            series.extend([math.nan] * (len(job.stops) - len(seen)))
-    return Curve(job.arm, job.seed, values, trainer.steps, time.perf_counter() - began, stopped, trainer.run.facts)
+        if not stopped and not _finite_weights(trainer.run.model):
+            stopped = f"the weights are not finite after the last of {trainer.steps} steps"
+        values = _series(seen, job)
+        facts = {str(name): str(value) for name, value in (trainer.run.facts or {}).items()}
+    return Curve(job.arm, job.seed, values, trainer.steps, time.perf_counter() - began, stopped, facts)
+
+
+def read_curve(values: dict[str, Any], stops: int | None = None) -> Curve:
+    """Return a curve from its plain values.
+
+    Args:
+        values: of its fields.
+        stops: evaluations that it must have; any number, the same everywhere, unless given.
+
+    Returns:
+        The curve.
+
+    Raises:
+        ValueError: values that no run leaves behind.
+        TypeError: fields that a curve does not have.
+    """
+    curve = Curve(**values)
+    models = curve.values.values() if isinstance(curve.values, dict) else [None]
+    series = [one for model in models for one in (model.values() if isinstance(model, dict) else [None])]
+    numbers = all(isinstance(one, list) and all(type(v) in (int, float) for v in one) for one in series)
+    lengths = {len(one) for one in series if isinstance(one, list)} | (
+        {stops} if stops is not None and series else set()
+    )
+    plain = isinstance(curve.stopped, str) and isinstance(curve.facts, dict) and type(curve.steps) is int
+    timed = type(curve.seconds) in (int, float)
+    if not numbers or len(lengths) > 1 or not plain or not timed or (not series and not curve.stopped):
+        raise ValueError("no curve")
+    return curve
+
+
+def _series(seen: Sequence[dict[str, dict[str, float]]], job: Job) -> dict[str, dict[str, list[float]]]:
+    """Model -> metric -> value at each stop, NaN where the run did not get to."""
+    for index, point in enumerate(seen[1:], start=1):
+        first, now = ({model: sorted(metrics) for model, metrics in found.items()} for found in (seen[0], point))
+        if first != now:
+            raise InputError(
+                f"arm {job.arm}, seed {job.seed}: the task measures {now} after {job.stops[index]:,} samples and "
+                f"{first} before training; its metrics must be the same ones every time (NaN where one has no value)"
+            )
+    left = [math.nan] * (len(job.stops) - len(seen))
+    return {
+        model: {name: [point[model][name] for point in seen] + left for name in metrics}
+        for model, metrics in (seen[0] if seen else {}).items()
+    }
+
+
+def _finite_weights(model: Any) -> bool:
+    return all(bool(weight.isfinite().all()) for weight in model.parameters())
 
 
 def probe(job: Job) -> Probe:
@@ -134,8 +185,10 @@ def probe(job: Job) -> Probe:
     Returns:
         Times, declared metrics and first values.
     """
-    with _own_numbers(job), _named(job):
+    with alone(job.seed, job.device), named(job.recipe.task, job.arm, job.seed):
         began = time.perf_counter()
+        trainer = _trainer(job)
+        loaded = time.perf_counter()
         trainer = _trainer(job)
         made = time.perf_counter()
         first = trainer.evaluate()
@@ -149,7 +202,8 @@ def probe(job: Job) -> Probe:
             spent = (time.perf_counter() - warm) / steps
         except NonFiniteError:
             spent = 0.0
-    return Probe(made - began, spent, evaluated - made, dict(trainer.run.declared), first)
+        declared = declarations(str(job.recipe.task), trainer.run.declared)
+    return Probe(loaded - began, made - loaded, spent, evaluated - made, declared, first)
 
 
 def _trainer(job: Job) -> Any:
@@ -157,49 +211,9 @@ def _trainer(job: Job) -> Any:
     from isobatch.train import Device, Trainer
 
     run = make_run(job.recipe, job.seed)
-    _seed_all(job.order_seed)
+    one_thread(job.device)  # whatever the task has set: a forked process with several may never end
+    seed_all(job.order_seed)
     return Trainer(run, job.recipe, order_seed=job.order_seed, device=Device.parse(job.device))
-
-
-@contextmanager
-def _own_numbers(job: Job) -> Generator[None]:
-    """Give a run random numbers of its own (torch, numpy, random), and leave the process's alone."""
-    import numpy as np
-    import torch
-
-    cuda = list(range(torch.cuda.device_count())) if job.device.startswith("cuda") else []
-    before, held = np.random.get_state(), random.getstate()  # noqa: NPY002 - what tasks may use
-    with torch.random.fork_rng(devices=cuda):
-        _seed_all(job.seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(before)  # noqa: NPY002
-            random.setstate(held)
-
-
-def _seed_all(seed: int) -> None:
-    import numpy as np
-    import torch
-
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    random.seed(seed)
-
-
-@contextmanager
-def _named(job: Job) -> Generator[None]:
-    """Turn what a user's task raises into bad input that says which run it was."""
-    try:
-        yield
-    except (IsobatchError, KeyboardInterrupt, SystemExit):
-        raise
-    except Exception as error:  # whatever the user's task does
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise InputError(
-            f"task={job.recipe.task!r} failed in arm {job.arm}, seed {job.seed}: {type(error).__name__}: {error} "
-            f"({last.filename}:{last.lineno}, in {last.name}); ISOBATCH_TRACEBACK=1 shows the whole traceback"
-        ) from error
 
 
 def processes(workers: int | None) -> int:
@@ -275,10 +289,15 @@ def as_done(
     context = multiprocessing.get_context(method)
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(count, len(jobs)), mp_context=context, initializer=_one_thread) as pool:
-        futures = {pool.submit(function, job): index for index, job in enumerate(jobs)}
         try:
+            futures = {pool.submit(function, job): index for index, job in enumerate(jobs)}
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise InputError(
+                "a process that trained was ended from outside, by the system where memory ran out or by the task "
+                "itself; what was finished is kept: call again with fewer --workers"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - others:

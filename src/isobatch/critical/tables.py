@@ -1,0 +1,278 @@
+"""Tables of (batch, how much to the goal, seeds) from CSV and JSON files, in a declared unit or not at all."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+from isobatch.critical.mlperf import is_reference, reference_rows, reference_unit
+from isobatch.errors import InputError
+from isobatch.units import finite
+
+UNITS = ("steps", "samples", "tokens", "epochs")
+_BATCH = ("batch", "batch_size", "global_batch_size", "train_batch_size", "total_batch_size", "bs")
+_RUN = ("seed", "run", "run_id", "run_name", "id", "name")
+_VALUE = re.compile(r"^(steps|samples|tokens|epochs)(_to_(target|goal|loss|accuracy|converge|convergence))?$")
+_PLAIN = ("value", "to_target", "to_goal")
+_PREFIX = re.compile(r"^(config|summary|summary_metrics|params|metrics)[./_]+")
+_ENDED = ("finished", "")
+_JUMP, _FALL = 10.0, 1.2
+
+
+@dataclass(frozen=True)
+class TablePoint:
+    """What runs at one batch took to the goal.
+
+    Args:
+        batch: samples of an update.
+        values: one for each seed, in the table's unit.
+    """
+
+    batch: float
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of batches, sorted, each once.
+
+    Args:
+        name: of the file or benchmark.
+        unit: steps, samples, tokens or epochs.
+        points: by rising batch.
+        size: samples in one unit; None where unknown, and of no use for steps.
+        notes: what was left out on the way, and what looks odd.
+    """
+
+    name: str
+    unit: str
+    points: tuple[TablePoint, ...]
+    size: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def amount(self) -> str:
+        """The unit of what grows with the batch: samples for steps."""
+        return "samples" if self.unit == "steps" else self.unit
+
+    @property
+    def scale(self) -> float | None:
+        """Samples in one unit of `amount`, None where unknown."""
+        return 1.0 if self.unit in ("steps", "samples") else self.size
+
+
+def read_table(
+    path: Path,
+    *,
+    unit: str | None = None,
+    batch: str | None = None,
+    value: str | None = None,
+    size: float | None = None,
+    edition: str | None = None,
+) -> Table:
+    """Read a table from CSV or JSON.
+
+    Rows hold a batch, a value named by its unit (steps, samples, tokens, epochs, also as steps_to_target) and a seed
+    or run; JSON values may be lists of seeds. Columns of exported runs (`config.batch_size`, `summary.steps`) are
+    found, and MLPerf's files of reference convergence points are known by their form.
+
+    Args:
+        path: a .csv or .json file.
+        unit: of the values, where no column or benchmark declares it.
+        batch: column of the batch.
+        value: column of the values.
+        size: samples in one unit: of an epoch, or 1/2048 for tokens in sequences of 2048.
+        edition: MLPerf round, such as training_4.1.0; read off the folder unless given.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: an unreadable file, no declared unit, mixed units, a batch twice, values that are not positive
+            numbers, one batch only, or samples that fall as the batch grows.
+    """
+    if unit is not None and unit not in UNITS:
+        raise InputError(f"unit={unit!r} must be one of {', '.join(UNITS)}")
+    if size is not None:
+        finite("size", size, 0, open_low=True)
+    content = _content(path)
+    if is_reference(content):
+        declared, known = (unit, None) if unit is not None else reference_unit(content, path, edition)
+        rows = reference_rows(content, declared)
+        table = _collected(rows, path.stem, declared, batch=None, value=None, where=str(path))
+        size = size if size is not None else known
+    else:
+        if isinstance(content, Mapping):
+            unit = unit if unit is not None else content.get("unit")
+            content = next((content[key] for key in ("points", "rows", "runs") if key in content), content)
+        if not isinstance(content, Sequence) or not all(isinstance(row, Mapping) for row in content):
+            raise InputError(f"{path} must hold rows of named values, a list of them or under 'points'")
+        table = _collected([_flat(row) for row in content], path.stem, unit, batch=batch, value=value, where=str(path))
+    return checked(replace(table, size=size))
+
+
+def checked(table: Table) -> Table:
+    """Return a table with what looks odd in its notes, or refuse it.
+
+    Args:
+        table: any.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: fewer than three batches, samples that fall over the whole range, or jumps of a factor of 10 that
+            no batch explains, which mixed units do.
+    """
+    points, amount = table.points, table.amount
+    if len(points) < 3:
+        raise InputError(
+            f"{table.name}: {len(points)} batch{'es' if len(points) != 1 else ''}; a fit takes at least 3 different "
+            "ones, an identified critical batch 4"
+        )
+    middle = [_median(p.values) * (p.batch if table.unit == "steps" else 1) for p in points]
+    words = [f"{value:,.6g} at batch {p.batch:,.6g}" for value, p in zip(middle, points, strict=True)]
+    jumps, notes = [], []
+    for i, (one, two) in enumerate(pairwise(points)):
+        rise = middle[i + 1] / middle[i]
+        if rise > _JUMP * two.batch / one.batch or rise < 1 / _JUMP:
+            jumps.append(i)
+        if rise < 1 / _FALL:
+            notes.append(f"{amount} fall from {words[i]} to {words[i + 1]}: settings differ, or a batch was not tuned")
+    one_odd = jumps in ([0], [len(points) - 2]) or (len(jumps) == 2 and jumps[1] == jumps[0] + 1)
+    if jumps and not (one_odd and len(points) > 4):
+        raise InputError(
+            f"{table.name}: {amount} go from {words[jumps[0]]} to {words[jumps[0] + 1]}, which no batch explains: "
+            "mixed units? A table holds one; leave the batch out if it is a typing error"
+        )
+    falls = sum(later < sooner for sooner, later in combinations(middle, 2))
+    if not jumps and middle[-1] < 0.95 * middle[0] and falls > len(points) * (len(points) - 1) / 4:
+        raise InputError(
+            f"{table.name}: {amount} fall as the batch grows, from {words[0]} to {words[-1]}; a larger batch needs no "
+            "fewer at its best. If these are steps, declare the unit as steps"
+        )
+    return replace(table, notes=(*table.notes, *notes))
+
+
+def _content(path: Path) -> Any:
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    if path.suffix.lower() == ".csv":
+        rows = list(csv.DictReader(text.splitlines()))
+        if not rows:
+            raise InputError(f"{path} must have a header, such as batch,seed,samples, and rows below it")
+        return [{key: cell for key, cell in row.items() if key is not None} for row in rows]
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is neither CSV by its name nor JSON: {error}") from None
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with nested config and summary beside the rest, and names in one spelling."""
+    found: dict[str, Any] = {}
+    for key, cell in row.items():
+        if isinstance(cell, Mapping) and set(cell) != {"value"}:
+            found |= _flat(cell)
+        else:
+            found[_name(key)] = cell["value"] if isinstance(cell, Mapping) else cell
+    return found
+
+
+def _name(key: str) -> str:
+    return _PREFIX.sub("", re.sub(r"[\s\-]+", "_", str(key).strip().lower()))
+
+
+def _collected(
+    rows: Sequence[Mapping[str, Any]],
+    name: str,
+    unit: str | None,
+    *,
+    batch: str | None,
+    value: str | None,
+    where: str,
+) -> Table:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    at = _column(columns, batch, _BATCH, "batch", where)
+    values, declared = _values(rows, columns, unit, value, where)
+    run = next((key for key in _RUN if key in columns), None)
+    found: dict[float, list[float]] = {}
+    seen: set[tuple[float, str]] = set()
+    notes = []
+    for line, row in enumerate(rows, start=1):
+        if str(row.get("state", "") or "").lower() not in _ENDED:
+            notes.append(f"row {line} left out: state {row['state']!r}")
+            continue
+        size = _number(row.get(at), f"{where}, row {line}, {at}")
+        cells = row.get(values)
+        several = isinstance(cells, (list, tuple))
+        numbers = [_number(c, f"{where}, row {line}, {values}") for c in (cells if several else [cells])]
+        if not numbers:
+            raise InputError(f"{where}, row {line}, {values} is an empty list; give a value for each seed")
+        key = (size, "" if several or run is None else str(row.get(run)))
+        if key in seen:
+            which = f"{run} {key[1]!r} of " if key[1] else ""
+            way = "give each row a seed or run of its own" if run is None or several else "leave one out"
+            raise InputError(f"{where}, row {line}: {which}batch {size:g} stands there twice; {way}")
+        seen.add(key)
+        found.setdefault(size, []).extend(numbers)
+    points = tuple(TablePoint(size, tuple(found[size])) for size in sorted(found))
+    return Table(name, declared, points, notes=tuple(notes))
+
+
+def _column(columns: list[str], wanted: str | None, known: Iterable[str], what: str, where: str) -> str:
+    if wanted is not None:
+        if _name(wanted) not in columns:
+            raise InputError(f"{where} has no column {wanted!r}; it has {', '.join(columns)}")
+        return _name(wanted)
+    found = [key for key in known if key in columns]
+    if len(found) != 1:
+        problem = f"several columns for the {what} ({', '.join(found)})" if found else f"no column for the {what}"
+        raise InputError(f"{where} has {problem}; name it, one of {', '.join(columns) or 'none'}")
+    return found[0]
+
+
+def _values(
+    rows: Sequence[Mapping[str, Any]], columns: list[str], unit: str | None, value: str | None, where: str
+) -> tuple[str, str]:
+    """Column and unit of the values; exactly one unit, declared by the column, a unit column, or the caller."""
+    listed = {str(row["unit"]).strip().lower() for row in rows if row.get("unit") not in (None, "")}
+    if len(listed) > 1 or (unit is not None and listed and listed != {unit}):
+        units = ", ".join(sorted(listed | ({unit} if unit is not None else set())))
+        raise InputError(f"{where} mixes units: {units}; a table holds one")
+    stated = unit if unit is not None else next(iter(listed), None)
+    if stated is not None and stated not in UNITS:
+        raise InputError(f"{where}: unit {stated!r} must be one of {', '.join(UNITS)}")
+    named = [key for key in columns if _VALUE.match(key)]
+    if value is None and len(named) > 1:
+        raise InputError(f"{where} has several columns of values ({', '.join(named)}): mixed units? Name one of them")
+    column = _column(columns, value, named or _PLAIN, "values (steps, samples, tokens or epochs)", where)
+    match = _VALUE.match(column)
+    own = match[1] if match else None
+    if own is not None and stated is not None and own != stated:
+        raise InputError(f"{where} mixes units: the column {column!r} beside unit {stated}")
+    if own is None and stated is None:
+        raise InputError(f"{where}: the unit of {column!r} is not declared; say steps, samples, tokens or epochs")
+    return column, own or str(stated)
+
+
+def _number(cell: Any, where: str) -> float:
+    if isinstance(cell, str):
+        try:
+            cell = float("_" if "_" in cell else cell)
+        except ValueError:
+            raise InputError(f"{where} is {cell!r}, which is no number") from None
+    return finite(where, cell, 0, open_low=True)
+
+
+def _median(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else math.sqrt(ordered[half - 1] * ordered[half])

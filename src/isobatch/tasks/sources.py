@@ -1,0 +1,74 @@
+"""Which code a user's task is: its file, and the modules beside it or of its package that it imports."""
+
+import ast
+import hashlib
+import importlib.util
+from pathlib import Path
+
+from isobatch.plan import Recipe
+from isobatch.tasks.task import named
+
+
+def source_of(recipe: Recipe) -> str:
+    """Return a hash of the code of a user's task, so that an edited task is another one.
+
+    Data that it reads, and packages that it imports from elsewhere, are not seen.
+
+    Args:
+        recipe: names the task.
+
+    Returns:
+        16 digits; "" for a task of this package, or one whose file cannot be found.
+    """
+    task = recipe.task or ""
+    module = (task if ":" in task else named().get(task, "")).partition(":")[0]
+    if not module or module.split(".")[0] == "isobatch":
+        return ""
+    try:
+        found = importlib.util.find_spec(module)
+        origin = None if found is None else found.origin
+        if origin is None:
+            return ""
+        files = _files(module, Path(origin))
+        return hashlib.sha256(b"\0".join(files[name].read_bytes() for name in sorted(files))).hexdigest()[:16]
+    except Exception:  # whatever the user's package does on import: making the run says it better
+        return ""
+
+
+def _files(module: str, path: Path) -> dict[str, Path]:
+    """The modules that a module reaches without leaving its folder, or its package where others are installed there."""
+    package = path.name == "__init__.py"
+    root = path.parents[len(module.split(".")) - (0 if package else 1)]
+    installed = root.name in ("site-packages", "dist-packages")
+    found, todo = {}, {module}
+    while todo:
+        name = todo.pop()
+        place = path if name == module else _place(root, name)
+        if place is None or name in found or (installed and name.split(".")[0] != module.split(".")[0]):
+            continue
+        found[name] = place
+        todo |= {name.rpartition(".")[0]} - {""}
+        todo |= _imported(place, name if place.name == "__init__.py" else name.rpartition(".")[0])
+    return found
+
+
+def _place(root: Path, module: str) -> Path | None:
+    stem = root.joinpath(*module.split("."))
+    return next((path for path in (stem.with_name(stem.name + ".py"), stem / "__init__.py") if path.is_file()), None)
+
+
+def _imported(path: Path, package: str) -> set[str]:
+    """Dotted names that a file may import; `from a import b` may mean a.b."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except SyntaxError:
+        return set()
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {one.name for one in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join(filter(None, [*above, node.module or ""]))
+            names |= {base, *(f"{base}.{one.name}" if base else one.name for one in node.names)} - {""}
+    return names

@@ -1,0 +1,53 @@
+"""docs/evidence.md says what the committed figures say, and the fits agree with others' and with the slow one."""
+
+import numpy as np
+import pytest
+from benchmarks.published import PAGE, fits, page
+from tests.reference import critical as slow
+
+
+@pytest.fixture(scope="module")
+def found():
+    return fits()
+
+
+# least squares in logs on trimmed means, made elsewhere
+KNOWN = {
+    "ResNet-50, 4.0.0": 46900, "BERT, 5.1.0": 12700, "RNN-T, 3.1.0": 3690, "Mask R-CNN, 3.1.0": 816,
+    "U-Net 3D, 4.0.0": 228, "RetinaNet, 5.1.0": 1380, "DLRM v2, 6.0.0": 315e3, "GPT-3 175B, 4.1.0": 16800,
+    "Stable Diffusion, 5.0.0": 1120, "RGAT, 5.1.0": 116e3, "Llama 2 70B LoRA, 6.1.0": 40,
+    "Llama 3.1 405B, 5.0.0": 5880, "Llama 3.1 8B, 6.1.0": 84, "Flux, 6.1.0": 2750, "CosmoFlow, 3.0.0": 394,
+    "DeepCAM, 3.0.0": 846, "Transformer 85M, C4 loss 3.42": 2240, "Transformer 151M, C4 loss 3.24": 3300,
+    "Transformer 302M, C4 loss 3.07": 5430, "Transformer 604M, C4 loss 2.92": 7910,
+    "Transformer 1.2B, C4 loss 2.736": 11130,
+}  # fmt: skip
+
+
+def test_other_fits_lie_within_the_intervals(found):
+    by_name = {f.name: f.hyperbola.critical for _, f in found}
+    assert {name: value for name, value in KNOWN.items() if not by_name[name].low <= value <= by_name[name].high} == {}
+
+
+def test_every_fit_is_the_slow_one(found):
+    for _, f in found:
+        if f.hyperbola.residual > 0.01:
+            least, critical, *_ = slow.hyperbola([p.batch for p in f.points], [p.mean for p in f.points])
+            assert f.hyperbola.critical.value == pytest.approx(critical, rel=1e-3), f.name
+            assert f.hyperbola.samples.value == pytest.approx(least, rel=1e-3), f.name
+
+
+def test_the_typing_error_is_the_only_outlier(found):
+    assert [(f.name, o.batch, o.value) for _, f in found for o in f.outliers] == [
+        ("GPT-3 175B, 4.1.0", 3072, 13790871552)
+    ]
+
+
+def test_the_page_says_what_the_figures_say(found):
+    assert page(found) == PAGE.read_text("utf-8")
+
+
+def test_every_row_has_repository_commit_and_path(found):
+    for entry, _ in found:
+        assert "@" in entry["source"]
+        assert entry["source"].split(": ")[1].endswith((".json", ".ipynb"))
+        assert all(np.isfinite(p["lr"]) for p in entry["points"])
