@@ -10,7 +10,7 @@ from tests.reference import autowu as slow
 
 from isobatch.curves import AutoWU, Growth, Look, interval_for
 from isobatch.errors import InputError
-from isobatch.train.regression import Evidence, LossRegression, chance, features
+from isobatch.train.regression import LossEvidence, LossRegression, chance, features
 
 YES, NO = Look((0.99,) * 5, (0.5,) * 5), Look((0.99, 0.99, 0.9, 0.9, 0.95), (0.5,) * 5)
 
@@ -111,7 +111,7 @@ def test_a_finer_grid_bounds_the_overshoot_in_a_short_run():
 def test_the_process_is_the_exact_one(count):
     x, y = losses(count)
     c, s, noise = 0.2, 0.7, 0.013
-    evidence = Evidence(x, y)
+    evidence = LossEvidence(x, y)
     constant = count / 2 * math.log(2 * math.pi)
     assert -count * evidence.negative(c, s, noise) - constant == pytest.approx(slow.log_evidence(x, y, c, s, noise))
     h = 1e-6
