@@ -59,10 +59,10 @@ class NoiseScale:
         InputError: a setting outside its range, nothing that trains, or sharded (FSDP2) parameters.
 
     Example:
-        >>> net = nn.Linear(2, 1, bias=False)
+        >>> net = nn.Linear(16, 1, bias=False)
         >>> _ = nn.init.zeros_(net.weight)
         >>> noise = NoiseScale(net, every=1)
-        >>> data = torch.randn(40, 32, 2, generator=torch.Generator().manual_seed(0))
+        >>> data = torch.randn(40, 32, 16, generator=torch.Generator().manual_seed(0))
         >>> for x in data:
         ...     net.zero_grad()
         ...     (net(x).squeeze(1) - x.sum(1)).square().mean().backward()
