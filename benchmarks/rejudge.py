@@ -15,7 +15,7 @@ from isobatch import Recipe, report
 from isobatch.tasks import LOSS
 from isobatch.verify import to_dict
 from isobatch.verify.comparison import Comparisons, headline_model
-from isobatch.verify.design import Rule, design_of
+from isobatch.verify.design import Criteria, design_of
 from isobatch.verify.judging import RecipeFails, conclude, failures
 from isobatch.verify.workers import Curve
 
@@ -50,7 +50,7 @@ def judged(data: dict[str, Any]) -> Comparisons:
     marks = tuple(stops.index(mark) for mark in data["marks"])
     design = replace(design, arms=arms, controls=controls, stops=stops, marks=marks)
     metrics = {data["metric"]: LOSS}
-    rule = Rule(metrics, data["metric"], {}, 0, marks, stops, recipe.optimizer.lr)
+    rule = Criteria(metrics, data["metric"], {}, 0, marks, stops, recipe.optimizer.lr)
     table, model = rule.judge(curves, design.looks.level(0)), headline_model(recipe)
     lost = failures(curves["reference"], metrics, data["metric"], stops)
     conclusion = conclude(table, model, lost, controls=controls)

@@ -8,7 +8,7 @@ from tests.recipes import recipe
 
 from isobatch.tasks import LOSS, PERCENT
 from isobatch.verify.comparison import Comparisons, headline_model
-from isobatch.verify.design import Rule, design_of
+from isobatch.verify.design import Criteria, design_of
 from isobatch.verify.judging import conclude, failures
 from isobatch.verify.workers import Curve
 
@@ -45,7 +45,7 @@ def rule(design, *, metric="loss", margin=None, allow_failures=0, recipe):
     """How `verify run` would judge."""
     margins = {} if margin is None else {headline_model(recipe): margin}
     lr = recipe.optimizer.lr
-    return Rule({metric: METRICS[metric]}, metric, margins, allow_failures, design.marks, design.stops, lr)
+    return Criteria({metric: METRICS[metric]}, metric, margins, allow_failures, design.marks, design.stops, lr)
 
 
 def comparison(

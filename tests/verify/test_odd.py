@@ -203,10 +203,10 @@ def test_a_slow_task_counts_in_the_estimate(monkeypatch):
 
 
 def which(**more):
-    from isobatch.verify.design import Rule
+    from isobatch.verify.design import Criteria
 
     design = design_of(odd(), 16, more.pop("seeds", 8))
-    rule = Rule({"loss": LOSS}, "loss", more.pop("margins", {}), 0, design.marks, design.stops, 0.1)
+    rule = Criteria({"loss": LOSS}, "loss", more.pop("margins", {}), 0, design.marks, design.stops, 0.1)
     return identity(design, rule, None, None)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from isobatch.verify.cells import name, run_all
-from isobatch.verify.design import Rule
+from isobatch.verify.design import Criteria
 from isobatch.verify.judging import RecipeFails, check_percent, check_values, failures
 from isobatch.verify.workers import Curve, Job, Probe, map_jobs, probe, processes, read_curve, train_curve
 
@@ -60,7 +60,7 @@ class Campaign:
         loading = max((found.loading for found in probes.values()), default=0.0)
         return loading + total / min(processes(self._width(jobs)), len(jobs)) if jobs else 0.0
 
-    def train(self, jobs: Sequence[Job], rule: Rule) -> dict[str, list[Curve]]:
+    def train(self, jobs: Sequence[Job], rule: Criteria) -> dict[str, list[Curve]]:
         """Train runs, those of the reference first: where it fails, nothing else is trained.
 
         Args:
@@ -95,7 +95,7 @@ class Campaign:
             check_percent(found.get("reference", []), rule.metrics[rule.metric], rule.metric)
         return {arm: sorted(curves, key=lambda curve: curve.seed) for arm, curves in found.items()}
 
-    def _arrived(self, curve: Curve, rule: Rule) -> None:
+    def _arrived(self, curve: Curve, rule: Criteria) -> None:
         check_values(curve, rule.metrics, rule.metric)
         if self.on_done is not None:
             self.on_done(curve)

@@ -13,7 +13,7 @@ from isobatch.units import finite, whole
 from isobatch.verify import equivalence, store
 from isobatch.verify.campaign import Campaign, Kind, kind
 from isobatch.verify.cells import missing
-from isobatch.verify.design import ABLATIONS, Design, Rule, design_of, looks_of
+from isobatch.verify.design import ABLATIONS, Criteria, Design, design_of, looks_of
 from isobatch.verify.equivalence import Level, Verdict
 from isobatch.verify.judging import ArmTest, Conclusion, conclude, failures, margin_of
 from isobatch.verify.mending import Mended, mended
@@ -38,7 +38,7 @@ class Comparisons:
     """
 
     design: Design
-    rule: Rule
+    rule: Criteria
     curves: dict[str, list[Curve]]
     table: dict[str, dict[str, ArmTest]]
     conclusion: Conclusion
@@ -193,7 +193,7 @@ def run(
 
 def _rule(
     design: Design, probes: Mapping[Kind, Probe], metric: str | None, margins: dict[str, float], allow_failures: int
-) -> Rule:
+) -> Criteria:
     """How the runs will be judged; refuses what the first evaluation already shows to be wrong."""
     least = design.looks.seeds[0]
     if whole("allow_failures", allow_failures, 0) > least // 2:
@@ -202,14 +202,16 @@ def _rule(
     judged = headline(str(design.recipe.task), found.declared, found.first["raw"], metric)
     for model, margin in margins.items():
         margin_of(found.declared[judged], model, margin)
-    return Rule(found.declared, judged, margins, allow_failures, design.marks, design.stops, design.recipe.optimizer.lr)
+    return Criteria(
+        found.declared, judged, margins, allow_failures, design.marks, design.stops, design.recipe.optimizer.lr
+    )
 
 
 @dataclass(frozen=True)
 class _Home:
     """Where a comparison is kept, whatever its number of seeds turns out to be."""
 
-    rule: Rule
+    rule: Criteria
     optimizer: str | None
     extra: dict[str, Recipe] | None
     out: Path | None
@@ -244,7 +246,7 @@ def _within(design: Design, left: Callable[[Design], float], budget: float | Non
 
 
 def _trained(
-    design: Design, work: Campaign, rule: Rule, model: str
+    design: Design, work: Campaign, rule: Criteria, model: str
 ) -> tuple[dict[str, list[Curve]], dict[str, dict[str, ArmTest]], Level]:
     """Train up to each look, until the plan's verdict is reached."""
     curves: dict[str, list[Curve]] = {name: [] for name in design.arms}

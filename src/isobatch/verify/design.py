@@ -81,7 +81,7 @@ class Design:
 
 
 @dataclass(frozen=True)
-class Rule:
+class Criteria:
     """How curves are judged.
 
     Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
 from isobatch.verify.campaign import Campaign
-from isobatch.verify.design import Design, Rule
+from isobatch.verify.design import Criteria, Design
 from isobatch.verify.equivalence import Level, Verdict
 from isobatch.verify.judging import ArmTest, cannot_tell
 from isobatch.verify.workers import Curve
@@ -92,7 +92,7 @@ def candidates(plan: Recipe, reference: Recipe, average: ArmTest | None) -> dict
 def mended(
     design: Design,
     work: Campaign,
-    rule: Rule,
+    rule: Criteria,
     reference: Sequence[Curve],
     tests: Mapping[str, Mapping[str, ArmTest]],
     level: Level,

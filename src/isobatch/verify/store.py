@@ -14,7 +14,7 @@ from isobatch.plan import Recipe
 from isobatch.report import prepare, write
 from isobatch.tasks.sources import source_of
 from isobatch.verify.cells import recipe_values
-from isobatch.verify.design import Design, Rule
+from isobatch.verify.design import Criteria, Design
 
 _NAME = "comparison.json"
 _JUDGED = "judged.json"
@@ -72,7 +72,7 @@ class Identity:
         return _hash({name: values[name] for name in _RUNS})
 
 
-def identity(design: Design, rule: Rule, optimizer: str | None, extra: Mapping[str, Recipe] | None) -> Identity:
+def identity(design: Design, rule: Criteria, optimizer: str | None, extra: Mapping[str, Recipe] | None) -> Identity:
     """Return what decides a comparison.
 
     Args:
