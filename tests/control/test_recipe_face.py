@@ -40,10 +40,9 @@ def test_a_plan_multiplies_every_stage_and_keeps_its_start():
     plan = recipe([["0 epochs", 8], ["10 epochs", 128]]).at(batch_size=32)
     assert plan.recipe.batch.schedule == (("0 samples", 32), ("14370 samples", 512))
     row = plan.row("batch.schedule")
-    assert (row.was, row.becomes) == (
-        "8 from 0 epochs, 128 from 10 epochs",
-        "32 from 0 samples, 512 from 14370 samples",
-    )
+    assert row.was == (("0 epochs", 8), ("10 epochs", 128))
+    assert row.becomes == (("0 samples", 32), ("14370 samples", 512))
+    assert "32 from 0 samples, 512 from 14370 samples" in plan.to_markdown()
     assert plan.recipe.at(batch_size=8).recipe.batch.schedule == (("0 samples", 8), ("14370 samples", 128))
     assert Recipe.parse(json.loads(plan.to_json())["recipe"]) == plan.recipe
     assert all(row.key != "batch.schedule" for row in recipe(None).at(batch_size=32).rows)

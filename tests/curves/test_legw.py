@@ -75,7 +75,7 @@ def test_rule_legw_is_the_recipe_with_its_rules():
     assert base.at(64, rule="legw").recipe == recipe(**PARTS, ema=None).at(64).recipe
     assert base.at(8, rule="legw").recipe.optimizer.lr == 0.02
     rows = {row.key: (row.becomes, row.rule) for row in base.at(64, rule="legw").rows}
-    assert rows["schedule.warmup"] == ("640 samples", "kappa*w0")
+    assert rows["schedule.warmup"] == (640.0, "kappa*w0")
     assert rows["optimizer.lr"][1] == "sqrt(kappa)*eta"
 
 

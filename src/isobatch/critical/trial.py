@@ -26,7 +26,7 @@ class Trial:
         smoothing: share of the old in the exponential average over evaluations.
         limit: steps at most.
         device: device and its options in one word, as `isobatch.train.Device.parse` reads it.
-        sign: 1 where the metric should fall, -1 where it should rise.
+        sign: 1 where the metric should fall, -1 where it should rise; `assumed_sign` unless given.
     """
 
     recipe: Recipe
@@ -36,7 +36,11 @@ class Trial:
     smoothing: float
     limit: int
     device: str = "cpu"
-    sign: int = 1
+    sign: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.sign:
+            object.__setattr__(self, "sign", assumed_sign(self.metric))
 
 
 @dataclass
