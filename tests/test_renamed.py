@@ -14,6 +14,8 @@ from isobatch.tasks import LossNeeds, Run, TensorSamples
 NAMES = [
     ("isobatch.tasks", "Lesson", "isobatch.tasks.loss_context", "LossContext"),
     ("isobatch.tasks", "Teaching", "isobatch.tasks.loss_context", "LossNeeds"),
+    ("isobatch.tasks.games", "Outcome", "isobatch_studies.tasks.games", "Transition"),
+    ("isobatch.tasks.games", "Rollouts", "isobatch_studies.tasks.games", "Rollouts"),
     ("isobatch.train", "Verdict", "isobatch.train.guard", "StepVerdict"),
     ("isobatch.noise", "Verdict", "isobatch.noise.estimate", "Identification"),
     ("isobatch.checkpoint", "Step", "isobatch.checkpoint.writer", "StepFolder"),

@@ -2,9 +2,11 @@
 
 from isobatch.renamed import old_names
 
-_NAMES = ("Games", "Outcome", "Rollouts", "a2c_loss", "choose", "discounted", "uniform")
+_GAMES = "isobatch_studies.tasks.games"
+_KEPT = ("Games", "Rollouts", "a2c_loss", "choose", "discounted", "uniform")
 
 __getattr__ = old_names(
     __name__,
-    {name: f"isobatch_studies.tasks.games.{name}" for name in _NAMES} | {"Stream": "isobatch.tasks.stream.Stream"},
+    {name: f"{_GAMES}.{name}" for name in _KEPT}
+    | {"Outcome": f"{_GAMES}.Transition", "Stream": "isobatch.tasks.stream.Stream"},
 )
