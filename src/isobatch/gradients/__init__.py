@@ -4,7 +4,10 @@ from isobatch.installed import need
 
 need("torch")
 
+from isobatch.gradients.batch_rows import BatchRows
 from isobatch.gradients.batches import mapped, rebuilt
+from isobatch.gradients.layer_hook import LayerHook
+from isobatch.gradients.pass_norms import PassNorms
 from isobatch.gradients.rescale_check import RescaleCheck
 from isobatch.gradients.tap import Member, Receiver, Tap, Watch, refuse_sparse, refuse_unwatchable
 from isobatch.gradients.wrappers import (
@@ -19,7 +22,10 @@ from isobatch.gradients.wrappers import (
 
 __all__ = [
     "ALONE",
+    "BatchRows",
+    "LayerHook",
     "Member",
+    "PassNorms",
     "Ranks",
     "Receiver",
     "RescaleCheck",

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from isobatch.gradients import Tap, Watch
+from isobatch.gradients import PassNorms, Tap, Watch
 from isobatch.noise.columns import Columns
 from isobatch.noise.geometry import Geometry
 from isobatch.noise.record import Found, Record
@@ -60,6 +60,7 @@ class PairedStep:
         facts: its tr(Sigma), |G|^2, factor, whether it counts, on the device.
         samples: of it.
         trusted: as for `Record`.
+        by_hand: whether ranks are averaged by hand.
     """
 
     def __init__(
@@ -72,9 +73,12 @@ class PairedStep:
         facts: Tensor,
         samples: float,
         trusted: dict[Tensor, Tensor] | None,
+        *,
+        by_hand: bool,
     ):
         self.before, self.facts, self.samples, self.group = before, facts, samples, group
-        self.record = Record(columns, geometry, list(before), trusted)
+        norms = None if by_hand else PassNorms(before)
+        self.record = Record(columns, geometry, list(before), trusted, norms)
         self._watch = Watch(self, tap)
         self._watch.add(self.record.check.chosen)
 
@@ -85,6 +89,8 @@ class PairedStep:
             parameter: one of the few that are looked at.
             gradient: what is about to be added.
         """
+        if self.record.norms is not None:
+            self.record.norms.arrive()
         if gradient.layout is torch.strided:
             with torch.no_grad():
                 self.record.check.add(parameter, gradient)
@@ -111,7 +117,7 @@ class PairedStep:
         if self.group is not None:
             dist.all_reduce(sums, group=self.group)
             sums /= self.group.size()
-        factor, honest = self.record.check.factor(sums)
+        factor, honest = self.record.factor(sums)
         trace, signal, before, counts = self.facts
         half = self.record.square({p: self.before[p] / before - now[p] / factor for p in now}) / 2
         if self.record.geometry.by_coordinate:

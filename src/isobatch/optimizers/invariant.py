@@ -23,6 +23,11 @@ from isobatch.units import finite, whole
 _NOISE_FORMS = ("coordinate", "factored", "row", "tensor")
 _KEPT = ("reference_batch", "noise")
 _ROUNDING = 1e-5
+_CHANGED = (
+    "gradients were changed between backward and step by more than one factor (element-wise or per-layer clipping, noise, "
+    "gradients of an earlier step or of other ranks), so their squares cannot follow; clip by the norm of a whole "
+    "parameter group, or clear with optimizer.zero_grad()"
+)
 
 
 class InvariantOptimizer(Optimizer):
@@ -33,7 +38,8 @@ class InvariantOptimizer(Optimizer):
         defaults: settings of the form, among them lr, eps and weight_decay.
         form: which optimizer it is.
         reference_batch: B_ref, in the samples (or tokens) that `chunk` counts.
-        micro_batch: samples of a backward pass outside `chunk`; None means that every pass is declared.
+        micro_batch: samples of a full backward pass outside `chunk`; those of a shorter one are seen in the input of
+            the model. None means that every pass is declared.
         noise: how finely the noise is kept: "coordinate" (exact), "factored", "row", "tensor".
         variance_every: F; the variance is measured anew at every F-th step, more often early on. 1 keeps no variance.
         process_group: ranks over which gradients are averaged; None takes those of the DistributedDataParallel around
@@ -64,7 +70,10 @@ class InvariantOptimizer(Optimizer):
         self._given: Ranks = process_group
         self._ranks: dist.ProcessGroup | None = None
         kept = {"reference_batch": reference_batch, "noise": noise, "updates": 0, "since_variance": 1}
+        self._complete = False
         super().__init__(params, {**defaults, **kept})
+        self._complete = True
+        self.chunks.look()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group and watch its gradients.
@@ -83,6 +92,8 @@ class InvariantOptimizer(Optimizer):
             self.param_groups.pop()
             raise
         self._watch()
+        if self._complete:
+            self.chunks.look()
 
     def chunk(self, samples: float) -> AbstractContextManager[None]:
         """Declare the one backward pass inside `with` as a chunk of so many samples; see `Chunks.chunk`.
@@ -149,9 +160,9 @@ class InvariantOptimizer(Optimizer):
             What the closure returned, None without one.
 
         Raises:
-            InputError: more than a reference batch in one chunk, gradients that were not watched, or were changed
-                since by more than one factor, ranks of which nothing is known, or a reference batch that these steps
-                would never fill.
+            InputError: more than a reference batch in one chunk, passes of unknown samples, gradients that were not
+                watched, or were changed since by more than one factor, ranks of which nothing is known, or a
+                reference batch that these steps would never fill.
         """
         loss = None
         if closure is not None:
@@ -233,14 +244,21 @@ class InvariantOptimizer(Optimizer):
                 "the samples of this step are not known; call backward inside optimizer.chunk(samples), "
                 "or build the optimizer with micro_batch=the samples of one backward pass"
             )
-        samples, chunks, ranks = self.chunks.samples, self.chunks.count, 1
+        samples, chunks, ranks, doubt = self.chunks.samples, self.chunks.count, 1, float(self.chunks.doubt != "")
         device = parameters[0].device
         sums = torch.cat([check.sums(device) for check in self.chunks.checks]) if self.chunks.enabled else None
         if self._ranks is not None:
             ranks = self._ranks.size()
-            numbers = torch.tensor([samples, chunks], dtype=torch.float64, device=device)
+            numbers = torch.tensor([samples, chunks, doubt], dtype=torch.float64, device=device)
             message = sum_numbers(numbers if sums is None else torch.cat([numbers, sums]), self._ranks)
-            samples, chunks, sums = float(message[0]), int(message[1]), message[2:] / ranks
+            samples, chunks, sums = float(message[0]), int(message[1]), message[3:] / ranks
+            doubt = float(message[2])
+        if doubt:
+            raise InputError(
+                f"the samples of this step are not known: {self.chunks.doubt or 'another rank could not tell'}; call "
+                "backward inside optimizer.chunk(samples), or build the optimizer with micro_batch=the rows (or "
+                "tokens) of one full pass"
+            )
         if chunks == 0 and default is not None and not self.chunks.declared:
             samples, chunks = float(default * ranks), ranks
         if samples == 0:
@@ -262,16 +280,12 @@ class InvariantOptimizer(Optimizer):
             not some or any(p.grad is not None for p in c.chosen) for c, (_, some) in zip(checks, work, strict=True)
         )
         if seen and torch.equal(sums, torch.cat([check.now(sums.device) for check in checks])):
-            return [1.0] * len(work)  # untouched, as mostly
+            return self._all([1.0] * len(work), work)  # untouched, as mostly
         table = torch.stack([_read(check, part) for check, part in zip(checks, parts, strict=True)])
         factors: list[float | None] = []
         for factor, honest, size in table.tolist():
             if not honest and math.isfinite(size):
-                raise InputError(
-                    "gradients were changed between backward and step by more than one factor (element-wise or "
-                    "per-layer clipping, noise, gradients of an earlier step or of other ranks), so their squares "
-                    "cannot follow; clip by the norm of a whole parameter group, or clear with optimizer.zero_grad()"
-                )
+                raise InputError(_CHANGED)
             factors.append((1.0 if abs(factor - 1) < _ROUNDING else factor) if size > 0 else None)
         known = {factor for factor in factors if factor is not None}
         if any(f is None and some for f, (_, some) in zip(factors, work, strict=True)) and len(known) > 1:
@@ -280,7 +294,16 @@ class InvariantOptimizer(Optimizer):
                 "clip all groups together"
             )
         usual = known.pop() if len(known) == 1 else told
-        return [usual if factor is None else factor for factor in factors]
+        return self._all([usual if factor is None else factor for factor in factors], work)
+
+    def _all(self, factors: list[float], work: list[tuple[dict[str, Any], list[Tensor]]]) -> list[float]:
+        """Return the factors, where they are those of every parameter; ranks that average by hand cannot be asked."""
+        found = [(p, factor) for factor, (_, some) in zip(factors, work, strict=True) for p in some]
+        if self._ranks is None or process_group_of([p for p, _ in found], guess=False) is not None:
+            expected = torch.tensor([factor for _, factor in found], dtype=torch.float64, device=found[0][0].device)
+            if not self.chunks.norms.explained([p for p, _ in found], expected):
+                raise InputError(_CHANGED)
+        return factors
 
     def _local_scale(self) -> float:
         """Return what makes sum c^2/n of this process's squares."""
