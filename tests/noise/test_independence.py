@@ -93,6 +93,15 @@ def test_dependent_samples_are_never_identified(case):
     assert named >= 4
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"micro": 2}, {"micro": None}, {"geometry": "sign"}, {"capture": "prefix"}], ids=str
+)
+def test_weak_dependence_is_rarely_called_identified(options):
+    """Neighbours of correlation .5, of which chunks of four hide the most."""
+    found = [run(Chain(0.5, seed), **options).estimate().verdict for seed in range(8)]
+    assert sum(verdict == "identified" for verdict in found) <= 2
+
+
 @pytest.mark.parametrize("lr", [0.0, 0.05])
 @pytest.mark.parametrize(
     "options",

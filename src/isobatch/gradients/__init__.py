@@ -9,7 +9,15 @@ from isobatch.gradients.batches import mapped, rebuilt
 from isobatch.gradients.layer_hook import LayerHook
 from isobatch.gradients.pass_norms import PassNorms
 from isobatch.gradients.rescale_check import RescaleCheck
-from isobatch.gradients.tap import Member, Receiver, Tap, Watch, refuse_sparse, refuse_unwatchable
+from isobatch.gradients.tap import (
+    Member,
+    Receiver,
+    Tap,
+    Watch,
+    made_in_inference_mode,
+    refuse_sparse,
+    refuse_unwatchable,
+)
 from isobatch.gradients.wrappers import (
     ALONE,
     Ranks,
@@ -33,6 +41,7 @@ __all__ = [
     "Watch",
     "bare_optimizer",
     "canonical",
+    "made_in_inference_mode",
     "mapped",
     "process_group_of",
     "rebuilt",

@@ -1,10 +1,12 @@
 """How many samples a backward pass holds, seen in the input of the outermost module that it goes through.
 
-Modules that own the parameters are found in the process, with all that contain them. Where one is called with gradients
-on, its output carries a hook that tells the shape of its first input when a backward pass arrives. Compiled code takes
-no such hook: there the last shape that was called counts. After the first step only the outermost modules are looked at.
+Modules that own the parameters are found in the process, with all that contain them. Where one is called with
+gradients on, its output carries a hook that tells the shape of its first input when a backward pass arrives. Compiled
+code takes no such hook: there the last shape that was called counts. After the first step only the outermost modules
+are looked at.
 """
 
+import dataclasses
 import gc
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -74,6 +76,8 @@ class BatchRows:
         found, self._above = _around({id(p) for p in parameters})
         self._settled, self._outermost = False, set()
         for module in found:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # it takes no hooks; what is around it does
             known = self._handles.get(id(module))
             if known is None or known[0]() is not module:
                 hook = LayerHook(partial(_called, weakref.ref(self)), self._last.write)
@@ -94,9 +98,7 @@ class BatchRows:
             row = int(shape[1]) if len(shape) == 2 and self._last.whole else None
             notes = [_Note(0, _COMPILED, int(shape[0]), row)]
         if not notes:
-            self._doubt(
-                "the input of a backward pass could not be seen (no module owns the parameters, or it has none)"
-            )
+            self._doubt("the input of a backward pass could not be seen (or no module owns the parameters)")
             return None
         self._outermost |= {note.module for note in notes} - {_COMPILED}
         counts = {count for note in notes if (count := self._count(note)) is not None}
@@ -176,7 +178,7 @@ class BatchRows:
         return float(note.rows if self._by_row[note.module] else note.rows * (note.row or 1))
 
 
-def _called(rows: "weakref.ref[BatchRows]", *call: Any) -> None:
+def _called(rows: "weakref.ref[Any]", *call: Any) -> None:
     known = rows()
     if known is not None:
         known.called(*call)
@@ -222,6 +224,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for name in value.__dataclass_fields__:
-            yield from _tensors(getattr(value, name))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _tensors(getattr(value, field.name))

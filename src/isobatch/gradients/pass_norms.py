@@ -1,7 +1,7 @@
 """The norm of every gradient at the end of a backward pass, compared with what the optimizer sees.
 
-A few coordinates give the factor by which gradients were rescaled (`RescaleCheck`); the norms show that it is everybody's
-factor: whoever clips some layers, masks some rows or adds to some gradients changes the norm of a parameter otherwise.
+A few coordinates give the factor by which gradients were rescaled (`RescaleCheck`); the norms show that it is
+everybody's: whoever clips some layers, masks some rows or adds to some gradients changes the norm of one otherwise.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -57,14 +57,15 @@ class PassNorms:
             A boolean scalar; True where no norms were taken, or something is not finite.
         """
         device = factors.device
-        places = [i for i, p in enumerate(parameters) if p.grad is not None]
-        if not self._norms or not places:
+        found = {p: p.grad for p in parameters if p.grad is not None}
+        if not self._norms or not found:
             return torch.ones((), dtype=torch.bool, device=device)
-        some = [parameters[i] for i in places]
+        some = list(found)
         zero = torch.zeros((), device=device)
-        now = _row(torch._foreach_norm([p.grad for p in some]), device)
+        now = _row(torch._foreach_norm(list(found.values())), device)
         then = _row([self._norms.get(p, zero) for p in some], device)
-        then = then * (factors if factors.ndim == 0 else factors[places]).abs()
+        asked = [i for i, p in enumerate(parameters) if p in found]
+        then = then * (factors if factors.ndim == 0 else factors[asked]).abs()
         slack = torch.tensor([_TOLERANCE.get(p.dtype, 0.05) for p in some], dtype=torch.float64, device=device)
         alike = (now - then).abs() <= slack * torch.maximum(now, then)
         return alike.all() | ~torch.isfinite(now).all() | ~torch.isfinite(then).all()
@@ -73,9 +74,10 @@ class PassNorms:
         if left:
             _queue(partial(self._end, left - 1))
             return
-        some = [p for p in self.parameters if p.grad is not None and p.grad.layout is torch.strided]
+        some = {p: p.grad for p in self.parameters if p.grad is not None and p.grad.layout is torch.strided}
         with torch.no_grad():
-            self._norms = dict(zip(some, torch._foreach_norm([p.grad for p in some]), strict=True)) if some else {}
+            norms = torch._foreach_norm(list(some.values())) if some else ()
+        self._norms = dict(zip(some, norms, strict=True))
 
 
 def _queue(act: Callable[[], None]) -> None:

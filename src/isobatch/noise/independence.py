@@ -21,12 +21,12 @@ from torch import Tensor
 from isobatch.gradients import PassNorms, Tap, Watch
 from isobatch.noise.columns import Columns
 from isobatch.noise.geometry import Geometry
-from isobatch.noise.record import Found, Record
+from isobatch.noise.record import Found, Record, send
 from isobatch.noise.statistic import block_spread, ratio_interval
 
 FIRST, LATER, KEPT = 16, 8, 64
 FEWEST = 6
-DEPENDENT, UNCLEAR, SHARE = 1.4, 4.0, 0.1
+DEPENDENT, UNCLEAR, SHARE = 1.25, 1.4, 0.1
 
 
 class Independence(NamedTuple):
@@ -111,13 +111,16 @@ class PairedStep:
         """
         self.remove()
         now = {p: p.grad for p in self.before if p.grad is not None}
-        if len(now) < len(self.before) or not now:
+        missing = float(len(now) < len(self.before) or not now)
+        if missing and self.group is None:
             return None
-        sums = self.record.check.sums(self.facts.device)
+        sums = torch.cat([self.record.check.sums(self.facts.device), send([missing], self.facts.device)])
         if self.group is not None:
             dist.all_reduce(sums, group=self.group)
             sums /= self.group.size()
-        factor, honest = self.record.factor(sums)
+            if float(sums[-1]) > 0:
+                return torch.zeros(4, dtype=torch.float64, device=self.facts.device)
+        factor, honest = self.record.factor(sums[:-1])
         trace, signal, before, counts = self.facts
         half = self.record.square({p: self.before[p] / before - now[p] / factor for p in now}) / 2
         if self.record.geometry.by_coordinate:
@@ -127,16 +130,18 @@ class PairedStep:
         return torch.where(torch.isfinite(row).all() & (row[3] > 0), row, torch.zeros_like(row))
 
 
-def copied(covered: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+def copied(covered: Sequence[Tensor], *, all_of_them: bool) -> dict[Tensor, Tensor]:
     """Return copies of gradients.
 
     Args:
         covered: parameters.
+        all_of_them: whether those without a gradient count with zeros, as where other ranks have one.
 
     Returns:
-        By parameter, those that have one.
+        By parameter.
     """
-    return {p: p.grad.detach().clone() for p in covered if p.grad is not None}
+    found = {p: p.grad.detach().clone() for p in covered if p.grad is not None}
+    return {p: found[p] if p in found else torch.zeros_like(p) for p in covered if all_of_them or p in found}
 
 
 def facts_of(found: Found) -> Tensor:
@@ -158,8 +163,8 @@ def judge_pairs(rows: Sequence[Tensor]) -> Independence:
         rows: from `PairedStep.finish`.
 
     Returns:
-        Known and independent where the interval of Phi stays below 4 or the excess is less than a tenth of |G|^2;
-        dependent where it lies above 1.4 and the excess is more.
+        Known and independent where the interval of Phi stays below 1.4 or the excess is less than a tenth of |G|^2;
+        dependent where it lies above 1.25 and the excess is more.
 
     Example:
         >>> judge_pairs([torch.tensor([3.0 + 0.1 * i, 1.0, 0.5, 1.0]) for i in range(8)]).dependent

@@ -202,6 +202,9 @@ class MeasuredStep:
             record.trusted = trusted
         if record.trusted is not None:
             record.covered = [p for p in record.covered if p in record.trusted]
+        if self.setup.group is not None:
+            everything = [p for layer in rows.layers for p in layer.parameters.values()]
+            trusted = record.agree(everything, self.setup.group, abstain=passes == 0)
         if not record.covered:
             return Measurement(None, USED_OTHERWISE if record.entries else ONE_CHUNK, mode, None, 0.0)
         found = record.finish(samples, self.setup.group)

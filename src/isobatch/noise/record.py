@@ -149,6 +149,26 @@ class Record:
             self._all_reduce_coordinates(group)
         return self._moments(sums, samples, ranks)
 
+    def agree(self, everything: Sequence[Tensor], group: dist.ProcessGroup, *, abstain: bool) -> dict[Tensor, Tensor]:
+        """Cover what every rank with samples covers and trusts.
+
+        Args:
+            everything: parameters whose rows are looked at, the same on all ranks.
+            group: the ranks.
+            abstain: whether this one had no samples.
+
+        Returns:
+            1 or 0 by parameter, as `trusted`; nothing is covered where all are 0.
+        """
+        mine, own = torch.ones(len(everything), dtype=torch.float64, device=everything[0].device), set(self.covered)
+        if not abstain:
+            trust = self.trusted or {}
+            mine = torch.stack([trust.get(p, mine[0]) if p in own else 0 * mine[0] for p in everything])
+        dist.all_reduce(mine, op=dist.ReduceOp.MIN, group=group)
+        self.trusted = dict(zip(everything, mine, strict=True))
+        self.covered = list(everything) if float(mine.max()) > 0 else []
+        return self.trusted
+
     def factor(self, summed: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the gradients were multiplied by since their passes, and whether that explains them.
 

@@ -366,7 +366,11 @@ class NoiseScale:
         self.history.add(outcome.found, seen=self.seen, span=self.seen - progress.measured_at, batch=samples)
         progress.measured_at = self.seen
         if len(progress.pairs) < FIRST or progress.turn % LATER == 0:
-            self._put_pair(copied(outcome.record.covered), facts_of(outcome.found), samples)
+            self._put_pair(
+                copied(outcome.record.covered, all_of_them=self._setup.group is not None),
+                facts_of(outcome.found),
+                samples,
+            )
 
     def _put_pair(self, before: dict[Tensor, Tensor], facts: Tensor, samples: float) -> None:
         """Compare the coming step with the one whose gradient this is."""

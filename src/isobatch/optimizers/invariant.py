@@ -24,9 +24,9 @@ _NOISE_FORMS = ("coordinate", "factored", "row", "tensor")
 _KEPT = ("reference_batch", "noise")
 _ROUNDING = 1e-5
 _CHANGED = (
-    "gradients were changed between backward and step by more than one factor (element-wise or per-layer clipping, noise, "
-    "gradients of an earlier step or of other ranks), so their squares cannot follow; clip by the norm of a whole "
-    "parameter group, or clear with optimizer.zero_grad()"
+    "gradients were changed between backward and step by more than one factor (element-wise or per-layer clipping, "
+    "noise, gradients of an earlier step or of other ranks), so their squares cannot follow; clip by the norm of a "
+    "whole parameter group, or clear with optimizer.zero_grad()"
 )
 
 
@@ -71,7 +71,13 @@ class InvariantOptimizer(Optimizer):
         self._ranks: dist.ProcessGroup | None = None
         kept = {"reference_batch": reference_batch, "noise": noise, "updates": 0, "since_variance": 1}
         self._complete = False
-        super().__init__(params, {**defaults, **kept})
+        given = list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else []
+        if not given:
+            raise InputError(
+                f"params={type(params).__name__} holds no parameters to optimize; give model.parameters() of a model "
+                "that has some, or groups of them"
+            )
+        super().__init__(given, {**defaults, **kept})
         self._complete = True
         self.chunks.look()
 
@@ -85,7 +91,10 @@ class InvariantOptimizer(Optimizer):
             InputError: parameters whose gradients cannot be squared pass by pass, such as complex or sharded ones; the
                 group is not added.
         """
-        super().add_param_group(param_group)
+        try:
+            super().add_param_group(param_group)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{error}; give leaf tensors, each once") from error
         try:
             self.chunks.attach(self.param_groups[-1]["params"])
         except InputError:
@@ -172,6 +181,9 @@ class InvariantOptimizer(Optimizer):
         parameters = [parameter for _, some in work for parameter in some]
         if parameters:
             self._ranks = self._group(parameters)
+        elif self._ranks is None and isinstance(self._given, dist.ProcessGroup):
+            self._ranks = process_group_of([], self._given)
+        if parameters or self._ranks is not None:  # a rank with nothing still answers the others
             self._apply(work, parameters)
         self._forget()
         self._watch()
@@ -198,6 +210,8 @@ class InvariantOptimizer(Optimizer):
     def _apply(self, work: list[tuple[dict[str, Any], list[Tensor]]], parameters: list[Tensor]) -> None:
         """Update every group, each in cohorts of parameters whose numbers are equal (mostly one)."""
         batch, sums = self._batch(parameters)
+        if batch is None:
+            return
         fresh = self._measures(batch, parameters)
         factors = self._factors(sums, work) if fresh else []
         squares = self._squares(parameters) if fresh else {}
@@ -233,31 +247,37 @@ class InvariantOptimizer(Optimizer):
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state
 
-    def _batch(self, parameters: list[Tensor]) -> tuple[StepBatch, Tensor]:
-        """Return this step's batch and the sums to read factors from, both over the ranks.
+    def _batch(self, parameters: list[Tensor]) -> tuple[StepBatch | None, Tensor]:
+        """Return this step's batch and the sums to read factors from, both over the ranks; no batch without gradients.
 
         Gradients set by hand count as one micro-batch a rank.
         """
         default = self.chunks.default_samples
-        if default is None and not self.chunks.declared:
-            raise InputError(
-                "the samples of this step are not known; call backward inside optimizer.chunk(samples), "
-                "or build the optimizer with micro_batch=the samples of one backward pass"
-            )
-        samples, chunks, ranks, doubt = self.chunks.samples, self.chunks.count, 1, float(self.chunks.doubt != "")
-        device = parameters[0].device
+        samples, chunks, ranks = self.chunks.samples, self.chunks.count, 1
+        doubt = self.chunks.doubt
+        if default is None and not self.chunks.declared and (chunks > 0 or self._ranks is None):
+            doubt = "nothing says what its backward passes hold"
+        doubts, empty = float(doubt != ""), float(not parameters)
+        device = self.param_groups[0]["params"][0].device
         sums = torch.cat([check.sums(device) for check in self.chunks.checks]) if self.chunks.enabled else None
         if self._ranks is not None:
             ranks = self._ranks.size()
-            numbers = torch.tensor([samples, chunks, doubt], dtype=torch.float64, device=device)
+            numbers = torch.tensor([samples, chunks, doubts, empty], dtype=torch.float64, device=device)
             message = sum_numbers(numbers if sums is None else torch.cat([numbers, sums]), self._ranks)
-            samples, chunks, sums = float(message[0]), int(message[1]), message[3:] / ranks
-            doubt = float(message[2])
-        if doubt:
+            samples, chunks, sums = float(message[0]), int(message[1]), message[4:] / ranks
+            doubts, empty = message[2:4].tolist()
+        if empty == ranks:
+            return None, torch.zeros(0)
+        if empty:
             raise InputError(
-                f"the samples of this step are not known: {self.chunks.doubt or 'another rank could not tell'}; call "
-                "backward inside optimizer.chunk(samples), or build the optimizer with micro_batch=the rows (or "
-                "tokens) of one full pass"
+                f"{empty:g} of {ranks} ranks have no gradients; let a rank without samples run backward inside "
+                "optimizer.chunk(0), or give it zeros to average, so that all take the same step"
+            )
+        if doubts:
+            raise InputError(
+                f"the samples of this step are not known: {doubt or 'another rank could not tell'}; call backward "
+                "inside optimizer.chunk(samples), or build the optimizer with micro_batch=the rows (or tokens) of one "
+                "full pass"
             )
         if chunks == 0 and default is not None and not self.chunks.declared:
             samples, chunks = float(default * ranks), ranks
