@@ -1,4 +1,4 @@
-"""The study byol-24576: its arms and criteria on invented figures, seeds counted one by one, and a run taken up again."""
+"""The study byol-24576: its arms, its criteria on invented figures, seeds one by one, and a run taken up again."""
 
 import copy
 
@@ -12,7 +12,7 @@ from isobatch_studies.teachers import grid as layout
 
 NAME = "byol-24576"
 PART = criteria(NAME)["grid"]
-SMALL = {"data": "glyphs", "side": 8, "width": 8, "stages": 2, "frames": 124, "probe": 62}
+SMALL = {"data": "glyphs", "side": 8, "width": 4, "stages": 1, "frames": 124, "probe": 62}
 
 
 def of(kind):
@@ -118,9 +118,9 @@ def shrunk():
     rules = copy.deepcopy(criteria(NAME))
     part = rules["quick"]
     part["recipe"]["batch"] = {"size": 8, "micro": 4}
-    part["recipe"]["schedule"] |= {"length": "960 samples", "warmup": "96 samples"}
+    part["recipe"]["schedule"] |= {"length": "320 samples", "warmup": "32 samples"}
     part["recipe"]["options"] |= SMALL
-    part["kappas"], part["progressive"], part["unscaled"] = [6], [], []
+    part |= {"kappas": [2], "unruled": [2], "progressive": [], "unscaled": []}
     return rules
 
 
@@ -174,5 +174,3 @@ def test_a_run_that_was_ended_goes_on_from_its_last_stop(tmp_path, monkeypatch):
     assert again.values == whole.values
     assert again.steps == whole.steps
     assert missing([job], tmp_path) == [job]
-
-

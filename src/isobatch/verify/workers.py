@@ -227,7 +227,7 @@ def _trainer(job: Job) -> Any:
 
 
 def _unfinished(folder: Path, trainer: Any) -> Any:
-    from isobatch.verify.unfinished import Unfinished
+    from isobatch.train.persistence import Unfinished
 
     return Unfinished(folder, trainer)
 
