@@ -42,6 +42,7 @@ def exchanged(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Gener
         2.0
     """
     settle(model)
+    failed = True
     lent = list(pairs)
     undo: list[tuple[Tensor, Tensor]] = []
     shards: list[tuple[Tensor, Tensor]] = []
@@ -73,8 +74,9 @@ def exchanged(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Gener
             (n, p, p._version) for n, p in model.named_parameters() if id(p) not in given and not p.is_inference()
         ]
         yield
+        failed = False
     finally:
-        settle(model)
+        settle(model, failed=failed)
         with torch.inference_mode(False), torch.no_grad():
             for part, raw in shards:
                 part.copy_(raw)

@@ -135,20 +135,24 @@ def fitted(given: Tensor, like: Tensor, name: str) -> Tensor:
     )
 
 
-def settle(model: nn.Module) -> None:
+def settle(model: nn.Module, *, failed: bool = False) -> None:
     """Put the sharded parameters back into a model of FSDP2 that a forward pass has left unsharded.
 
     After a forward without a backward the root holds whole parameters, which no optimizer and no average moves.
 
     Args:
         model: any; nothing happens to one without FSDP2.
+        failed: whether an exception may have cut a forward pass short, after which FSDP must begin anew.
 
     Example:
         >>> settle(nn.Linear(1, 1))
     """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in units:
+        if failed and module._get_fsdp_state()._is_root and "reset_iter_state" in vars(FSDPModule):
+            module.reset_iter_state()
+    for module in units:
+        module.reshard()
 
 
 def refuse_unspreadable(name: str, tensor: Tensor) -> None:
