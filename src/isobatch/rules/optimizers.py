@@ -35,8 +35,8 @@ _ROWS = (
     OptimizerRow("nadamw", "sqrt", ("betas",), "decoupled", None, ("NAdam",), _ADAM, adaptive=True),
     OptimizerRow("lion", "linear", ("betas",), "decoupled", "pytorch_optimizer.Lion", ("Lion",),
                  normalises_after=True, mixes=True, lr_kept="sqrt", theory=("linear", "sqrt", "speed")),
-    OptimizerRow("muon", "linear", ("momentum",), "decoupled", None, ("Muon",), normalises_after=True,
-                 lr_kept="sqrt", theory=("linear", "sqrt")),
+    OptimizerRow("muon", "linear", ("momentum",), "decoupled", f"{_OURS}.builders.muon", ("Muon",),
+                 normalises_after=True, lr_kept="sqrt", theory=("linear", "sqrt"), nesterov=True),
 )  # fmt: skip
 
 OPTIMIZERS: dict[str, OptimizerRow] = {row.name: row for row in _ROWS}
