@@ -156,8 +156,9 @@ def make(settings: Recipe, seed: int) -> Run:
 
     Args:
         settings: the recipe; options.width (48) and options.layers (2) set the model, options.biases = false leaves
-            only matrices in it (Muon), options.held (256) the windows held out, the first so many of them. With options.validation = true "loss" is that of the odd held-out
-            windows, and "validation_loss" that of the even ones chooses settings.
+            only matrices in it (Muon), options.held (256) the windows held out, the first so many of them. With
+            options.validation = true "loss" is that of the odd held-out windows, and "validation_loss" that of the
+            even ones chooses settings.
         seed: of the initial weights.
 
     Returns:
