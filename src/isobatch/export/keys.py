@@ -17,8 +17,9 @@ HEAD = """\
 # Recipe keys
 
 What a recipe file (TOML) may say, as `isobatch plan --keys` prints it. A span is a number with a unit: "30 epochs",
-"20_000 samples", "500 steps" (of this recipe's batch), or tokens where the clock counts them. kappa is the new batch over
-the old one; letters are those of the plan."""
+"20_000 samples", "500 steps" (of this recipe's batch), or tokens where the clock counts them. kappa is the new batch
+over the old one; letters are those of the plan."""
+
 _NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 _BOUNDS = {"gt": "> {}", "ge": ">= {}", "lt": "< {}", "le": "<= {}"}
 
