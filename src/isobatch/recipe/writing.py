@@ -46,6 +46,9 @@ def _blocks(
         place: the same with the places in arrays, as notes are looked up: "groups.0.".
         notes: dotted key -> a comment.
         head: the header; one that [[repeats]] is always written, [another] where it holds values or nothing at all.
+
+    Yields:
+        TOML.
     """
     stated = {key: value for key, value in values.items() if value is not None}
     tables = {key: value for key, value in stated.items() if isinstance(value, Mapping) or _is_tables(value)}
