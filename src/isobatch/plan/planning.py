@@ -267,6 +267,8 @@ def write(recipe: R, new: Settings, batch: Batch) -> R:
         parts["ema"] = recipe.ema.model_copy(update={"half_life": f"{new.half_life:.12g} {unit}"})
     if recipe.batch_norm is not None:
         parts["batch_norm"] = recipe.batch_norm.model_copy(update={"momentum": new.batch_norm})
+    if recipe.planned is not None:
+        parts["planned"] = recipe.planned.then(batch.size)
     if recipe.rules.noise_share is not None:
         share = rules.noise_share_after(recipe.rules.noise_share, kappa)
         parts["rules"] = recipe.rules.model_copy(update={"noise_share": share})

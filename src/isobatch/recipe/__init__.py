@@ -17,6 +17,8 @@ from isobatch.recipe.parts import (
     Schedule,
 )
 from isobatch.recipe.split import Split, asked_size, split_kept
+from isobatch.recipe.stamp import Planned
+from isobatch.recipe.writing import toml_text
 
 __all__ = [
     "Adaptive",
@@ -29,6 +31,7 @@ __all__ = [
     "Noise",
     "Optimizer",
     "Part",
+    "Planned",
     "RecipeData",
     "Rules",
     "Schedule",
@@ -37,5 +40,6 @@ __all__ = [
     "asked_size",
     "read_toml",
     "split_kept",
+    "toml_text",
     "validate",
 ]
