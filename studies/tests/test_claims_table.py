@@ -66,7 +66,7 @@ def test_a_verdict_elsewhere_counts_where_the_own_folder_has_none(tmp_path):
 ])  # fmt: skip
 def test_counts(held, words):
     claim = next(iter(claims("legw").values()))
-    assert claims_table.counted([claims_table.Verdict(claim, "legw", one, "") for one in held]) == words
+    assert claims_table.counted([claims_table.Standing(claim, "legw", one, "") for one in held]) == words
 
 
 @pytest.mark.parametrize("page", [

@@ -28,7 +28,7 @@ missing, or that a test could not have told.
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Standing:
     """What is known of a claim.
 
     Args:
@@ -53,7 +53,7 @@ def studies() -> list[str]:
     return [one.name for one in vars(catalogue).values() if isinstance(one, catalogue.Study)]
 
 
-def verdicts(study: str, docs: Path) -> list[Verdict]:
+def verdicts(study: str, docs: Path) -> list[Standing]:
     """Return the verdicts of a study's claims: of its own folder where it has one, of another run of it otherwise.
 
     Args:
@@ -73,7 +73,7 @@ def verdicts(study: str, docs: Path) -> list[Verdict]:
                 choices.append((held is None, bool(data["quick"]), path.parent.name != study, path.parent.name, held))
         _, quick, _, folder, held = min(choices, default=(True, False, False, study, None), key=lambda one: one[:4])
         command = f"isobatch study {study}{' --quick' if quick else ''} --out docs/results/{folder}"
-        found.append(Verdict(claim, study, held, command))
+        found.append(Standing(claim, study, held, command))
     return found
 
 
@@ -91,13 +91,13 @@ def lines(page: str, name: str) -> dict[str, str]:
         InputError: other lines come first.
     """
     first = [line for line in page.splitlines()[1:] if line.strip()][:3]
-    found = dict(match.groups() for line in first if (match := _LINE.match(line)))
+    found = {match[1]: match[2] for line in first if (match := _LINE.match(line))}
     if list(found) != ["Claimed", "Found", "Size"]:
         raise InputError(f"{name} must begin, after its title, with the lines Claimed, Found and Size; it has {first}")
     return found
 
 
-def counted(found: list[Verdict]) -> str:
+def counted(found: list[Standing]) -> str:
     """Return how many claims held, in words.
 
     Args:
