@@ -17,7 +17,7 @@ from typing import Any
 
 from isobatch.plan import Plan, Recipe
 from isobatch.plan.plan import count, show
-from isobatch.report import write
+from isobatch.results import write
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, FIGURES = ROOT / "docs" / "known-answers.md", Path(__file__).with_name("known_answers.json")
