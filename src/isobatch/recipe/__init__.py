@@ -2,12 +2,14 @@
 
 from isobatch.recipe.augmentation import Adversary, Augment
 from isobatch.recipe.autowu import Search
+from isobatch.recipe.averages import LAWS, Average, EmaRamp
 from isobatch.recipe.critical import Critical
+from isobatch.recipe.curves import MOVED, Curve, Segment
 from isobatch.recipe.data import RecipeData
+from isobatch.recipe.groups import Group
 from isobatch.recipe.loading import read_toml, validate
 from isobatch.recipe.parts import (
     Adaptive,
-    Average,
     Batch,
     BatchNorm,
     Noise,
@@ -19,6 +21,8 @@ from isobatch.recipe.parts import (
 from isobatch.recipe.split import Split, asked_size, split_kept
 
 __all__ = [
+    "LAWS",
+    "MOVED",
     "Adaptive",
     "Adversary",
     "Augment",
@@ -26,6 +30,9 @@ __all__ = [
     "Batch",
     "BatchNorm",
     "Critical",
+    "Curve",
+    "EmaRamp",
+    "Group",
     "Noise",
     "Optimizer",
     "Part",
@@ -33,6 +40,7 @@ __all__ = [
     "Rules",
     "Schedule",
     "Search",
+    "Segment",
     "Split",
     "asked_size",
     "read_toml",
