@@ -226,7 +226,7 @@ def to_samples(
         if batch is None:
             raise InputError(f'{name}="{quantity}" needs a batch size; add it or use {unit}')
         return number * batch
-    if kind == unit or not number:
+    if kind == unit:
         return number
     if sequence is None:
         raise InputError(

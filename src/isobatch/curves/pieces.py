@@ -37,7 +37,8 @@ class Piece(NamedTuple):
 
 
 def _shaped(piece: Piece, passed: float) -> float:
-    return piece.to + (piece.start - piece.to) * SHAPES[piece.by](passed / piece.samples)
+    left = SHAPES[piece.by](passed / piece.samples)
+    return piece.start * left + piece.to * (1 - left)
 
 
 def _hold(piece: Piece, passed: float) -> float:
@@ -77,7 +78,7 @@ WAYS: dict[str, Callable[[Piece, float], float]] = {
 
 hold: start. step: `to` throughout, or start*gamma**k after k times `every` samples. exp: start*(to/start)**progress.
 power: the distance from its lower end goes as a power p of the progress from there. inverse:
-start*(1+samples/scale)**-p. A shape: to + (start-to)*shape(progress).
+start*(1+samples/scale)**-p. A shape: start*left + to*(1-left), left of the progress.
 """
 
 
@@ -168,6 +169,11 @@ class Pieces:
             The mean of the stairs, weighted by their overlap.
         """
         return mean_over(self._value, start, stop, self.stair, self._stairs)
+
+    @property
+    def shape(self) -> str:
+        """How the pieces run, one after the other."""
+        return ", ".join(piece.by for piece in self.pieces)
 
     @property
     def warmup(self) -> float:

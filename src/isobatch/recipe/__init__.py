@@ -4,7 +4,7 @@ from isobatch.recipe.augmentation import Adversary, Augment
 from isobatch.recipe.autowu import Search
 from isobatch.recipe.averages import LAWS, Average, EmaRamp
 from isobatch.recipe.critical import Critical
-from isobatch.recipe.curves import MOVED, Curve, Segment
+from isobatch.recipe.curves import MOVED, Curve, Segment, in_samples
 from isobatch.recipe.data import RecipeData
 from isobatch.recipe.groups import Group
 from isobatch.recipe.loading import read_toml, validate
@@ -43,6 +43,7 @@ __all__ = [
     "Segment",
     "Split",
     "asked_size",
+    "in_samples",
     "read_toml",
     "split_kept",
     "validate",

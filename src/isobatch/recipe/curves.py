@@ -199,7 +199,7 @@ def in_samples(segments: Curve, samples: Callable[[str, str], float], unit: str)
     written = []
     for segment in segments:
         spans = {
-            name: f"{samples(quantity, name):.17g} {unit}"
+            name: f"{samples(quantity, name):.12g} {unit}"
             for name in ("span", "every", "scale")
             if (quantity := getattr(segment, name)) is not None
         }

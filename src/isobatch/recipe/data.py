@@ -185,6 +185,8 @@ class RecipeData(Part):
         Returns:
             Samples (or tokens) on the recipe's clock.
         """
+        if quantity == "0 samples":  # what a span is that nobody gave, on the clock of tokens too
+            return 0.0
         return to_samples(
             quantity,
             batch=self.batch.size,
