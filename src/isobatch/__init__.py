@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from isobatch.noise import NoiseScale
     from isobatch.optimizers import InvariantAdam, InvariantAdamW, InvariantRMSprop
     from isobatch.plan import Plan, Recipe
-    from isobatch.train import SampleScheduler, rescale
+    from isobatch.train import SampleClock, SampleScheduler, rescale
 
 _HOME = {
     "InvariantAdam": "optimizers",
@@ -54,6 +54,7 @@ _HOME = {
     "NoiseScale": "noise",
     "Plan": "plan",
     "Recipe": "plan",
+    "SampleClock": "train",
     "SampleScheduler": "train",
     "rescale": "train",
 }
@@ -69,6 +70,7 @@ __all__ = [
     "NonFiniteError",
     "Plan",
     "Recipe",
+    "SampleClock",
     "SampleScheduler",
     "__version__",
     "augment",
