@@ -278,6 +278,8 @@ def write(recipe: R, new: Settings, batch: Batch) -> R:
         parts["ema"] = recipe.ema.model_copy(update=_average_numbers(recipe, new, moved))
     if recipe.batch_norm is not None:
         parts["batch_norm"] = recipe.batch_norm.model_copy(update={"momentum": new.batch_norm})
+    if recipe.planned is not None:
+        parts["planned"] = recipe.planned.then(batch.size)
     chosen = {}
     if recipe.rules.noise_share is not None:
         chosen["noise_share"] = rules.noise_share_after(recipe.rules.noise_share, kappa)

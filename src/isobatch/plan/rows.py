@@ -110,6 +110,9 @@ def _batch_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Setti
     if recipe.schedule is not None and recipe.batch.schedule is None:
         steps = whole_steps(curve(recipe).length, old), whole_steps(curve(recipe, new.batch).length, new)
         note = f"{steps[0]:,} steps become {steps[1]:,}"
+    if recipe.planned is not None:
+        way = " to ".join(map(str, recipe.planned.batches))
+        note += f"{'; ' if note else ''}planned before, {way}: what that plan moved is not moved again"
     unit = recipe.batch.unit
     yield make_row("batch.size", recipe.batch.size, after.batch.size, _ASKED, note, unit=unit, steps=steps)
     was, becomes = recipe.batch, after.batch

@@ -19,6 +19,8 @@ from isobatch.recipe.parts import (
     Schedule,
 )
 from isobatch.recipe.split import Split, asked_size, split_kept
+from isobatch.recipe.stamp import Planned
+from isobatch.recipe.writing import toml_text
 
 __all__ = [
     "LAWS",
@@ -36,6 +38,7 @@ __all__ = [
     "Noise",
     "Optimizer",
     "Part",
+    "Planned",
     "RecipeData",
     "Rules",
     "Schedule",
@@ -46,5 +49,6 @@ __all__ = [
     "in_samples",
     "read_toml",
     "split_kept",
+    "toml_text",
     "validate",
 ]

@@ -17,6 +17,7 @@ from isobatch.recipe.curves import Curve, known_name, pieces_of
 from isobatch.recipe.groups import Group, check_groups
 from isobatch.recipe.loading import read_toml, validate
 from isobatch.recipe.parts import Batch, BatchNorm, Noise, Optimizer, Part, Rules, Schedule
+from isobatch.recipe.stamp import Planned
 from isobatch.units import decay_at, half_life, to_samples
 
 
@@ -43,6 +44,7 @@ class RecipeData(Part):
         critical: a measured critical batch, None without one; only goal="speed" and advice use it.
         rules: which form of each rule is used.
         options: values handed to the task as they are.
+        planned: the stamp of a plan that was written to a file; None for a recipe as it was chosen.
 
     Example:
         >>> data = RecipeData.parse({"batch": {"size": 8}, "optimizer": {"name": "sgd", "lr": 0.1}})
@@ -68,9 +70,12 @@ class RecipeData(Part):
     critical: Critical | None = None
     rules: Rules = Rules()
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    planned: Planned | None = None
 
     @model_validator(mode="after")
     def _spans(self) -> Self:
+        if self.planned is not None:
+            self.planned.check(self.batch.size)
         if self.schedule is not None:
             self.batch_stages()
             RecipeData.staircase(self)
