@@ -53,7 +53,7 @@ def _untrained(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield 'optimizer.clip_by = "module"', 'use "norm" or "value", or your own loop'
     if o.eps_inside or any(group.eps_inside for group in recipe.groups):
         yield "optimizer.eps_inside", "torch's optimizers add eps outside the root; remove it, or use your own loop"
-    if batch.reduction != "mean":
+    if batch.summed:
         lr = f"the mean's: lr = {o.lr * batch.size:g} for sgd"
         yield f'batch.reduction = "{batch.reduction}"', f"the loop takes the mean; write the recipe by {lr}"
     if recipe.batch_norm is not None and recipe.batch_norm.synchronised and batch.devices > 1:
