@@ -9,6 +9,17 @@ from isobatch.gradients.batches import mapped, rebuilt
 from isobatch.gradients.layer_hook import LayerHook
 from isobatch.gradients.pass_norms import PassNorms
 from isobatch.gradients.rescale_check import RescaleCheck
+from isobatch.gradients.shards import (
+    Shards,
+    address,
+    dressed,
+    fitted,
+    local,
+    piece,
+    refuse_unspreadable,
+    settle,
+    sharded,
+)
 from isobatch.gradients.tap import (
     Member,
     Receiver,
@@ -37,16 +48,25 @@ __all__ = [
     "Ranks",
     "Receiver",
     "RescaleCheck",
+    "Shards",
     "Tap",
     "Watch",
+    "address",
     "bare_optimizer",
     "canonical",
+    "dressed",
+    "fitted",
+    "local",
     "made_in_inference_mode",
     "mapped",
+    "piece",
     "process_group_of",
     "rebuilt",
     "refuse_sparse",
+    "refuse_unspreadable",
     "refuse_unwatchable",
+    "settle",
+    "sharded",
     "unwrap",
     "world_size",
 ]
