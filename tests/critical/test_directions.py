@@ -5,51 +5,23 @@ from tests.recipes import recipe
 
 from isobatch import critical
 
-TASK = """
-import dataclasses
-
-from isobatch.tasks import Metric, Run
-from isobatch.tasks.quadratic import make as plain
-
-
-def make(settings, seed):
-    run = plain(settings, seed)
-
-    def metrics(model):
-        loss = run.metrics(model)["loss"]
-        return {"loss": loss, "cost": loss, "credit": 2 - loss}
-
-    declared = {
-        "loss": Metric("ratio", better="lower"),
-        "cost": Metric("ratio", better="lower"),
-        "credit": Metric("difference", better="higher", unit="points", scale=1.0),
-    }
-    return dataclasses.replace(run, metrics=metrics, declared=declared)
-"""
 # metric, and its value where the loss has one
 METRICS = {"loss": lambda loss: loss, "cost": lambda loss: loss, "credit": lambda loss: 2 - loss}
 
 
-@pytest.fixture
-def mirrored(tmp_path):
-    path = tmp_path / "mirrored.py"
-    path.write_text(TASK)
-
-    def build(lr, dimension, noise):
-        return recipe(
-            task=f"{path}:make",
-            data_size=4096,
-            ema=None,
-            options={"dimension": dimension, "noise": noise},
-            optimizer={"lr": lr},
-            schedule={"length": "2048 samples", "warmup": "0 samples", "shape": "constant"},
-        )
-
-    return build
+def mirrored(lr, dimension, noise):
+    return recipe(
+        task="tests.critical.mirrored:make",
+        data_size=4096,
+        ema=None,
+        options={"dimension": dimension, "noise": noise},
+        optimizer={"lr": lr},
+        schedule={"length": "2048 samples", "warmup": "0 samples", "shape": "constant"},
+    )
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_sweep(mirrored, metric):
+def test_sweep(metric):
     asked = {"batches": [4, 16, 64], "seeds": 1, "limit": 100, "workers": 1, "smoothing": 0.0}
     asked["lrs"] = {4: [5.0], 16: [15.0], 64: [20.0]}
     base = mirrored(5.0, 1, 0.004)
@@ -61,7 +33,7 @@ def test_sweep(mirrored, metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_branch(mirrored, metric):
+def test_branch(metric):
     """The longest branch is the worst one by far, in either direction."""
     asked = {"start": 256, "span": 1024, "factors": (1, 2, 4, 8, 16), "seeds": 2, "workers": 1}
     base = mirrored(0.15, 4, 0.02)

@@ -37,9 +37,6 @@ class Owner:
     parameters: dict[str, nn.Parameter]
 
 
-_PARAMETERS = ("weight", "bias")  # of the layers known; a pruned one has others, whose rows nothing here computes
-
-
 def owners(model: nn.Module, *, norms_only: bool = False) -> list[Owner]:
     """Return the layers whose rows can be told apart; parameters shared by layers, and compiled blocks, are left out.
 
@@ -68,8 +65,9 @@ def owners(model: nn.Module, *, norms_only: bool = False) -> list[Owner]:
         if id(module) in traced:
             continue
         rule = _NORMS.get(type(module)) or (None if norms_only else _OTHERS.get(type(module)))
-        mine = {k: p for k, p in module.named_parameters(recurse=False) if holders[p] == 1 and k in _PARAMETERS}
-        if rule is not None and mine and not _counts_tokens(module):
+        mine = {k: p for k, p in module.named_parameters(recurse=False) if holders[p] == 1}
+        plain = "weight" in module._parameters and set(module._parameters) <= {"weight", "bias"}  # not pruned, say
+        if rule is not None and mine and plain and not _counts_tokens(module):
             found.append(Owner(name, module, rule, mine))
     return found
 

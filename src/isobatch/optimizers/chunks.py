@@ -64,7 +64,8 @@ class Chunks:
         Raises:
             InputError: one whose gradients cannot be seen or squared.
         """
-        fresh = [p for p in parameters if id(p) not in self._leaves]
+        numbers = (p for p in parameters if p.is_floating_point() or p.is_complex())  # whole ones have no gradient
+        fresh = [p for p in numbers if id(p) not in self._leaves]
         if not fresh:
             return
         for parameter in fresh:
