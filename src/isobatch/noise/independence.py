@@ -26,7 +26,7 @@ from isobatch.noise.statistic import block_spread, ratio_interval
 
 FIRST, LATER, KEPT = 16, 8, 64
 FEWEST = 6
-DEPENDENT, UNCLEAR, SHARE = 1.25, 2.0, 0.1
+DEPENDENT, UNCLEAR, SHARE = 1.4, 4.0, 0.1
 
 
 class Independence(NamedTuple):
@@ -163,8 +163,8 @@ def judge_pairs(rows: Sequence[Tensor]) -> Independence:
         rows: from `PairedStep.finish`.
 
     Returns:
-        Known and independent where the interval of Phi stays below 2 or the excess is less than a tenth of |G|^2;
-        dependent where it lies above 1.25 and the excess is more.
+        Known and independent where the interval of Phi stays below 4 or the excess is less than a tenth of |G|^2;
+        dependent where it lies above 1.4 and the excess is more.
 
     Example:
         >>> judge_pairs([torch.tensor([3.0 + 0.1 * i, 1.0, 0.5, 1.0]) for i in range(8)]).dependent
