@@ -12,7 +12,7 @@ from torch import nn
 
 from isobatch.average import ModelEMA
 from isobatch.control import BatchSchedule
-from isobatch.curves import DecaySchedule
+from isobatch.curves import DecayCurve, DecaySchedule
 from isobatch.errors import InputError
 from isobatch.gradients import bare_optimizer
 from isobatch.noise import NoiseScale
@@ -67,6 +67,11 @@ class Following:
         if self.unit is not None and said is not None and said != self.unit:
             raise InputError(f"unit={self.unit!r}, but the half-life or the recipe counts {said}")
         object.__setattr__(self, "unit", self.unit or said)
+        if found is not None and found.ema is not None and (found.ema.ramp is not None or found.ema.start is not None):
+            raise InputError(
+                "ema.ramp and ema.start are planned, not followed here; give half_life, and "
+                "average={'warmup': isobatch.average.Ramp(...)} or another warm-up of isobatch.average"
+            )
         if found is not None and found.batch.adaptive is not None:
             raise InputError(
                 "batch.adaptive needs a loop that can change the batch at any step; train the recipe with "
@@ -104,7 +109,7 @@ class Following:
         return None if recipe is None or recipe.batch.schedule is None else BatchSchedule.from_recipe(recipe)
 
     @property
-    def decays(self) -> DecaySchedule | None:
+    def decays(self) -> DecaySchedule | DecayCurve | None:
         """The recipe's schedule of the average's decay, None where it is constant."""
         return None if self.follows is None else self.follows.average_schedule()
 
