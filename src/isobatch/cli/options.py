@@ -24,7 +24,7 @@ def add_recipe(command: argparse.ArgumentParser, *, required: bool = True) -> No
         command: the command's parser.
         required: whether the batch size must be given.
     """
-    command.add_argument("recipe", type=Path, help="recipe file (TOML)")
+    command.add_argument("recipe", type=Path, help="recipe file (TOML; plan reads those of other stacks too)")
     command.add_argument("--batch-size", type=int, required=required, help="new global batch, in the recipe's unit")
 
 

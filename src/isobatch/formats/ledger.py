@@ -158,6 +158,8 @@ class Ledger:
         answers: what was asked and answered.
         spans: samples of the recipe's spans by name.
         notes: what the reader should know.
+        doubts: what looks scaled twice.
+        devices_said: whether the file, its launcher or an answer says the devices.
         accumulates: whether the trainer can accumulate, so that the batch can be kept on fewer devices.
         per_device: whether the file's batch is that of a device.
         keeps_batch: whether the trainer itself keeps the batch on other devices, by more passes.
@@ -175,6 +177,8 @@ class Ledger:
     answers: Mapping[str, Any] = field(default_factory=dict)
     spans: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    devices_said: bool = True
     accumulates: bool = True
     per_device: bool = True
     keeps_batch: bool = False
@@ -205,7 +209,10 @@ class Ledger:
                 near = max(round(wanted), math.ceil(link.least))
                 exact = None if math.isclose(wanted, near, rel_tol=1e-9) else float(wanted)
                 wanted = near
-            if same(wanted, link.value):
+            stands = link.value
+            if link.whole and isinstance(stands, float):
+                stands = max(round(stands), math.ceil(link.least))
+            if same(wanted, stands):
                 continue
             if not possible(wanted):
                 raise InputError(f"{link.name} would have to be {wanted!r} at this batch; choose another one")

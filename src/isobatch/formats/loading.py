@@ -23,7 +23,6 @@ from isobatch.formats.texts import (
     read_text,
     read_toml_text,
     read_yaml,
-    spelled,
 )
 from isobatch.plan import Recipe
 
@@ -142,8 +141,7 @@ def read(
                 f"{source.name} was planned already: batch {stamp.reference} -> {stamp.batch} on {stamp.devices} devices, "
                 f"so it is not for {told}; plan on from it with --devices {stamp.devices}->N, or remove its stamp"
             )
-        source = _unrounded(source, stamp)
-    reader = Reader(source, answers, origins or {})
+    reader = Reader(source, answers, origins or {}, stamp.exact if stamp is not None else {})
     trouble: InputError | None = None
     recipe: Recipe | None = None
     try:
@@ -210,26 +208,6 @@ def _stamp_of(source: Source) -> Stamp | None:
         return read_stamp(source.text, source.name)
     beside = source.path.with_name(source.path.name + SIDECAR)
     return read_stamp(read_text(beside), beside.name) if beside.is_file() else None
-
-
-def _unrounded(source: Source, stamp: Stamp) -> Source:
-    """Return the file with the numbers that its plan had to make whole as they were before."""
-    tree = source.tree
-    for key in source.spots:
-        exact = stamp.exact.get(spelled(key))
-        value = source.get(key)
-        if exact is not None and isinstance(value, (int, float)) and abs(value - exact) <= 1:
-            tree = _put(tree, key, exact)
-    return replace(source, tree=tree)
-
-
-def _put(tree: Any, key: Key, value: Any) -> Any:
-    if not key:
-        return value
-    if isinstance(tree, list):
-        index = int(key[0])
-        return [_put(item, key[1:], value) if at == index else item for at, item in enumerate(tree)]
-    return {**tree, key[0]: _put(tree[key[0]], key[1:], value)}
 
 
 def _again(ledger: Ledger) -> Any:

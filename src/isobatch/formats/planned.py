@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from isobatch.errors import InputError
 from isobatch.formats.ledger import Change, Ledger, same
+from isobatch.formats.show import render, to_dict, to_json, to_markdown
 from isobatch.formats.split import asked_batch
 from isobatch.formats.stamp import SIDECAR, Stamp, stamped
-from isobatch.formats.texts import write_text
+from isobatch.formats.texts import Key, write_text
 from isobatch.formats.view import View
 from isobatch.plan import Plan, Recipe
 
 if TYPE_CHECKING:
-    from isobatch.formats.loading import Loaded
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 _SPLIT = ("batch.size", "batch.micro", "batch.devices", "accumulation")
 
@@ -67,12 +68,26 @@ class FilePlan:
     ledger: Ledger
     changes: tuple[Change, ...]
     kept: tuple[Change, ...] | None
-    again: Callable[[str, Stamp], Loaded] | None = None
+    again: Callable[[str, Stamp], Any] | None = None
 
     @property
     def recipe(self) -> Recipe:
         """The recipe at the new batch."""
         return self.plan.recipe
+
+    @property
+    def by_own_rule(self) -> tuple[str, float, float] | None:
+        """Key, value in the plan, and value by the plan's own rule of the rate, where the trainer's is another one."""
+        link = next((one for one in self.ledger.links if one.path == "optimizer.lr"), None)
+        if self.ledger.own_rule is None or link is None or self.plan.kappa == 1:
+            return None
+        free = self.reference.model_copy(
+            update={"rules": self.reference.rules.model_copy(update={"lr": "auto", "momentum": "sample-clock"})}
+        )
+        batch = self.recipe.batch
+        view = View(free.at(batch.size, devices=batch.devices, micro=batch.micro).recipe, self.ledger.spans, self.reference)
+        stated, wanted = link.back(View(self.recipe, self.ledger.spans, self.reference)), link.back(view)
+        return None if same(stated, wanted) else (link.name, stated, wanted)
 
     @property
     def rows(self) -> tuple[FileRow, ...]:
@@ -114,9 +129,22 @@ class FilePlan:
             raise InputError("a config object has no text; use isobatch.formats.scale_config, which returns a new one")
         if not self.changes:
             return source.text
-        text = stamped(source.edit({change.link.key: change.becomes for change in self.changes}), self.stamp, source)
+        text = stamped(source.edit(self.edits()), self.stamp, source)
         self._check(text)
         return text
+
+    def edits(self) -> dict[Key, Any]:
+        """Return what is written where; a list that the file does not have yet is written whole."""
+        found: dict[Key, Any] = {}
+        moved = {change.link.key: change.becomes for change in self.changes}
+        for key, value in moved.items():
+            parent = key[:-1]
+            if isinstance(key[-1], int) and not isinstance(self.ledger.source.get(parent), list):
+                items = {link.key[-1]: moved.get(link.key, link.value) for link in self.ledger.links if link.key[:-1] == parent}
+                found[parent] = [items[index] for index in sorted(items, key=int)]
+            else:
+                found[key] = value
+        return found
 
     def _check(self, text: str) -> None:
         if self.again is None:
@@ -164,6 +192,29 @@ class FilePlan:
         if self.ledger.source.kind == "json" and self.changes:
             write_text(target.with_name(target.name + SIDECAR), f"# {self.stamp.line()}\n")
         return target
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values, as docs/plan.schema.json describes them."""
+        return to_dict(self)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON for programs."""
+        return to_json(self)
+
+    def to_markdown(self) -> str:
+        """Return the plan as Markdown."""
+        return to_markdown(self)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=140)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from render(self, options.max_width)
 
     def explain(self, key: str) -> str:
         """Return where a number came from, and where it goes.

@@ -53,11 +53,13 @@ class Reader:
         source: the file.
         answers: what was answered already, by name.
         origins: where keys come from that stand in an included file.
+        exact: whole numbers of the file as they were before a plan made them whole.
     """
 
     source: Source
     answers: Mapping[str, Any] = field(default_factory=dict)
     origins: Mapping[Key, str] = field(default_factory=dict)
+    exact: Mapping[str, float] = field(default_factory=dict)
     draft: Draft = field(default_factory=Draft)
 
     def __post_init__(self) -> None:
@@ -66,6 +68,8 @@ class Reader:
         self.fixed: list[Fixed] = []
         self.left: dict[str, Unread] = {}
         self.notes: list[str] = []
+        self.doubts: list[str] = []
+        self.devices_said = True
         self.own_rule: OwnRule | None = None
         self.reference: float | None = None
         self.accumulates = True
@@ -113,6 +117,9 @@ class Reader:
         if isinstance(value, Unknown):
             why = f"the file computes it ({value.text}), which only running it would tell"
             return Found(key, self.ask(spelled(key), why, default), "asked")
+        before = self.exact.get(spelled(key))
+        if before is not None and isinstance(value, (int, float)) and abs(value - before) <= 1:
+            value = before
         return Found(key, value, self.origins.get(key, "file"))
 
     def number(self, *names: str, default: Any = None, ask: str = "", low: float = 0, kind: type = float) -> Found:
@@ -152,7 +159,8 @@ class Reader:
         bad = isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
         if not bad and kind is int and value == int(value):
             value = int(value)
-        if bad or (kind is int and not isinstance(value, int)) or value < low or abs(value) > 1e18:
+        whole = isinstance(value, int) or found.name in self.exact
+        if bad or (kind is int and not whole) or value < low or abs(value) > 1e18:
             what = "a whole number" if kind is int else "a number"
             raise InputError(f"{found.name}={found.value!r} must be {what} of at least {low:g}; mend the file, or say "
                              f"--set {found.name}=...")  # fmt: skip
@@ -181,6 +189,8 @@ class Reader:
         """
         found = self.find(*names, default=default)
         value = found.value
+        if isinstance(value, str) and value.startswith(("/", "./", "../", "~")):
+            value = True  # a switch that stands before the last word of a command
         if isinstance(value, str) and value.lower() in ("true", "false", "yes", "no", "1", "0"):
             value = value.lower() in ("true", "yes", "1")
         if value in (0, 1):
@@ -238,8 +248,19 @@ class Reader:
         self.questions.setdefault(name, Question(name, why, flag or f"--set {name}=..."))
         return stand_in
 
-    def devices(self, why: str = "its batch is that of one device", default: int | None = None) -> int:
-        """Return the data-parallel devices, asked unless the launcher says them."""
+    def devices(
+        self, why: str = "its batch is that of one device", default: int | None = None, assume: int | None = None
+    ) -> int:
+        """Return the data-parallel devices.
+
+        Args:
+            why: they are needed.
+            default: what the file or its launcher says.
+            assume: what may be assumed where nobody says it, because the batch does not depend on it.
+        """
+        if "devices" not in self.answers and default is None and assume is not None:
+            self.devices_said = False
+            return assume
         if "devices" not in self.answers and default is not None:
             return default
         value = self.ask("devices", f"{why}; how many data-parallel devices (GPUs) is the file for?", 1,
@@ -362,6 +383,10 @@ class Reader:
         if text not in self.notes:
             self.notes.append(text)
 
+    def doubt(self, text: str) -> None:
+        """Name what looks scaled twice."""
+        self.doubts.append(text)
+
     # ending
 
     def ledger(self, name: str, title: str) -> Ledger:
@@ -381,7 +406,8 @@ class Reader:
         spans = {span: self.draft.samples(span) for span in self.draft.spans}
         return Ledger(
             name, title, self.source, tuple(self.links), self.own_rule, self.reference, tuple(self.left.values()),
-            tuple(self.fixed), dict(self.answers), spans, tuple(self.notes), self.accumulates, self.per_device, self.keeps_batch,
+            tuple(self.fixed), dict(self.answers), spans, tuple(self.notes), tuple(self.doubts), self.devices_said,
+            self.accumulates, self.per_device, self.keeps_batch,
         )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,11 +66,23 @@ class View:
         if name in ("batch", "devices", "micro", "accumulation"):
             return getattr(self, name)
         found: Any = self.recipe
-        for part in FIELDS[name].replace("]", "").replace("[", ".").split("."):
+        for part in FIELDS.get(name, name).replace("]", "").replace("[", ".").split("."):
             found = found[int(part)] if part.isdigit() else getattr(found, part)
             if found is None:
                 break
         return found
+
+    @property
+    def kappa(self) -> float:
+        """The batch by the one that was read."""
+        return self.batch / self._base.batch.size
+
+    def average(self, decay: float) -> float:
+        """Return another decay of the same average, moved as the recipe's own was."""
+        own, moved = self._base.ema, self.recipe.ema
+        if own is None or moved is None or not own.decay or not moved.decay or own.decay == 1:
+            return decay**self.kappa
+        return decay ** (math.log(moved.decay) / math.log(own.decay))
 
     def samples(self, name: str) -> float:
         """Return a span in samples: what the recipe plans for length and warm-up, others kept."""

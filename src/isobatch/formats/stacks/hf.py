@@ -7,6 +7,7 @@ from isobatch.formats.stacks.words import betas, clip, launched_devices, optimiz
 _INERT = (
     "beta", "average_tokens_across_devices", "adapter", "optim_target_modules", "eval_batch_size", "max_length",
     "loss_type", "temperature", "logging_steps", "train_on_inputs", "group_by_length", "num_beams", "epsilon_high",
+    "evals_per_epoch", "saves_per_epoch",
 )  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def read(reader: Reader) -> None:
     if reader.find("packing", "sample_packing").value:
         reader.note("samples are packed sequences here: the data size is the number of packs, and a batch counts packs")
     reader.inert(*_INERT)
-    for key in ("deepspeed", "fsdp", "optim_args", "lr_scheduler_kwargs"):
+    for key in ("deepspeed", "fsdp", "optim_args"):
         if reader.find(key).value:
             reader.unread(key, "may set rates, batches or clipping of its own")
 

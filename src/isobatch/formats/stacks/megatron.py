@@ -1,7 +1,5 @@
 """Megatron-LM: a list of flags; a global batch of samples, spans in iterations or samples."""
 
-from typing import Any
-
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.words import betas, clip, launched_devices, optimizer
@@ -44,12 +42,11 @@ def read(reader: Reader) -> None:
 
 
 def _devices(reader: Reader) -> int:
-    world: Any = launched_devices(reader) or reader.find("world_size").value
     split = 1
     for key in _PARALLEL:
         split *= reader.whole(key, default=1, low=1).value
-    told = None
-    if isinstance(world, int) and world % split == 0:
+    told, world = launched_devices(reader, split), reader.find("world_size").value
+    if told is None and isinstance(world, int) and world % split == 0:
         told = world // split
     return reader.devices("micro-batch x data-parallel size x passes is the global batch", default=told)
 

@@ -11,7 +11,7 @@ def read(reader: Reader) -> None:
     block = reader.whole("block_size", default=1024, low=1)
     micro = reader.whole("batch_size", default=12, low=1)
     passes = reader.whole("gradient_accumulation_steps", default=40, low=1)
-    devices = reader.devices(default=launched_devices(reader) or 1)
+    devices = reader.devices(default=launched_devices(reader), assume=1)
     draft.unit, draft.batch["sequence"] = "tokens", block.value
     tokens = micro.value * block.value
     draft.values |= {"batch": tokens * passes.value, "devices": devices, "micro": tokens}

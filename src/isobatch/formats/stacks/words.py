@@ -61,18 +61,32 @@ def clip(reader: Reader, found: Found) -> None:
         reader.say("clip", found)
 
 
-def launched_devices(reader: Reader) -> int | None:
-    """Return the devices that a command's launcher says, None where it does not."""
+_COUNTS = ("nproc_per_node", "num_processes", "num_gpus", "gpus_per_node", "ngpus")
+
+
+def launched_devices(reader: Reader, split: int = 1) -> int | None:
+    """Return the data-parallel devices that a command's launcher says, and enter them into the ledger.
+
+    Args:
+        reader: of the file.
+        split: devices that hold one model together.
+
+    Returns:
+        Devices; None where the launcher does not say them.
+    """
     launcher = reader.source.extra.get("launcher", {})
-    count = None
-    for name in ("nproc_per_node", "num_processes", "num_gpus", "gpus_per_node", "ngpus"):
-        if isinstance(launcher.get(name), int):
-            count = launcher[name]
-            if name == "nproc_per_node" or name == "num_gpus" or name == "gpus_per_node":
-                nodes = launcher.get("nnodes", launcher.get("num_nodes", launcher.get("nodes", 1)))
-                count = count * nodes if isinstance(nodes, int) else None
-            break
-    return count
+    for name in _COUNTS:
+        count = launcher.get(name)
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            continue
+        nodes = 1 if name == "num_processes" else launcher.get("nnodes", launcher.get("num_nodes", launcher.get("nodes", 1)))
+        if not isinstance(nodes, int) or nodes < 1 or count * nodes % split:
+            return None
+        if "devices" not in reader.answers or reader.answers["devices"] == count * nodes // split:
+            found = Found(("launcher", name), count, "launcher")
+            reader.link("devices", found, lambda view: view.devices * split / nodes, words="of the launcher", whole=True, least=1)
+        return count * nodes // split
+    return None
 
 
 def per_device_batch(
@@ -102,3 +116,39 @@ def global_batch(reader: Reader, found: Found, devices: int = 1) -> None:
     reader.accumulates, reader.per_device = False, False
     reader.draft.values |= {"batch": found.value, "devices": devices}
     reader.link("batch", found, lambda view: view.batch, whole=True, least=1)
+
+
+def milestones(reader: Reader, at: list[float], gamma: float) -> None:
+    """Enter a curve that is multiplied by gamma at some samples, counted from the start of the run.
+
+    Args:
+        reader: of the file.
+        at: milestones in samples.
+        gamma: factor of each.
+    """
+    draft = reader.draft
+    passed = draft.samples("warmup") if "warmup" in draft.spans else 0.0
+    run, rest, level = draft.samples("length"), [], 1.0
+    for index, mark in enumerate(sorted(at)):
+        if mark >= run:
+            break
+        span = {} if mark <= passed else {"span": f"{mark - passed:.17g} {draft.unit}"}
+        if span:
+            rest.append({**span, **({"by": "step", "to": level} if rest or level != 1 else {"by": "hold"})})
+        passed, level = max(mark, passed), gamma ** (index + 1)
+    draft.rest = [*rest, {"by": "step", "to": level} if level != 1 else {"by": "hold"}]
+
+
+def share_of_peak(reader: Reader, path: str, found: Found) -> float:
+    """Enter a rate that stays the same share of the peak, and return that share."""
+    part = found.value / reader.draft.values["lr"]
+    reader.link(path, found, lambda view: view["lr"] * part, words="share of the peak kept")
+    return part
+
+
+def share_of_decay(reader: Reader, found: Found) -> float:
+    """Enter a weight decay that stays the same share of the first one, and return that share."""
+    start = reader.draft.values["weight_decay"]
+    part = found.value / start if start else 1.0
+    reader.link("curves.weight_decay", found, lambda view: view["weight_decay"] * part, words="share of weight_decay kept")
+    return part

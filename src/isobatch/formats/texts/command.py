@@ -17,7 +17,7 @@ _ASSIGN = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\+?=)")
 _OVERRIDE = re.compile(r"^[+~]{0,2}([A-Za-z_][\w.\[\]/@-]*)=(.*)$", re.S)
 _SUM = re.compile(r"^[\d\s+*/()-]+$")
 _NUMBER = re.compile(r"^-(?:\d|\.\d)")
-_RUNS = re.compile(r"(\.py$|^-m$|^yolo$|^torchrun$|^python\d?(\.\d+)?$|^accelerate$|^deepspeed$|^tune$|^axolotl$|^trl$)")
+_RUNS = re.compile(r"(\.py$|\.sh$|lerobot-train$|^-m$|^yolo$|^torchrun$|^python\d?(\.\d+)?$|^accelerate$|^deepspeed$|^tune$|^axolotl$|^trl$)")
 _LISTS = re.compile(r"(args|kwargs|options|opts)$")
 
 
@@ -68,6 +68,12 @@ def read_command(text: str, name: str) -> Source:
     spots: dict[Key, Spot] = {}
     for flag, values in _flags(rest).items():
         _set(tree, spots, flag, values, name)
+    for flag, values in _flags(launcher).items():
+        if len(values) == 1 and values[0].own:
+            spots["launcher", flag] = Spot(values[0].start, values[0].end)
+    if program.endswith(".sh") and rest and rest[0].text.isdigit() and rest[0].own:
+        spots["launcher", "nproc_per_node"] = Spot(rest[0].start, rest[0].end)
+        launcher = [Word("--nproc_per_node", 0, 0), rest[0]]
     extra = {
         "launcher": {flag: _plain(values) for flag, values in _flags(launcher).items()},
         "program": program,
@@ -336,6 +342,8 @@ def _split(words: list[Word]) -> tuple[list[Word], list[Word], str]:
             if not word.text.endswith(("run.py", "launch.py")) and "distributed" not in word.text:
                 break
     if last < 0:
+        last = next((i for i, word in enumerate(words) if word.text.endswith(".sh")), -1)
+    if last < 0:
         at = next((i for i, word in enumerate(words) if _RUNS.search(word.text)), 0)
         while at + 1 < len(words) and not words[at + 1].text.startswith("-") and "=" not in words[at + 1].text:
             at += 1
@@ -367,6 +375,8 @@ def _flags(words: list[Word], *, raw: bool = False) -> dict[str, list[Word]]:
             shown[override[1]] = [Word(override[1] + "=", word.start, word.start)]
         elif flag is not None:
             found[flag].append(word)
+    if flag is not None and len(found[flag]) > 1 and found[flag][-1].text.startswith(("/", "./", "../", "~")):
+        found[flag].pop()  # the data, behind the last flag
     return shown if raw else found
 
 
@@ -421,7 +431,7 @@ def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
             if any(place is None for place in places):
                 raise InputError(f"--{key[-1]} is built by the shell; write its numbers out")
             pieces += [(p.start, p.end, _literal(v)) for p, v in zip(places, value, strict=True) if p is not None]
-        elif source.get(key) is not None:
+        elif source.get(key) is not None or key[0] == "launcher":
             raise InputError(f"--{'.'.join(map(str, key))} is built by the shell; write the number out")
         else:
             added += f" {_flag(source, key)}{_literal(value)}"

@@ -47,9 +47,11 @@ def read_python(text: str, name: str) -> Source:
     try:
         for statement in module.body:
             reader.statement(statement)
+        reader.call_of_training(module)
     except RecursionError:
         raise InputError(f"{name}: nested deeper than {DEEPEST} levels; a recipe is not") from None
-    return Source(name, "python", text, reader.tree, reader.spots, _rewrite)
+    extra = {} if reader.call is None else {"call": reader.end_of(reader.call)}
+    return Source(name, "python", text, reader.tree, reader.spots, _rewrite, extra)
 
 
 class _Reader:
@@ -70,6 +72,7 @@ class _Reader:
             starts.append(at)
         self._starts = starts
         self._ascii = text.isascii()
+        self.call: ast.Call | None = None
 
     def statement(self, node: ast.stmt) -> None:
         """Take in one statement of the top level."""
@@ -90,6 +93,22 @@ class _Reader:
                     self.tree[node.name][target.id] = self.value(item.value, (node.name, target.id))
         elif isinstance(node, (*_BRANCHES, ast.AugAssign, ast.Delete, ast.Expr)):
             self._uncertain(node)
+
+    def call_of_training(self, module: ast.Module) -> None:
+        """Take in the arguments of the one call `something.train(...)` of a script as its settings."""
+        calls = [
+            node
+            for node in ast.walk(module)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "train"
+            and node.keywords
+        ]  # fmt: skip
+        if len(calls) != 1:
+            return
+        for keyword in calls[0].keywords:
+            if keyword.arg is not None and not isinstance(self.tree.get(keyword.arg), (int, float, dict)):
+                self._forget((keyword.arg,))
+                self.tree[keyword.arg] = self.value(keyword.value, (keyword.arg,))
+        self.call = calls[0]
 
     def _assign(self, target: ast.expr, value: ast.expr) -> None:
         if isinstance(target, ast.Name):
@@ -225,6 +244,10 @@ class _Reader:
         text = " ".join(self._text[spot.start : spot.end].split())
         return text if len(text) <= 60 else text[:57] + "..."
 
+    def end_of(self, node: ast.expr) -> int:
+        """Return one past the last character of an expression."""
+        return self._spot(node).end
+
     def _spot(self, node: ast.expr) -> Spot:
         start = self._starts[node.lineno - 1] + node.col_offset
         end = self._starts[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
@@ -255,11 +278,13 @@ def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
         spot = source.spots.get(key)
         if spot is not None:
             pieces.append((spot.start, spot.end, _literal(value, source.text[spot.start : spot.end])))
+        elif len(key) == 1 and "call" in source.extra:
+            pieces.append(_inserted(source.text, source.extra["call"] - 1, f"{key[0]}={_literal(value, '')}"))
         elif len(key) == 1:
             added.append(f"{key[0]} = {_literal(value, '')}")
         else:
             pieces.append(_argument(source, key, value))
-    text = replaced(source.text, pieces)
+    text = replaced(source.text, _joined(pieces))
     if added:
         end = newline(text)
         text += ("" if text.endswith("\n") or not text else end) + end.join(added) + end
@@ -275,8 +300,25 @@ def _argument(source: Source, key: Key, value: Any) -> tuple[int, int, str]:
     closing = text[at]
     if closing not in ")}":
         raise InputError(f"{spelled(key)} has no place in {source.name}; add {spelled(key)} = {value!r} by hand")
+    name = f"{key[-1]}=" if closing == ")" else f"{str(key[-1])!r}: "
+    return _inserted(text, at, f"{name}{_literal(value, '')}")
+
+
+def _inserted(text: str, at: int, argument: str) -> tuple[int, int, str]:
+    """Return the piece that adds an argument before a closing bracket."""
     while text[at - 1] in " \t\r\n":
         at -= 1
     lead = " " if text[at - 1] == "," else "" if text[at - 1] in "({" else ", "
-    name = f"{key[-1]}=" if closing == ")" else f"{str(key[-1])!r}: "
-    return at, at, f"{lead}{name}{_literal(value, '')}"
+    return at, at, f"{lead}{argument}"
+
+
+def _joined(pieces: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Return pieces with those that are added at one place as one piece."""
+    found: dict[tuple[int, int], str] = {}
+    for start, end, new in pieces:
+        before = found.get((start, end))
+        if before is None or start != end:
+            found[start, end] = new
+        else:
+            found[start, end] = before + (new if new.startswith(",") else f", {new.strip()}")
+    return [(start, end, new) for (start, end), new in found.items()]
