@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         data,
         decentralized,
         errors,
+        export,
         gradients,
         installed,
         modules,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from isobatch.noise import NoiseScale
     from isobatch.optimizers import InvariantAdam, InvariantAdamW, InvariantRMSprop
     from isobatch.plan import Plan, Recipe
-    from isobatch.train import SampleScheduler, rescale
+    from isobatch.train import SampleClock, SampleScheduler, rescale
 
 _HOME = {
     "InvariantAdam": "optimizers",
@@ -54,6 +55,7 @@ _HOME = {
     "NoiseScale": "noise",
     "Plan": "plan",
     "Recipe": "plan",
+    "SampleClock": "train",
     "SampleScheduler": "train",
     "rescale": "train",
 }
@@ -69,6 +71,7 @@ __all__ = [
     "NonFiniteError",
     "Plan",
     "Recipe",
+    "SampleClock",
     "SampleScheduler",
     "__version__",
     "augment",
@@ -81,6 +84,7 @@ __all__ = [
     "data",
     "decentralized",
     "errors",
+    "export",
     "gradients",
     "installed",
     "modules",

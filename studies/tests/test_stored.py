@@ -15,6 +15,8 @@ KEPT = [
     ("batch-augmentation", True, 65, "0d2abe46c87c62a668ec7a82.json", "368526103c423a7671703f05"),
     ("byol", False, 192, "dcae2838d1f50b1c6a812a94.json", "cab6a18fa9a125a483a5d5a9"),
     ("byol", True, 30, "fb94c424c58301d8a7656c08.json", "cea00d14b7186dcd2a3367d3"),
+    ("byol-24576", False, 32, "4fbfb18d947fc90d27f4176f.json", "f3ee2210b87ffcf1b8801151"),
+    ("byol-24576", True, 10, "edfbfe89e25101a8bab2cbc9.json", "d44732adad7e1aab0ddc1c96"),
     ("concurrent-adversarial", False, 531, "579d728da1f2d732544356d4.json", "69eb6caf1cea0140aadd743e"),
     ("concurrent-adversarial", True, 101, "579d728da1f2d732544356d4.json", "addc2106a64198be7d221b3b"),
     ("decentlam", False, 74, "05f8a659389cc46f4d2869b5.json", "4b74a03ec42b3f630f16fb9c"),

@@ -20,7 +20,9 @@ def add_file_options(command: argparse.ArgumentParser) -> None:
         command: the command's parser.
     """
     files = command.add_argument_group("files of other stacks (docs/formats.md)")
-    files.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="answer what the file does not say")
+    files.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="answer what the file does not say"
+    )
     files.add_argument("--format", metavar="NAME", help="the format, where it cannot be told from the file")
     files.add_argument("--keep-batch", action="store_true", help="keep the batch on other devices, by accumulation")
     files.add_argument("--explain", metavar="KEY", help="where a number came from, and where it goes")
@@ -91,7 +93,9 @@ def plan_file(chosen: argparse.Namespace) -> int:
         0, or 4 where --check finds a departure.
     """
     if chosen.optimizer is not None:
-        raise InputError("a file of another stack cannot say the invariant form; drop --optimizer, or write the recipe in TOML")
+        raise InputError(
+            "a file of another stack cannot say the invariant form; drop --optimizer, or write the recipe in TOML"
+        )
     file, new = _loaded(chosen, chosen.recipe)
     if chosen.check:
         return _checked(chosen, file)

@@ -46,7 +46,7 @@ def acts(key: str, value: Any) -> bool:
     last = re.sub(r"\[\d+\]", "", text).rsplit(".", 1)[-1]
     if _NEVER.search(last):
         return False
-    return bool(_WORDS.search(last) or _WORDS.search(text) and _number_like(value))
+    return bool(_WORDS.search(last) or (_WORDS.search(text) and _number_like(value)))
 
 
 def _number_like(value: Any) -> bool:

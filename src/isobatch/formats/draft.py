@@ -7,7 +7,19 @@ from isobatch.errors import InputError
 from isobatch.plan import Recipe
 from isobatch.units import to_samples
 
-_OPTIMIZER = ("name", "lr", "momentum", "nesterov", "alpha", "eps", "eps_inside", "weight_decay", "decay", "clip", "clip_by")
+_OPTIMIZER = (
+    "name",
+    "lr",
+    "momentum",
+    "nesterov",
+    "alpha",
+    "eps",
+    "eps_inside",
+    "weight_decay",
+    "decay",
+    "clip",
+    "clip_by",
+)
 _SHAPES = {"hold": "constant", "linear": "linear", "cosine": "cosine"}
 
 
@@ -120,7 +132,9 @@ class Draft:
         """Return segments with the quantities of their spans; a segment without any samples is left out."""
         out = []
         for segment in segments:
-            named = {k: self.spans[v] for k, v in segment.items() if k in ("span", "every", "scale") and v in self.spans}
+            named = {
+                k: self.spans[v] for k, v in segment.items() if k in ("span", "every", "scale") and v in self.spans
+            }
             if "span" in segment and segment["span"] in self.spans and self.samples(segment["span"]) <= 0:
                 continue
             out.append({key: _float(value) for key, value in (segment | named).items() if value is not None})

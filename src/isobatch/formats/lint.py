@@ -38,7 +38,7 @@ def lint(recipe: Recipe, ledger: Ledger) -> tuple[Lint, ...]:
         Findings, none for a recipe that is fine.
     """
     doubts = [Lint("double", text) for text in ledger.doubts]
-    return tuple([*_schedule(recipe, ledger), *_average(recipe), *_reference(recipe, ledger), *doubts, *_ramp(ledger)])
+    return (*_schedule(recipe, ledger), *_average(recipe), *_reference(recipe, ledger), *doubts, *_ramp(ledger))
 
 
 def _schedule(recipe: Recipe, ledger: Ledger) -> Iterator[Lint]:

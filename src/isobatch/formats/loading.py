@@ -92,7 +92,7 @@ def load(
     data_size: int | None = None,
     devices: int | None = None,
     format: str | None = None,
-    set: Mapping[str, Any] | None = None,  # noqa: A002
+    set: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """Read a recipe file of another stack, or a config object.
 
@@ -158,7 +158,11 @@ def read(
     ledger = reader.ledger(form.name, form.title) if trouble is None or reader.questions else None
     if trouble is not None or recipe is None or ledger is None:
         raise InputError(f"{source.name}: {trouble}" if source.name not in str(trouble) else str(trouble))
-    unused = [key for key in answers if key not in reader.used and key not in ("devices", "data_size", *(stamp.answers if stamp else ()))]
+    unused = [
+        key
+        for key in answers
+        if key not in reader.used and key not in ("devices", "data_size", *(stamp.answers if stamp else ()))
+    ]
     if unused:
         known = ", ".join(link.name for link in ledger.links)
         raise InputError(f"--set {unused[0]} answers nothing that {source.name} asks; known keys: {known}")
@@ -180,7 +184,9 @@ def from_object(config: Any) -> Source:
     """Return the source of a config object: its values, without a text."""
     tree = plain_tree(config)
     if not isinstance(tree, dict) or not tree:
-        raise InputError(f"a config of type {type(config).__name__} holds no keys; give a mapping, dataclass or namespace")
+        raise InputError(
+            f"a config of type {type(config).__name__} holds no keys; give a mapping, dataclass or namespace"
+        )
     return Source(type(config).__name__, "object", "", tree, {}, lambda source, changes: source.text)
 
 

@@ -22,7 +22,7 @@ def scale_config(
     keep_batch: bool = False,
     data_size: int | None = None,
     format: str | None = None,
-    set: Mapping[str, Any] | None = None,  # noqa: A002
+    set: Mapping[str, Any] | None = None,
 ) -> C:
     """Return a config object at another batch, every number that moves with the batch moved.
 
@@ -65,7 +65,7 @@ def _with(held: Any, key: Key, value: Any) -> Any:
     part, rest = key[0], key[1:]
     if isinstance(held, Mapping):
         name = next((own for own in held if str(own) == part), part)
-        inner = held[name] if name in held else ({} if rest else None)
+        inner = held.get(name, {} if rest else None)
         out: Any = copy.copy(held)
         out[name] = _with(inner, rest, value)
         return out

@@ -20,7 +20,13 @@ from isobatch.plan import Plan, Recipe
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-_SPLIT = ("batch.size", "batch.micro", "batch.devices", "accumulation")
+_SPLIT = ("batch.size", "batch.micro", "batch.devices", "accumulation", "nbs")
+_RULED = {
+    "curves.weight_decay": "optimizer.weight_decay",
+    "curves.lr": "optimizer.lr",
+    "schedule.final": "optimizer.lr",
+}
+"""Shares of a number follow the rule of that number."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,9 @@ class FilePlan:
             update={"rules": self.reference.rules.model_copy(update={"lr": "auto", "momentum": "sample-clock"})}
         )
         batch = self.recipe.batch
-        view = View(free.at(batch.size, devices=batch.devices, micro=batch.micro).recipe, self.ledger.spans, self.reference)
+        view = View(
+            free.at(batch.size, devices=batch.devices, micro=batch.micro).recipe, self.ledger.spans, self.reference
+        )
         stated, wanted = link.back(View(self.recipe, self.ledger.spans, self.reference)), link.back(view)
         return None if same(stated, wanted) else (link.name, stated, wanted)
 
@@ -103,7 +111,9 @@ class FilePlan:
             becomes = _number_at(new, fixed.path)
             if becomes is not None and not same(becomes, fixed.value):
                 rule, because, confidence = self._why(fixed.path)
-                found.append(FileRow(fixed.path, fixed.value, becomes, fixed.path, rule, because, confidence, fixed.where))
+                found.append(
+                    FileRow(fixed.path, fixed.value, becomes, fixed.path, rule, because, confidence, fixed.where)
+                )
         return tuple(found)
 
     @property
@@ -140,7 +150,11 @@ class FilePlan:
         for key, value in moved.items():
             parent = key[:-1]
             if isinstance(key[-1], int) and not isinstance(self.ledger.source.get(parent), list):
-                items = {link.key[-1]: moved.get(link.key, link.value) for link in self.ledger.links if link.key[:-1] == parent}
+                items = {
+                    link.key[-1]: moved.get(link.key, link.value)
+                    for link in self.ledger.links
+                    if link.key[:-1] == parent
+                }
                 found[parent] = [items[index] for index in sorted(items, key=int)]
             else:
                 found[key] = value
@@ -155,7 +169,9 @@ class FilePlan:
         for change in self.changes:
             link = change.link
             wanted = link.back(before)
-            got = next((other for other in found.ledger.links if other.key == link.key and other.path == link.path), None)
+            got = next(
+                (other for other in found.ledger.links if other.key == link.key and other.path == link.path), None
+            )
             value = None if got is None else got.back(after)
             close = same(wanted, value) or (change.exact is not None and same(change.becomes, value))
             if not close and not _near(wanted, value):
@@ -244,7 +260,9 @@ class FilePlan:
         if change is None:
             lines.append("  stays at this batch")
         else:
-            lines.append(f"  becomes {change.becomes!r}" + (f", made whole from {change.exact!r}" if change.exact else ""))
+            lines.append(
+                f"  becomes {change.becomes!r}" + (f", made whole from {change.exact!r}" if change.exact else "")
+            )
         if rule:
             lines.append(f"  rule {rule}: {because} ({confidence})")
         own = self.ledger.own_rule
@@ -253,13 +271,14 @@ class FilePlan:
         return "\n".join(lines)
 
     def _why(self, path: str) -> tuple[str, str, str]:
+        path = _RULED.get(path, path)
         heads = (path, path.split("[")[0], path.rsplit(".", 1)[0])
         for row in self.plan.rows:
             if row.key in heads or row.key.split("[")[0] == heads[1]:
                 return row.rule, row.because, str(row.confidence)
         if path in _SPLIT:
-            return "B = micro x devices x n", "what was asked for", "theorem"
-        return "", "a span stays the same in samples", "theorem"
+            return "B = micro x devices x n", "what was asked for", "derived"
+        return "steps/kappa", "a span stays the same in samples", "derived"
 
     def _row(self, change: Change) -> FileRow:
         link = change.link

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -152,10 +153,8 @@ class Reader:
     def _number(self, found: Found, value: Any, low: float, kind: type) -> Any:
         if isinstance(value, str):
             text = value.strip().replace("_", "")
-            try:
+            with suppress(ValueError):
                 value = int(text) if text.lstrip("+-").isdigit() and len(text) < 30 else float(text)
-            except ValueError:
-                pass
         bad = isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
         if not bad and kind is int and value == int(value):
             value = int(value)
@@ -339,7 +338,9 @@ class Reader:
         if unit == "length":
             number, _, of = self.draft.spans["length"].partition(" ")
             self.draft.spans[name] = f"{_count(float(number) * amount)} {of}"
-            self.link(name, found, lambda view: view.samples(name) / view.samples("length") / times, words="share of the run")
+            self.link(
+                name, found, lambda view: view.samples(name) / view.samples("length") / times, words="share of the run"
+            )
             return
         self.draft.spans[name] = f"{_count(amount)} {unit}"
         if unit == "epochs":

@@ -11,6 +11,7 @@ from isobatch.formats.lint import lint
 from isobatch.formats.texts.command import lines_of
 from isobatch.plan.plan import PRINTED, show
 
+
 class FilePlan(Protocol):
     """What is shown: `isobatch.formats.FilePlan`."""
 
@@ -100,7 +101,9 @@ def remarks(made: FilePlan) -> Iterator[str]:
     """Yield what a reader of the plan must know beside its rows."""
     ledger = made.ledger
     if made.kept:
-        keys = ", ".join(f"{change.link.name} {show(change.link.value)} -> {show(change.becomes)}" for change in made.kept)
+        keys = ", ".join(
+            f"{change.link.name} {show(change.link.value)} -> {show(change.becomes)}" for change in made.kept
+        )
         yield f"or keep the batch (--keep-batch), and nothing else moves: {keys}"
     if ledger.stamp is not None:
         yield f"this file is a plan already: batch {ledger.stamp.reference} -> {ledger.stamp.batch}; planned on from there"
@@ -120,6 +123,8 @@ def remarks(made: FilePlan) -> Iterator[str]:
         for warning in made.plan.warnings[:PRINTED]:
             yield f"{warning.condition} ({warning.side}): {warning.message} ({warning.source})"
         for form in made.plan.forms:
+            if form.how.startswith("--optimizer"):  # which no file of another stack can say
+                continue
             yield f"other form, {form.name}: {form}"
 
 

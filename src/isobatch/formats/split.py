@@ -50,7 +50,9 @@ def asked_batch(
         if size is not None and size != old.size:
             raise InputError(f"--keep-batch keeps {old.size}; drop --batch-size {size}, or drop --keep-batch")
         if not ledger.accumulates:
-            raise InputError(f"{ledger.title} cannot accumulate, so that {count} devices cannot keep the batch; drop --keep-batch")
+            raise InputError(
+                f"{ledger.title} cannot accumulate, so that {count} devices cannot keep the batch; drop --keep-batch"
+            )
         size = old.size
     elif size is None and ledger.keeps_batch and micro is None:
         size = old.size
@@ -67,7 +69,9 @@ def asked_batch(
     share = size // count
     if micro is not None:
         if share % whole("micro", micro):
-            raise InputError(f"batch size={size} is no multiple of {count} devices x micro {micro}; choose a micro that divides {share}")
+            raise InputError(
+                f"batch size={size} is no multiple of {count} devices x micro {micro}; choose a micro that divides {share}"
+            )
         if share != micro and not ledger.accumulates:
             raise InputError(f"{ledger.title} cannot accumulate; micro must be {share} for {size} on {count} devices")
         return Asked(size, count, micro)

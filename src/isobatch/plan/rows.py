@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from isobatch.curves import Staircase
+from isobatch.curves import Pieces, Staircase
 from isobatch.plan.plan import R, Row, count, show
 from isobatch.plan.settings import Moves, Settings, curve, horizon, lr_rule_of, row_of, scaled
 from isobatch.recipe import RecipeData, Split
 from isobatch.rules import (
     Confidence,
     Rule,
-    clip,
     drift_error,
     noise_share_after,
     optimal_lr,
@@ -111,6 +110,9 @@ def _batch_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Setti
     if recipe.schedule is not None and recipe.batch.schedule is None:
         steps = whole_steps(curve(recipe).length, old), whole_steps(curve(recipe, new.batch).length, new)
         note = f"{steps[0]:,} steps become {steps[1]:,}"
+    if recipe.planned is not None:
+        way = " to ".join(map(str, recipe.planned.batches))
+        note += f"{'; ' if note else ''}planned before, {way}: what that plan moved is not moved again"
     unit = recipe.batch.unit
     yield make_row("batch.size", recipe.batch.size, after.batch.size, _ASKED, note, unit=unit, steps=steps)
     was, becomes = recipe.batch, after.batch
@@ -153,7 +155,7 @@ def _optimizer_rows(recipe: RecipeData, old: Settings, new: Settings, moved: Mov
     if o.weight_decay > 0:
         yield row("weight_decay")
     if o.clip is not None:
-        yield make_row("optimizer.clip", o.clip, o.clip, clip.KEPT)
+        yield row("clip")
 
 
 def _lr_note(recipe: RecipeData, old: Settings, new: Settings, moved: Moves) -> str:
@@ -259,7 +261,7 @@ def _schedule_rows(recipe: RecipeData, old: Settings, new: Settings) -> Iterator
         yield make_row("schedule.final", final, final, _SHARE, note)
 
 
-def _start(stairs: Staircase) -> float:
+def _start(stairs: Staircase | Pieces) -> float:
     return stairs.warmup if stairs.decay_from is None else stairs.decay_from
 
 

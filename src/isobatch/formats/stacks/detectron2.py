@@ -8,10 +8,11 @@ from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.words import milestones
 
 _INERT = (
-    "MODEL", "INPUT", "DATASETS", "DATALOADER", "VERSION", "SOLVER.AMP", "SOLVER.BIAS_LR_FACTOR", "SOLVER.WEIGHT_DECAY_NORM",
-    "SOLVER.LR_SCHEDULER_NAME", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "SOLVER.CLIP_GRADIENTS.NORM_TYPE", "SOLVER.WARMUP_METHOD",
-    "SOLVER.CLIP_GRADIENTS.ENABLED", "SOLVER.RESCALE_INTERVAL", "TEST.AUG", "TEST.DETECTIONS_PER_IMAGE", "SOLVER.NUM_DECAYS",
-)  # fmt: skip
+    "MODEL INPUT DATASETS DATALOADER VERSION SOLVER.AMP SOLVER.BIAS_LR_FACTOR SOLVER.WEIGHT_DECAY_NORM "
+    "SOLVER.LR_SCHEDULER_NAME SOLVER.CLIP_GRADIENTS.CLIP_TYPE SOLVER.CLIP_GRADIENTS.NORM_TYPE "
+    "SOLVER.WARMUP_METHOD SOLVER.CLIP_GRADIENTS.ENABLED SOLVER.RESCALE_INTERVAL TEST.AUG "
+    "TEST.DETECTIONS_PER_IMAGE SOLVER.NUM_DECAYS "
+)
 
 
 def read(reader: Reader) -> None:
@@ -42,7 +43,7 @@ def read(reader: Reader) -> None:
     bias = reader.number("SOLVER.WEIGHT_DECAY_BIAS", default=None)
     if bias.value:
         reader.unread("SOLVER.WEIGHT_DECAY_BIAS", "a decay of its own for biases; coupled decay does not move")
-    reader.inert(*_INERT)
+    reader.inert(_INERT)
 
 
 def _clip(reader: Reader) -> None:
@@ -110,7 +111,14 @@ def _steps(reader: Reader) -> tuple[Found, list[int]]:
 FORMAT = Format(
     "detectron2",
     "detectron2",
-    {"SOLVER.BASE_LR": 3, "SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2, "SOLVER.STEPS": 1, "_BASE_": 1, "MODEL.META_ARCHITECTURE": 1},
+    {
+        "SOLVER.BASE_LR": 3,
+        "SOLVER.MAX_ITER": 2,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.STEPS": 1,
+        "_BASE_": 1,
+        "MODEL.META_ARCHITECTURE": 1,
+    },
     read,
     "facebookresearch/detectron2@02b5c4e config/defaults.py _C.SOLVER, engine/defaults.py auto_scale_workers",
 )

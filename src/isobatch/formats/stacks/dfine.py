@@ -1,4 +1,4 @@
-"""D-FINE, DEIM and RT-DETR: YAML with includes, a batch of all devices, groups by regular expressions, a ramped average."""
+"""D-FINE, DEIM, RT-DETR: YAML with includes, one batch for all devices, groups by expressions, a ramped average."""
 
 from typing import Any
 
@@ -7,14 +7,15 @@ from isobatch.formats.reader import Reader
 from isobatch.formats.stacks.words import clip, global_batch, launched_devices, milestones, optimizer, share_of_peak
 
 _INERT = (
-    "val_dataloader", "train_dataloader.dataset", "use_ema", "use_amp", "lr_scheduler.type", "scaler", "ema.type", "eval_spatial_size",
-    "lr_warmup_scheduler.type", "optimizer.type", "HybridEncoder", "checkpoint_freq", "sync_bn", "print_freq",
-    "eval_epoch_interval", "train_dataloader.collate_fn.base_size_repeat", "use_wandb", "DFINETransformer", "matcher",
-    "train_dataloader.num_workers", "criterion", "DFINECriterion", "DEIMCriterion", "HGNetv2", "ema.start", "DEIMTransformer",
-    "RTDETRTransformer", "RTDETRTransformerv2", "SetCriterion", "PResNet", "RTDETRCriterion", "RTDETRCriterionv2",
-    "train_dataloader.collate_fn.mixup_prob", "copyblend_epochs", "train_dataloader.collate_fn.mixup_epochs",
-    "train_dataloader.collate_fn.stop_epoch", "train_dataloader.collate_fn.copyblend_epochs", "num_top_queries", "DINOv3STAs",
-)  # fmt: skip
+    "val_dataloader train_dataloader.dataset use_ema use_amp lr_scheduler.type scaler ema.type "
+    "eval_spatial_size lr_warmup_scheduler.type optimizer.type HybridEncoder checkpoint_freq sync_bn "
+    "print_freq eval_epoch_interval train_dataloader.collate_fn.base_size_repeat use_wandb "
+    "DFINETransformer matcher train_dataloader.num_workers criterion DFINECriterion DEIMCriterion HGNetv2 "
+    "ema.start DEIMTransformer RTDETRTransformer RTDETRTransformerv2 SetCriterion PResNet RTDETRCriterion "
+    "RTDETRCriterionv2 train_dataloader.collate_fn.mixup_prob copyblend_epochs "
+    "train_dataloader.collate_fn.mixup_epochs train_dataloader.collate_fn.stop_epoch "
+    "train_dataloader.collate_fn.copyblend_epochs num_top_queries DINOv3STAs "
+)
 
 
 def read(reader: Reader) -> None:
@@ -40,7 +41,7 @@ def read(reader: Reader) -> None:
         reader.span("warmup", warm, "steps", least=1)
     _schedule(reader)
     _average(reader)
-    reader.inert(*_INERT)
+    reader.inert(_INERT)
 
 
 def _optimizer(reader: Reader) -> None:
@@ -88,7 +89,9 @@ def _schedule(reader: Reader) -> None:
     if kind == "MultiStepLR":
         marks = reader.find("lr_scheduler.milestones", default=[]).value
         gamma = reader.number("lr_scheduler.gamma", default=0.1)
-        held = [mark * size for mark in (marks if isinstance(marks, list) else [marks]) if isinstance(mark, (int, float))]
+        held = [
+            mark * size for mark in (marks if isinstance(marks, list) else [marks]) if isinstance(mark, (int, float))
+        ]
         milestones(reader, held, gamma.value)
     elif kind == "CosineAnnealingLR":
         least = reader.number("lr_scheduler.eta_min", default=0.0)
@@ -96,7 +99,9 @@ def _schedule(reader: Reader) -> None:
         draft.rest = [{"by": "cosine", "to": end}]
         reader.inert("lr_scheduler.T_max")
     elif kind == "OneCycleLR":
-        reader.unread("lr_scheduler", "OneCycleLR moves rate and momentum by steps of its own; set its total_steps by hand")
+        reader.unread(
+            "lr_scheduler", "OneCycleLR moves rate and momentum by steps of its own; set its total_steps by hand"
+        )
     else:
         reader.unread("lr_scheduler", f"{kind} is not known here; it is left as it is")
     if draft.spans.get("warmup") and reader.has("lr_warmup_scheduler"):
@@ -135,7 +140,9 @@ def _average(reader: Reader) -> None:
     restart = reader.number("train_dataloader.collate_fn.ema_restart_decay", default=None)
     if restart.value and 0 < restart.value < 1:
         held = restart.value
-        reader.link("ema.decay", restart, lambda view: view.average(held), words="the average's decay after its restart")
+        reader.link(
+            "ema.decay", restart, lambda view: view.average(held), words="the average's decay after its restart"
+        )
 
 
 def read_rfdetr(reader: Reader) -> None:
@@ -197,7 +204,15 @@ FORMAT = Format(
 RFDETR = Format(
     "rfdetr",
     "RF-DETR",
-    {"lr_encoder": 3, "grad_accum_steps": 2, "ema_tau": 1, "lr_vit_layer_decay": 1, "ema_decay": 1, "dataset_dir": 1, "not:opt": 4},
+    {
+        "lr_encoder": 3,
+        "grad_accum_steps": 2,
+        "ema_tau": 1,
+        "lr_vit_layer_decay": 1,
+        "ema_decay": 1,
+        "dataset_dir": 1,
+        "not:opt": 4,
+    },
     read_rfdetr,
     "roboflow/rf-detr docs: training parameters (2026-11)",
 )

@@ -1,6 +1,5 @@
 """DINO, DINOv2 and DINOv3: rates before scaling, cosines of everything, epochs that are iterations (v2, v3)."""
 
-import math
 from typing import Any
 
 from isobatch.formats.format import Format
@@ -15,15 +14,16 @@ from isobatch.formats.stacks.words import (
 )
 
 _INERT = (
-    "saveckp_freq", "warmup_teacher_temp", "teacher_temp", "drop_path_rate", "student_temp", "optim.multi_tensor_optim",
-    "teacher.warmup_teacher_temp", "teacher.teacher_temp", "teacher.warmup_teacher_temp_epochs", "crops", "student", "dino",
-    "ibot", "MODEL", "compute_precision", "gram.loss_weight_schedule", "warmup_teacher_temp_epochs", "gram.ema_teacher",
-    "train.centering", "train.use_teacher_head", "optim.freeze_last_layer_epochs", "freeze_last_layer", "optim.epochs",
-    "optim.dino_head_wd_multiplier", "optim.patch_embed_lr_mult", "optim.layerwise_decay", "train.saveckp_freq",
-    "evaluation.low_freq_every", "train.checkpointing", "teacher.in_chans", "train.learn_from_teacher_tokens",
-    "optim.dump_fsdp_weights_path", "patch_out", "norm_last_layer", "momentum_loss_scale", "use_bn_in_head", "optimizer",
-    "fp16", "use_fp16", "optim.optimizer", "use_teacher_head", "multidistillation", "distillation", "hrft",
-)  # fmt: skip
+    "saveckp_freq warmup_teacher_temp teacher_temp drop_path_rate student_temp optim.multi_tensor_optim "
+    "teacher.warmup_teacher_temp teacher.teacher_temp teacher.warmup_teacher_temp_epochs crops student "
+    "dino ibot MODEL compute_precision gram.loss_weight_schedule warmup_teacher_temp_epochs "
+    "gram.ema_teacher train.centering train.use_teacher_head optim.freeze_last_layer_epochs "
+    "freeze_last_layer optim.epochs optim.dino_head_wd_multiplier optim.patch_embed_lr_mult "
+    "optim.layerwise_decay train.saveckp_freq evaluation.low_freq_every train.checkpointing "
+    "teacher.in_chans train.learn_from_teacher_tokens optim.dump_fsdp_weights_path patch_out "
+    "norm_last_layer momentum_loss_scale use_bn_in_head optimizer fp16 use_fp16 optim.optimizer "
+    "use_teacher_head multidistillation distillation hrft "
+)
 
 
 def _teacher(reader: Reader, start: Found, end: Found) -> None:
@@ -83,7 +83,7 @@ def read_v1(reader: Reader) -> None:
         reader.span("teacher_temperature", heat, "epochs")
         draft.kept.append("teacher_temperature")
     reader.note("the teacher's momentum rises to 1 by a half-cosine in main_dino.py")
-    reader.inert(*_INERT)
+    reader.inert(_INERT)
 
 
 def _iteration_epochs(reader: Reader) -> int:
@@ -149,7 +149,9 @@ def _scaled(reader: Reader, base: Found, factor: float, rule: str) -> None:
         rule = str(reader.ask("optim.scaling_rule", f"scaling_rule = {rule} is not known", "sqrt_wrt_1024"))
     word, reference, power = scales.get(rule, ("sqrt", 1024, 0.5))
     times = factor if word == "sqrt" else 1.0
-    how = f"{base.key[-1]} * {f'{times:g} * ' if times != 1 else ''}(batch/{reference:g})" + ("**0.5" if power < 1 else "")
+    how = f"{base.key[-1]} * {f'{times:g} * ' if times != 1 else ''}(batch/{reference:g})" + (
+        "**0.5" if power < 1 else ""
+    )
     reader.say("lr", base, base.value * times * (size / reference) ** power, words=how,
                back=lambda view: view["lr"] / times / (view.batch / reference) ** power)  # fmt: skip
     reader.rule(word, "optim.scaling_rule", how, reference)
@@ -179,7 +181,7 @@ def read_v2(reader: Reader) -> None:
         _epochs(reader, "teacher_temperature", heat, length)
         draft.kept.append("teacher_temperature")
     _layers(reader)
-    reader.inert(*_INERT)
+    reader.inert(_INERT)
 
 
 def _frozen(reader: Reader, key: str, length: int) -> None:
@@ -210,7 +212,7 @@ def read_v3(reader: Reader) -> None:
     _teacher(reader, teacher, reader.number("teacher.final_momentum_teacher", default=1.0))
     _frozen(reader, "optim.freeze_last_layer_epochs", length)
     _layers(reader)
-    reader.inert(*_INERT, "teacher.warmup_teacher_temp_epochs")
+    reader.inert(_INERT, "teacher.warmup_teacher_temp_epochs")
 
 
 def _read_schedules(reader: Reader) -> None:
@@ -227,7 +229,9 @@ def _read_schedules(reader: Reader) -> None:
     start = reader.number("schedules.lr.start", default=0.0)
     if start.value:
         draft.warmup_from = start.value / (peak.value * scale)
-        reader.link("curves.lr", start, lambda view: view["lr"] * draft.warmup_from, words="share kept; start is not scaled")
+        reader.link(
+            "curves.lr", start, lambda view: view["lr"] * draft.warmup_from, words="share kept; start is not scaled"
+        )
     warm = reader.number("schedules.lr.warmup_epochs", default=0)
     if warm.value:
         _epochs(reader, "warmup", warm, length)
@@ -246,7 +250,7 @@ def _read_schedules(reader: Reader) -> None:
         draft.kept.append("teacher_temperature")
     clip(reader, reader.number("optim.clip_grad", default=3.0))
     _layers(reader)
-    reader.inert(*_INERT, "schedules.teacher_temp", "optim", "teacher")
+    reader.inert(_INERT, "schedules.teacher_temp", "optim", "teacher")
 
 
 def _unscaled(share: float, batch: int, peak: float, rate: float, rule: str) -> Any:
@@ -261,7 +265,7 @@ def _unscaled(share: float, batch: int, peak: float, rate: float, rule: str) -> 
 
 def _three(reader: Reader, name: str, length: int) -> None:
     """Enter `schedules.NAME`: start, peak, end, warm-up."""
-    draft, head = reader.draft, f"schedules.{name}"
+    head = f"schedules.{name}"
     start, peak, end = (reader.number(f"{head}.{part}", default=None) for part in ("start", "peak", "end"))
     if peak.value is None:
         why = "its schedule is missing"
@@ -282,7 +286,6 @@ def _three(reader: Reader, name: str, length: int) -> None:
             reader.link("ema", first, lambda view: view.average(first.value) if 0 < first.value < 1 else first.value)
     if warm.value:
         _epochs(reader, f"{name}_warmup", warm, length)
-    assert math.isfinite(peak.value)
 
 
 V1 = Format(

@@ -5,10 +5,10 @@ from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.words import betas, clip, launched_devices, optimizer, per_device_batch
 
 _INERT = (
-    "beta", "average_tokens_across_devices", "adapter", "optim_target_modules", "eval_batch_size", "max_length",
-    "loss_type", "temperature", "logging_steps", "train_on_inputs", "group_by_length", "num_beams", "epsilon_high",
-    "evals_per_epoch", "saves_per_epoch",
-)  # fmt: skip
+    "beta average_tokens_across_devices adapter optim_target_modules eval_batch_size max_length loss_type "
+    "temperature logging_steps train_on_inputs group_by_length num_beams epsilon_high evals_per_epoch "
+    "saves_per_epoch "
+)
 
 
 def _axolotl(reader: Reader) -> bool:
@@ -26,7 +26,9 @@ def read(reader: Reader) -> None:
         reader.ask("gradient_accumulation_steps", f"axolotl no longer takes batch_size={total.value}", 1)
     per_device_batch(reader, micro, passes, reader.devices(default=launched_devices(reader)))
     if reader.find("auto_find_batch_size").value:
-        reader.unread("auto_find_batch_size", "halves the batch when memory runs out, and nothing else with it; turn it off")
+        reader.unread(
+            "auto_find_batch_size", "halves the batch when memory runs out, and nothing else with it; turn it off"
+        )
     _optimizer(reader, axolotl)
     _length(reader, axolotl)
     _schedule(reader, axolotl)
@@ -36,7 +38,7 @@ def read(reader: Reader) -> None:
             reader.span(name, found, "steps", least=1)
     if reader.find("packing", "sample_packing").value:
         reader.note("samples are packed sequences here: the data size is the number of packs, and a batch counts packs")
-    reader.inert(*_INERT)
+    reader.inert(_INERT)
     for key in ("deepspeed", "fsdp", "optim_args"):
         if reader.find(key).value:
             reader.unread(key, "may set rates, batches or clipping of its own")
@@ -77,7 +79,9 @@ def _schedule(reader: Reader, axolotl: bool) -> None:
     steps, share = reader.number("warmup_steps", default=0), reader.number("warmup_ratio", default=0.0)
     if axolotl and not steps.said and not share.said:
         steps = Found(("warmup_steps",), 0, "default")
-        reader.note("axolotl warms up for min(100, 3% of the run) where the file is silent; state warmup_steps to plan it")
+        reader.note(
+            "axolotl warms up for min(100, 3% of the run) where the file is silent; state warmup_steps to plan it"
+        )
         reader.ask("warmup_steps", "axolotl warms up for min(100, 3% of the run) steps where neither is given", 0)
         steps = reader.number("warmup_steps", default=0)
     if steps.value >= 1:

@@ -62,7 +62,9 @@ def read_moco(reader: Reader) -> None:
     reader.data_size("its epochs are passes over the data")
     name = optimizer(reader, reader.word("optimizer", default="lars"))
     lr = reader.number("learning_rate", "lr", default=0.6)
-    reader.say("lr", lr, lr.value * size.value / 256, words="lr * batch/256", back=lambda view: view["lr"] * 256 / view.batch)
+    reader.say(
+        "lr", lr, lr.value * size.value / 256, words="lr * batch/256", back=lambda view: view["lr"] * 256 / view.batch
+    )
     reader.rule("linear", "main_moco.py (always)", "lr * batch/256", 256)
     reader.reference = 4096
     if name == "lars":
@@ -80,7 +82,9 @@ def read_moco(reader: Reader) -> None:
         draft.values["ema_final"] = 1.0
     reader.note("batch norm of the projector is synchronised; negatives are those of the whole batch, so that another "
                 "batch is another loss")  # fmt: skip
-    reader.inert("moco_t", "stop_grad_conv1", "moco_m_cos", "start_epoch", "moco_dim", "moco_mlp_dim", "world_size", "rank")
+    reader.inert(
+        "moco_t", "stop_grad_conv1", "moco_m_cos", "start_epoch", "moco_dim", "moco_mlp_dim", "world_size", "rank"
+    )
 
 
 def _spawned(reader: Reader) -> int | None:

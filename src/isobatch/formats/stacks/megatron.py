@@ -6,12 +6,13 @@ from isobatch.formats.stacks.words import betas, clip, launched_devices, optimiz
 
 _PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
 _INERT = (
-    "log_interval", "eval_iters", "layernorm_epsilon", "norm_epsilon", "rotary_base", "adam_offload", "train_data_path",
-    "use_distributed_optimizer", "overlap_grad_reduce", "no_gradient_accumulation_fusion", "decoder_first_pipeline_num_layers",
-    "exit_interval", "override_opt_param_scheduler", "use_checkpoint_opt_param_scheduler", "optimizer_cpu_offload",
-    "moe_router_load_balancing_type", "overlap_param_gather_with_optimizer_step", "accumulate_allreduce_grads_in_fp32",
-    "hysteresis", "initial_loss_scale", "min_loss_scale", "loss_scale_window",
-)  # fmt: skip
+    "log_interval eval_iters layernorm_epsilon norm_epsilon rotary_base adam_offload train_data_path "
+    "use_distributed_optimizer overlap_grad_reduce no_gradient_accumulation_fusion "
+    "decoder_first_pipeline_num_layers exit_interval override_opt_param_scheduler "
+    "use_checkpoint_opt_param_scheduler optimizer_cpu_offload moe_router_load_balancing_type "
+    "overlap_param_gather_with_optimizer_step accumulate_allreduce_grads_in_fp32 hysteresis "
+    "initial_loss_scale min_loss_scale loss_scale_window "
+)
 
 
 def read(reader: Reader) -> None:
@@ -38,7 +39,7 @@ def read(reader: Reader) -> None:
         found = reader.whole(key, default=None)
         if found.value:
             reader.span(name, found, "steps", least=1)
-    reader.inert(*_INERT)
+    reader.inert(_INERT)
 
 
 def _devices(reader: Reader) -> int:
@@ -93,7 +94,9 @@ def _schedule(reader: Reader) -> None:
     share = reader.number("lr_warmup_fraction", default=None)
     if _span(reader, "warmup", "lr_warmup") is None and share.value:
         draft.spans["warmup"] = f"{share.value * draft.samples('falls'):.17g} {draft.unit}"
-        reader.link("warmup", share, lambda view: view.samples("warmup") / view.samples("falls"), words="share of the decay")
+        reader.link(
+            "warmup", share, lambda view: view.samples("warmup") / view.samples("falls"), words="share of the decay"
+        )
     start = reader.number("lr_warmup_init", default=0.0)
     peak, least = draft.values["lr"], reader.number("min_lr", default=0.0)
     draft.warmup_from = start.value / peak
@@ -130,7 +133,10 @@ def _shape(reader: Reader, part: float) -> None:
 
 def _stable(reader: Reader, part: float, left: float) -> None:
     draft = reader.draft
-    steps, samples = reader.whole("lr_wsd_decay_iters", default=None), reader.whole("lr_wsd_decay_samples", default=None)
+    steps, samples = (
+        reader.whole("lr_wsd_decay_iters", default=None),
+        reader.whole("lr_wsd_decay_samples", default=None),
+    )
     if samples.value:
         reader.span("decay", samples, "samples")
     else:

@@ -1,4 +1,4 @@
-"""mmengine (mmdetection, mmpretrain, mmsegmentation, ...): Python dicts, lists of schedulers, 1 - decay for averages."""
+"""mmengine (mmdetection, mmpretrain, mmsegmentation): Python dicts, lists of schedulers, 1 - decay for averages."""
 
 import re
 from typing import Any
@@ -8,17 +8,17 @@ from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.words import clip, milestones, optimizer, per_device_batch
 
 _INERT = (
-    "val_dataloader", "test_dataloader", "val_cfg", "test_cfg", "model", "train_pipeline", "test_pipeline", "env_cfg",
-    "default_hooks", "optim_wrapper.type", "optim_wrapper.optimizer.type", "train_cfg", "_base_", "max_epochs", "base_lr",
-    "optim_wrapper.loss_scale", "train_dataloader", "auto_scale_lr", "warmup_iters", "stage2_num_epochs", "interval",
-    "optim_wrapper.clip_grad", "num_last_epochs", "num_epochs_stage2", "batch_augments", "backend_args", "data_preprocessor",
-    "train_batch_size_per_gpu", "train_num_workers", "val_batch_size_per_gpu", "tta_model", "batch_shapes_cfg",
-)  # fmt: skip
+    "val_dataloader test_dataloader val_cfg test_cfg model train_pipeline test_pipeline env_cfg "
+    "default_hooks optim_wrapper.type optim_wrapper.optimizer.type train_cfg _base_ max_epochs base_lr "
+    "optim_wrapper.loss_scale train_dataloader auto_scale_lr warmup_iters stage2_num_epochs interval "
+    "optim_wrapper.clip_grad num_last_epochs num_epochs_stage2 batch_augments backend_args "
+    "data_preprocessor train_batch_size_per_gpu train_num_workers val_batch_size_per_gpu tta_model "
+    "batch_shapes_cfg "
+)
 
 
 def read(reader: Reader) -> None:
     """Read the config with its bases."""
-    draft = reader.draft
     micro = reader.whole("train_dataloader.batch_size", ask="images per GPU", low=1)
     passes = reader.whole("optim_wrapper.accumulative_counts", default=1, low=1)
     told = re.search(r"(\d+)xb?\d+", reader.source.name)
@@ -31,7 +31,7 @@ def read(reader: Reader) -> None:
     _length(reader)
     _schedulers(reader)
     _hooks(reader)
-    reader.inert(*_INERT)
+    reader.inert(_INERT)
 
 
 def _optimizer(reader: Reader) -> None:
@@ -126,7 +126,9 @@ def _schedulers(reader: Reader) -> None:
         begin = _mark(reader, index, "begin", item, 0)
         if kind in ("LinearLR", "QuadraticWarmupLR", "ConstantLR") and begin == 0 and not rest:
             end = _mark(reader, index, "end", item, 5)
-            factor = reader.number(f"param_scheduler.{index}.start_factor", f"param_scheduler.{index}.factor", default=1 / 3)
+            factor = reader.number(
+                f"param_scheduler.{index}.start_factor", f"param_scheduler.{index}.factor", default=1 / 3
+            )
             draft.spans["warmup"] = f"{end:.17g} samples"
             draft.warmup_from = float(factor.value) if kind != "QuadraticWarmupLR" else 0.0
             at = end

@@ -16,7 +16,9 @@ def read(reader: Reader) -> None:
     tokens = micro.value * block.value
     draft.values |= {"batch": tokens * passes.value, "devices": devices, "micro": tokens}
     reader.keeps_batch, reader.per_device = True, False
-    reader.link("micro", micro, lambda view: view.micro / block.value, words="sequences of block_size", whole=True, least=1)
+    reader.link(
+        "micro", micro, lambda view: view.micro / block.value, words="sequences of block_size", whole=True, least=1
+    )
     reader.link("accumulation", passes, lambda view: view.accumulation * view.devices,
                 words="passes of all devices together", whole=True, least=1)  # fmt: skip
     reader.note("gradient_accumulation_steps counts the passes of all devices: on fewer devices the same file is the "

@@ -5,11 +5,12 @@ from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.words import clip, optimizer, per_device_batch
 
 _INERT = (
-    "log_interval", "eval_iters", "layernorm_epsilon", "rms_norm_epsilon", "steps_per_print", "fp16", "bf16",
-    "zero_optimization", "checkpoint_factor", "hysteresis", "optimizer.params.adam_w_mode", "optimizer.params.torch_adam",
-    "scaled_masked_softmax_fusion", "zero_allow_untested_optimizer", "num_epochs", "attention_config", "lr_decay_style",
-    "scheduler.params.warmup_type", "scheduler.type", "optimizer.params.bias_correction", "wall_clock_breakdown",
-)  # fmt: skip
+    "log_interval eval_iters layernorm_epsilon rms_norm_epsilon steps_per_print fp16 bf16 "
+    "zero_optimization checkpoint_factor hysteresis optimizer.params.adam_w_mode "
+    "optimizer.params.torch_adam scaled_masked_softmax_fusion zero_allow_untested_optimizer num_epochs "
+    "attention_config lr_decay_style scheduler.params.warmup_type scheduler.type "
+    "optimizer.params.bias_correction wall_clock_breakdown "
+)
 
 
 def _batch(reader: Reader) -> None:
@@ -85,7 +86,7 @@ def read_neox(reader: Reader) -> None:
         found = reader.whole(key, default=None)
         if found.value and (key != "checkpoint_factor" or reader.find("checkpoint_scale").value in (None, "linear")):
             reader.span(name, found, "steps", least=1)
-    reader.inert(*_INERT)
+    reader.inert(_INERT)
 
 
 def read_deepspeed(reader: Reader) -> None:
@@ -125,7 +126,7 @@ def read_deepspeed(reader: Reader) -> None:
         draft.rest = [{"by": "hold"}] if by == "hold" else [{"by": by, "to": ratio.value}]
         if kind in ("OneCycle", "LRRangeTest"):
             reader.unread("scheduler.params", f"{kind} has a course of its own")
-    reader.inert(*_INERT)
+    reader.inert(_INERT)
 
 
 NEOX = Format(

@@ -7,13 +7,13 @@ from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.words import clip, launched_devices, milestones, optimizer, per_device_batch, share_of_peak
 
 _INERT = (
-    "lr_cycle_mul", "lr_cycle_decay", "lr_cycle_limit", "lr_k_decay", "lr_base_scale", "lr_noise_pct", "lr_noise_std",
-    "patience_epochs", "decay_rate", "warmup_prefix", "bn_eps", "model_ema_force_cpu", "mixup_off_epoch", "start_epoch",
-    "validation_batch_size", "smoothing", "eval_metric", "log_interval", "recovery_interval", "opt_foreach", "amp_dtype",
-    "decay_epochs", "decay_milestones", "lr_noise", "torchcompile", "drop_path", "crop_pct", "distributed", "local_rank",
-    "lr_base_size", "grad_checkpointing", "world_size", "cooldown_epochs", "epoch_interval", "checkpoint_hist",
-    "color_jitter", "reprob", "remode", "recount", "aug_repeats", "train_interpolation", "clip_mode",
-)  # fmt: skip
+    "lr_cycle_mul lr_cycle_decay lr_cycle_limit lr_k_decay lr_base_scale lr_noise_pct lr_noise_std "
+    "patience_epochs decay_rate warmup_prefix bn_eps model_ema_force_cpu mixup_off_epoch start_epoch "
+    "validation_batch_size smoothing eval_metric log_interval recovery_interval opt_foreach amp_dtype "
+    "decay_epochs decay_milestones lr_noise torchcompile drop_path crop_pct distributed local_rank "
+    "lr_base_size grad_checkpointing world_size cooldown_epochs epoch_interval checkpoint_hist "
+    "color_jitter reprob remode recount aug_repeats train_interpolation clip_mode "
+)
 
 
 def read(reader: Reader) -> None:
@@ -29,7 +29,7 @@ def read(reader: Reader) -> None:
     _average(reader)
     for key in ("layer_decay", "lr_noise"):
         reader.unread(key, "multiplies rates in a way of its own; ratios stay as they are")
-    reader.inert(*_INERT)
+    reader.inert(_INERT)
 
 
 def _optimizer(reader: Reader) -> None:
@@ -44,7 +44,7 @@ def _optimizer(reader: Reader) -> None:
     eps = reader.number("opt_eps", default=None)
     if name in ("sgd", "rmsprop", "lars", "muon"):
         reader.say("momentum", moment)
-        draft.values["nesterov"] = text in ("sgd", "nesterov", "sgdw", "nlars") and moment.value > 0 or None
+        draft.values["nesterov"] = (text in ("sgd", "nesterov", "sgdw", "nlars") and moment.value > 0) or None
     if name in ("adam", "adamw", "lamb", "lion", "nadamw", "adamp"):
         usual = (0.9, 0.99) if name == "lion" else (0.9, 0.999)
         found = reader.pair("opt_betas", default=usual) if pair.value is not None or name != "sgd" else None
@@ -54,7 +54,9 @@ def _optimizer(reader: Reader) -> None:
         reader.say("eps", eps if eps.value is not None else usual_eps)
     if name == "rmsprop":
         reader.fix("alpha", 0.9, "timm's RMSprop, which --opt-* cannot set without --opt-kwargs")
-        reader.say("eps", eps if eps.value is not None else Found(eps.key, 1e-10 if text == "rmsproptf" else 1e-8, "default"))
+        reader.say(
+            "eps", eps if eps.value is not None else Found(eps.key, 1e-10 if text == "rmsproptf" else 1e-8, "default")
+        )
         draft.values["eps_inside"] = text == "rmsproptf" or None
     norm = reader.number("clip_grad", default=None)
     clip(reader, norm)
@@ -145,7 +147,9 @@ def _average(reader: Reader) -> None:
         reader.say("ema", reader.number("model_ema_decay", default=0.9998))
         if reader.flag("model_ema_warmup").value:
             reader.draft.average["ramp"] = {"by": "power", "inv_gamma": 1.0, "power": 2 / 3}
-            reader.note("model_ema_warmup ramps by update with a scale that no flag sets; the nearest that a file can say")
+            reader.note(
+                "model_ema_warmup ramps by update with a scale that no flag sets; the nearest that a file can say"
+            )
     else:
         reader.inert("model_ema_decay", "model_ema_warmup")
     moment = reader.number("bn_momentum", default=None)
@@ -153,7 +157,9 @@ def _average(reader: Reader) -> None:
         reader.say("batch_norm", moment)
         reader.draft.values["synchronised"] = reader.flag("sync_bn").value
     else:
-        reader.note("batch norm's momentum is the model's own where --bn-momentum is not given; the plan does not move it")
+        reader.note(
+            "batch norm's momentum is the model's own where --bn-momentum is not given; the plan does not move it"
+        )
         reader.inert("sync_bn")
 
 

@@ -1,4 +1,4 @@
-"""Ultralytics YOLO: a nominal batch, a loss that is multiplied by the batch, a decay that is rescaled, a fixed average."""
+"""Ultralytics YOLO: a nominal batch, a loss times the batch, a decay that is rescaled, a fixed average."""
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Reader
@@ -6,9 +6,9 @@ from isobatch.formats.stacks.words import launched_devices, optimizer
 from isobatch.formats.view import View
 
 _INERT = (
-    "warmup_momentum", "warmup_bias_lr", "patience", "close_mosaic", "save_period", "time", "momentum", "epochs", "freeze",
-    "iou", "conf", "dropout", "optimizer", "batch", "rect", "single_cls", "val", "mosaic", "mixup", "augment", "degrees",
-)  # fmt: skip
+    "warmup_momentum warmup_bias_lr patience close_mosaic save_period time momentum epochs freeze iou "
+    "conf dropout optimizer batch rect single_cls val mosaic mixup augment degrees "
+)
 CLIP = 10.0
 DECAY, TAU = 0.9999, 2000
 
@@ -43,7 +43,7 @@ def read(reader: Reader) -> None:
         reader.note("freeze counts layers, which no batch moves")
     if reader.number("time", default=None).value:
         reader.unread("time", "hours take the place of epochs, so that the samples of the run are not known")
-    reader.inert(*_INERT)
+    reader.inert(_INERT)
 
 
 def _images(view: View) -> float:
@@ -65,7 +65,9 @@ def _optimizer(reader: Reader, nominal: int) -> None:
                "can be another optimizer")  # fmt: skip
         chosen = reader.ask("optimizer", why, "SGD", "--set optimizer=SGD (or AdamW), and state lr0 and momentum")
         word = type(word)(word.key, str(chosen), "asked")
-        reader.note("the file still says optimizer = auto: write the optimizer that you answered, or the plan does not hold")
+        reader.note(
+            "the file still says optimizer = auto: write the optimizer that you answered, or the plan does not hold"
+        )
     name = optimizer(reader, word)
     lr, moment = reader.number("lr0", default=0.01), reader.number("momentum", default=0.937)
     decay = reader.number("weight_decay", default=0.0005)

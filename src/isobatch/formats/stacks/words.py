@@ -79,12 +79,24 @@ def launched_devices(reader: Reader, split: int = 1) -> int | None:
         count = launcher.get(name)
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             continue
-        nodes = 1 if name == "num_processes" else launcher.get("nnodes", launcher.get("num_nodes", launcher.get("nodes", 1)))
+        nodes = (
+            1
+            if name == "num_processes"
+            else launcher.get("nnodes", launcher.get("num_nodes", launcher.get("nodes", 1)))
+        )
         if not isinstance(nodes, int) or nodes < 1 or count * nodes % split:
             return None
         if "devices" not in reader.answers or reader.answers["devices"] == count * nodes // split:
             found = Found(("launcher", name), count, "launcher")
-            reader.link("devices", found, lambda view: view.devices * split / nodes, words="of the launcher", whole=True, least=1)
+            per = split / nodes
+            reader.link(
+                "devices",
+                found,
+                lambda view, per=per: view.devices * per,
+                words="of the launcher",
+                whole=True,
+                least=1,
+            )
         return count * nodes // split
     return None
 
@@ -150,5 +162,7 @@ def share_of_decay(reader: Reader, found: Found) -> float:
     """Enter a weight decay that stays the same share of the first one, and return that share."""
     start = reader.draft.values["weight_decay"]
     part = found.value / start if start else 1.0
-    reader.link("curves.weight_decay", found, lambda view: view["weight_decay"] * part, words="share of weight_decay kept")
+    reader.link(
+        "curves.weight_decay", found, lambda view: view["weight_decay"] * part, words="share of weight_decay kept"
+    )
     return part

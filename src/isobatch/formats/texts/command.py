@@ -7,6 +7,7 @@ shell could tell (`$(...)`, `$1`, a variable assigned twice) is `Unknown`.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from isobatch.errors import InputError
@@ -17,7 +18,9 @@ _ASSIGN = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\+?=)")
 _OVERRIDE = re.compile(r"^[+~]{0,2}([A-Za-z_][\w.\[\]/@-]*)=(.*)$", re.S)
 _SUM = re.compile(r"^[\d\s+*/()-]+$")
 _NUMBER = re.compile(r"^-(?:\d|\.\d)")
-_RUNS = re.compile(r"(\.py$|\.sh$|lerobot-train$|^-m$|^yolo$|^torchrun$|^python\d?(\.\d+)?$|^accelerate$|^deepspeed$|^tune$|^axolotl$|^trl$)")
+_RUNS = re.compile(
+    r"(\.py$|\.sh$|lerobot-train$|^-m$|^yolo$|^torchrun$|^python\d?(\.\d+)?$|^accelerate$|^deepspeed$|^tune$|^axolotl$|^trl$)"
+)
 _LISTS = re.compile(r"(args|kwargs|options|opts)$")
 
 
@@ -245,7 +248,6 @@ class _Shell:
         return words[0].text if words and len(words) == 1 and words[0].known and name not in self.twice else None
 
 
-
 def _append(groups: list[list[Word]], words: list[Word]) -> None:
     """Add what one expansion stands for: its first word goes on with the word before it, its last with the next."""
     for index, word in enumerate(words):
@@ -275,7 +277,7 @@ def _glued(groups: list[list[Word]], start: int, end: int) -> list[Word]:
             words += _split_words(parts[0]) if parts[0].text or len(groups) == 1 else []
             continue
         text, known = "".join(part.text for part in parts), all(part.known for part in parts)
-        touching = all(a.end == b.start for a, b in zip(parts, parts[1:], strict=False))
+        touching = all(a.end == b.start for a, b in pairwise(parts))
         if touching and all(part.own for part in parts):
             words.append(Word(text, parts[0].start, parts[-1].end, known))
         elif len(parts) == 2 and parts[0].text.endswith("="):

@@ -1,12 +1,12 @@
 """A recipe file as text: plain values, where each of them stands, and edits that touch nothing else."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from isobatch.errors import InputError
+from isobatch.results import write
 
 Key = tuple[str | int, ...]
 """Where a value stands in a file: names of tables and positions in lists."""
@@ -84,9 +84,9 @@ class Source:
         """Return a value, or the default where the file does not have it."""
         found: Any = self.tree
         for part in key:
-            if isinstance(found, dict) and part in found:
-                found = found[part]
-            elif isinstance(found, list) and isinstance(part, int) and part < len(found):
+            if (isinstance(found, dict) and part in found) or (
+                isinstance(found, list) and isinstance(part, int) and part < len(found)
+            ):
                 found = found[part]
             else:
                 return default
@@ -132,16 +132,15 @@ def write_text(path: Path, text: str) -> None:
         InputError: it cannot be written.
     """
     target = path.resolve()
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    mode = target.stat().st_mode & 0o7777 if target.exists() else None
     try:
-        beside.write_bytes(text.encode("utf-8"))
-        if target.exists():
-            beside.chmod(target.stat().st_mode & 0o7777)
-        beside.replace(target)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; give --patch another file") from None
-    finally:
-        beside.unlink(missing_ok=True)
+        write(target, text)
+        if mode is not None:
+            target.chmod(mode)
+    except (InputError, OSError) as error:
+        raise InputError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; give --patch another file"
+        ) from None
 
 
 def replaced(text: str, pieces: list[tuple[int, int, str]]) -> str:

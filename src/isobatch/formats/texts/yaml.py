@@ -169,7 +169,9 @@ def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
         parent = key[:-1]
         while parent and not isinstance(source.get(parent), dict):
             if source.get(parent) is not None:
-                raise InputError(f"{spelled(parent)} holds no keys, so that {spelled(key)} has no place; write it there")
+                raise InputError(
+                    f"{spelled(parent)} holds no keys, so that {spelled(key)} has no place; write it there"
+                )
             parent = parent[:-1]
         fresh.setdefault(parent, {})[key[len(parent) :]] = value
     pieces += [_added(source, parent, nested(values)) for parent, values in fresh.items()]
