@@ -47,7 +47,7 @@ def _schedule(recipe: Recipe, ledger: Ledger) -> Iterator[Lint]:
     length = recipe.samples(recipe.schedule.length, "schedule.length")
     warm = ledger.spans.get("warmup", 0.0)
     if warm > WARMUP_SHARE * length:
-        yield Lint("warmup", f"the warm-up is {warm / length:.0%} of the run (more than {WARMUP_SHARE:.0%}); shorten it, or "
+        yield Lint("warmup", f"the warm-up is {warm / length:.0%} of the run (over {WARMUP_SHARE:.0%}); shorten it, or "
                    "check its unit")  # fmt: skip
     stairs = recipe.staircase()
     last = length * (1 - 1e-9)
@@ -78,11 +78,11 @@ def _average(recipe: Recipe) -> Iterator[Lint]:
         reached = average.decay * -math.expm1(-length / tau)
     if reached < average.decay - 0.1 * (1 - average.decay):
         acts = half_life(reached, size)
-        yield Lint("average", f"the average's decay {average.decay:g} never acts: its ramp reaches {reached:.6g} at the end, a "
+        yield Lint("average", f"the average's decay {average.decay:g} never acts: its ramp ends at {reached:.6g}, a "
                    f"half-life of {acts / size:,.0f} updates where {stated / size:,.0f} are stated")  # fmt: skip
     elif stated > length:
-        yield Lint("average", f"the average's half-life ({stated:,.0f} samples) is longer than the run ({length:,.0f}); its "
-                   "decay never acts, lower it")  # fmt: skip
+        yield Lint("average", f"its half-life ({stated:,.0f} samples) is longer than the run ({length:,.0f}); the "
+                   "average's decay never acts, lower it")  # fmt: skip
 
 
 def _reference(recipe: Recipe, ledger: Ledger) -> Iterator[Lint]:

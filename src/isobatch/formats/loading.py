@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,7 +139,7 @@ def read(
         answers |= {"devices": stamp.devices}
         if told != stamp.devices:
             raise InputError(
-                f"{source.name} was planned already: batch {stamp.reference} -> {stamp.batch} on {stamp.devices} devices, "
+                f"{source.name} is a plan: batch {stamp.reference} -> {stamp.batch} on {stamp.devices} devices, "
                 f"so it is not for {told}; plan on from it with --devices {stamp.devices}->N, or remove its stamp"
             )
     reader = Reader(source, answers, origins or {}, stamp.exact if stamp is not None else {})
@@ -167,6 +168,7 @@ def read(
         known = ", ".join(link.name for link in ledger.links)
         raise InputError(f"--set {unused[0]} answers nothing that {source.name} asks; known keys: {known}")
     used = {key: value for key, value in answers.items() if key in reader.used and key != "devices"}
+    used |= reader.remembered
     return Loaded(recipe, dataclasses.replace(ledger, stamp=stamp, answers=used))
 
 
@@ -198,13 +200,14 @@ def plain_tree(value: Any, depth: int = 0) -> Any:
         return {str(key): plain_tree(inner, depth + 1) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain_tree(inner, depth + 1) for inner in value]
-    if hasattr(value, "value") and hasattr(value, "name") and type(value).__module__ != "builtins":
-        return plain_tree(value.value, depth + 1)  # an enumeration
+    if isinstance(value, Enum):
+        return plain_tree(value.value, depth + 1)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         return {name: plain_tree(getattr(value, name, None), depth + 1) for name in names}
-    if hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value):
-        shown = {name: inner for name, inner in vars(value).items() if not name.startswith("_")}
+    held = getattr(value, "__dict__", None)
+    if isinstance(held, dict) and not isinstance(value, type) and not callable(value):
+        shown = {name: inner for name, inner in held.items() if not name.startswith("_")}
         return {name: plain_tree(inner, depth + 1) for name, inner in shown.items()}
     return str(value)[:200]
 

@@ -72,9 +72,11 @@ def _with(held: Any, key: Key, value: Any) -> Any:
     if isinstance(held, (list, tuple)) and isinstance(part, int):
         items = [_with(item, rest, value) if index == part else item for index, item in enumerate(held)]
         return tuple(items) if isinstance(held, tuple) else items
-    if not hasattr(held, str(part)):
+    absent = object()
+    inner = getattr(held, str(part), absent)
+    if inner is absent:
         raise InputError(f"{type(held).__name__} has no {part}, which the plan changes to {value!r}; add it")
-    new = _with(getattr(held, str(part)), rest, value)
+    new = _with(inner, rest, value)
     if dataclasses.is_dataclass(held) and not isinstance(held, type) and held.__dataclass_params__.frozen:  # ty: ignore
         return dataclasses.replace(held, **{str(part): new})
     out = copy.copy(held)

@@ -176,7 +176,7 @@ class FilePlan:
             close = same(wanted, value) or (change.exact is not None and same(change.becomes, value))
             if not close and not _near(wanted, value):
                 raise InputError(
-                    f"{link.name} would be read as {value!r} where the plan says {wanted!r}; change it by hand and tell us"
+                    f"{link.name} would be read as {value!r} where the plan says {wanted!r}; change it by hand"
                 )
 
     def diff(self) -> str:

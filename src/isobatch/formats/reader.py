@@ -77,6 +77,7 @@ class Reader:
         self.per_device = True
         self.keeps_batch = False
         self.used: set[str] = set()
+        self.remembered: dict[str, Any] = {}
         self._read: set[Key] = set()
         self._index: dict[str, Key] = {}
         self._spread(self.source.tree, ())
@@ -281,6 +282,12 @@ class Reader:
             raise InputError(f"{name}={value!r} must be a whole number of at least 1")
         return value
 
+    def remember(self, name: str, value: T) -> T:
+        """Return a value as the first recipe had it, which the stamp of a planned file carries on."""
+        self.remembered[name] = self.answers.get(name, value)
+        self.used.add(name)
+        return self.remembered[name]
+
     # saying
 
     def say(
@@ -373,8 +380,12 @@ class Reader:
             self._read.add(key)
 
     def inert(self, *names: str) -> None:
-        """Note keys that do not act on what a batch touches, whatever their names say; a name covers what it holds."""
-        for name in names:
+        """Note keys that do not act on what a batch touches, whatever their names say; a name covers what it holds.
+
+        Args:
+            names: dotted keys, or several in one text.
+        """
+        for name in " ".join(names).split():
             key = self._index.get(_plain(name))
             if key is not None:
                 self._read.add(key)

@@ -94,7 +94,9 @@ def head(made: FilePlan) -> str:
     name = f"{ledger.source.name} ({ledger.title})"
     if old == new:
         return f"{name}: batch {old.size} {old.unit}, nothing to change"
-    return f"{name}: batch {old.size} -> {new.size} {new.unit} (devices x micro x n = {where}), kappa = {made.plan.kappa:g}"
+    return (
+        f"{name}: batch {old.size} -> {new.size} {new.unit} ({where} devices x micro x n), kappa = {made.plan.kappa:g}"
+    )
 
 
 def remarks(made: FilePlan) -> Iterator[str]:
@@ -106,7 +108,7 @@ def remarks(made: FilePlan) -> Iterator[str]:
         )
         yield f"or keep the batch (--keep-batch), and nothing else moves: {keys}"
     if ledger.stamp is not None:
-        yield f"this file is a plan already: batch {ledger.stamp.reference} -> {ledger.stamp.batch}; planned on from there"
+        yield f"a plan already: batch {ledger.stamp.reference} -> {ledger.stamp.batch}; it goes on from there"
     own = ledger.own_rule
     if own is not None:
         yield f"the trainer's own rule stays on: {own.formula} ({own.key}); only what it leaves out is changed"

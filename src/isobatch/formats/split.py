@@ -70,7 +70,7 @@ def asked_batch(
     if micro is not None:
         if share % whole("micro", micro):
             raise InputError(
-                f"batch size={size} is no multiple of {count} devices x micro {micro}; choose a micro that divides {share}"
+                f"batch size={size} is no multiple of {count} devices x micro {micro}; micro must divide {share}"
             )
         if share != micro and not ledger.accumulates:
             raise InputError(f"{ledger.title} cannot accumulate; micro must be {share} for {size} on {count} devices")

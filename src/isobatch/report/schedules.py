@@ -78,7 +78,7 @@ def schedule_page(made: Any) -> str:
     title = html.escape(f"{made.ledger.source.name}: batch {made.reference.batch.size} to {made.recipe.batch.size}")
     style = "body{font:15px sans-serif;max-width:70em;margin:2em auto}td,th{padding:.2em .8em;text-align:left}"
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>'
+        f'<!doctype html><html><head><meta charset="utf-8"><title>{title}</title><style>{style}</style></head>'
         f'<body><h1>{title}</h1><img alt="learning rate, old and new" src="data:image/png;base64,{picture}">'
         f"<table><tr><th>key<th>was<th>becomes<th>rule<th>because</tr>{rows}</table></body></html>\n"
     )

@@ -26,7 +26,7 @@ def read(reader: Reader) -> None:
     reader.link("batch", size, lambda view: view.batch, whole=True, least=1)
     if world.value:
         reader.link("devices", world, lambda view: view.devices, whole=True, least=1)
-        reader.note("REFERENCE_WORLD_SIZE makes detectron2 scale batch, rate and iterations on another number of GPUs; the "
+        reader.note("REFERENCE_WORLD_SIZE makes detectron2 scale batch, rate and iterations on other GPUs; the "
                     "plan writes the new number there, so that nothing is scaled twice")  # fmt: skip
     draft.values["name"] = "sgd"
     reader.say("lr", reader.number("SOLVER.BASE_LR", default=0.001))

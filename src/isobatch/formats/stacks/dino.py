@@ -44,6 +44,8 @@ def _decay(reader: Reader, start: Found, end: Found) -> None:
         part = share_of_decay(reader, end)
         if start.value:
             reader.draft.curves["weight_decay"] = [{"by": "cosine", "to": part}]
+    elif end.said:
+        reader.link("weight_decay", end, lambda view: view["weight_decay"])
 
 
 def read_v1(reader: Reader) -> None:
@@ -224,7 +226,8 @@ def _read_schedules(reader: Reader) -> None:
     end = reader.number("schedules.lr.end", default=0.0)
     share = end.value / peak.value if peak.value else 0.0
     if end.value:
-        reader.link("schedule.final", end, _unscaled(share, draft.values["batch"], peak.value, draft.values["lr"], rule),
+        back = _unscaled(share, draft.values["batch"], peak.value, draft.values["lr"], rule)
+        reader.link("schedule.final", end, back,
                     words="share of the peak kept; the trainer scales both")  # fmt: skip
     start = reader.number("schedules.lr.start", default=0.0)
     if start.value:

@@ -29,9 +29,9 @@ def read(reader: Reader) -> None:
         reader.draft.batch["sequence"] = sequence.value
     _optimizer(reader)
     _schedule(reader)
-    reader.unread("rampup_batch_size", "recent Megatron accepts it and does not act on it, older ones ramp the batch up; "
+    reader.unread("rampup_batch_size", "recent Megatron does not act on it, older ones ramp the batch up; "
                   "write --step-batch-size-schedule, or remove it")  # fmt: skip
-    reader.unread("step_batch_size_schedule", "the batch changes in the run; iterations are turned into samples with the "
+    reader.unread("step_batch_size_schedule", "the batch changes in the run; iterations become samples with the "
                   "last batch")  # fmt: skip
     for key in ("decoupled_lr", "decoupled_min_lr", "head_lr_mult", "lr_wsd_decay_samples", "start_weight_decay"):
         reader.unread(key, "a rate or decay of its own that the plan leaves as it is")

@@ -4,7 +4,16 @@ import math
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import clip, launched_devices, milestones, optimizer, per_device_batch, share_of_peak
+from isobatch.formats.stacks.words import (
+    clip,
+    has,
+    launched_devices,
+    milestones,
+    optimizer,
+    per_device_batch,
+    share_of_peak,
+)
+from isobatch.rules import OPTIMIZERS
 
 _INERT = (
     "lr_cycle_mul lr_cycle_decay lr_cycle_limit lr_k_decay lr_base_scale lr_noise_pct lr_noise_std "
@@ -40,16 +49,16 @@ def _optimizer(reader: Reader) -> None:
     _rate(reader, str(word.value).lower())
     reader.say("weight_decay", reader.number("weight_decay", default=2e-5))
     moment = reader.number("momentum", default=0.9)
-    pair = reader.find("opt_betas", default=None)
+    reader.inert("opt_betas")
     eps = reader.number("opt_eps", default=None)
-    if name in ("sgd", "rmsprop", "lars", "muon"):
+    if has(name, "momentum"):
         reader.say("momentum", moment)
         draft.values["nesterov"] = (text in ("sgd", "nesterov", "sgdw", "nlars") and moment.value > 0) or None
-    if name in ("adam", "adamw", "lamb", "lion", "nadamw", "adamp"):
-        usual = (0.9, 0.99) if name == "lion" else (0.9, 0.999)
-        found = reader.pair("opt_betas", default=usual) if pair.value is not None or name != "sgd" else None
-        for path, one in zip(("beta1", "beta2"), found or (), strict=True):
-            reader.say(path, one)
+    if has(name, "betas"):
+        usual = (0.9, 0.99) if OPTIMIZERS[name].normalises_after else (0.9, 0.999)
+        one, two = reader.pair("opt_betas", default=usual)
+        reader.say("beta1", one)
+        reader.say("beta2", two)
         usual_eps = Found(eps.key, 1e-6 if name == "lamb" else 1e-8, "default")
         reader.say("eps", eps if eps.value is not None else usual_eps)
     if name == "rmsprop":

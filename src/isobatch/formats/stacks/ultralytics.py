@@ -24,17 +24,18 @@ def read(reader: Reader) -> None:
     device = reader.find("device", default=None).value
     told = len(device) if isinstance(device, list) else len(device.split(",")) if isinstance(device, str) else None
     devices = reader.devices(default=launched_devices(reader) or told, assume=1)
+    kept = int(reader.remember("nbs_reference", nominal.value))
     passes = max(round(nominal.value / size), 1)
     draft.values |= {"batch": size * passes, "devices": devices}
     if size % devices == 0:
         draft.values["micro"] = size // devices
     reader.per_device, reader.keeps_batch = False, True
     reader.link("micro", batch, _images, words="images of all GPUs in one pass", whole=True, least=1)
-    reader.link("nbs", nominal, lambda view: _nominal(view, nominal.value), words="accumulation is round(nbs/batch)",
-                whole=True, least=1)  # fmt: skip
-    reader.reference = nominal.value
+    words = "accumulation is round(nbs/batch)"
+    reader.link("nbs", nominal, lambda view: _nominal(view, kept, nominal.value), words=words, whole=True, least=1)
+    reader.reference = float(kept)
     reader.data_size("its epochs are passes over the images")
-    _optimizer(reader, nominal.value)
+    _optimizer(reader, kept, nominal.value)
     _schedule(reader)
     reader.fix("ema", DECAY, "ultralytics/utils/torch_utils.py ModelEMA, which no argument sets")
     draft.average["ramp"] = {"by": "exp", "tau": f"{TAU} steps"}
@@ -51,17 +52,20 @@ def _images(view: View) -> float:
     return view.batch / view.accumulation
 
 
-def _nominal(view: View, stated: int) -> int:
-    """Return `nbs`: as it is where it gives the accumulation that is wanted, else the batch of a step."""
-    return stated if max(round(stated / _images(view)), 1) == view.accumulation else view.batch
+def _nominal(view: View, reference: int, stated: int) -> int:
+    """Return `nbs`: that of the first recipe, or as it is, where the accumulation follows from it; else the batch."""
+    for value in (reference, stated):
+        if max(round(value / _images(view)), 1) == view.accumulation:
+            return value
+    return view.batch
 
 
-def _optimizer(reader: Reader, nominal: int) -> None:
+def _optimizer(reader: Reader, kept: int, nominal: int) -> None:
     draft = reader.draft
     size = draft.values["batch"]
     word = reader.word("optimizer", default="auto")
     if str(word.value).lower() == "auto":
-        why = ('optimizer = "auto" chooses optimizer, rate and momentum by the number of iterations, so that another batch '
+        why = ('optimizer = "auto" chooses optimizer, rate and momentum by the iterations, so that another batch '
                "can be another optimizer")  # fmt: skip
         chosen = reader.ask("optimizer", why, "SGD", "--set optimizer=SGD (or AdamW), and state lr0 and momentum")
         word = type(word)(word.key, str(chosen), "asked")
@@ -78,14 +82,14 @@ def _optimizer(reader: Reader, nominal: int) -> None:
         reader.say("momentum", moment)
         draft.values["nesterov"] = True
         reader.say("weight_decay", decay, decay.value / nominal, words="weight_decay * batch/nbs beside a loss x batch",
-                   back=lambda view: view["weight_decay"] * _nominal(view, nominal))  # fmt: skip
+                   back=lambda view: view["weight_decay"] * _nominal(view, kept, nominal))  # fmt: skip
     else:
         reader.say("lr", lr)
         reader.say("beta1", moment)
         reader.fix("beta2", 0.999, "the trainer's betas=(momentum, 0.999)")
         reader.fix("eps", 1e-8, "torch's default")
         reader.say("weight_decay", decay, decay.value * size / nominal, words="weight_decay * batch/nbs",
-                   back=lambda view: view["weight_decay"] * _nominal(view, nominal) / view.batch)  # fmt: skip
+                   back=lambda view: view["weight_decay"] * _nominal(view, kept, nominal) / view.batch)  # fmt: skip
     draft.values["clip"] = CLIP / size
     reader.fix("optimizer.clip", CLIP / size, "clip_grad_norm_(10.0) beside a loss that is multiplied by the batch")
 

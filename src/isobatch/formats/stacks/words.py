@@ -5,22 +5,32 @@ import re
 from isobatch.formats.reader import Found, Reader
 from isobatch.rules import OPTIMIZERS
 
-_NAMES: tuple[tuple[str, str], ...] = (
-    (r"^(?:torch\.optim\.|apex\.optimizers\.|deepspeed\.ops\.\w+\.)?(?:fused_?)?adam_?w(?:_.*)?$", "adamw"),
-    (r"^(?:paged_|decoupled_?|fused_?|bnb_|ao_|default_)?adam_?w(?:_?(?:8bit|4bit|32bit|fp8|bnb_8bit|torch\w*|hf|apex\w*|"
-     r"anyprecision|fused|legacy|nvlamb))*$", "adamw"),
-    (r"^(?:adamw|fusedadamw|decoupledadamw|low_precision_adamw|default_adamw|skipstepadamw(?:config)?|adamwconfig)$", "adamw"),
-    (r"^(?:torch\.optim\.|fused_?)?adam(?:_?torch|_?fused|8bit|_?l2)?$", "adam"),
-    (r"^(?:torch\.optim\.|fused_?)?(?:sgd|nesterov|momentum|sgdw?|decoupledsgdw?)$", "sgd"),
-    (r"^rmsprop(?:_.*)?$", "rmsprop"),
-    (r"^rmsproptf$", "rmsprop"),
-    (r"^(?:paged_|decoupled)?lion(?:w)?(?:_.*)?$", "lion"),
-    (r"^(?:fused_?)?lamb(?:c)?$", "lamb"),
-    (r"^lars(?:c|sgd)?$|^nlars$", "lars"),
-    (r"^muon$|^default_muon$", "muon"),
-    (r"^adamp$", "adamp"),
-    (r"^nadamw?$", "nadamw"),
-)  # fmt: skip
+_AROUND = re.compile(
+    r"^(?:paged_|decoupled_?|fused_?|bnb_?|ao_|default_|apex_|low_precision_|nl?skipstep|skipstep)+|"
+    r"(?:_?(?:8bit|4bit|32bit|fp8|torch|hf|apex|anyprecision|fused|legacy|xla|npu|config|bnb|tf|c|l2))+$"
+)
+_OTHERS = {"nesterov": "sgd", "momentum": "sgd", "sgdw": "sgd", "sgdp": "sgd", "nadam": "nadamw"}
+
+
+def known_name(word: str) -> str | None:
+    """Return the optimizer that a stack means by a name: its own name without what says how it is computed.
+
+    Args:
+        word: such as "torch.optim.AdamW" or "paged_adamw_8bit".
+
+    Returns:
+        A name in `isobatch.rules.OPTIMIZERS`; None for one that has no row.
+
+    Example:
+        >>> known_name("paged_adamw_8bit"), known_name("FusedAdam"), known_name("RMSpropTF"), known_name("adafactor")
+        ('adamw', 'adam', 'rmsprop', None)
+    """
+    bare = word.strip().lower().rsplit(".", 1)[-1].replace("decoupledadamw", "adamw")
+    for text in (bare, _AROUND.sub("", bare), _AROUND.sub("", _AROUND.sub("", bare))):
+        for name in (text, _OTHERS.get(text, ""), text.removesuffix("w"), text.removesuffix("sgd")):
+            if name in OPTIMIZERS:
+                return name
+    return None
 
 
 def optimizer(reader: Reader, found: Found, *, adam: str = "adamw") -> str:
@@ -34,11 +44,9 @@ def optimizer(reader: Reader, found: Found, *, adam: str = "adamw") -> str:
     Returns:
         The name in `isobatch.rules.OPTIMIZERS`.
     """
-    reader.used.add("optimizer") if "optimizer" in reader.answers else None
-    word = str(reader.answers.get("optimizer", found.value)).strip().lower().rsplit(".", 1)[-1]
-    name = next((known for pattern, known in _NAMES if re.match(pattern, word)), None)
-    if word in OPTIMIZERS:
-        name = word
+    if "optimizer" in reader.answers:
+        reader.used.add("optimizer")
+    name = known_name(str(reader.answers.get("optimizer", found.value)))
     if name == "adam" and adam != "adam" and "optimizer" not in reader.answers:
         name = adam
     if name is None:
@@ -166,3 +174,8 @@ def share_of_decay(reader: Reader, found: Found) -> float:
         "curves.weight_decay", found, lambda view: view["weight_decay"] * part, words="share of weight_decay kept"
     )
     return part
+
+
+def has(name: str, moment: str) -> bool:
+    """Return whether an optimizer has a moment: betas, momentum or alpha."""
+    return moment in OPTIMIZERS[name].moments
