@@ -71,11 +71,7 @@ class Draft:
         return float(sequence) if self.unit == "tokens" else 1.0 / sequence
 
     def recipe(self) -> Recipe:
-        """Return the recipe of these facts.
-
-        Raises:
-            InputError: facts that are no recipe.
-        """
+        """Return the recipe of these facts; refuse facts that are no recipe."""
         values = self.values
         pairs = (("size", "batch"), ("devices", "devices"), ("micro", "micro"))
         batch = {key: values[name] for key, name in pairs if values.get(name) is not None}

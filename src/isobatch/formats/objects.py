@@ -77,7 +77,7 @@ def _with(held: Any, key: Key, value: Any) -> Any:
     if inner is absent:
         raise InputError(f"{type(held).__name__} has no {part}, which the plan changes to {value!r}; add it")
     new = _with(inner, rest, value)
-    if dataclasses.is_dataclass(held) and not isinstance(held, type) and held.__dataclass_params__.frozen:  # ty: ignore
+    if dataclasses.is_dataclass(held) and not isinstance(held, type) and held.__dataclass_params__.frozen:
         return dataclasses.replace(held, **{str(part): new})
     out = copy.copy(held)
     setattr(out, str(part), new)

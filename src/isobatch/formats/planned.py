@@ -131,6 +131,9 @@ class FilePlan:
 
         The result is read again and compared with the plan, so that no file says something else than its plan.
 
+        Returns:
+            The text.
+
         Raises:
             InputError: a value that cannot be written there.
         """

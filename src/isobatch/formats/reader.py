@@ -99,7 +99,7 @@ class Reader:
         """Return the first of some keys that the file has, or an answer to it; the default else.
 
         Args:
-            names: dotted keys, the usual spelling first.
+            *names: dotted keys, the usual spelling first.
             default: what the trainer takes where the file is silent.
 
         Returns:
@@ -128,7 +128,7 @@ class Reader:
         """Return a number of the file.
 
         Args:
-            names: dotted keys, the usual spelling first.
+            *names: dotted keys, the usual spelling first.
             default: what the trainer takes where the file is silent; None for none.
             ask: what it is needed for, where silence is a question.
             low: smallest number that makes sense.
@@ -171,22 +171,14 @@ class Reader:
         return self.number(*names, default=default, ask=ask, low=low, kind=int)
 
     def word(self, *names: str, default: str | None = None) -> Found:
-        """Return a word of the file.
-
-        Raises:
-            InputError: a number, a table or a list where a word is meant.
-        """
+        """Return a word of the file; refuse a number, a table or a list where a word is meant."""
         found = self.find(*names, default=default)
         if isinstance(found.value, (dict, list)) or (found.value is not None and isinstance(found.value, float)):
             raise InputError(f"{found.name}={found.value!r} must be a word; mend the file")
         return Found(found.key, None if found.value is None else str(found.value), found.origin)
 
     def flag(self, *names: str, default: bool = False) -> Found:
-        """Return a switch of the file.
-
-        Raises:
-            InputError: no yes or no.
-        """
+        """Return a switch of the file; refuse what is no yes or no."""
         found = self.find(*names, default=default)
         value = found.value
         if isinstance(value, str) and value.startswith(("/", "./", "../", "~")):
@@ -200,11 +192,7 @@ class Reader:
         return Found(found.key, value, found.origin)
 
     def pair(self, *names: str, default: tuple[float, float] | None = None) -> tuple[Found, Found]:
-        """Return two numbers of a list, each with a place of its own.
-
-        Raises:
-            InputError: no list of two numbers.
-        """
+        """Return two numbers of a list, each with a place of its own; refuse anything else."""
         found = self.find(*names, default=list(default) if default else None)
         values = found.value
         if not isinstance(values, list) or len(values) != 2:
@@ -257,6 +245,9 @@ class Reader:
             why: they are needed.
             default: what the file or its launcher says.
             assume: what may be assumed where nobody says it, because the batch does not depend on it.
+
+        Returns:
+            Devices; 1 while the question is open.
         """
         if "devices" not in self.answers and default is None and assume is not None:
             self.devices_said = False
@@ -383,7 +374,7 @@ class Reader:
         """Note keys that do not act on what a batch touches, whatever their names say; a name covers what it holds.
 
         Args:
-            names: dotted keys, or several in one text.
+            *names: dotted keys, or several in one text.
         """
         for name in " ".join(names).split():
             key = self._index.get(_plain(name))
@@ -402,11 +393,7 @@ class Reader:
     # ending
 
     def ledger(self, name: str, title: str) -> Ledger:
-        """Return the ledger, every key of the file accounted for.
-
-        Raises:
-            Unanswered: questions are open.
-        """
+        """Return the ledger, every key of the file accounted for; raise `Unanswered` where questions are open."""
         if self.questions:
             raise Unanswered(self.source.name, tuple(self.questions.values()))
         for key, value in leaves(self.source.tree):

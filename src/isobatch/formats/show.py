@@ -1,43 +1,23 @@
 """A plan of a file for people and programs: text, Markdown, JSON."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from typing import Any, Protocol
+from typing import Any
 
 from isobatch.formats.lint import lint
 from isobatch.formats.texts.command import lines_of
 from isobatch.plan.plan import PRINTED, show
 
-
-class FilePlan(Protocol):
-    """What is shown: `isobatch.formats.FilePlan`."""
-
-    plan: Any
-    reference: Any
-    ledger: Any
-    kept: Any
-    rows: Any
-    unsaid: Any
-    recipe: Any
-    by_own_rule: Any
-
-    def text(self) -> str:
-        """Return the planned file."""
-        ...
-
-
 SCHEMA = "isobatch-plan-1"
 """Name of the JSON form; docs/plan.schema.json describes it."""
 
 
-def to_dict(made: FilePlan) -> dict[str, Any]:
+def to_dict(made: Any) -> dict[str, Any]:
     """Return a plan of a file as plain values, ready for JSON.
 
     Args:
-        made: the plan.
+        made: the plan, an `isobatch.formats.FilePlan`.
 
     Returns:
         Values as docs/plan.schema.json describes them.
@@ -71,12 +51,12 @@ def _batch(batch: Any) -> dict[str, Any]:
     return held | {"unit": batch.unit}
 
 
-def to_json(made: FilePlan) -> str:
+def to_json(made: Any) -> str:
     """Return a plan of a file as JSON for programs."""
     return json.dumps(to_dict(made), indent=2, default=str)
 
 
-def to_markdown(made: FilePlan) -> str:
+def to_markdown(made: Any) -> str:
     """Return a plan of a file as Markdown, ready to paste into an issue."""
     lines = [f"**{head(made)}**", ""]
     if made.rows:
@@ -87,7 +67,7 @@ def to_markdown(made: FilePlan) -> str:
     return "\n".join([*lines, "", *(f"- {text}" for text in remarks(made))])
 
 
-def head(made: FilePlan) -> str:
+def head(made: Any) -> str:
     """Return what a plan is of, in one line."""
     ledger, old, new = made.ledger, made.reference.batch, made.recipe.batch
     where = "x".join(str(n) for n in (new.devices, new.per_device, new.accumulation))
@@ -99,7 +79,7 @@ def head(made: FilePlan) -> str:
     )
 
 
-def remarks(made: FilePlan) -> Iterator[str]:
+def remarks(made: Any) -> Iterator[str]:
     """Yield what a reader of the plan must know beside its rows."""
     ledger = made.ledger
     if made.kept:
@@ -130,7 +110,7 @@ def remarks(made: FilePlan) -> Iterator[str]:
             yield f"other form, {form.name}: {form}"
 
 
-def _other_rate(made: FilePlan) -> Iterator[str]:
+def _other_rate(made: Any) -> Iterator[str]:
     """Say what the plan's own rule would give, where the trainer's is another one."""
     other = made.by_own_rule
     if other is not None:
@@ -138,7 +118,7 @@ def _other_rate(made: FilePlan) -> Iterator[str]:
         yield f"by the plan's own rule {key} would be {show(wanted)} in place of {show(stated)} (--set rules.lr=auto)"
 
 
-def command(made: FilePlan) -> str | None:
+def command(made: Any) -> str | None:
     """Return the planned command in one line, None for a file that is no command."""
     source = made.ledger.source
     if source.kind != "command":
@@ -146,11 +126,11 @@ def command(made: FilePlan) -> str | None:
     return lines_of(replace(source, text=made.text()))
 
 
-def render(made: FilePlan, width: int) -> Iterator[Any]:
+def render(made: Any, width: int) -> Iterator[Any]:
     """Yield a plan of a file for a terminal.
 
     Args:
-        made: the plan.
+        made: the plan, an `isobatch.formats.FilePlan`.
         width: of the terminal.
 
     Yields:
@@ -176,5 +156,5 @@ def render(made: FilePlan, width: int) -> Iterator[Any]:
         yield Text.assemble(("! " if text.startswith(("acts", "lint", "cannot")) else "- ", "bold yellow"), text)
 
 
-def _noted(made: FilePlan) -> Iterator[Any]:
+def _noted(made: Any) -> Iterator[Any]:
     yield from (row for row in made.rows if row.note and row.note != "added: the trainer's default stood here")

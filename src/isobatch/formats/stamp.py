@@ -49,6 +49,9 @@ def read_stamp(text: str, name: str) -> Stamp | None:
         text: of the file, or of the file beside a JSON file.
         name: for messages.
 
+    Returns:
+        The stamp.
+
     Raises:
         InputError: two stamps, or one that was damaged.
     """

@@ -6,6 +6,7 @@ from isobatch.errors import InputError
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.words import milestones
+from isobatch.formats.view import View
 
 _INERT = (
     "MODEL INPUT DATASETS DATALOADER VERSION SOLVER.AMP SOLVER.BIAS_LR_FACTOR SOLVER.WEIGHT_DECAY_NORM "
@@ -73,8 +74,8 @@ def _schedule(reader: Reader) -> None:
         batch = draft.values["batch"]
         held, text = list(marks), isinstance(found.value, str)
 
-        def back(view: object) -> object:
-            now = [max(round(mark * batch / view.batch), 1) for mark in held]  # ty: ignore[unresolved-attribute]
+        def back(view: View) -> object:
+            now = [max(round(mark * batch / view.batch), 1) for mark in held]
             if now == held:
                 return found.value
             inside = ", ".join(map(str, now)) + ("," if len(now) == 1 else "")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from json.decoder import JSONDecodeError, scanstring  # ty: ignore[unresolved-import]
+from json.decoder import JSONDecodeError, scanstring  # ty: ignore[import-not-found]
 from typing import Any
 
 from isobatch.errors import InputError
