@@ -2,7 +2,7 @@
 
 from isobatch.plan.plan import Form, Plan, PlanWarning, Remedy, Row
 from isobatch.plan.recipe import Recipe
-from isobatch.plan.settings import Settings, base, coupling_of, moves, row_of, scaled
+from isobatch.plan.settings import Settings, base, coupling_of, moves, of_group, row_of, scaled
 from isobatch.plan.warnings import remedies
 from isobatch.recipe import (
     Adaptive,
@@ -42,6 +42,7 @@ __all__ = [
     "base",
     "coupling_of",
     "moves",
+    "of_group",
     "remedies",
     "row_of",
     "scaled",
