@@ -13,7 +13,7 @@ from isobatch_studies.teachers.grid import MEANING
 
 _SHADE = {
     "rule": "#0072B2", "no EMA rule": "#D55E00", "progressive": "#009E73", "hold": "#CC79A7",
-    "nothing scaled": "#E69F00",
+    "nothing scaled": "#E69F00", "no centre rule": "#56B4E9",
 }  # fmt: skip
 _WORDS = {"loss": "log loss", "accuracy": "accuracy of the probe", "knn": "accuracy of nearest neighbours"}
 _STYLES = ("-", "--", "-.", ":")
