@@ -1,0 +1,54 @@
+"""What a page in Markdown says of a stored result of a teacher study: claims, then every arm."""
+
+from typing import Any
+
+from isobatch.results import HELD
+
+
+def markdown(data: dict[str, Any] | None) -> str:
+    """Return the tables of a result.
+
+    Args:
+        data: of result.json; None where there is none.
+
+    Returns:
+        Markdown.
+    """
+    if data is None:
+        return "No run is complete.\n"
+    claims = ["| claim | verdict | evidence |", "|---|---|---|"]
+    claims += [f"| `{c['id']}` | {HELD[c['held']]} | {c['evidence']} |" for c in data["claims"]]
+    names = ["probe, averaged (%)", "neighbours, averaged (%)", "neighbours, raw (%)"]
+    head = ["arm", "batch", "seeds", "averaged model", "worst gap", "raw model", "worst gap", *names]
+    head += ["steps", "collapsed", "minutes"]
+    arms = [_line(head), "|" + "---|" * len(head)]
+    for variant, found in data["references"].items():
+        batch, seeds = data["recipe"][variant]["batch"]["size"], data["runs"][f"{variant} reference"]
+        arms.append(_line(["reference", f"{batch:,}", str(seeds), "", "", "", "", *_ends(found)]))
+    for row in data["rows"]:
+        verdicts, gaps = row["verdicts"], row["worst"]
+        judged = [f"{word[model]}" for model in ("average", "raw") for word in (verdicts, _signed(gaps))]
+        seeds = f"{row['seeds']} of {row['planned']}"
+        arms.append(_line([f"{row['arm']}, kappa {row['kappa']:g}", f"{row['batch']:,}", seeds, *judged, *_ends(row)]))
+    return "\n".join([*claims, "", *arms]) + "\n"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _signed(gaps: dict[str, float | None]) -> dict[str, str]:
+    return {model: "" if gap is None else f"{gap:+.2f}" for model, gap in gaps.items()}
+
+
+def _ends(found: dict[str, Any]) -> list[str]:
+    cells = []
+    for model, name in (("average", "accuracy"), ("average", "knn"), ("raw", "knn")):
+        last = found["final"].get(model, {}).get(name)
+        if last is None:
+            cells.append("")
+        elif last["low"] is None:
+            cells.append(f"{last['mean']:.1f}")
+        else:
+            cells.append(f"{last['mean']:.1f} [{last['low']:.1f}, {last['high']:.1f}]")
+    return [*cells, f"{found['steps']:,}", str(len(found["collapsed"])), f"{found['seconds'] / 60:.0f}"]
