@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from isobatch.curves import Staircase
+from isobatch.curves import Pieces, Staircase
 from isobatch.plan.plan import R, Row, count, show
 from isobatch.plan.settings import Moves, Settings, curve, horizon, lr_rule_of, row_of, scaled
 from isobatch.recipe import RecipeData, Split
 from isobatch.rules import (
     Confidence,
     Rule,
-    clip,
     drift_error,
     noise_share_after,
     optimal_lr,
@@ -156,7 +155,7 @@ def _optimizer_rows(recipe: RecipeData, old: Settings, new: Settings, moved: Mov
     if o.weight_decay > 0:
         yield row("weight_decay")
     if o.clip is not None:
-        yield make_row("optimizer.clip", o.clip, o.clip, clip.KEPT)
+        yield row("clip")
 
 
 def _lr_note(recipe: RecipeData, old: Settings, new: Settings, moved: Moves) -> str:
@@ -262,7 +261,7 @@ def _schedule_rows(recipe: RecipeData, old: Settings, new: Settings) -> Iterator
         yield make_row("schedule.final", final, final, _SHARE, note)
 
 
-def _start(stairs: Staircase) -> float:
+def _start(stairs: Staircase | Pieces) -> float:
     return stairs.warmup if stairs.decay_from is None else stairs.decay_from
 
 

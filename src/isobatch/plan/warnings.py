@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from isobatch.plan.plan import PlanWarning, count, show
 from isobatch.plan.settings import Moves, Settings, curve, lr_rule_of, row_of
 from isobatch.recipe import RecipeData
-from isobatch.rules import Severity, Side, clip
+from isobatch.rules import Severity, Side
 
 FEW_STEPS = 100
 """Steps of a run, or of its warm-up times ten, below which it is called short."""
@@ -61,9 +61,6 @@ def _of_rules(recipe: RecipeData, moved: Moves) -> Iterator[PlanWarning]:
         for condition, message, source, side, severity in found:
             said = condition if not condition.startswith("is ") else f"{name} {condition}"
             yield PlanWarning(said, message, source, side, severity)
-    if recipe.optimizer.clip is not None:
-        for found in clip.KEPT.warn(moved["lr"].change, recipe.optimizer.clip):
-            yield PlanWarning(*found)
 
 
 def _stability(recipe: RecipeData, old: Settings, new: Settings) -> Iterator[PlanWarning]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from isobatch import rules
-from isobatch.curves import AutoWU, Staircase
+from isobatch.curves import AutoWU, Pieces, Staircase
 from isobatch.data import SampleOrder, shard
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.optimizers import write_prepared
@@ -22,6 +22,7 @@ from isobatch.train.forward_passes import ForwardPasses
 from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, StepVerdict
 from isobatch.train.noise_monitor import NoiseMonitor
+from isobatch.train.refusals import check_trainable
 from isobatch.train.sample_clock import SampleClock
 from isobatch.train.setup import batches, make_average, make_optimizer, make_search, prepare_groups, rescale_state
 from isobatch.train.world import Device, World
@@ -92,6 +93,7 @@ class Trainer:
         device: Device | None = None,
         world: World | None = None,
     ):
+        check_trainable(recipe)
         self.run, self.recipe, self.guard, self.world = run, recipe, guard or Guard(), world or World.current()
         self.device = device or Device()
         self.device.place(run)
@@ -119,7 +121,7 @@ class Trainer:
         self.last_batch = recipe.batch.size
         self.batch_at = batches(recipe) if self.monitor is None or recipe.batch.schedule else self.monitor.batch
         self._settings: dict[int, Settings] = {}
-        self._stairs: dict[int, Staircase] = {}
+        self._stairs: dict[int, Staircase | Pieces] = {}
         self._groups: dict[int, list[dict[str, Any]]] = {}
         self._parameters = list(run.model.parameters())
         self._norms = [m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -271,7 +273,7 @@ class Trainer:
             mean.commit(samples=size)
         return lr
 
-    def _factor(self, size: int) -> Staircase | AutoWU:
+    def _factor(self, size: int) -> Staircase | Pieces | AutoWU:
         if self.search is not None:
             return self.search.rate
         if size not in self._stairs:  # under some rules it moves with the batch
