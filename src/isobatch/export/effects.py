@@ -1,7 +1,7 @@
 """What a plan does to each key of a recipe, in words; the formulas are those of the rules themselves."""
 
 from isobatch.errors import InputError
-from isobatch.rules import OPTIMIZERS, average, batch_norm, betas, lr_rule, momentum, weight_decay
+from isobatch.rules import OPTIMIZERS, average, batch_norm, betas, clip, lr_rule, momentum, weight_decay
 
 SPAN = "span"
 PER_STEP = "per step"
@@ -32,6 +32,9 @@ _EFFECTS: dict[str, tuple[str, str]] = {
     "batch.micro": ("samples or tokens", f"{KEPT}, or {ASKED}"),
     "batch.devices": ("devices", f"{KEPT}, or {ASKED}"),
     "batch.schedule": ("span, samples per step", "every stage times kappa, its start kept in samples"),
+    "batch.schedule_lr": ("", CHOOSES),
+    "batch.sequence": ("tokens in a sample", KEPT),
+    "batch.reduction": ("", CHOOSES),
     "batch.adaptive.settle": (SPAN, KEPT),
     "batch.adaptive": ("", KEPT),
     "optimizer.name": ("", f"{KEPT}; its invariant form under --optimizer invariant"),
@@ -47,7 +50,9 @@ _EFFECTS: dict[str, tuple[str, str]] = {
         + "; coupled and trust-ratio: kept",
     ),
     "optimizer.decay": ("", CHOOSES),
-    "optimizer.clip": ("of the gradient", KEPT),
+    "optimizer.clip": ("of the gradient", _moved(f"{clip.BY_NOISE.formula} where the noise scale is known; else kept")),
+    "optimizer.clip_by": ("", KEPT),
+    "optimizer.eps_inside": ("", CHOOSES),
     "optimizer.lr_limit": (PER_STEP, KEPT),
     "optimizer.reference_batch": ("samples", "kept; stamped with batch.size at the first plan of an invariant form"),
     "schedule.length": (SPAN, IN_SAMPLES),
@@ -57,11 +62,31 @@ _EFFECTS: dict[str, tuple[str, str]] = {
     "schedule.stair": ("samples", "stamped with the samples of a reference step"),
     "schedule.decay_from": (SPAN, IN_SAMPLES),
     "schedule.search": ("", KEPT),
+    "curves": ("", KEPT),
+    "curves.NAME[].span": (SPAN, IN_SAMPLES),
+    "curves.NAME[].start": ("share", KEPT),
+    "curves.NAME[].to": ("share", KEPT),
+    "curves.NAME[].every": (SPAN, IN_SAMPLES),
+    "curves.NAME[].gamma": ("factor", KEPT),
+    "curves.NAME[].scale": (SPAN, IN_SAMPLES),
+    "groups": ("", KEPT),
+    "groups[]": ("", KEPT),
+    "groups[].lr_scale": ("share of optimizer.lr", KEPT),
+    "groups[].layer_decay": ("factor per layer", KEPT),
+    "spans": (SPAN, IN_SAMPLES),
+    "ema.start": (SPAN, IN_SAMPLES),
+    "ema.ramp": ("", KEPT),
+    "ema.ramp.tau": (SPAN, IN_SAMPLES),
+    "ema.ramp.inv_gamma": ("updates", _moved("g*kappa**((1-p)/p)")),
+    "ema.ramp.gamma": ("updates", KEPT),
+    "ema.ramp.ratio": ("share of the samples seen", KEPT),
+    "ema.ramp.std": ("share of the run", KEPT),
     "ema.decay": ("per update", _moved(average.POWER.formula)),
     "ema.half_life": (SPAN, IN_SAMPLES),
     "ema.every": ("steps", KEPT),
     "ema.kind": ("", KEPT),
     "ema.final": ("per update", _moved(average.POWER.formula)),
+    "batch_norm.synchronised": ("", CHOOSES),
     "batch_norm.momentum": ("per pass", _moved(batch_norm.POWER.formula)),
     "noise": ("", KEPT),
     "augment": ("", KEPT),
@@ -96,6 +121,9 @@ def effect_of(key: str) -> tuple[str, str]:
         >>> effect_of("ema.decay")
         ('per update', 'moves: rho**kappa')
     """
+    if key.startswith("groups[].") and key not in _EFFECTS:  # a group's numbers are those of its optimizer
+        own = f"optimizer.{key.removeprefix('groups[].')}"
+        key = own if own in _EFFECTS and own != "optimizer.name" else key
     place = key
     while place:
         if place in _EFFECTS:

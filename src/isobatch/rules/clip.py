@@ -1,4 +1,4 @@
-"""Gradient clipping: the norm follows the size of the gradient where the noise scale is known, and is kept elsewhere."""
+"""Gradient clipping: the norm follows the size of the gradient where the noise scale is known; elsewhere it is kept."""
 
 import math
 
@@ -51,8 +51,8 @@ def clip_rule(change: Change) -> Rule:
 def _kept(c: Change, _: float) -> tuple[str, str]:
     fewer, grows = ("fewer", "grows") if c.kappa > 1 else ("more", "shrinks")
     message = (
-        f"the clipping norm is kept because the noise scale is not known; {fewer} steps clip as the batch {grows}: give "
-        f"--noise-scale (in pure noise the norm would be {scale_clip(c.value, c.kappa, 1.0):.4g})"
+        f"the clipping norm is kept because the noise scale is not known; {fewer} steps clip as the batch {grows}: "
+        f"give --noise-scale (in pure noise the norm would be {scale_clip(c.value, c.kappa, 1.0):.4g})"
     )
     return "gradient clipping", message
 

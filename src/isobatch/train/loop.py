@@ -258,8 +258,8 @@ class Trainer:
             rescale_state(self.optimizer, self.settings(self.last_batch), new, self.noise_share)
             self.noise_share = rules.noise_share_after(self.noise_share, size / self.last_batch)
             self.last_batch = size
-        if self.recipe.optimizer.clip is not None:
-            self._clip(self.recipe.optimizer.clip)
+        if new.clip is not None:
+            self._clip(new.clip)
         lr = new.lr * self._factor(size).mean(self.seen, self.seen + size)
         if size not in self._groups:
             self._groups[size] = prepare_groups(self.optimizer, self.recipe, new)
