@@ -7,7 +7,9 @@ import pytest
 
 from isobatch.errors import InputError
 from isobatch_studies import claims_table
-from isobatch_studies.claims import claims
+from isobatch_studies.byol_24576 import devices
+from isobatch_studies.claims import claims, criteria
+from isobatch_studies.teachers.grid import reference
 from isobatch_studies.teachers.tables import markdown
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -80,10 +82,10 @@ def test_a_page_that_begins_otherwise_is_refused(page):
 
 
 def test_counts_and_drawn_tables_are_renewed_and_nothing_else(tmp_path):
-    page = "# T\n\n- **Found**: old count. Kept words. More.\n\n<!-- drawn from none -->\nold\n<!-- end -->\nTail.\n"
+    page = "# T\n\n- **Found**: old. Kept words. More.\n\n<!-- drawn from none: arms -->\nold\n<!-- end -->\nTail.\n"
     assert claims_table.renewed(page, "dino", tmp_path) == (
         "# T\n\n- **Found**: 0 of 1 claims held, 1 without a verdict. Kept words. More.\n\n"
-        "<!-- drawn from none -->\nNo run is complete.\n<!-- end -->\nTail.\n"
+        "<!-- drawn from none: arms -->\nNo run is complete.\n<!-- end -->\nTail.\n"
     )
 
 
@@ -96,16 +98,42 @@ def test_the_tables_of_a_partial_result_show_counts_and_no_intervals():
         "references": {"v": {"final": {"average": {"accuracy": whole, "knn": last}}, **ends}},
         "recipe": {"v": {"batch": {"size": 4096}}},
         "runs": {"v reference": 2},
+        "stops": {"v": [0, 3_000_000]},
         "rows": [{
-            "arm": "rule", "kappa": 6, "batch": 24576, "seeds": 1, "planned": 8,
+            "variant": "v", "arm": "rule", "kappa": 6, "batch": 24576, "seeds": 1, "planned": 8,
             "verdicts": {"average": "not yet", "raw": "not yet"}, "worst": {"average": -0.456, "raw": None},
             "final": {"average": {"accuracy": last, "knn": last}, "raw": {"knn": last}}, **ends, "steps": 150,
         }],
     }  # fmt: skip
     text = markdown(data)
     assert "| `a/b` | no verdict | 1 of 8 seeds |" in text
-    assert "| reference | 4,096 | 2 |  |  |  |  | 46.0 [45.0, 47.0] | 47.3 |  | 900 | 0 | 25 |" in text
-    assert (
-        "| rule, kappa 6 | 24,576 | 1 of 8 | not yet | -0.46 | not yet |  | 47.3 | 47.3 | 47.3 | 150 | 0 | 25 |" in text
+    assert "| reference | 4,096 | 2 |  |  |  |  | 46.0 [45.0, 47.0] | 47.3 |  | 900 | 0 | 25 | 2,000 |" in text
+    rule = (
+        "| rule, kappa 6 | 24,576 | 1 of 8 | not yet | -0.46 | not yet |  | 47.3 | 47.3 | 47.3 | 150 | 0 | 25 | 2,000 |"
     )
+    assert rule in text
     assert markdown(None) == "No run is complete.\n"
+
+
+def test_six_times_the_devices_are_modelled_from_measured_speeds():
+    recipe = reference(criteria("byol-24576")["grid"], "byol-24576")
+    row = {"arm": "rule", "variant": "v", "batch": 24_576, "seconds": 1000.0, "reference": {"seconds": 2000.0}}
+    data = {"rows": [row], "recipe": {"v": recipe.model_dump(mode="json")}, "stops": {"v": [0, 2_457_600]}}
+    table = [line.split(" | ") for line in devices.markdown(data).splitlines()[2:]]
+    size = 4 * devices.parameters(recipe)
+    for cells, (alpha, bandwidth) in zip(table, [(20e-6, 10e9), (100e-6, 1e9), (1e-3, 1e8)], strict=True):
+        few, many = (
+            steps * (batch / n / speed + 2 * (n - 1) * (alpha + size / n / bandwidth))
+            for steps, batch, n, speed in [(600, 4096, 8, 1228.8), (100, 24_576, 48, 2457.6)]
+        )
+        assert cells[1:] == [f"{few:.1f} s", f"{many:.1f} s", f"{few / many:.1f} |"]
+    assert devices.markdown(None) == devices.markdown(data | {"rows": []}) == "No pair of runs is complete.\n"
+
+
+def test_the_gradient_that_travels_is_that_of_the_task():
+    from isobatch.tasks import make_run
+
+    part = criteria("byol-24576")["quick"]
+    part["recipe"]["options"] |= {"data": "glyphs", "frames": 124, "probe": 62}
+    recipe = reference(part, "byol-24576")
+    assert devices.parameters(recipe) == sum(w.numel() for w in make_run(recipe, 0).model.parameters())

@@ -34,7 +34,7 @@ _EFFECTS: dict[str, tuple[str, str]] = {
     "batch.schedule": ("span, samples per step", "every stage times kappa, its start kept in samples"),
     "batch.schedule_lr": ("", CHOOSES),
     "batch.sequence": ("tokens in a sample", KEPT),
-    "batch.reduction": ("", CHOOSES),
+    "batch.reduction": ("", "kept; a sum's lr, eps, coupled decay and clip move as their unit does"),
     "batch.adaptive.settle": (SPAN, KEPT),
     "batch.adaptive": ("", KEPT),
     "optimizer.name": ("", f"{KEPT}; its invariant form under --optimizer invariant"),
@@ -44,6 +44,7 @@ _EFFECTS: dict[str, tuple[str, str]] = {
     "optimizer.betas": (PER_STEP, _moved(f"{betas.POWER.formula}, not below rules.floors")),
     "optimizer.alpha": (PER_STEP, _moved(f"{betas.POWER.formula}, not below rules.floors")),
     "optimizer.eps": ("of the gradient", "moves as 1/sqrt(kappa) beside a square-root lr; else kept"),
+    "optimizer.eps_inside": ("", f"{KEPT}; eps then moves as 1/kappa beside a square-root lr"),
     "optimizer.weight_decay": (
         PER_STEP,
         _moved(f"{weight_decay.DECOUPLED.formula} (decoupled), {weight_decay.INDEPENDENT.formula} (independent)")
@@ -52,7 +53,6 @@ _EFFECTS: dict[str, tuple[str, str]] = {
     "optimizer.decay": ("", CHOOSES),
     "optimizer.clip": ("of the gradient", _moved(f"{clip.BY_NOISE.formula} where the noise scale is known; else kept")),
     "optimizer.clip_by": ("", KEPT),
-    "optimizer.eps_inside": ("", CHOOSES),
     "optimizer.lr_limit": (PER_STEP, KEPT),
     "optimizer.reference_batch": ("samples", "kept; stamped with batch.size at the first plan of an invariant form"),
     "schedule.length": (SPAN, IN_SAMPLES),
@@ -62,31 +62,32 @@ _EFFECTS: dict[str, tuple[str, str]] = {
     "schedule.stair": ("samples", "stamped with the samples of a reference step"),
     "schedule.decay_from": (SPAN, IN_SAMPLES),
     "schedule.search": ("", KEPT),
-    "curves": ("", KEPT),
+    "curves.NAME[]": ("share of the number, of 1 - decay for momentum and ema", KEPT),
     "curves.NAME[].span": (SPAN, IN_SAMPLES),
-    "curves.NAME[].start": ("share", KEPT),
-    "curves.NAME[].to": ("share", KEPT),
     "curves.NAME[].every": (SPAN, IN_SAMPLES),
-    "curves.NAME[].gamma": ("factor", KEPT),
     "curves.NAME[].scale": (SPAN, IN_SAMPLES),
-    "groups": ("", KEPT),
     "groups[]": ("", KEPT),
+    "groups[].lr": (PER_STEP, "moves by the rule of the group's optimizer"),
     "groups[].lr_scale": ("share of optimizer.lr", KEPT),
-    "groups[].layer_decay": ("factor per layer", KEPT),
+    "groups[].momentum": (PER_STEP, "moves as optimizer.momentum"),
+    "groups[].betas": (PER_STEP, "moves as optimizer.betas"),
+    "groups[].alpha": (PER_STEP, "moves as optimizer.alpha"),
+    "groups[].eps": ("of the gradient", "moves as optimizer.eps"),
+    "groups[].weight_decay": (PER_STEP, "moves as optimizer.weight_decay, beside the group's lr"),
     "spans": (SPAN, IN_SAMPLES),
     "ema.start": (SPAN, IN_SAMPLES),
     "ema.ramp": ("", KEPT),
     "ema.ramp.tau": (SPAN, IN_SAMPLES),
-    "ema.ramp.inv_gamma": ("updates", _moved("g*kappa**((1-p)/p)")),
-    "ema.ramp.gamma": ("updates", KEPT),
+    "ema.ramp.inv_gamma": ("updates", "moves: g*kappa**((1-p)/p)"),
     "ema.ramp.ratio": ("share of the samples seen", KEPT),
-    "ema.ramp.std": ("share of the run", KEPT),
+    "ema.ramp.gamma": ("updates", KEPT),
+    "ema.ramp.std": ("share of the samples seen", KEPT),
     "ema.decay": ("per update", _moved(average.POWER.formula)),
     "ema.half_life": (SPAN, IN_SAMPLES),
     "ema.every": ("steps", KEPT),
     "ema.kind": ("", KEPT),
     "ema.final": ("per update", _moved(average.POWER.formula)),
-    "batch_norm.synchronised": ("", CHOOSES),
+    "batch_norm.synchronised": ("", f"{KEPT}; b is then the samples of all devices"),
     "batch_norm.momentum": ("per pass", _moved(batch_norm.POWER.formula)),
     "noise": ("", KEPT),
     "augment": ("", KEPT),
@@ -121,9 +122,6 @@ def effect_of(key: str) -> tuple[str, str]:
         >>> effect_of("ema.decay")
         ('per update', 'moves: rho**kappa')
     """
-    if key.startswith("groups[].") and key not in _EFFECTS:  # a group's numbers are those of its optimizer
-        own = f"optimizer.{key.removeprefix('groups[].')}"
-        key = own if own in _EFFECTS and own != "optimizer.name" else key
     place = key
     while place:
         if place in _EFFECTS:

@@ -61,7 +61,7 @@ def make_plan(
     """
     size, asked = asked_size(recipe.batch, batch_size, micro, devices), recipe.optimizer.name
     recipe = _variant(recipe, noise_scale, optimizer, rule, goal)
-    batch = recipe.batch.model_dump() | {"size": size, "schedule": None, "schedule_lr": "scale"}
+    batch = recipe.batch.model_dump() | {"size": size, "schedule": None, "schedule_lr": None}
     batch |= {key: value for key, value in (("micro", micro), ("devices", devices)) if value is not None}
     new_batch = _batch(batch)
     new_batch = new_batch.model_copy(

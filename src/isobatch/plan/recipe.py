@@ -74,7 +74,7 @@ class Recipe(RecipeData):
     @model_validator(mode="after")
     def _moves(self) -> Self:
         """Every batch that the recipe itself takes is within the domain of its rules."""
-        for _, batch in self.batch_stages() if self.batch.schedule_lr == "scale" else ():
+        for _, batch in self.batch_stages() if self.batch.schedule_lr != "keep" else ():
             if self.schedule is not None:
                 self.staircase(batch)
             scaled(self, batch)

@@ -324,7 +324,7 @@ def _optimizer(recipe: RecipeData, change: Change) -> Iterator[tuple[str, Applie
     rate = Applied.by(lr, change).becomes
     others: Callable[[Rule, str], Rule] = lambda rule, letter: rule if lr.others is None else lr.others(letter)  # noqa: E731
     summed: Callable[[Applied, str], Applied] = lambda found, name: (  # noqa: E731
-        found if recipe.batch.reduction == "mean"
+        found if not recipe.batch.summed
         else in_unit(found, power_of(name, row, coupling, inside=o.eps_inside))
     )  # fmt: skip
     held = change._replace(value=o.momentum)

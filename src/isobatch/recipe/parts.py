@@ -72,10 +72,11 @@ class Batch(Part):
         devices: data-parallel devices.
         schedule: pairs (start, batch), such as [["0 epochs", 8], ["10 epochs", 128]]; the settings still hold at size.
         adaptive: a batch that follows the noise scale from size on, instead of a schedule.
-        schedule_lr: whether the numbers per step follow the rules at each stage of the schedule (scale), or stay as
-            they are stated (keep), as where a ramp of the batch leaves the learning rate alone.
+        schedule_lr: whether the numbers per step follow the rules at each stage of the schedule (scale, unless
+            given), or stay as they are stated (keep), as where a ramp of the batch leaves the learning rate alone.
         sequence: tokens in a sample, which lets spans be given in either.
-        reduction: how the loss adds up over the batch: mean, sum, or "times batch" (a mean that is multiplied by it).
+        reduction: how the loss adds up over the batch: mean (unless given), sum, or "times batch" (a mean that is
+            multiplied by it).
     """
 
     size: StrictInt = Field(ge=1)
@@ -84,16 +85,18 @@ class Batch(Part):
     devices: StrictInt = Field(default=1, ge=1)
     schedule: tuple[tuple[str, StrictInt], ...] | None = None
     adaptive: Adaptive | None = None
-    schedule_lr: Literal["scale", "keep"] = "scale"
+    schedule_lr: Literal["scale", "keep"] | None = None
     sequence: StrictInt | None = Field(default=None, ge=1)
-    reduction: Literal["mean", "sum", "times batch"] = "mean"
+    reduction: Literal["mean", "sum", "times batch"] | None = None
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
         if self.schedule is not None and self.adaptive is not None:
             raise ValueError("batch.schedule and batch.adaptive both set the batch; remove one of them")
-        if self.schedule is None and self.schedule_lr != "scale":
-            raise ValueError('batch.schedule_lr = "keep" needs batch.schedule; add the stages, or remove it')
+        if self.schedule is None and self.schedule_lr is not None:
+            raise ValueError(
+                f'batch.schedule_lr = "{self.schedule_lr}" needs batch.schedule; add the stages, or remove it'
+            )
         whole = self.devices * (self.micro or 1)
         sizes = [("batch.size", self.size)]
         sizes += [(f'batch.schedule from "{start}"', batch) for start, batch in self.schedule or ()]
@@ -107,6 +110,11 @@ class Batch(Part):
                 near = f"{lower} or {lower + whole}" if lower else f"{whole}"
                 raise ValueError(f"{name}={size} is not a multiple of micro x devices = {whole}; nearest: {near}")
         return self
+
+    @property
+    def summed(self) -> bool:
+        """Whether the gradient grows with the batch, because the loss is summed or multiplied by it."""
+        return self.reduction in ("sum", "times batch")
 
     @property
     def per_device(self) -> int:

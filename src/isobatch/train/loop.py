@@ -22,9 +22,16 @@ from isobatch.train.forward_passes import ForwardPasses
 from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, StepVerdict
 from isobatch.train.noise_monitor import NoiseMonitor
-from isobatch.train.refusals import check_trainable
 from isobatch.train.sample_clock import SampleClock
-from isobatch.train.setup import batches, make_average, make_optimizer, make_search, prepare_groups, rescale_state
+from isobatch.train.setup import (
+    batches,
+    check_trainable,
+    make_average,
+    make_optimizer,
+    make_search,
+    prepare_groups,
+    rescale_state,
+)
 from isobatch.train.world import Device, World
 from isobatch.units import whole
 

@@ -12,12 +12,15 @@ from typing import Any
 from isobatch.errors import InputError
 from isobatch.results import HELD, write
 from isobatch_studies import catalogue
+from isobatch_studies.byol_24576 import devices
 from isobatch_studies.claims import Claim, claims
 from isobatch_studies.teachers.tables import markdown
 
 _LINE = re.compile(r"^- \*\*(Claimed|Found|Size)\*\*: (.+)$", re.MULTILINE)
 _COUNT = re.compile(r"^(- \*\*Found\*\*: )[^.\n]*\.", re.MULTILINE)
-_DRAWN = re.compile(r"(<!-- drawn from (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_DRAWN = re.compile(r"(<!-- drawn from (\S+): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+DRAWERS = {"arms": markdown, "devices": devices.markdown}
+"""What a page may ask to be drawn from a stored result."""
 _HEAD = """# Every claim, and whether it held
 
 Written by `python -m isobatch_studies.claims_table` from the criteria, the stored results and the pages of the studies;
@@ -130,7 +133,7 @@ def renewed(page: str, study: str, docs: Path) -> str:
     def drawn(match: re.Match[str]) -> str:
         path = docs / "results" / match[2] / "result.json"
         data: dict[str, Any] | None = json.loads(path.read_text("utf-8")) if path.exists() else None
-        return f"{match[1]}{markdown(data)}{match[3]}"
+        return f"{match[1]}{DRAWERS[match[3]](data)}{match[4]}"
 
     text = _COUNT.sub(lambda match: f"{match[1]}{counted(verdicts(study, docs))}.", page, count=1)
     return _DRAWN.sub(drawn, text)
