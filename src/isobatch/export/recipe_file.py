@@ -19,8 +19,8 @@ NUMBERS = frozenset(key for row in OPTIMIZERS.values() for key in row.keys)
 def plan_toml(plan: Plan[Any], source: str = "") -> str:
     """Return the recipe of a plan as TOML, each number that moved beside what it was.
 
-    Left out are settings that stand at their default and that the plan has no row for, and numbers that the optimizer
-    does not have. `[planned]` says where the
+    Left out are settings that stand at their default, but for the optimizer's own numbers, and numbers that it does not
+    have. `[planned]` says where the
     numbers came from, so that a plan of this file goes on from its batch.
 
     Args:
@@ -31,7 +31,8 @@ def plan_toml(plan: Plan[Any], source: str = "") -> str:
         TOML.
     """
     recipe, was = plan.recipe, plan.kept.size
-    values, has = _stated(recipe, _rows(plan)), row_of(recipe).keys
+    always = [key for key in _rows(plan) if key.startswith("optimizer.")]
+    values, has = _stated(recipe, always), row_of(recipe).keys
     values["optimizer"] = {key: value for key, value in values["optimizer"].items() if key in has or key not in NUMBERS}
     if recipe.planned is None and recipe.batch.size != was:
         values["planned"] = Planned(batches=(was, recipe.batch.size)).model_dump()

@@ -58,6 +58,9 @@ def _untrained(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield f'batch.reduction = "{batch.reduction}"', f"the loop takes the mean; write the recipe by {lr}"
     if recipe.batch_norm is not None and recipe.batch_norm.synchronised and batch.devices > 1:
         yield "batch_norm.synchronised", "the loop's batch norm sees the samples of one pass; set batch.devices = 1"
+    for part in ("augment", "adversary"):
+        if batch.unit == "tokens" and getattr(recipe, part) is not None:
+            yield f'[{part}] beside batch.unit = "tokens"', "views and adversaries count samples; remove one of them"
     for name in recipe.curves:
         if name not in ("lr", "ema"):
             way = "remove it" if name in MOVED else "read it in your task by recipe.curve(...) and leave it out here"
