@@ -2,8 +2,8 @@
 
     python benchmarks/tokens.py --out docs/results
 
-One comparison where the clock counts real tokens, one where it counts padding as well. Arms beside the plan at four times
-the tokens: the reference in four passes a step, weighted by their tokens.
+One comparison where the clock counts real tokens, one where it counts padding as well. Arms beside the plan at four
+times the tokens: the reference in four passes a step, weighted by their tokens.
 """
 
 import argparse
