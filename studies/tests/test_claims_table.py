@@ -83,8 +83,9 @@ def test_a_page_that_begins_otherwise_is_refused(page):
 
 def test_counts_and_drawn_tables_are_renewed_and_nothing_else(tmp_path):
     page = "# T\n\n- **Found**: old. Kept words. More.\n\n<!-- drawn from none: arms -->\nold\n<!-- end -->\nTail.\n"
+    count = len(claims("dino"))
     assert claims_table.renewed(page, "dino", tmp_path) == (
-        "# T\n\n- **Found**: 0 of 1 claims held, 1 without a verdict. Kept words. More.\n\n"
+        f"# T\n\n- **Found**: 0 of {count} claims held, {count} without a verdict. Kept words. More.\n\n"
         "<!-- drawn from none: arms -->\nNo run is complete.\n<!-- end -->\nTail.\n"
     )
 
