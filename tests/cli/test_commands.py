@@ -13,7 +13,7 @@ from isobatch.verify.largest import Largest
 
 OPTIONS = {
     "plan": "--batch-size --devices --goal --json --keys --markdown --micro --noise-scale --optimizer "
-    "--overwrite --rule --write recipe",
+    "--overwrite --rule --snippet --write recipe",
     "verify run": "--ablate --allow-failures --batch-size --budget --device --expect --json --margin --max-kappa "
     "--mend --metric --optimizer --out --seed-from --seeds --workers recipe",
     "verify characteristic": "--batch-size --device --json --out --sample --seeds --workers recipe",

@@ -2,5 +2,6 @@
 
 from isobatch.export.key_table import Key, keys, keys_table
 from isobatch.export.recipe_file import plan_toml, write_plan
+from isobatch.export.snippets import SNIPPETS, snippet
 
-__all__ = ["Key", "keys", "keys_table", "plan_toml", "write_plan"]
+__all__ = ["SNIPPETS", "Key", "keys", "keys_table", "plan_toml", "snippet", "write_plan"]

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from isobatch.data import Drawing
 from isobatch.errors import InputError
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.tasks import LossContext, Run
-from isobatch.train.drawing import Drawing
 from isobatch.train.noise_monitor import NoiseMonitor
 from isobatch.train.sample_clock import SampleClock
 from isobatch.train.world import Device, World

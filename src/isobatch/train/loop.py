@@ -11,14 +11,13 @@ from torch import nn
 
 from isobatch import rules
 from isobatch.curves import AutoWU, Pieces, Staircase
-from isobatch.data import SampleOrder, shard
+from isobatch.data import Drawn, SampleOrder, shard
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.optimizers import write_prepared
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.plan import Recipe, Settings, scaled
 from isobatch.renamed import OldAttribute
 from isobatch.tasks import LossContext, Run
-from isobatch.train.drawing import Drawing, Drawn
 from isobatch.train.forward_passes import ForwardPasses
 from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, StepVerdict
@@ -28,6 +27,7 @@ from isobatch.train.setup import (
     batches,
     check_trainable,
     make_average,
+    make_drawing,
     make_optimizer,
     make_search,
     prepare_groups,
@@ -107,7 +107,7 @@ class Trainer:
         self.device.place(run)
         self.schedule = recipe.staircase()
         self.order = SampleOrder(len(run.samples), order_seed)
-        self.drawing = Drawing(run, recipe, self.order)
+        self.drawing = make_drawing(run, recipe, self.order)
         extras = recipe.augment is not None or recipe.adversary is not None
         self.passes = ForwardPasses(run, recipe, self.order, self.world, self.device) if extras else None
         self.optimizer = make_optimizer(run.model, recipe, self.world)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from isobatch.average import ModelEMA
 from isobatch.control import BatchSchedule
+from isobatch.data import Drawing, SampleOrder
 from isobatch.errors import InputError
 from isobatch.gradients import ALONE
 from isobatch.optimizers import build, prepare_settings
@@ -15,6 +16,7 @@ from isobatch.plan import Recipe, Search, Settings, coupling_of, row_of
 from isobatch.recipe import MOVED
 from isobatch.rules import OPTIMIZERS, OptimizerRow, StateChange, state_factors
 from isobatch.rules.optimizers import row_of_class, trained
+from isobatch.tasks import Run
 from isobatch.train.rate_search import RateSearch, copy_of, put_back
 from isobatch.train.world import World
 from isobatch.units import whole
@@ -73,6 +75,41 @@ def _untrained(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "ema.start and ema.ramp", "remove them"
     if batch.schedule_lr == "keep":
         yield 'batch.schedule_lr = "keep"', "remove it"
+
+
+def make_drawing(run: Run, recipe: Recipe, order: SampleOrder) -> Drawing:
+    """Return the stream of a run's samples on the recipe's clock.
+
+    Args:
+        run: where the clock counts tokens, its lengths say those of each sample; batch.sequence for all otherwise.
+        recipe: its batch.
+        order: of the samples.
+
+    Returns:
+        The stream.
+
+    Raises:
+        InputError: samples whose tokens nobody says, another number of lengths than of samples, or a batch below the
+            longest sample.
+    """
+    batch, count = recipe.batch, len(run.samples)
+    if batch.unit == "samples":
+        return Drawing(order)
+    if run.lengths is None and batch.sequence is None:
+        raise InputError(
+            f"batch.unit = 'tokens', and nobody says how many tokens a sample of task {recipe.task!r} has; give "
+            "batch.sequence, or Run(lengths=...) in the task"
+        )
+    lengths = torch.full((count,), batch.sequence or 1) if run.lengths is None else torch.as_tensor(run.lengths)
+    if lengths.shape != (count,):
+        raise InputError(f"Run(lengths=...) has shape {tuple(lengths.shape)}; give one for each of {count} samples")
+    drawing = Drawing(order, lengths.to(torch.int64))
+    if drawing.longest > batch.size:
+        raise InputError(
+            f"batch.size={batch.size} tokens is below the longest sample of task {recipe.task!r}, {drawing.longest}; "
+            "raise it, or cut the samples"
+        )
+    return drawing
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, world: World | None = None) -> torch.optim.Optimizer:

@@ -5,10 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from isobatch.data import SampleOrder, TokenBatches
-from isobatch.errors import InputError
-from isobatch.plan import Recipe
-from isobatch.tasks import Run
+from isobatch.data.order import SampleOrder
+from isobatch.data.tokens import TokenBatches
 
 
 class Drawn(NamedTuple):
@@ -26,40 +24,25 @@ class Drawn(NamedTuple):
 
 
 class Drawing:
-    """The stream of samples on the recipe's clock.
+    """The stream of samples on a clock of samples, or of tokens.
 
-    Where the clock counts samples, a step draws a batch of them. Where it counts tokens (batch.unit), a step draws as
-    many samples of the order as fit into the batch, none is split or left out, and the clock moves by the tokens that
-    were drawn. A sample's tokens are what `Run.lengths` says, or else batch.sequence for every one (padded).
+    On a clock of samples a step draws a batch of them. On one of tokens it draws as many samples of the order as fit
+    into the batch; none is split or left out, and the clock moves by the tokens that were drawn.
 
     Args:
-        run: its samples and their lengths.
-        recipe: its batch.unit and batch.sequence.
         order: of the samples.
-
-    Raises:
-        InputError: a clock of tokens for samples of unknown length, or a batch below the longest sample.
+        tokens: int64 tensor, what each sample counts; None where every one counts one.
 
     Example:
-        >>> from isobatch.tasks import TensorSamples
-        >>> recipe = Recipe.parse({
-        ...     "batch": {"size": 8, "unit": "tokens"}, "optimizer": {"name": "sgd", "lr": 0.1}})
-        >>> data = TensorSamples(torch.zeros(3, 5))
-        >>> run = Run(torch.nn.Linear(1, 1), data, lambda n, b: b[0].mean(), lambda n: {}, lengths=[5, 2, 3])
-        >>> drawing = Drawing(run, recipe, SampleOrder(3, seed=0, shuffle=False))
+        >>> drawing = Drawing(SampleOrder(3, seed=0, shuffle=False), torch.tensor([5, 2, 3]))
         >>> drawn = drawing.take(0, 8)
         >>> drawn.indices.tolist(), drawn.size, drawing.epoch
         ([0, 1], 7, 10)
     """
 
-    def __init__(self, run: Run, recipe: Recipe, order: SampleOrder):
-        self.order, self.tokens = order, lengths_of(run, recipe)
-        self._packs = None if self.tokens is None else TokenBatches(order, self.tokens)
-        if self.tokens is not None and int(self.tokens.max()) > recipe.batch.size:
-            raise InputError(
-                f"batch.size={recipe.batch.size} tokens is below the longest sample of task {recipe.task!r}, "
-                f"{int(self.tokens.max())}; raise it, or cut the samples"
-            )
+    def __init__(self, order: SampleOrder, tokens: torch.Tensor | None = None):
+        self.order, self.tokens = order, tokens
+        self._packs = None if tokens is None else TokenBatches(order, tokens)
 
     @property
     def epoch(self) -> int:
@@ -126,32 +109,3 @@ class Drawing:
             held += size
         if held:
             yield start, indices[start:]
-
-
-def lengths_of(run: Run, recipe: Recipe) -> torch.Tensor | None:
-    """Return the tokens of each sample where the recipe's clock counts tokens.
-
-    Args:
-        run: its samples and their lengths.
-        recipe: its batch.unit and batch.sequence.
-
-    Returns:
-        int64 tensor; None where the clock counts samples.
-
-    Raises:
-        InputError: samples whose tokens nobody says, or another number of lengths than of samples.
-    """
-    batch = recipe.batch
-    if batch.unit == "samples":
-        return None
-    if run.lengths is None and batch.sequence is None:
-        raise InputError(
-            f"batch.unit = 'tokens', and nobody says how many tokens a sample of task {recipe.task!r} has; give "
-            "batch.sequence, or Run(lengths=...) in the task"
-        )
-    if run.lengths is None:
-        return torch.full((len(run.samples),), int(batch.sequence or 1))
-    lengths = torch.as_tensor(run.lengths).to(torch.int64)
-    if lengths.shape != (len(run.samples),):
-        raise InputError(f"Run(lengths=...) has shape {tuple(lengths.shape)}; give one for each of {len(run.samples)}")
-    return lengths
