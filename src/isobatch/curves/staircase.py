@@ -167,9 +167,17 @@ class DecayCurve:
             H in samples, from 0 to infinity.
         """
         stairs = max(1, math.ceil(self.share.length / self.stair))
-        return half_life_over(self._at, start, stop, self.stair, stairs)
+        return half_life_over(self.at, start, stop, self.stair, stairs)
 
-    def _at(self, index: int) -> float:
+    def at(self, index: int) -> float:
+        """Return the reference decay of one of its updates.
+
+        Args:
+            index: of the update, from 0.
+
+        Returns:
+            rho in [0, 1].
+        """
         return min(1.0, max(0.0, 1 - (1 - self.decay) * self.share.at(index * self.stair)))
 
 

@@ -6,9 +6,9 @@ from typing import Any
 from isobatch import rules
 from isobatch.curves import Pieces
 from isobatch.errors import InputError
+from isobatch.plan.moving import make_row
 from isobatch.plan.plan import Form, Plan, R, Row
-from isobatch.plan.remedies import remedies
-from isobatch.plan.rows import all_rows, kept_row, make_row, with_rules
+from isobatch.plan.rows import all_rows, kept_row, with_rules
 from isobatch.plan.settings import (
     Moves,
     Settings,
@@ -23,7 +23,7 @@ from isobatch.plan.settings import (
     searched,
     settings_of,
 )
-from isobatch.plan.warnings import warnings_of
+from isobatch.plan.warnings import remedies, warnings_of
 from isobatch.recipe import Batch, Critical, RecipeData, asked_size, in_samples, split_kept, validate
 from isobatch.rules.lr.linear import INVARIANT
 

@@ -55,6 +55,7 @@ class Run:
             tokens of ragged text. Micro-batches are weighted by it, so that any split gives the batch's own mean.
         lengths: tokens of each sample, for recipes whose clock counts tokens (batch.unit); the loss is then the mean
             over them, unless `counts` says otherwise. None where a sample has batch.sequence of them.
+        reads: names of [curves] and [spans] of the recipe that the task itself follows; the loop refuses others.
         declared: what kind each metric is and which one is judged; a verdict needs it, training does not.
 
     Example:
@@ -74,6 +75,7 @@ class Run:
     counts: Callable[[Any], float] | None = None
     declared: Mapping[str, Metric] = field(default_factory=dict)
     lengths: Sequence[int] | torch.Tensor | None = None
+    reads: tuple[str, ...] = ()
 
     def step(self, batch: Any, context: LossContext | None = None) -> torch.Tensor:
         """Return the mean loss of one (micro-)batch, ready for backward.

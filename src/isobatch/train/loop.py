@@ -15,7 +15,7 @@ from isobatch.data import Drawn, SampleOrder, shard
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.optimizers import write_prepared
 from isobatch.optimizers.invariant import InvariantOptimizer
-from isobatch.plan import Recipe, Settings, scaled
+from isobatch.plan import Recipe, Settings, base, scaled
 from isobatch.renamed import OldAttribute
 from isobatch.tasks import LossContext, Run
 from isobatch.train.forward_passes import ForwardPasses
@@ -24,6 +24,7 @@ from isobatch.train.guard import Guard, Judgement, StepVerdict
 from isobatch.train.noise_monitor import NoiseMonitor
 from isobatch.train.sample_clock import SampleClock
 from isobatch.train.setup import (
+    Followed,
     batches,
     check_trainable,
     make_average,
@@ -101,7 +102,7 @@ class Trainer:
         device: Device | None = None,
         world: World | None = None,
     ):
-        check_trainable(recipe)
+        check_trainable(recipe, run.reads)
         self.run, self.recipe, self.guard, self.world = run, recipe, guard or Guard(), world or World.current()
         self.device = device or Device()
         self.device.place(run)
@@ -115,6 +116,7 @@ class Trainer:
         if self.average is None and run.needs is not None and run.needs.teacher is not None:
             raise InputError("this task's loss uses the weight average as its teacher; add [ema] to the recipe")
         self.average_schedule = recipe.average_schedule()
+        self.followed = Followed(recipe)
         self.search = make_search(recipe, run.model, self.optimizer, self.average, self.world)
         model = self.world.wrap(run.model)
         measured = recipe.noise is not None or recipe.batch.adaptive is not None
@@ -153,7 +155,9 @@ class Trainer:
 
     def settings(self, batch: int) -> Settings:
         """Return the numbers of a step of `batch` samples, without the schedule's factor."""
-        if batch not in self._settings:
+        if batch not in self._settings and self.recipe.batch.schedule_lr == "keep":
+            self._settings[batch] = replace(base(self.recipe), batch=batch)
+        elif batch not in self._settings:
             self._settings[batch] = scaled(self.recipe, batch, self._per_device(batch))
         return self._settings[batch]
 
@@ -269,16 +273,16 @@ class Trainer:
         self.clock.ready(rows=drawn.size)
         if self.passes is not None:
             self.passes.applied()
-        if size != self.last_batch:
+        if size != self.last_batch and self.recipe.batch.schedule_lr != "keep":
             rescale_state(self.optimizer, self.settings(self.last_batch), new, self.noise_share)
             self.noise_share = rules.noise_share_after(self.noise_share, size / self.last_batch)
             self.last_batch = size
         if new.clip is not None:
             self._clip(new.clip)
-        lr = new.lr * self._factor(size).mean(self.seen, end)
+        lr = new.lr * self.followed.factor(new, self.seen, self._factor(size).mean(self.seen, end))
         if size not in self._groups:
             self._groups[size] = prepare_groups(self.optimizer, self.recipe, new)
-        write_prepared(self.optimizer, self._groups[size], lr)
+        write_prepared(self.optimizer, self.followed.rows(self._groups[size], new, self.seen), lr)
         self.optimizer.step()
         schedule = self.average_schedule
         span = schedule.half_life(self.seen, end) if schedule else new.half_life
@@ -296,6 +300,9 @@ class Trainer:
         return self._stairs[size]
 
     def _clip(self, most: float) -> None:
+        if self.recipe.optimizer.clip_by == "value":
+            nn.utils.clip_grad_value_(self._parameters, most)
+            return
         nn.utils.clip_grad_norm_(self._parameters, most)
 
     def _set_batch_norm(self, settings: Settings) -> None:
