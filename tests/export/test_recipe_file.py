@@ -116,6 +116,14 @@ def test_what_was_stands_beside_what_moved():
     assert "momentum" not in text
 
 
+def test_groups_curves_and_spans_have_their_notes_too():
+    text = plan_toml(recipe(**SPOKEN).at(32))
+    assert "lr = 0.08  # was 0.02" in text
+    assert 'span = "1000 tokens"  # was 1 epoch' in text
+    assert 'freeze = "400 tokens"  # was 50 steps' in text
+    assert "weight_decay = 0.0\n" in text or text.endswith("weight_decay = 0.0")
+
+
 def test_nothing_is_overwritten_unasked(tmp_path):
     path, plan = tmp_path / "new.toml", recipe().at(32)
     path.write_text("mine")

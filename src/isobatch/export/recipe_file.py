@@ -1,7 +1,6 @@
 """A plan as a recipe file: the project's own TOML, which reads back to the planned numbers exactly."""
 
 from collections.abc import Collection
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +72,27 @@ def _rows(plan: Plan[Any]) -> dict[str, list[Row]]:
 
 def _notes(plan: Plan[Any]) -> dict[str, str]:
     """Return what stood in place of each value that the file states otherwise."""
-    notes = {}
+    notes, places = {}, {group.name: str(place) for place, group in enumerate(plan.recipe.groups)}
     for key, rows in _rows(plan).items():
+        table, _, rest = key.partition(".")
+        if table == "groups":  # rows call a group by its name, the file by its place
+            name, _, field = rest.partition(".")
+            key = f"groups.{places.get(name, name)}.{field}"
         said = rows[0].said[0]
-        if any(not row.kept for row in rows) or (said and said != reduce(getattr, key.split("."), plan.recipe)):
+        if any(not row.kept for row in rows) or (said and said != _at(plan.recipe, key)):
             before = ", ".join(row.text[0] for row in rows)
             notes[key] = f"was [{before}]" if len(rows) > 1 else f"was {before}"
     return notes
+
+
+def _at(value: Any, key: str) -> Any:
+    """Return what stands at a dotted key, None where nothing does."""
+    for part in key.split("."):
+        if isinstance(value, (list, tuple)):
+            value = value[int(part)] if part.isdecimal() and int(part) < len(value) else None
+        else:
+            value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
+    return value
 
 
 def _stated(part: Part, always: Collection[str], place: str = "") -> dict[str, Any]:
