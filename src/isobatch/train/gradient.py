@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from isobatch.data import Drawing
+from isobatch.data import Drawing, SampleOrder
 from isobatch.errors import InputError
 from isobatch.optimizers.invariant import InvariantOptimizer
+from isobatch.plan import Recipe
 from isobatch.tasks import LossContext, Run
 from isobatch.train.noise_monitor import NoiseMonitor
 from isobatch.train.sample_clock import SampleClock
@@ -198,6 +199,41 @@ class Accumulator:
 
     def _quiet(self, model: nn.Module, more: bool) -> AbstractContextManager[None]:
         return model.no_sync() if more and isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def make_drawing(run: Run, recipe: Recipe, order: SampleOrder) -> Drawing:
+    """Return the stream of a run's samples on the recipe's clock.
+
+    Args:
+        run: where the clock counts tokens, its lengths say those of each sample; batch.sequence for all otherwise.
+        recipe: its batch.
+        order: of the samples.
+
+    Returns:
+        The stream.
+
+    Raises:
+        InputError: samples whose tokens nobody says, another number of lengths than of samples, or a batch below the
+            longest sample.
+    """
+    batch, count = recipe.batch, len(run.samples)
+    if batch.unit == "samples":
+        return Drawing(order)
+    if run.lengths is None and batch.sequence is None:
+        raise InputError(
+            f"batch.unit = 'tokens', and nobody says how many tokens a sample of task {recipe.task!r} has; give "
+            "batch.sequence, or Run(lengths=...) in the task"
+        )
+    lengths = torch.full((count,), batch.sequence or 1) if run.lengths is None else torch.as_tensor(run.lengths)
+    if lengths.shape != (count,):
+        raise InputError(f"Run(lengths=...) has shape {tuple(lengths.shape)}; give one for each of {count} samples")
+    drawing = Drawing(order, lengths.to(torch.int64))
+    if drawing.longest > batch.size:
+        raise InputError(
+            f"batch.size={batch.size} tokens is below the longest sample of task {recipe.task!r}, {drawing.longest}; "
+            "raise it, or cut the samples"
+        )
+    return drawing
 
 
 def _stand_in(run: Run) -> torch.Tensor:

@@ -19,7 +19,7 @@ from isobatch.plan import Recipe, Settings, base, scaled
 from isobatch.renamed import OldAttribute
 from isobatch.tasks import LossContext, Run
 from isobatch.train.forward_passes import ForwardPasses
-from isobatch.train.gradient import Accumulator
+from isobatch.train.gradient import Accumulator, make_drawing
 from isobatch.train.guard import Guard, Judgement, StepVerdict
 from isobatch.train.noise_monitor import NoiseMonitor
 from isobatch.train.sample_clock import SampleClock
@@ -28,7 +28,6 @@ from isobatch.train.setup import (
     batches,
     check_trainable,
     make_average,
-    make_drawing,
     make_optimizer,
     make_search,
     prepare_groups,

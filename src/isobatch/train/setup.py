@@ -11,7 +11,6 @@ from isobatch.average import CopyUntil, ModelEMA, Ramp, StepWarmup
 from isobatch.average.warmup import Warmup
 from isobatch.control import BatchSchedule
 from isobatch.curves import DecayCurve, mean_over
-from isobatch.data import Drawing, SampleOrder
 from isobatch.errors import InputError
 from isobatch.gradients import ALONE
 from isobatch.optimizers import build, prepare_settings
@@ -20,7 +19,6 @@ from isobatch.recipe import LAWS, MOVED
 from isobatch.rules import OPTIMIZERS, OptimizerRow, StateChange, state_factors
 from isobatch.rules.average import scale_inv_gamma
 from isobatch.rules.optimizers import row_of_class, trained
-from isobatch.tasks import Run
 from isobatch.train.rate_search import RateSearch, copy_of, put_back
 from isobatch.train.world import World
 from isobatch.units import decay_at, whole
@@ -223,41 +221,6 @@ def _untrained(recipe: Recipe, reads: Collection[str]) -> Iterator[tuple[str, st
         yield 'ema.ramp by = "post-hoc"', "use isobatch.average.PowerEMA in your own loop"
     if ema is not None and ema.ramp is not None and ema.ramp.by == "ratio" and ema.start is not None:
         yield 'ema.start beside ema.ramp by = "ratio"', "drop one of them"
-
-
-def make_drawing(run: Run, recipe: Recipe, order: SampleOrder) -> Drawing:
-    """Return the stream of a run's samples on the recipe's clock.
-
-    Args:
-        run: where the clock counts tokens, its lengths say those of each sample; batch.sequence for all otherwise.
-        recipe: its batch.
-        order: of the samples.
-
-    Returns:
-        The stream.
-
-    Raises:
-        InputError: samples whose tokens nobody says, another number of lengths than of samples, or a batch below the
-            longest sample.
-    """
-    batch, count = recipe.batch, len(run.samples)
-    if batch.unit == "samples":
-        return Drawing(order)
-    if run.lengths is None and batch.sequence is None:
-        raise InputError(
-            f"batch.unit = 'tokens', and nobody says how many tokens a sample of task {recipe.task!r} has; give "
-            "batch.sequence, or Run(lengths=...) in the task"
-        )
-    lengths = torch.full((count,), batch.sequence or 1) if run.lengths is None else torch.as_tensor(run.lengths)
-    if lengths.shape != (count,):
-        raise InputError(f"Run(lengths=...) has shape {tuple(lengths.shape)}; give one for each of {count} samples")
-    drawing = Drawing(order, lengths.to(torch.int64))
-    if drawing.longest > batch.size:
-        raise InputError(
-            f"batch.size={batch.size} tokens is below the longest sample of task {recipe.task!r}, {drawing.longest}; "
-            "raise it, or cut the samples"
-        )
-    return drawing
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, world: World | None = None) -> torch.optim.Optimizer:
