@@ -1,6 +1,6 @@
 """A plan as a recipe file: the project's own TOML, which reads back to the planned numbers exactly."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,27 @@ def _notes(plan: Plan[Any]) -> dict[str, str]:
     notes = {}
     for key, rows in _rows(plan).items():
         said = rows[0].said[0]
-        if any(not row.kept for row in rows) or (said and said != reduce(getattr, key.split("."), plan.recipe)):
+        if any(not row.kept for row in rows) or (said and said != reduce(_inside, key.split("."), plan.recipe)):
             before = ", ".join(row.text[0] for row in rows)
-            notes[key] = f"was [{before}]" if len(rows) > 1 else f"was {before}"
+            notes[_place(plan, key)] = f"was [{before}]" if len(rows) > 1 else f"was {before}"
     return notes
+
+
+def _inside(part: Any, word: str) -> Any:
+    """Return what a word of a key names: a field, a name of one's own, a place in a list, or a group by its name."""
+    if isinstance(part, Mapping):
+        return part[word]
+    if isinstance(part, tuple):
+        return part[int(word)] if word.isdecimal() else next(item for item in part if item.name == word)
+    return getattr(part, word)
+
+
+def _place(plan: Plan[Any], key: str) -> str:
+    """Return a row's key as `toml_text` looks notes up: groups by their place."""
+    head, *rest = key.split(".")
+    if head == "groups":
+        rest[0] = str([group.name for group in plan.recipe.groups].index(rest[0]))
+    return ".".join([head, *rest])
 
 
 def _stated(part: Part, always: Collection[str], place: str = "") -> dict[str, Any]:
