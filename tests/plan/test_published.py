@@ -40,6 +40,14 @@ def test_at_least_97_percent_of_their_fields_are_exact():
     assert lossy + missing >= 4, "what cannot be said is named"
 
 
+def test_the_page_counts_them():
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    for path in FILES:
+        assert "| {} | {} | {} | {} |".format(path.stem, *counted(path)) in page
+    total = [sum(column) for column in zip(*map(counted, FILES), strict=True)]
+    assert "| **all** | {} | {} | {} |".format(*total) in page
+
+
 @each
 def test_each_names_its_source(path):
     assert re.match(r"# [\w.-]+/[\w.-]+@[0-9a-f]{7}:", path.read_text())
