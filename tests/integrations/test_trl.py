@@ -59,8 +59,10 @@ def test_dpo_counts_pairs(tmp_path, lora):
     callback = IsobatchCallback(20, noise={"every": 1}, average=select, quiet=True)
     config = DPOConfig(output_dir=str(tmp_path), max_length=16, **TRAIN)
     adapter = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")} if lora else {}
+    other = {} if lora else {"ref_model": llama(tied=False)}
     DPOTrainer(
         llama(tied=False),
+        **other,
         args=config,
         train_dataset=rows,
         processing_class=tokenizer(),
