@@ -139,17 +139,13 @@ def summed_loss_divided_by_parts():
     return Subject(model, update, regression())
 
 
-@broken("https://github.com/agokrani/distillKitPlus/issues/5", "sum-instead-of-mean")
+@broken("https://github.com/agokrani/distillKitPlus/issues/5", "sum-instead-of-mean", "mean-of-means")
 def losses_added_in_one_graph():
     model = mlp()
     optimizer = sgd(model)
 
     def update(batch, parts):
-        micro = len(batch[0]) // parts
-        starts = range(0, micro * parts, micro) if len(batch[0]) % parts == 0 else [0]
-        loss = sum(mse(model, (batch[0][i : i + micro], batch[1][i : i + micro])) for i in starts)
-        if len(batch[0]) % parts:
-            loss = parts * mse(model, batch)
+        loss = sum(mse(model, piece) for piece in pieces(batch, parts))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -383,7 +379,7 @@ def scheduler_every_micro_batch():
     return Subject(model, update, regression())
 
 
-@broken("https://github.com/microsoft/Swin-Transformer/issues/185", "scheduler-per-part")
+@broken("https://github.com/huggingface/accelerate/issues/499", "scheduler-per-part")
 def rate_by_a_count_of_micro_batches():
     """A schedule by hand: the rate is a function of how many micro-batches were seen."""
     model = mlp()
@@ -482,8 +478,8 @@ def reports_a_loss_divided_twice():
     return Subject(model, update, regression())
 
 
-@broken("https://github.com/meta-pytorch/opacus/pull/219", "noise-per-part")
-def private_noise_every_micro_batch():
+@broken("https://github.com/espnet/espnet/pull/912", "noise-per-part")
+def gradient_noise_every_micro_batch():
     model = mlp()
     optimizer = sgd(model)
 
@@ -498,7 +494,7 @@ def private_noise_every_micro_batch():
     return Subject(model, update, regression())
 
 
-@broken("https://github.com/huggingface/transformers/pull/29561", "samples-lost")
+@broken("https://github.com/timoschick/pet/issues/36", "samples-lost")
 def remainder_dropped():
     """`batch // parts` rows a part: where it does not divide, the rest is never seen."""
     model = mlp()
@@ -548,8 +544,8 @@ def bad_micro_batch_is_left_out():
     return Subject(model, update, regression())
 
 
-@broken("https://github.com/Haian-Jin/LVSM/pull/19", "scaler-per-part")
-def scaler_updated_every_micro_batch():
+@broken("https://github.com/pytorch/pytorch/pull/36601", "unscale-per-part", "scaler-per-part")
+def unscaled_and_updated_every_micro_batch():
     model = mlp()
     optimizer = sgd(model)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1000)
@@ -557,19 +553,16 @@ def scaler_updated_every_micro_batch():
     def update(batch, parts):
         for i, piece in enumerate(pieces(batch, parts)):
             scaler.scale(mse(model, piece) * share(piece, batch)).backward()
-            if i + 1 < parts:
-                scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"] = {
-                    torch.device("cpu"): torch.zeros(())
-                }
-                scaler.update()
-        scaler.step(optimizer)
-        scaler.update()
+            scaler.unscale_(optimizer)
+            if i + 1 == parts:
+                scaler.step(optimizer)
+            scaler.update()
         optimizer.zero_grad()
 
     return Subject(model, update, regression())
 
 
-@broken("https://github.com/facebookresearch/fairseq/issues/1712", "decay-per-part")
+@broken("a variant of weights_decayed_every_micro_batch", "decay-per-part")
 def penalty_added_every_micro_batch():
     """An L2 penalty in the loss of every micro-batch, not divided by their number."""
     model = mlp()
@@ -585,7 +578,7 @@ def penalty_added_every_micro_batch():
     return Subject(model, update, regression())
 
 
-@broken("https://github.com/pytorch/pytorch/issues/84053", "average-per-part")
+@broken("https://github.com/huggingface/diffusers/pull/64", "average-per-part")
 def averaged_model_every_micro_batch():
     model = mlp()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
@@ -595,6 +588,24 @@ def averaged_model_every_micro_batch():
         for piece in pieces(batch, parts):
             (mse(model, piece) * share(piece, batch)).backward()
             average.update_parameters(model)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Subject(model, update, regression())
+
+
+@broken("https://github.com/keras-team/keras/issues/19990", "decay-per-part")
+def weights_decayed_every_micro_batch():
+    """Decoupled decay inside the loop over micro-batches, so that later ones see smaller weights."""
+    model = mlp()
+    optimizer = sgd(model)
+
+    def update(batch, parts):
+        for piece in pieces(batch, parts):
+            (mse(model, piece) * share(piece, batch)).backward()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.mul_(1 - 0.01)
         optimizer.step()
         optimizer.zero_grad()
 

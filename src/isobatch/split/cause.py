@@ -46,6 +46,10 @@ KINDS: dict[str, tuple[str, str]] = {
         "gradient of earlier micro-batches lost",
         "call zero_grad once per optimizer step, after it, not between micro-batches",
     ),
+    "unscale-per-part": (
+        "gradients scaled between micro-batches (unscaled once per micro-batch)",
+        "call scaler.unscale_ once, after the last backward; never multiply gradients between micro-batches",
+    ),
     "clip-per-part": (
         "clipping per micro-batch",
         "clip once, after the last backward of the batch and before the optimizer step",

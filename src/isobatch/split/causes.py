@@ -13,13 +13,12 @@ from isobatch.split.evidence import (
     per_parts,
     randomly_changed,
     rows_lost,
-    share_of,
     tampered,
 )
 from isobatch.split.layouts import Record
 from isobatch.split.observe import Update
 from isobatch.split.shares import gradient_causes
-from isobatch.split.sketch import added, joined
+from isobatch.split.sketch import joined
 
 Components = dict[str, Component]
 FOLLOWS = (
@@ -56,7 +55,7 @@ def find(evidence: Evidence, components: Components) -> list[Cause]:
         _skips,
         _reported,
     ):
-        found += rule(evidence, components, found)
+        found += [one for one in rule(evidence, components, found) if one.name not in {c.name for c in found}]
     explained = {name for one in found for name in one.explains} | (set(FOLLOWS) if found else set())
     differing = [name for name, one in components.items() if one.verdict == DIFFERENT]
     left = [name for name in differing if name not in explained and name not in ("calls", *(FOLLOWS if found else ()))]
@@ -92,7 +91,8 @@ def _steps(evidence: Evidence, components: Components, found: list[Cause]) -> li
     if all(one <= 1 or one != one for one in ratios):
         return []
     words = ", ".join(f"{len(s.updates[0].stepped)} steps at {s.layout}" for s in evidence.splits)
-    return [cause("optimizer-per-part", words, *GRADIENT, *FOLLOWS, "optimizer counters", "learning rate")]
+    more = ("optimizer counters", "optimizer steps", "learning rate")
+    return [cause("optimizer-per-part", words, *GRADIENT, *FOLLOWS, *more)]
 
 
 def _most(record: Record, paths: list[str]) -> int:
@@ -133,6 +133,8 @@ def _gradient(evidence: Evidence, components: Components, found: list[Cause]) ->
     off = [distance(joined(gradient(s), gradient(r)), joined(gradient(r), gradient(r))) for r, s in pairs]
     if max(off, default=0.0) <= evidence.tolerance or any(one.name == "optimizer-per-part" for one in found):
         return []
+    if any(one.updates[0].outside > evidence.reference.updates[0].outside for one in evidence.splits):
+        return []  # weights that move between micro-batches: see _writes
     made = gradient_causes(evidence)
     if any(one.name == "samples-lost" for one in found):
         made = [one for one in made if one.name not in ("unexplained", "in-batch-loss", "mean-of-means")]
@@ -182,18 +184,12 @@ def _writes(evidence: Evidence, components: Components, found: list[Cause]) -> l
         mine = split.updates[0]
         if mine.outside <= first.outside:
             continue
-        gap = joined(
-            added(added(mine.after, mine.before, -1.0), added(first.after, first.before, -1.0), -1.0), first.before
-        )
-        shrink = share_of(gap, joined(first.before, first.before), 1e-4)
-        if shrink is None:
-            shrink = share_of(gap, joined(first.after, first.before), 1e-4)
         times = f"weights moved {mine.outside} times outside of the step at {split.layout} instead of {first.outside}"
-        if shrink is not None:
-            seen = f"{times}, by {shrink:.3g} of themselves"
-            return [cause("decay-per-part", seen, "update", "weights after all updates")]
+        follows = ("update", "weights after all updates", *GRADIENT)
+        if all(factor == factor for factor in mine.shrinks):
+            return [cause("decay-per-part", f"{times}, each time to {mine.shrinks[0]:.6g} of themselves", *follows)]
         if first.stepped:
-            return [cause("unexplained", times, "update", "weights after all updates", confidence="unknown")]
+            return [cause("unexplained", times, *follows, confidence="unknown")]
     return []
 
 
@@ -367,9 +363,12 @@ def _reported(evidence: Evidence, components: Components, found: list[Cause]) ->
         return []  # the gradient's own cause
     if all(abs(s - 1) <= 1e-9 for s in said):
         return []  # later updates differ only
+    parts = [evidence.parts(i) for i in range(len(said))]
+    apart = [s / t if t else float("nan") for s, t in zip(said, trained, strict=True)]
+    if _differs(components, *GRADIENT) and per_parts(apart, parts) is not None:
+        return []  # reported as it should be: what is trained is the gradient's own cause
     if any(t != t for t in trained) and _differs(components, *GRADIENT):
         return []  # no loss was seen: the gradient says it
-    parts = [evidence.parts(i) for i in range(len(said))]
     power = per_parts(said, parts)
     words = {1: "grows with the number of parts: shares are added, not averaged", -1: "falls with it: divided twice"}
     last = [_last(split.updates[0]) for split in evidence.splits]

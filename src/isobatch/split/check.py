@@ -17,6 +17,7 @@ from isobatch.split.compare import (
     Component,
     Floor,
     Vector,
+    contributed,
     distance,
     gradient,
     parallel,
@@ -26,7 +27,7 @@ from isobatch.split.compare import (
 from isobatch.split.evidence import Evidence
 from isobatch.split.layouts import EPS, Layout, Record, run_layout
 from isobatch.split.result import SplitReport
-from isobatch.split.sketch import joined
+from isobatch.split.sketch import Named, joined
 
 Runner = Callable[[list[Layout]], list[Record]]
 LOUD, LOW, RAGGED, UPDATES = 1e6, 1e-6, 3, 3
@@ -162,6 +163,14 @@ class Session:
         components[steps.name] = steps
         if not steady:
             return self._report(components, [_unsteady()], evidence, began)
+        if self._loose(evidence):
+            for one in components.values():
+                if one.verdict == DIFFERENT:
+                    one.verdict = NOT_COMPARABLE
+                    one.reason = (
+                        "numbers are drawn from numpy or random, which cannot be held still; draw them from torch"
+                    )
+            return self._report(components, [], evidence, began)
         self._probe(evidence, components)
         causes = find(evidence, components)
         self._amend(components, causes, evidence)
@@ -217,11 +226,45 @@ class Session:
         if not any(one.failed for one in bad):
             evidence.poisoned = bad
         if components["gradient at the step"].verdict == DIFFERENT or self._clipped_apart(evidence):
-            one = self.run([base.but(parts=base.batch, amplify=LOW)])[0]
-            evidence.samples = None if one.failed else one
+            evidence.samples = self._alone(base.but(amplify=LOW))
             evidence.sums = self._sums(base)
         if "other state" in components and components["other state"].verdict == DIFFERENT:
-            evidence.influence = {}
+            evidence.influence = self._influence(evidence)
+            if evidence.influence and not any(evidence.influence.values()):
+                components["other state"].verdict = EQUIVALENT
+                components["other state"].reason = "it differs, and has no effect on later weights"
+
+    def _alone(self, base: Layout) -> list[Named]:
+        """What each sample contributes: as many parts as samples, or batches of one."""
+        one = self.run([base.but(parts=base.batch)])[0]
+        if not one.failed and len(one.updates[0].passes) == base.batch:
+            return [each.gives for each in one.updates[0].passes]
+        alone = self.run([base.but(batch=1, first=place) for place in range(base.batch)])
+        if any(one.failed or not one.updates[0].passes for one in alone):
+            return []
+        return [contributed(one.updates[0]) for one in alone]
+
+    def _loose(self, evidence: Evidence) -> bool:
+        """Whether random numbers that cannot be held still (numpy, random) move the gradient."""
+        if not {"numpy", "random"} & set(self.drawn):
+            return False
+        other = self.run([self.base.but(quiet=True, seed=2, updates=1)])[0]
+        like = gradient(self.reference)
+        return other.failed != "" or distance(joined(gradient(other), like), joined(like, like)) > evidence.tolerance
+
+    def _influence(self, evidence: Evidence) -> dict[str, bool]:
+        """Path of other state that differs -> whether changing it changes later weights."""
+        base, found = self.base.but(quiet=self.quiet), dict[str, bool]()
+        last = self.reference.updates[-1]
+        for path, one in list(last.tensors.get("other", {}).items())[:8]:
+            others = [split.updates[-1].tensors.get("other", {}).get(path, one) for split in evidence.splits]
+            if all(distance(other, one) <= evidence.tolerance for other in others):
+                continue
+            moved = self.run([base.but(disturb=path)])[0]
+            if not moved.failed:
+                gap = distance(joined(moved.updates[-1].after, last.after), joined(last.after, last.after))
+                found[path] = gap > evidence.tolerance
+        return found
 
     def _clipped_apart(self, evidence: Evidence) -> bool:
         if not evidence.linear:

@@ -26,7 +26,7 @@ class Evidence:
         natural: reference and largest split with random numbers as they are; empty where none are drawn.
         amplified: reference and largest split with gradients made large, so that clipping is active.
         linear: reference and every split with gradients made small, so that it is not.
-        samples: as many parts as samples, None where it cannot be made.
+        samples: what each sample alone contributes to the gradient, empty where it could not be taken.
         sums: gradient of a batch with every sample twice over that of the half: 2 for a sum, 1 for a mean.
         poisoned: reference and largest split with one infinite sample.
         influence: path of other state -> whether it has an effect on later weights.
@@ -39,7 +39,7 @@ class Evidence:
     natural: list[Record] = field(default_factory=list)
     amplified: list[Record] = field(default_factory=list)
     linear: list[Record] = field(default_factory=list)
-    samples: Record | None = None
+    samples: list[Named] = field(default_factory=list)
     sums: float | None = None
     poisoned: list[Record] = field(default_factory=list)
     influence: dict[str, bool] = field(default_factory=dict)
@@ -122,13 +122,9 @@ def weights(evidence: Evidence, place: int) -> Weights | None:
     """
     whole, split = evidence.straight(place)
     like = gradient(whole)
-    if evidence.samples is None or not like:
+    if not evidence.samples or not like:
         return None
-    update = evidence.samples.updates[0]
-    columns = [joined(one.gives, like) for one in update.passes]
-    if len(columns) != evidence.samples.layout.batch:
-        return None
-    basis = torch.stack(columns, 1)
+    basis = torch.stack([joined(one, like) for one in evidence.samples], 1)
     keep = torch.arange(0, len(basis), max(1, len(basis) // ROWS))
     basis = basis[keep]
     sizes = basis.norm(dim=0)

@@ -28,6 +28,7 @@ class Layout:
     Args:
         batch: samples an update.
         parts: micro-batches an update (on each process).
+        first: sample to begin with.
         updates: how many.
         seed: of the random numbers during the updates.
         quiet: hold random numbers at their mean.
@@ -37,11 +38,13 @@ class Layout:
         amplify: factor on the gradients.
         poison: make one sample of the batch infinite.
         twice: take the first half of a batch twice instead of the whole.
+        disturb: path of other state to change after the first update.
         counted: count random operations and find the coarsest type that is computed in.
     """
 
     batch: int
     parts: int = 1
+    first: int = 0
     updates: int = 3
     seed: int = 1
     quiet: bool = False
@@ -52,6 +55,7 @@ class Layout:
     poison: bool = False
     twice: bool = False
     counted: bool = False
+    disturb: str = ""
 
     def but(self, **changes: Any) -> "Layout":
         """Return this layout with some changes.
@@ -129,7 +133,7 @@ def run_layout(make: Callable[..., Any], layout: Layout, seed: int = 0) -> Recor
 def _observe(subject: Subject, indices: list[Tensor], layout: Layout, record: Record) -> None:
     _seed(layout.seed)
     quiet = Quiet(layout.quiet) if layout.quiet or layout.counted else None
-    observer = Observer(subject, layout.amplify)
+    observer = Observer(subject, layout.amplify, layout.disturb)
     try:
         with ExitStack() as stack:
             stack.enter_context(observer)
@@ -192,7 +196,9 @@ def _indices(subject: Subject, layout: Layout) -> list[Tensor]:
         raise InputError(
             f"{rows} samples are less than a batch of {layout.batch}; give more, or a smaller --batch-size (at least 4)"
         )
-    found = [torch.arange(u * layout.batch, (u + 1) * layout.batch) % rows for u in range(layout.updates)]
+    found = [
+        (layout.first + torch.arange(u * layout.batch, (u + 1) * layout.batch)) % rows for u in range(layout.updates)
+    ]
     if layout.turned:
         found = [one.flip(0) for one in found]
     if layout.twice:  # the first half of each batch, twice

@@ -1,5 +1,6 @@
 """Looking on while a trainer makes its updates: hooks on gradients, steps, clipping and forward passes."""
 
+import math
 import random
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -54,6 +55,7 @@ class Update:
         change: group -> path -> how far the number moved.
         moves: path of a tensor or number -> at how many events it was found changed.
         outside: how often weights changed outside of an optimizer step.
+        shrinks: the factor that each such change was, NaN where it was none.
         forwards: forward passes of the model with gradient.
         calls: path of another module -> forward passes.
         drew: random generators that were used.
@@ -78,6 +80,7 @@ class Update:
     change: dict[str, dict[str, float]] = field(default_factory=dict)
     moves: dict[str, int] = field(default_factory=dict)
     outside: int = 0
+    shrinks: list[float] = field(default_factory=list)
     forwards: int = 0
     calls: dict[str, int] = field(default_factory=dict)
     drew: list[str] = field(default_factory=list)
@@ -94,9 +97,11 @@ class Observer:
     Args:
         subject: the trainer.
         amplify: factor put on every contribution to a gradient.
+        disturb: path of other state that is changed after the first update.
     """
 
-    def __init__(self, subject: Subject, amplify: float = 1.0):
+    def __init__(self, subject: Subject, amplify: float = 1.0, disturb: str = ""):
+        self.disturb = disturb
         self.subject, self.amplify = subject, amplify
         self.bare = unwrap(subject.model)
         self.parameters = {canonical(n): p for n, p in self.bare.named_parameters()}
@@ -171,6 +176,9 @@ class Observer:
             now.reported = number(reported)
         self.updates.append(now)
         self.now = None
+        if len(self.updates) == 1 and self.disturb in held.tensors.get("other", {}):
+            with torch.no_grad():
+                held.tensors["other"][self.disturb].mul_(1.5).add_(0.1)
 
     def report(self, loss: Any) -> None:
         """Note a loss that is reported after the update it belongs to.
@@ -214,7 +222,9 @@ class Observer:
         for path, value in fresh.items():
             if path in self._marks and self._marks[path] != value and value == value:
                 if path == "weights":
-                    self.now.outside += not stepping
+                    if not stepping:
+                        self.now.outside += 1
+                        self.now.shrinks.append(_factor(self._marks[path], value))
                 else:
                     self.now.moves[path] = self.now.moves.get(path, 0) + 1
         self._marks = fresh
@@ -293,6 +303,17 @@ class Observer:
             self.now.clips += 1
             self.now.unclipped.append(sketches((n, p.grad) for n, p in self.parameters.items()))
         return real(parameters, *args, **kwargs)
+
+
+def _factor(before: list[tuple[float, ...]], after: list[tuple[float, ...]]) -> float:
+    """Return c where what changed became c times what it was, NaN where there is no such c."""
+    pairs = [
+        (a, b) for one, other in zip(before, after, strict=True) for a, b in zip(one, other, strict=True) if a != b
+    ]
+    ratios = [b / a for a, b in pairs if a]
+    if not ratios or len(ratios) < len(pairs) or max(ratios) - min(ratios) > 1e-6 * abs(ratios[0]):
+        return math.nan
+    return ratios[0]
 
 
 def number(value: Any) -> float:

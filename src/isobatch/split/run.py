@@ -29,9 +29,8 @@ def split(
     """Check whether one update of a batch is the same in parts.
 
     Runs the same samples as 1 x B, as k x B/k for several k, as uneven parts and, with `processes`, on
-    several processes,
-    for three updates from the same state; compares loss, gradient, update, moments, averages, schedulers, buffers and
-    counts to a measured noise floor.
+    several processes, for three updates from the same state; compares loss, gradient, update, moments, averages,
+    schedulers, buffers and counts to a measured noise floor.
 
     Args:
         make: of no argument, of (seed), or of (settings, seed) as a task's; gives a Subject, a wrapper, or an object

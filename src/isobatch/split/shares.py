@@ -4,7 +4,7 @@ import torch
 
 from isobatch.split.cause import GRADIENT, Cause, cause
 from isobatch.split.compare import distance, gradient, parallel
-from isobatch.split.evidence import Evidence, Weights, first_meeting, per_parts, share_of, weights
+from isobatch.split.evidence import Evidence, Weights, first_meeting, per_parts, share_of, tampered, weights
 from isobatch.split.sketch import joined
 
 CLOSE = 1e-6
@@ -37,6 +37,11 @@ def _off(evidence: Evidence, place: int) -> bool:
 def _of(evidence: Evidence, places: list[int], *, over_processes: bool) -> list[Cause]:
     factors = []
     for place in places:
+        whole, split = evidence.straight(place)
+        gaps = tampered(split.updates[0], gradient(whole), 10 * evidence.tolerance)
+        if "scaled" in gaps and evidence.processes[place] == 1:
+            seen = f"{gaps.count('scaled')} times at {_name(evidence, place)}, where clipping does nothing"
+            return [cause("unscale-per-part", seen, *GRADIENT)]
         whole, split = evidence.straight(place)
         like = gradient(whole)
         factor, left = parallel(joined(gradient(split), like), joined(like, like))
@@ -76,6 +81,11 @@ def _multiple(evidence: Evidence, places: list[int], factors: list[float], over_
     if all(evidence.splits[p].layout.batch % evidence.parts(p) for p in places):
         more = "equal parts agree, so it divides by a number of parts or rows that an uneven split does not have"
         return cause("mean-of-means", f"{seen}; {more}", *GRADIENT)
+    steady = max(factors) - min(factors) <= CLOSE * abs(factors[0])
+    rows = factors[0] / evidence.reference.layout.batch
+    if steady and rows > 0.9 and abs(rows - round(rows)) < CLOSE * rows:
+        more = "however many parts: a multiple of the batch's samples"
+        return cause("sum-instead-of-mean", f"{seen}, {more}", *GRADIENT)
     lost = _only_last(evidence, places)
     return lost or cause("unexplained", seen, *GRADIENT, confidence="unknown")
 
@@ -123,7 +133,7 @@ def _weighted(evidence: Evidence, known: list[tuple[int, Weights]], over_process
             return [_lost(evidence, place, lost, over_processes)]
         kinds = factors / factors.abs().min()
         whole_numbers = bool(((kinds - kinds.round()).abs() < 1e-6).all()) and float(kinds.max()) > 1.5
-        groups = [group for group in found.groups if group]
+        groups = _groups(evidence, place, found)
         shares = (
             torch.stack([(found.share[group] * factors[group]).sum() for group in groups]) if groups else torch.zeros(1)
         )
@@ -144,10 +154,20 @@ def _weighted(evidence: Evidence, known: list[tuple[int, Weights]], over_process
         power = per_parts(totals, parts, 1e-4)
         seen = "together they weigh " + ", ".join(f"{one:.4g}" for one in totals)
         if power in (1, 2):
-            result.insert(0, cause("missing-division", seen, *GRADIENT))
+            once = over_processes or all(len(evidence.splits[p].updates[0].passes) == 1 for p, _ in known)
+            result.insert(0, cause("sum-instead-of-mean" if once else "missing-division", seen, *GRADIENT))
         elif power in (-1, -2):
             result.insert(0, cause("doubled-division", seen, *GRADIENT))
     return result
+
+
+def _groups(evidence: Evidence, place: int, found: Weights) -> list[list[int]]:
+    """Samples of each micro-batch: by the backward passes, or by the forward passes of one graph."""
+    sizes, groups = evidence.splits[place].updates[0].sizes, [group for group in found.groups if group]
+    if len(groups) == 1 and sum(sizes) == len(found.factors):
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+    return groups
 
 
 def _lost(evidence: Evidence, place: int, lost: list[int], over_processes: bool) -> Cause:
@@ -202,7 +222,7 @@ def _own_parts(evidence: Evidence, places: list[int]) -> list[Cause] | None:
         whole, split = evidence.straight(place)
         like = gradient(whole)
         columns = [joined(one.gives, like) for one in split.updates[0].passes]
-        if len(columns) < 2 or evidence.samples is not None:
+        if len(columns) < 2 or evidence.samples:
             return None
         basis, target = torch.stack(columns, 1), joined(like, like)
         found = torch.linalg.lstsq(basis, target[:, None], driver="gelsd").solution[:, 0]
