@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -117,5 +118,16 @@ def test_on_two_processes(name, causes):
 
 def test_a_rank_that_hangs_ends_all():
     with pytest.raises(InputError, match="the check hung"):
-        split(targets.one_rank_hangs, 2, processes=2, timeout=12)
+        split(targets.one_rank_hangs, 2, processes=2, timeout=10)
     assert not multiprocessing.active_children()
+    assert [pid for pid in Path("/proc").glob("[0-9]*") if _session_of_a_check(pid)] == []
+
+
+def _session_of_a_check(process):
+    """Whether a process was forked by a check of this one: same command, another session, gone from its parent."""
+    try:
+        words = (process / "stat").read_text().rsplit(")", 1)[1].split()
+        same = (process / "cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes()
+    except (OSError, IndexError):
+        return False
+    return same and words[0] != "Z" and process.name != str(os.getpid()) and int(words[3]) != os.getsid(0)

@@ -14,9 +14,15 @@ def test_no_correct_trainer_is_accused(name):
     assert report.exit_code == 0, str(report)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch notices one of the bugs itself
 @pytest.mark.parametrize("name", BROKEN)
 def test_every_bug_is_named(name):
     make, wanted, _ = BROKEN[name]
     report = split(make)
     assert [cause.name for cause in report.causes] == list(wanted), str(report)
     assert report.exit_code == 4
+
+
+def test_the_zoo_is_large_enough_and_every_bug_has_a_source():
+    assert len(CORRECT) >= 12
+    assert len([source for _, _, source in BROKEN.values() if source.startswith("https://github.com/")]) >= 24

@@ -4,12 +4,10 @@ from isobatch.installed import need
 
 need("torch")
 
-from isobatch.split.accelerated import AccelerateLoop
-from isobatch.split.fitted import LightningFit
-from isobatch.split.hugging import TrainerFit
 from isobatch.split.result import SplitReport
 from isobatch.split.run import split
 from isobatch.split.target import Loop, Subject, pieces
+from isobatch.split.wrappers import AccelerateLoop, LightningFit, TrainerFit
 
 __all__ = [
     "AccelerateLoop",

@@ -129,6 +129,8 @@ def _early_averages(evidence: Evidence) -> bool:
 
 def _gradient(evidence: Evidence, components: Components, found: list[Cause]) -> list[Cause]:
     """How much each sample weighs in the gradient."""
+    if not evidence.seen:
+        return []
     pairs = [evidence.straight(place) for place in range(len(evidence.splits))]
     off = [distance(joined(gradient(s), gradient(r)), joined(gradient(r), gradient(r))) for r, s in pairs]
     if max(off, default=0.0) <= evidence.tolerance or any(one.name == "optimizer-per-part" for one in found):
@@ -247,7 +249,7 @@ def _layout(evidence: Evidence, place: int) -> str:
 def _averages(evidence: Evidence, components: Components, found: list[Cause]) -> list[Cause]:
     """Averages that move more often than the weights, or take buffers at another moment."""
     made: list[Cause] = []
-    paths = list(evidence.reference.updates[-1].tensors.get("average", {}))
+    paths = _differing(evidence, "average") or list(evidence.reference.updates[-1].tensors.get("average", {}))
     base, more = _most(evidence.reference, paths), [_most(s, paths) for s in evidence.splits]
     kind = "teacher-per-part" if _teaches(evidence) else "average-per-part"
     often = any(count > base for count in more)
@@ -269,6 +271,14 @@ def _averages(evidence: Evidence, components: Components, found: list[Cause]) ->
     if not made and _differs(components, "average's buffers"):
         made += _buffers(evidence, components)
     return made
+
+
+def _differing(evidence: Evidence, group: str) -> list[str]:
+    """Paths of a group that differ after the last update of some split."""
+    base, none = evidence.reference.updates[-1].tensors.get(group, {}), torch.zeros(0)
+    return [path for path, one in base.items()
+            if any(distance(s.updates[-1].tensors.get(group, {}).get(path, none), one) > evidence.tolerance
+                   for s in evidence.splits)]  # fmt: skip
 
 
 def _average_powers(evidence: Evidence, paths: list[str]) -> list[float | None]:

@@ -24,7 +24,7 @@ from isobatch.split.compare import (
     unsure_elements,
     vectors,
 )
-from isobatch.split.evidence import Evidence
+from isobatch.split.evidence import Evidence, weights
 from isobatch.split.layouts import EPS, Layout, Record, run_layout
 from isobatch.split.result import SplitReport
 from isobatch.split.sketch import Named, joined
@@ -220,7 +220,7 @@ class Session:
         evidence.natural = [one for one in self.natural if not one.failed]
         loud = self.run([base.but(parts=p, amplify=LOUD) for p in (1, max(equal))])
         low = self.run([base.but(parts=p, amplify=LOW) for p in (1, *alone, max(equal))])
-        if not any(one.failed for one in (*loud, *low)):
+        if self.reference.updates[0].stepped and not any(one.failed for one in (*loud, *low)):
             evidence.amplified, evidence.linear = loud, low
         bad = self.run([base.but(parts=p, poison=True) for p in (1, max(equal))])
         if not any(one.failed for one in bad):
@@ -228,6 +228,7 @@ class Session:
         if components["gradient at the step"].verdict == DIFFERENT or self._clipped_apart(evidence):
             evidence.samples = self._alone(base.but(amplify=LOW))
             evidence.sums = self._sums(base)
+            evidence.means = self._means(evidence)
         if "other state" in components and components["other state"].verdict == DIFFERENT:
             evidence.influence = self._influence(evidence)
             if evidence.influence and not any(evidence.influence.values()):
@@ -274,6 +275,23 @@ class Session:
             distance(joined(gradient(one), like), joined(like, like)) > evidence.tolerance
             for one in evidence.linear[1:]
         )
+
+    def _means(self, evidence: Evidence) -> dict[int, list[Named]]:
+        """Gradients of the parts as batches of their own, for splits whose samples cannot be told apart."""
+        found: dict[int, list[Named]] = {}
+        for place, split in enumerate(evidence.splits):
+            if evidence.processes[place] > 1 or weights(evidence, place) is not None:
+                continue
+            sizes, start, means = split.updates[0].sizes, 0, list[Named]()
+            if sum(sizes) != split.layout.batch:
+                continue
+            for size in sizes:
+                one = self.run([split.layout.but(batch=size, first=start, parts=1, updates=1, amplify=LOW)])[0]
+                start += size
+                means += [] if one.failed else [gradient(one)]
+            if len(means) == len(sizes):
+                found[place] = means
+        return found
 
     def _sums(self, base: Layout) -> float | None:
         twice, half = self.run([base.but(twice=True, amplify=LOW), base.but(batch=base.batch // 2, amplify=LOW)])

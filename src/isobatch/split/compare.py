@@ -88,7 +88,7 @@ def parallel(one: Tensor, other: Tensor) -> tuple[float, float]:
 
 
 def gradient(record: Record) -> Named:
-    """Return the gradient that the first step was given; without a step, what the backward passes left.
+    """Return the gradient that the first step was given; without an optimizer of torch, the way that the weights went.
 
     Args:
         record: of a layout.
@@ -101,8 +101,7 @@ def gradient(record: Record) -> Named:
     update = record.updates[0]
     if update.stepped:
         return update.stepped[-1]
-    held = update.passes[-1].holds if update.passes else {}
-    return held or contributed(update)
+    return added(update.before, update.after, -1.0)
 
 
 def unclipped(record: Record) -> Named:
@@ -213,30 +212,30 @@ def masked(named: Mapping[str, Tensor], unsure: Mapping[str, Tensor], order: lis
 
 
 def _without(path: str, one: Tensor, unsure: Mapping[str, Tensor], order: list[str]) -> Tensor:
-    for name, where in unsure.items():
-        if where.shape == one.shape and mirrors(path, name, order):
-            return torch.where(where, torch.zeros_like(one), one)
-    return one
+    name = parameter_of(path, order)
+    where = unsure.get(name) if name else None
+    return torch.where(where, torch.zeros_like(one), one) if where is not None and where.shape == one.shape else one
 
 
-def mirrors(path: str, name: str, order: list[str]) -> bool:
-    """Return whether a path of a trainer's state belongs to a parameter.
+def parameter_of(path: str, order: list[str]) -> str | None:
+    """Return the parameter that a path of a trainer's state belongs to.
 
     Args:
         path: of a tensor.
-        name: of the parameter.
-        order: names of all parameters, for state that is kept in a list.
+        order: names of all parameters.
 
     Returns:
-        True where the path holds the name, or ends with its place in the list.
+        The longest name that the path holds, else the one at its place in a list, else None.
 
     Example:
-        >>> mirrors("ema.module.fc.weight", "fc.weight", []), mirrors("shadow.1", "b", ["a", "b"])
-        (True, True)
+        >>> parameter_of("ema.module.fc.weight", ["fc.weight"]), parameter_of("shadow.1", ["a", "b"])
+        ('fc.weight', 'b')
     """
-    last = path.rsplit(".", 1)[-1].lstrip("#")
-    place = order[int(last)] if last.isdigit() and int(last) < len(order) else ""
-    return path == name or path.endswith(f".{name}") or f".{name}." in path or place == name
+    named = [name for name in order if f".{path}.".find(f".{name}.") >= 0]
+    if named:
+        return max(named, key=len)
+    numbers = [int(word.lstrip("#")) for word in path.split(".") if word.lstrip("#").isdigit()]
+    return order[numbers[-1]] if numbers and numbers[-1] < len(order) else None
 
 
 def vectors(floor: Floor) -> dict[str, Vector]:
@@ -255,7 +254,7 @@ def vectors(floor: Floor) -> dict[str, Vector]:
             mine = record.updates[-1].tensors.get(group, {})
             if not like:
                 return None
-            order = list(reference.start)
+            order = list(reference.start) if group != "average buffers" else []
             return joined(masked(mine, floor.unsure, order), masked(like, floor.unsure, order))
 
         return found
@@ -272,7 +271,7 @@ def vectors(floor: Floor) -> dict[str, Vector]:
     def moved(last: int) -> Vector:
         def found(record: Record, reference: Record) -> Tensor | None:
             moves = added(record.updates[last].after, record.updates[0].before, -1.0)
-            return joined(masked(moves, floor.unsure, []), reference.start)
+            return joined(masked(moves, floor.unsure, list(reference.start)), reference.start)
 
         return found
 

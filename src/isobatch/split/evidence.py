@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from isobatch.split.compare import contributed, gradient, mirrors
+from isobatch.split.compare import contributed, gradient, parallel, parameter_of
 from isobatch.split.layouts import Record
 from isobatch.split.observe import Update
 from isobatch.split.sketch import Named, added, joined
@@ -27,6 +27,7 @@ class Evidence:
         amplified: reference and largest split with gradients made large, so that clipping is active.
         linear: reference and every split with gradients made small, so that it is not.
         samples: what each sample alone contributes to the gradient, empty where it could not be taken.
+        means: place of a split -> gradients of its parts as batches of their own, where samples cannot be told apart.
         sums: gradient of a batch with every sample twice over that of the half: 2 for a sum, 1 for a mean.
         poisoned: reference and largest split with one infinite sample.
         influence: path of other state -> whether it has an effect on later weights.
@@ -40,10 +41,20 @@ class Evidence:
     amplified: list[Record] = field(default_factory=list)
     linear: list[Record] = field(default_factory=list)
     samples: list[Named] = field(default_factory=list)
+    means: dict[int, list[Named]] = field(default_factory=dict)
     sums: float | None = None
     poisoned: list[Record] = field(default_factory=list)
     influence: dict[str, bool] = field(default_factory=dict)
     tolerance: float = 1e-9
+
+    @property
+    def seen(self) -> bool:
+        """Whether gradients are known: an optimizer of torch was given them, or the weights went along them."""
+        update = self.reference.updates[0]
+        if update.stepped:
+            return True
+        like = gradient(self.reference)
+        return parallel(joined(like, like), joined(contributed(update), like))[1] < 1e-5
 
     def parts(self, place: int) -> int:
         """Return in how many micro-batches a split takes the batch, over all processes.
@@ -131,6 +142,8 @@ def weights(evidence: Evidence, place: int) -> Weights | None:
     if float(sizes.min()) <= 1e-12 * float(sizes.max()):
         return None
     basis = basis / sizes
+    if len(basis) < basis.shape[1] or float(torch.linalg.svdvals(basis)[-1]) < 1e-7:
+        return None  # fewer directions than samples
 
     def solve(target: Tensor) -> tuple[Tensor, float]:
         found = torch.linalg.lstsq(basis, target[keep, None], driver="gelsd").solution[:, 0]
@@ -254,8 +267,9 @@ def average_moves(record: Record, path: str) -> AverageMoves | None:
     last = record.updates[-1]
     old, new = last.earlier.get("average", {}).get(path), last.tensors.get("average", {}).get(path)
     order = list(last.after)
-    same = [n for n in order if new is not None and last.after[n].shape == new.shape and mirrors(path, n, order)]
-    name = same[0] if same else None
+    name = parameter_of(path, order)
+    if name is not None and (new is None or last.after[name].shape != new.shape):
+        name = None
     if name is None or old is None or new is None:
         return None
     columns = torch.stack([old, last.before[name], last.after[name]], 1)

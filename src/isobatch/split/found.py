@@ -227,14 +227,27 @@ def _mirrors(bare: nn.Module, leaves: list[Leaf]) -> dict[str, str]:
             ends = (".".join(words[i:]) for i in range(1, len(words)))
             if any(end in names and names[end] == leaf.value.shape for end in ends):
                 found.setdefault(leaf.path, group)
-    rows: dict[str, list[Leaf]] = {}
+    rows: dict[tuple[str, ...], list[Leaf]] = {}  # one place in many paths: a list of tensors, or of objects with one
     for leaf in leaves:
-        parent, _, last = leaf.path.rpartition(".")
-        if last.lstrip("#").isdigit() and leaf.path not in found:
-            rows.setdefault(parent, []).append(leaf)
+        words = leaf.path.split(".")
+        places = [i for i, word in enumerate(words) if word.lstrip("#").isdigit()]
+        if places and leaf.path not in found:
+            rows.setdefault((*words[: places[-1]], "", *words[places[-1] + 1 :]), []).append(leaf)
     shapes = list(parameters.values())
     trainable = [p.shape for p in bare.parameters() if p.requires_grad]
     for row in rows.values():
-        if [leaf.value.shape for leaf in row] in (shapes, trainable):
-            found |= {leaf.path: "average" for leaf in row}
+        for wanted in (shapes, trainable):
+            start = 0
+            while wanted and start + len(wanted) <= len(row):  # a list may hold several copies, one after the other
+                run = row[start : start + len(wanted)]
+                if sorted(leaf.value.shape for leaf in run) != sorted(wanted) or run[0].path in found:
+                    start += 1
+                    continue
+                left = list(enumerate(wanted))
+                for digit, leaf in enumerate(run):
+                    chosen = next(one for one in left if one[1] == leaf.value.shape)
+                    left.remove(chosen)
+                    leaf.path += f".{chosen[0]}" if len(row) != len(wanted) or chosen[0] != digit else ""
+                    found[leaf.path] = "average"
+                start += len(wanted)
     return found

@@ -111,7 +111,7 @@ class Observer:
         self._gives: Named = {}
         self._depth = 0
         self._marks: dict[str, Any] = {}
-        self._module_marks: dict[int, str] = {}
+        self._names: dict[int, str] = {}
         self._generators: dict[str, Any] = {}
         self._entered: set[int] = set()
         self._stack = ExitStack()
@@ -129,10 +129,11 @@ class Observer:
         for name, parameter in self.parameters.items():
             if parameter.requires_grad:
                 keep(parameter.register_hook(lambda g, n=name: self._contribution(n, g)).remove)
-        keep(self.bare.register_forward_pre_hook(self._enters, with_kwargs=True).remove)
-        for name, module in self.bare.named_modules():
-            if name:
-                keep(module.register_forward_hook(lambda m, a, out, n=name: self._output(n, out)).remove)
+        # plain functions: a copy of the model (an average) must not copy this observer with its hooks
+        keep(self.bare.register_forward_pre_hook(lambda m, a, k: self._enters(m, a, k), with_kwargs=True).remove)
+        self._names = {id(module): name for name, module in self.bare.named_modules() if name}
+        for module in self.bare.modules():
+            keep(module.register_forward_hook(lambda m, a, out: self._output(self._names.get(id(m)), out)).remove)
         keep(register_optimizer_step_pre_hook(self._before_step).remove)
         keep(register_optimizer_step_post_hook(self._after_step).remove)
         self._stack.enter_context(_patched(torch.autograd, "backward", self._backward))
@@ -259,7 +260,7 @@ class Observer:
             self._gives = {}
 
     def _enters(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.now is None:
+        if self.now is None or module is not self.bare:
             return
         self._event()
         if torch.is_grad_enabled():
@@ -274,24 +275,40 @@ class Observer:
         if self.now is not None:
             self.now.calls[path] = self.now.calls.get(path, 0) + 1
 
-    def _output(self, name: str, out: Any) -> None:
-        if self.now is not None and not self.updates and torch.is_grad_enabled() and self._depth == 0:
-            rows = _row_numbers((out,))
-            self.now.outputs.setdefault(name, []).extend(rows)
+    def _output(self, name: str | None, out: Any) -> None:
+        inside = self.now is not None and not self.updates and self._depth == 0
+        if name is not None and self.now is not None and inside and torch.is_grad_enabled():
+            self.now.outputs.setdefault(name, []).extend(_row_numbers((out,)))
 
     def _ours(self, optimizer: Any) -> bool:
         own = {id(p) for p in self.parameters.values()}
         return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
 
-    def _before_step(self, optimizer: Any, *_: Any) -> None:
+    def _before_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See the gradients of a step; those that a closure makes inside it, when the closure is done."""
         if self.now is None or not self._ours(optimizer):
-            return
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         self._event()
         self._close_pass(float("nan"))
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        found = ((n, p.grad) for n, p in self.parameters.items() if id(p) in held)
-        self.now.stepped.append(sketches(found))
         self.now.rates.append([float(group.get("lr", 0.0)) for group in optimizer.param_groups])
+        place = len(self.now.stepped)
+        self.now.stepped.append(self._given(optimizer))
+        if closure is None:
+            return None
+
+        def called() -> Any:
+            result = closure()
+            if self.now is not None:
+                self._close_pass(float("nan"))
+                self.now.stepped[place] = self._given(optimizer)
+            return result
+
+        return (optimizer, called, *args[2:]), {key: one for key, one in kwargs.items() if key != "closure"}
+
+    def _given(self, optimizer: Any) -> Named:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return sketches((n, p.grad) for n, p in self.parameters.items() if id(p) in held)
 
     def _after_step(self, optimizer: Any, *_: Any) -> None:
         if self._ours(optimizer):

@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from multiprocessing.connection import wait
@@ -27,6 +28,7 @@ from isobatch.split.sketch import joined
 from isobatch.split.target import told
 
 PATIENCE = 300.0
+_INSIDE: list[bool] = []  # not empty in a process that was forked here
 _KINDS = {kind.__name__: kind for kind in (Layout, Record, Update, Pass)}
 
 
@@ -60,7 +62,9 @@ def apart(actions: Sequence[Callable[[], Any]], seconds: float = PATIENCE) -> li
 
 
 def _child(action: Callable[[], Any], file: Path) -> None:
-    os.setsid()  # so that what it starts can be ended with it
+    if not _INSIDE:
+        os.setsid()  # so that what it starts, other ranks among them, can be ended with it
+    _INSIDE.append(True)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -106,10 +110,10 @@ def _end(process: Any) -> None:
     if process.pid is None:
         return
     if process.exitcode is None:
-        try:
+        process.kill()
+    if not _INSIDE:
+        with suppress(ProcessLookupError, PermissionError):  # nothing is left of its session
             os.killpg(process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # before it had a session of its own
-            process.kill()
     process.join()
     process.close()
 
@@ -160,6 +164,8 @@ def _free_port() -> int:
 def _merged(records: list[Record]) -> Record:
     """One record of a world: counts of the first rank, passes and rows of all."""
     first, others = records[0], records[1:]
+    for one in (each for record in records for update in record.updates for each in update.passes):
+        one.loss /= len(records)  # what all of them train is the mean
     first.failed = next((one.failed for one in records if one.failed), "")
     for place, update in enumerate(first.updates):
         for other in others:

@@ -150,15 +150,9 @@ def _weighted(evidence: Evidence, known: list[tuple[int, Weights]], over_process
         means.append(f"{_name(evidence, place)}: samples weigh {least:.4g} to {most:.4g} times as in one batch")
     result = [cause("mean-of-means", "; ".join(means) + "; every micro-batch the same", *GRADIENT)]
     parts = [evidence.processes[p] if over_processes else evidence.parts(p) for p, _ in known]
-    if any(abs(total - 1) > 1e-5 for total in totals):
-        power = per_parts(totals, parts, 1e-4)
-        seen = "together they weigh " + ", ".join(f"{one:.4g}" for one in totals)
-        if power in (1, 2):
-            once = over_processes or all(len(evidence.splits[p].updates[0].passes) == 1 for p, _ in known)
-            result.insert(0, cause("sum-instead-of-mean" if once else "missing-division", seen, *GRADIENT))
-        elif power in (-1, -2):
-            result.insert(0, cause("doubled-division", seen, *GRADIENT))
-    return result
+    seen = "together they weigh " + ", ".join(f"{one:.4g}" for one in totals)
+    once = over_processes or all(len(evidence.splits[p].updates[0].passes) == 1 for p, _ in known)
+    return [*_also(totals, parts, seen, once=once), *result]
 
 
 def _groups(evidence: Evidence, place: int, found: Weights) -> list[list[int]]:
@@ -209,11 +203,41 @@ def _unweighted(evidence: Evidence, places: list[int]) -> list[Cause]:
                     confidence="measured" if written else "derived",
                 )
             ]
+    if all(place in evidence.means for place in places) and (made := _by_means(evidence, places)):
+        return made
     own = _own_parts(evidence, places)
     if own is not None:
         return own
     seen = "each sample's output is the same, the gradient is no weighted sum of the samples' own"
     return [cause("in-batch-loss", seen, *GRADIENT, confidence="derived")]
+
+
+def _by_means(evidence: Evidence, places: list[int]) -> list[Cause] | None:
+    """Whether the gradient is a multiple of the sum of its parts' own gradients, each taken as a batch of its own."""
+    factors = []
+    for place in places:
+        whole, split = evidence.straight(place)
+        like = gradient(whole)
+        total = torch.stack([joined(one, like) for one in evidence.means[place]]).mean(0)
+        factor, left = parallel(joined(gradient(split), like), total)
+        if left > CLOSE:
+            return None
+        factors.append(factor)
+    seen = (
+        "gradient is " + ", ".join(f"{f:.4g}" for f in factors) + " times the mean of the micro-batches' own gradients"
+    )
+    return [
+        *_also(factors, [evidence.parts(p) for p in places], seen, once=False),
+        cause("mean-of-means", seen, *GRADIENT),
+    ]
+
+
+def _also(factors: list[float], parts: list[int], seen: str, *, once: bool) -> list[Cause]:
+    """The cause of a factor beside a mean of means."""
+    power = per_parts(factors, parts, 1e-4) if any(abs(factor - 1) > 1e-5 for factor in factors) else None
+    if power in (1, 2):
+        return [cause("sum-instead-of-mean" if once else "missing-division", seen, *GRADIENT)]
+    return [cause("doubled-division", seen, *GRADIENT)] if power in (-1, -2) else []
 
 
 def _own_parts(evidence: Evidence, places: list[int]) -> list[Cause] | None:

@@ -265,11 +265,8 @@ def told(error: BaseException) -> str:
 
 def _way_out(error: BaseException) -> str:
     text = str(error).lower()
-    if (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "not enough memory" in text
-        or "out of memory" in text
-    ):
+    full = ("not enough memory", "out of memory", "allocate memory", "invalid buffer size")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in text for word in full):
         return "; out of memory: check a smaller model or a smaller --batch-size"
     if any(word in text for word in ("cuda", "nvidia", "gpu", "hip")) and not torch.cuda.is_available():
         return "; it needs a GPU and there is none here: let make choose the device (cpu where cuda is not available)"
