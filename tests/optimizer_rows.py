@@ -24,6 +24,7 @@ class Row:
         why_lr: formula, part of the reason and confidence of its rate under auto, linear, sqrt, noise-aware, speed.
         why_decay: the same of its weight decay.
         trained: whether the loop can train it.
+        matrices: whether it trains matrices only.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Row:
     why_lr: tuple[tuple[str, str, str], ...]
     why_decay: tuple[str, str, str]
     trained: bool = True
+    matrices: bool = False
 
 
 _ADAM = {"exp_avg": "kept", "exp_avg_sq": "noise", "step": "steps"}
@@ -80,8 +82,8 @@ ROWS = (
     Row("nadamw", "root", ("betas",), "root", "per sample", {}, _PRACTICE, DECOUPLED, trained=False),
     Row("lion", "same samples", ("betas",), None, "per sample", {"exp_avg": "kept"},
         (NORMALISED, NORMALISED, OTHER_RUN, NO_V, (*SIGN_SPEED, "derived")), DECOUPLED),
-    Row("muon", "same samples", ("momentum",), None, "per sample", {},
-        (NORMALISED, NORMALISED, OTHER_RUN, NO_V, (*SIGN_SPEED, "unknown")), DECOUPLED, trained=False),
+    Row("muon", "same samples", ("momentum",), None, "per sample", {"momentum_buffer": "kept"},
+        (NORMALISED, NORMALISED, OTHER_RUN, NO_V, (*SIGN_SPEED, "unknown")), DECOUPLED, matrices=True),
 )  # fmt: skip
 """One row each; `tests/rules/test_rows.py` takes it through every kind of batch change."""
 

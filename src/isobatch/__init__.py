@@ -21,8 +21,11 @@ if TYPE_CHECKING:
         data,
         decentralized,
         errors,
+        export,
+        formats,
         gradients,
         installed,
+        integrations,
         modules,
         noise,
         optimizers,
@@ -46,7 +49,7 @@ if TYPE_CHECKING:
     from isobatch.noise import NoiseScale
     from isobatch.optimizers import InvariantAdam, InvariantAdamW, InvariantRMSprop
     from isobatch.plan import Plan, Recipe
-    from isobatch.train import SampleScheduler, rescale
+    from isobatch.train import SampleClock, SampleScheduler, rescale
 
 _HOME = {
     "InvariantAdam": "optimizers",
@@ -56,6 +59,7 @@ _HOME = {
     "NoiseScale": "noise",
     "Plan": "plan",
     "Recipe": "plan",
+    "SampleClock": "train",
     "SampleScheduler": "train",
     "rescale": "train",
 }
@@ -71,6 +75,7 @@ __all__ = [
     "NonFiniteError",
     "Plan",
     "Recipe",
+    "SampleClock",
     "SampleScheduler",
     "__version__",
     "augment",
@@ -83,8 +88,11 @@ __all__ = [
     "data",
     "decentralized",
     "errors",
+    "export",
+    "formats",
     "gradients",
     "installed",
+    "integrations",
     "modules",
     "noise",
     "optimizers",

@@ -59,18 +59,19 @@ def prepare(folder: str | Path) -> Path:
     return path
 
 
-def write(path: Path, content: str | bytes) -> None:
+def write(path: Path, content: str | bytes, *, overwrite: bool = True) -> None:
     """Write a file whole or not at all.
 
     Args:
         path: the file.
         content: text or bytes.
+        overwrite: whether a file that exists is replaced.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or the file exists.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    name = None
+    name, where = None, "--out" if overwrite else "place"
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
@@ -78,12 +79,29 @@ def write(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
-        Path(name).replace(path)
+        if overwrite:
+            Path(name).replace(path)
+        else:
+            _place(Path(name), path)
+    except FileExistsError:
+        raise InputError(f"{path} exists; give another name, or overwrite it (--overwrite)") from None
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; give another --out") from None
+        raise InputError(f"cannot write {path}: {error.strerror}; give another {where}") from None
     finally:
         if name is not None:
             Path(name).unlink(missing_ok=True)
+
+
+def _place(written: Path, path: Path) -> None:
+    """Give a written file its name, unless somebody has it, be it since a moment ago."""
+    try:
+        path.hardlink_to(written)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if path.exists():
+            raise FileExistsError(path) from None
+        written.replace(path)
 
 
 def write_result(folder: Path, data: dict[str, Any], name: str = "result.json") -> Path:

@@ -123,12 +123,15 @@ def label_names(rules, quick):
 def teacher_names(rules, quick):
     part, found = rules["quick" if quick else "grid"], []
     for variant in part["variants"]:
-        for device in ("cpu", "cuda,bf16"):
+        for device in DEVICES.get(rules["study"], ("cpu", "cuda,bf16")):
             found += [cell_name(job) for job in flat(teachers.groups(part, variant, part["seeds"], device))]
         if rules["study"] == "polyak":
             found += [width_name(job) for job in width_jobs(part, variant, part["seeds"], "cpu")]
     return found
 
+
+DEVICES = {"byol-24576": ("cpu,channels-last",)}
+"""Where a study's runs are trained, in the words that their names hold."""
 
 NAMES = {
     "adam": adam_names,
@@ -136,6 +139,7 @@ NAMES = {
     "autowu": autowu_names,
     "batch-augmentation": views_names,
     "byol": teacher_names,
+    "byol-24576": teacher_names,
     "concurrent-adversarial": adversary_names,
     "decentlam": decentlam_names,
     "dino": teacher_names,

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.distributed.tensor import DeviceMesh, distribute_tensor
 
 from isobatch import ModelEMA
 from isobatch.errors import InputError
@@ -62,18 +61,6 @@ def test_clipping_does_not_matter(fused):
     assert all(torch.equal(t, called[n]) for n, t in attached.items())
 
 
-def sharded(tmp_path):
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        model = nn.Linear(2, 2)
-        mesh = DeviceMesh("cpu", [0])
-        model.weight = nn.Parameter(distribute_tensor(model.weight.detach(), mesh))
-        return model
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 def scripted(tmp_path):
     return torch.jit.script(nn.Linear(2, 2))
 
@@ -98,7 +85,7 @@ def sparse(tmp_path):
     return model
 
 
-REFUSED = {sharded: "DTensor", scripted: r"torch\.jit", lazy: "no shape yet", on_meta: "meta device",
+REFUSED = {scripted: r"torch\.jit", lazy: "no shape yet", on_meta: "meta device",
            float8: "float8.*select", sparse: "sparse_coo"}  # fmt: skip
 
 

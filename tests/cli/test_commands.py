@@ -12,7 +12,8 @@ from isobatch import cli, verify
 from isobatch.verify.largest import Largest
 
 OPTIONS = {
-    "plan": "--batch-size --devices --goal --json --markdown --micro --noise-scale --optimizer --rule recipe",
+    "plan": "--batch-size --check --devices --diff --explain --format --goal --json --keep-batch --keys --markdown "
+    "--micro --noise-scale --optimizer --overwrite --patch --plot --reference --rule --set --write recipe",
     "verify run": "--ablate --allow-failures --batch-size --budget --device --expect --json --margin --max-kappa "
     "--mend --metric --optimizer --out --seed-from --seeds --workers recipe",
     "verify split": "--batch-size --json --markdown --out --own-types --parts --processes --seed --timeout target",
@@ -108,6 +109,10 @@ BAD = [
     (["plan", "PATH", "--batch-size", "128", "--noise-scale", "-1"], "noise scale=-1 must be in [0, inf]"),
     (["plan", "PATH", "--batch-size", "128", "--noise-scale", "nan"], "noise scale=nan must be finite"),
     (["plan", "PATH", "--batch-size", "128", "--optimizer", "invariant"], "'sgd' has no invariant form"),
+    (["plan"], "plan needs a recipe file"),
+    (["plan", "PATH", "--batch-size", "16", "--write", "PATH"], "exists; give another name, or overwrite it"),
+    (["plan", "PATH", "--batch-size", "16", "--write", "new.yaml"], "a name that ends with .toml"),
+    (["plan", "PATH", "--batch-size", "16", "--write", "nowhere/new.toml"], "No such file or directory; give another"),
     (["plan", "nowhere.toml", "--batch-size", "128"], "cannot read the recipe nowhere.toml"),
     (["verify", "run", "PATH", "--batch-size", "128", "--seeds", "7"], "seeds=7 must be at least 8"),
     (["verify", "run", "PATH", "--batch-size", "128", "--budget", "10"], "such as 10m"),

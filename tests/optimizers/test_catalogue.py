@@ -10,10 +10,11 @@ from isobatch.optimizers import bind, build, write_settings
 TRAINED = [row for row in ROWS if row.trained]
 
 
-def two_groups():
+def two_groups(*shape):
+    shape = shape or (2,)
     return [
-        {"params": [torch.nn.Parameter(torch.ones(2))]},
-        {"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.01, "weight_decay": 0.0},
+        {"params": [torch.nn.Parameter(torch.ones(shape))]},
+        {"params": [torch.nn.Parameter(torch.ones(shape))], "lr": 0.01, "weight_decay": 0.0},
     ]
 
 
@@ -21,7 +22,8 @@ def test_every_row_builds_steps_and_takes_its_own_settings():
     values = {"lr": 0.3, "betas": (0.5, 0.6), "momentum": 0.7, "weight_decay": 0.2, "eps": 1e-4}
     for row in TRAINED:
         name = row.name
-        optimizer = build(name, two_groups(), lr=0.1, weight_decay=0.1, reference_batch=4)
+        groups = two_groups(2, 2) if row.matrices else two_groups()
+        optimizer = build(name, groups, lr=0.1, weight_decay=0.1, reference_batch=4)
         moments = ["betas" if moment == "alpha" else moment for moment in row.moments]
         keys = ["lr", "weight_decay", *moments, *(["eps"] if row.eps else [])]
         write_settings(optimizer, **{key: values[key] for key in keys})
@@ -157,3 +159,25 @@ def test_adam_takes_one_pass_over_all_state_where_torch_has_one():
         complex_.grad = torch.ones(2, dtype=torch.complex64)
         optimizer.step()
         assert not torch.equal(complex_, torch.ones_like(complex_))
+
+
+@pytest.mark.parametrize("shape", [(3,), (), (2, 3, 3, 3)])
+def test_muon_refuses_what_is_no_matrix(shape):
+    params = [torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(shape))]
+    for given in (params, [{"params": params}]):
+        with pytest.raises(InputError, match=r"orthogonalises matrices.* shape \(.*a group with an optimizer of their"):
+            build("muon", given, lr=0.1)
+
+
+def test_muon_is_torchs_own():
+    torch.manual_seed(0)
+    start = torch.randn(3, 2)
+    mine, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    ours = build("muon", [mine], lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.2)
+    other = torch.optim.Muon([theirs], lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.2)
+    for _ in range(3):
+        gradient = torch.randn(3, 2)
+        mine.grad, theirs.grad = gradient, gradient.clone()
+        ours.step()
+        other.step()
+    assert torch.equal(mine, theirs)

@@ -18,6 +18,7 @@ from isobatch.train.persistence import restore, state_of
 from isobatch.train.setup import make_optimizer
 
 TRAINED = [row for row in ROWS if row.trained]
+MATRICES = [row.name for row in ROWS if row.matrices]
 each = pytest.mark.parametrize("row", TRAINED, ids=[row.name for row in TRAINED])
 everyone = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 
@@ -30,16 +31,16 @@ def made(row: Row, **parts):
                   **{"optimizer": optimizer, **parts})  # fmt: skip
 
 
-def run() -> Run:
+def run(*, biases: bool = True) -> Run:
     torch.manual_seed(0)
     x = torch.randn(400, 4)
-    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+    model = nn.Sequential(nn.Linear(4, 3, biases), nn.Tanh(), nn.Linear(3, 1, biases))
     return Run(model, TensorSamples(x, x.sum(1, keepdim=True)),
                lambda net, b: (net(b[0]) - b[1]).square().mean(), lambda net: {"loss": 1.0})  # fmt: skip
 
 
 def trainer(chosen) -> Trainer:
-    return Trainer(run(), chosen)
+    return Trainer(run(biases=chosen.optimizer.name not in MATRICES), chosen)
 
 
 def numbers(row: Row, optimizer) -> list[dict]:

@@ -455,6 +455,10 @@ class Mine(AdamW):
     pass
 
 
+class Decoupled(SGD):
+    pass
+
+
 FITS = {
     "sgd": (lambda p: SGD(p, lr=0.1), recipe_of("sgd")),
     "adam": (lambda p: Adam(p, lr=0.1), recipe_of("adam")),
@@ -468,6 +472,22 @@ FITS = {
     "rmsprop": (lambda p: torch.optim.RMSprop(p, lr=0.1), recipe_of("rmsprop")),
     "nadam": (lambda p: torch.optim.NAdam(p, lr=0.1), recipe_of("adam")),
     "radam": (lambda p: torch.optim.RAdam(p, lr=0.1), recipe_of("adam")),
+    "nadam by its own name": (
+        lambda p: torch.optim.NAdam(p, lr=0.1, weight_decay=0.1, decoupled_weight_decay=True),
+        recipe_of("nadamw", weight_decay=0.1),
+    ),
+    "radam with decoupled decay": (
+        lambda p: torch.optim.RAdam(p, lr=0.1, weight_decay=0.1, decoupled_weight_decay=True),
+        recipe_of("adamw", weight_decay=0.1),
+    ),
+    "adam with L2, said": (
+        lambda p: Adam(p, lr=0.1, weight_decay=0.1),
+        recipe_of("adamw", weight_decay=0.1, decay="coupled"),
+    ),
+    "a user's sgd with decoupled decay": (
+        lambda p: Decoupled(p, lr=0.1, weight_decay=0.1),
+        recipe_of("sgd", weight_decay=0.1, decay="decoupled"),
+    ),
     "invariant": (lambda p: InvariantAdamW(p, lr=0.1, reference_batch=8), recipe_of("invariant-adamw")),
 }
 UNFIT = {
@@ -481,6 +501,18 @@ UNFIT = {
     "invariant under adamw": (FITS["invariant"][0], recipe_of("adamw")),
     "adamw under invariant": (FITS["adamw"][0], recipe_of("invariant-adamw")),
     "nadam under sgd": (FITS["nadam"][0], recipe_of("sgd")),
+    "adam with decoupled decay under adam": (FITS["adam with decoupled decay"][0], recipe_of("adam", weight_decay=0.1)),
+    "radam with L2 under adamw": (
+        lambda p: torch.optim.RAdam(p, lr=0.1, weight_decay=0.1),
+        recipe_of("adamw", weight_decay=0.1),
+    ),
+    "nadam under lion": (FITS["nadam"][0], recipe_of("lion")),
+    "radam under lion": (FITS["radam"][0], recipe_of("lion")),
+    "nadam under lamb": (FITS["nadam"][0], recipe_of("lamb")),
+    "adamw under adamp": (FITS["adamw"][0], recipe_of("adamp")),
+    "a user's adamw under lion": (FITS["a user's adamw"][0], recipe_of("lion")),
+    "sgd under muon": (FITS["sgd"][0], recipe_of("muon")),
+    "muon under sgd": (lambda p: torch.optim.Muon([t.data.reshape(1, -1) for t in p], lr=0.1), recipe_of("sgd")),
     "sgd under lars": (FITS["sgd"][0], recipe_of("lars")),
 }
 
@@ -499,6 +531,14 @@ def test_the_recipe_of_another_optimizer_is_refused(name):
     with pytest.raises(InputError, match="whose rules differ"):
         rescale(to=16, optimizer=optimizer, recipe=recipe)
     assert options(optimizer) == before
+
+
+@pytest.mark.parametrize("wrapper", [Passing, Forwarding, Sharing])
+@pytest.mark.parametrize("name", ["sgd under adamw", "adam with L2 under adamw", "nadam under lion"])
+def test_the_recipe_of_another_optimizer_is_refused_through_wrappers(name, wrapper):
+    make, recipe = UNFIT[name]
+    with pytest.raises(InputError, match="whose rules differ"):
+        rescale(to=16, optimizer=wrapper(wrapper(make([weight()]))), recipe=recipe)
 
 
 def test_a_failing_rescale_puts_values_back_into_the_same_tensors(monkeypatch):

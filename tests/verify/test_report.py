@@ -15,12 +15,13 @@ from tests.recipes import recipe
 
 from isobatch import Recipe, report
 from isobatch.errors import InputError
+from isobatch.recipe import toml_text
 from isobatch.report import page
 from isobatch.report.pictures import _steps
 from isobatch.verify import next_actions, to_dict
 from isobatch.verify.cells import recipe_values
 from isobatch.verify.mending import Mended, candidates, early
-from isobatch.verify.page import how, html, toml, verdict_table, write_report
+from isobatch.verify.page import how, html, verdict_table, write_report
 
 
 class Page(HTMLParser):
@@ -257,7 +258,7 @@ def test_a_mended_recipe_stands_in_report_and_folder(tmp_path):
 def test_a_recipe_written_as_toml_is_the_same_recipe(name, tmp_path):
     made = Recipe.load(Path(__file__).parents[2] / "examples" / f"{name}.toml")
     path = tmp_path / "again.toml"
-    path.write_text(toml(recipe_values(made)))
+    path.write_text(toml_text(recipe_values(made)))
     assert Recipe.load(path) == made
 
 

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from isobatch.errors import InputError
-from isobatch.gradients import canonical, unwrap
+from isobatch.gradients import address, canonical, local, refuse_unspreadable, settle, sharded, unwrap
 
 Select = Callable[[str, Tensor], bool]
 
@@ -105,6 +105,7 @@ class Binding:
         """
         if anew:
             self.known, self._derived = {}, {}
+        settle(self.root)
         found, self.aliases = candidates(self.root, buffers=self._buffers)
         self._verdicts = [(name, slot, self._chosen(name, slot)) for name, slot in found]
         chosen = [(name, slot) for name, slot, belongs in self._verdicts if belongs]
@@ -148,7 +149,8 @@ class Binding:
         """Remember the storages that the tensors have now."""
         tensors = self.tensors()
         # Aliases keep the bound storages alive, so an equal address means the same storage.
-        self._aliases = [t.detach() for t in tensors.values()]
+        self._aliases = [local(t).detach() for t in tensors.values()]
+        self._address = address if any(map(sharded, tensors.values())) else Tensor.data_ptr
         self._shares = max(1, math.ceil(len(tensors) / PLACES))
         self._parts = [self._part(index) for index in range(self._shares)]
 
@@ -191,11 +193,10 @@ class Binding:
         count = sum(map(len, tables)) + sum(map(len, parents))
         return Part(tables, keys, pointers, parents, names, [c[2] for c in children], count)
 
-    @staticmethod
-    def _holds(part: Part) -> bool:
+    def _holds(self, part: Part) -> bool:
         try:
             return (
-                list(map(Tensor.data_ptr, map(getitem, part.tables, part.keys))) == part.pointers
+                list(map(self._address, map(getitem, part.tables, part.keys))) == part.pointers
                 and all(map(is_, map(getitem, part.parents, part.names), part.children))
                 and sum(map(len, part.tables)) + sum(map(len, part.parents)) == part.count
             )
@@ -225,6 +226,7 @@ class Binding:
             InputError: names or shapes differ.
         """
         root = bare(model)
+        settle(root)
         slots, aliases = candidates(root, buffers=True)
         there = {name: _tensor(name, slot) for name, slot in slots}
         reach = there | {alias: there[first] for alias, first in aliases.items()}
@@ -347,7 +349,7 @@ def first_not_finite(tensors: Mapping[str, Tensor], besides: Collection[str] = (
     names = [name for name in tensors if name not in besides]
     flags: dict[torch.device, list[tuple[int, Tensor]]] = {}
     for place, name in enumerate(names):
-        tensor = tensors[name].detach()
+        tensor = local(tensors[name]).detach()
         flags.setdefault(tensor.device, []).append((place, torch.isfinite(tensor).all()))
     bad = []
     for found in flags.values():
@@ -377,7 +379,7 @@ def tell_changes(before: set[str], after: set[str]) -> None:
 
 def _constant(tensor: Tensor) -> bool:
     """Whether a tensor does not train and holds infinities, as a mask does: such a one stays itself."""
-    return not tensor.requires_grad and bool(torch.isinf(tensor.detach()).any())
+    return not tensor.requires_grad and bool(torch.isinf(local(tensor).detach()).any())
 
 
 def _power_iteration(module: nn.Module, key: str) -> bool:
@@ -405,7 +407,7 @@ def refuse_odd(name: str, tensor: Tensor) -> None:
         tensor: the model's.
 
     Raises:
-        InputError: no values, shards, another layout, another dtype, or made in inference mode.
+        InputError: no values, FSDP1, another layout, another dtype, or made in inference mode.
 
     Example:
         >>> refuse_odd("weight", torch.zeros(1))
@@ -417,8 +419,10 @@ def refuse_odd(name: str, tensor: Tensor) -> None:
         raise InputError(f"{name!r} has no shape yet; run one batch through the model before the average is made")
     if tensor.is_meta:
         raise InputError(f"{name!r} is on the meta device and has no values; materialise the model first")
-    if type(tensor.data) is not Tensor or tensor.layout != torch.strided or tensor.is_nested:
-        kind = type(tensor.data).__name__ if type(tensor.data) is not Tensor else str(tensor.layout)
+    refuse_unspreadable(name, tensor)
+    inner = local(tensor.data)
+    if type(inner) is not Tensor or inner.layout != torch.strided or inner.is_nested:
+        kind = type(inner).__name__ if type(inner) is not Tensor else str(inner.layout)
         raise InputError(f"{name!r} is a {kind}, which cannot be averaged here; average plain tensors, or {way}")
     if tensor.dtype not in AVERAGED:
         raise InputError(f"{name!r} is {tensor.dtype}, too narrow to be averaged; {way}")

@@ -22,7 +22,7 @@ from isobatch.average.layout import (
 )
 from isobatch.average.lending import exchanged
 from isobatch.errors import InputError, NonFiniteError
-from isobatch.gradients import unwrap
+from isobatch.gradients import Shards, dressed, fitted, local, piece, settle, unwrap
 from isobatch.modules import with_weights
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -70,6 +70,7 @@ class AverageBuffers:
         self.generators: dict[torch.device, torch.Generator] = {}
         self.roles: dict[str, Stacks] = {}
         self._was_still: set[str] = set()
+        self.shards = Shards(())
         self._bind({})
 
     @property
@@ -109,9 +110,9 @@ class AverageBuffers:
     def follow(self) -> None:
         """Let a first-order hold begin at the model's present weights."""
         if "previous" in self.roles:
-            live = self.live()
+            parts = self.parts()
             for name, stack in self.roles["previous"].tensors.items():
-                stack[0].copy_(live[name].detach())
+                stack[0].copy_(parts[name].detach())
 
     def refresh(self, *, quick: bool = False) -> None:
         """Re-bind when a module or parameter was replaced, added, removed, moved or cast.
@@ -123,6 +124,8 @@ class AverageBuffers:
             InputError: a tensor changed its shape, or the averages are lent to the model.
         """
         self._usable()
+        if self.shards:
+            settle(self.root)
         if self._binding.unmoved() if quick else self._binding.current():
             return
         self._rebind(self.roles)
@@ -139,6 +142,22 @@ class AverageBuffers:
         """Return the model's averaged tensors by name."""
         return self._binding.tensors()
 
+    def parts(self) -> dict[str, Tensor]:
+        """Return what this rank holds of the model's averaged tensors, by name."""
+        return {name: local(tensor) for name, tensor in self.live().items()}
+
+    def dressed(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return parts as tensors that are spread over ranks as the model's are.
+
+        Args:
+            parts: by name, of the shapes that this rank holds.
+
+        Returns:
+            By name.
+        """
+        live = self.live() if self.shards else {}
+        return {name: dressed(part, live[name]) if live else part for name, part in parts.items()}
+
     def trained(self) -> list[Tensor]:
         """Return the tensors that train now, by which a changed model can be told from an unchanged one."""
         return [t for t in self.live().values() if t.requires_grad]
@@ -152,10 +171,10 @@ class AverageBuffers:
         Returns:
             Views of the stacks.
         """
-        return {name: stack[index] for name, stack in self.roles["average"].tensors.items()}
+        return self.dressed({name: stack[index] for name, stack in self.roles["average"].tensors.items()})
 
     def read(self, seen: float) -> None:
-        """Collect the weights of an update, and refuse them if they are not finite.
+        """Collect the weights of an update, and refuse them if they are not finite, on this rank or on another.
 
         Args:
             seen: samples so far, for the message.
@@ -164,9 +183,10 @@ class AverageBuffers:
             NonFiniteError: names the first bad tensor; no average was touched.
         """
         self._update.read()
-        if not self.storage.check_finite or self._update.finite():
+        if not self.storage.check_finite:
             return
-        bad = first_not_finite(self.live(), self.still)
+        parts = {} if self._update.finite() else self.parts()
+        bad = self.shards.first(first_not_finite(parts, self.still), self.roles["average"].tensors)
         if bad is not None:
             raise NonFiniteError(
                 f"{bad!r} is not finite after {seen:g} samples; the average was left as it was. Restore the weights "
@@ -192,10 +212,10 @@ class AverageBuffers:
             self._follow_still()
 
     def _follow_still(self) -> None:
-        live = self.live()
+        parts = self.parts()
         for name in self.still:
             self.roles["average"].tensors[name].copy_(
-                live[name].detach().expand_as(self.roles["average"].tensors[name])
+                parts[name].detach().expand_as(self.roles["average"].tensors[name])
             )
 
     @contextmanager
@@ -210,7 +230,8 @@ class AverageBuffers:
             None, with the values in place.
         """
         self._usable()
-        pairs = [(tensor, values[name]) for name, tensors in self._targets(model).items() for tensor in tensors]
+        targets = self._targets(model).items()
+        pairs = [(tensor, fitted(values[name], tensor, name)) for name, tensors in targets for tensor in tensors]
         self.exchanged = True
         try:
             with exchanged(unwrap(model), pairs):
@@ -228,11 +249,11 @@ class AverageBuffers:
         """
         self._usable()
         for name, tensors in self._targets(model).items():
-            for tensor in tensors:
+            for tensor, value in [(tensor, fitted(values[name], tensor, name)) for tensor in tensors]:
                 if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
-                    tensor.data = values[name].to(device=tensor.device, dtype=tensor.dtype, copy=True)
+                    tensor.data = value.to(device=tensor.device, dtype=tensor.dtype, copy=True)
                 else:
-                    tensor.copy_(values[name])
+                    local(tensor).copy_(value)
 
     def model(self, values: Mapping[str, Tensor]) -> nn.Module:
         """Return a copy of the bare model with the given values, in evaluation mode, without gradients.
@@ -275,10 +296,11 @@ class AverageBuffers:
     def _bind(self, old: Mapping[str, Stacks], told: Collection[str] = ()) -> None:
         with torch.inference_mode(False), torch.no_grad():
             if self.storage.flat:
-                flatten(self.live())
+                flatten(self.parts())
                 self._binding.pin()
-            live = self.live()
-            kept = {role: stacks.tensors for role, stacks in old.items()}
+            self.shards = Shards(self.live().values())
+            live = self.parts()
+            kept = {role: self._cut(stacks.tensors) for role, stacks in old.items()}
             self._refuse(live, kept.get("average", {}))
             roles = self._allocate(live)
             for role, stacks in roles.items():
@@ -299,13 +321,22 @@ class AverageBuffers:
         tell_changes(set(kept["average"]) - set(told) if old else set(live), set(live))
         self.roles, self._was_still = roles, set(self.still)
 
+    def _cut(self, stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return this rank's parts of averages that began before the model was sharded."""
+        live, found = self.live(), dict(stacks)
+        for name, stack in stacks.items():
+            tensor = live.get(name)
+            if tensor is not None and stack.shape[1:] == tensor.shape != local(tensor).shape:
+                found[name] = torch.stack([piece(average, tensor) for average in stack])
+        return found
+
     def _refuse(self, live: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
         """Refuse a changed shape, and new averages that would start at something that is not finite."""
         for name, tensor in live.items():
             if name in kept and kept[name].shape[1:] != tensor.shape:
                 was, now = tuple(kept[name].shape[1:]), tuple(tensor.shape)
                 raise InputError(f"{name!r} changed its shape from {was} to {now}; reset() starts the average again")
-        bad = first_not_finite(live, {*self.still, *(kept.keys() - self._was_still)})
+        bad = self.shards.first(first_not_finite(live, {*self.still, *(kept.keys() - self._was_still)}), live)
         if bad is not None:
             raise NonFiniteError(
                 f"{bad!r} is not finite, and an average that starts there never recovers; start it at finite weights. "

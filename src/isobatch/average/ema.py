@@ -24,6 +24,7 @@ from isobatch.average.state import (
 )
 from isobatch.average.warmup import Warmup, warmup_from
 from isobatch.errors import InputError
+from isobatch.gradients import local
 from isobatch.units import finite
 
 
@@ -325,10 +326,11 @@ class SwitchEMA(ModelAverage):
 
     @torch.no_grad()
     def _write_back(self) -> None:
-        live, values = self._engine.buffers.live(), self.average()
-        for name, tensor in live.items():
-            wide = torch.promote_types(values[name].dtype, tensor.dtype)
-            tensor.copy_(torch.lerp(tensor.to(wide), values[name].to(wide), self.share))
+        parts, values = self._engine.buffers.parts(), self.average()
+        for name, tensor in parts.items():
+            value = local(values[name])
+            wide = torch.promote_types(value.dtype, tensor.dtype)
+            tensor.copy_(torch.lerp(tensor.to(wide), value.to(wide), self.share))
         self._engine.buffers.follow()
 
     def _indices(self, which: Which) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from isobatch.average.clock import Cadence, Clock, Hold, hold, plain
 from isobatch.average.layout import Stacks
 from isobatch.average.lending import MODES, Mode, Teacher
 from isobatch.errors import InputError
-from isobatch.gradients import bare_optimizer
+from isobatch.gradients import bare_optimizer, local
 
 # Unchanged weights are reported once they are this share of the calls, and this many.
 SUSPICIOUS = 0.45
@@ -147,7 +147,7 @@ class Watch:
 
     def _compare(self, now: list[Tensor]) -> None:
         """Judge the versions by the values of all weights, against those of the call before."""
-        sums = [t.detach().to(torch.promote_types(t.dtype, torch.float64)).sum() for t in now]
+        sums = [local(t).detach().to(torch.promote_types(t.dtype, torch.float64)).sum() for t in now]
         versions = [t._version for t in now]
         before, self._seen = self._seen, (now, versions, sums)
         if before is None or [id(t) for t in before[0]] != [id(t) for t in now]:
@@ -319,7 +319,7 @@ class Report:
 
 
 def measured(engine: Engine, values: Mapping[str, Tensor], indices: Sequence[int]) -> Report:
-    """Measure one average.
+    """Measure one average; of a sharded model every rank calls it, and all get the same.
 
     Args:
         engine: clock and tensors.
@@ -329,25 +329,29 @@ def measured(engine: Engine, values: Mapping[str, Tensor], indices: Sequence[int
     Returns:
         The report.
     """
-    clock, live = engine.clock, engine.buffers.live()
+    clock, shards, live = engine.clock, engine.buffers.shards, engine.buffers.live()
     share = fmean(1 - engine.last[k].keep for k in indices) if engine.last else None
     exact = engine.buffers.rounding != "nearest"
-    gap, size, frozen, total = 0.0, 0.0, 0, 0
-    for name, value in values.items():
+    sums = [0.0, 0.0, 0.0, 0.0]
+    for name, value in ((name, local(value)) for name, value in values.items()):
         if name in engine.buffers.still:
             continue
-        weights = live[name].detach()
+        weights, part = local(live[name]).detach(), shards.share(live[name])
         wide = torch.promote_types(value.dtype, torch.float32)
         away = (value.to(wide) - weights.to(wide)).abs()
-        gap += float(away.square().sum())
-        size += float(weights.to(wide).abs().square().sum())
-        frozen += 0 if exact or not share else _frozen(value, weights, share)
-        total += value.numel()
+        stuck = 0 if exact or not share else _frozen(value, weights, share)
+        found = float(away.square().sum()), float(weights.to(wide).abs().square().sum()), stuck, value.numel()
+        sums = [known + number * part for known, number in zip(sums, found, strict=True)]
+    if shards:
+        sums = shards.total(
+            torch.tensor(sums, dtype=torch.float64).to(local(next(iter(live.values()))).device)
+        ).tolist()
+    gap, size, frozen, total = sums
     eps = max((torch.finfo(v.dtype).eps for v in values.values()), default=0.0)
     lost = eps / 2 / share if share and not exact else 0.0
     frozen_share = frozen / total if total else 0.0
     found = [
-        *_not_finite(values, live, engine.buffers.still),
+        *_not_finite(engine.buffers, values, live),
         *engine.watch.messages(),
         *_judged(share, frozen_share, lost, engine.holds),
     ]
@@ -365,8 +369,8 @@ def measured(engine: Engine, values: Mapping[str, Tensor], indices: Sequence[int
     )
 
 
-def _not_finite(values: Mapping[str, Tensor], live: Mapping[str, Tensor], still: set[str]) -> list[str]:
-    average, weights = first_not_finite(values, still), first_not_finite(live, still)
+def _not_finite(buffers: AverageBuffers, values: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> list[str]:
+    average, weights = (buffers.shards.first(first_not_finite(t, buffers.still), t) for t in (values, live))
     found = []
     if average is not None:
         found.append(

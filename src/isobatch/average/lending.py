@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from isobatch.errors import InputError
-from isobatch.gradients import canonical
-from isobatch.modules import copied, leaves_weights_alone
+from isobatch.gradients import address, canonical, local, settle, sharded
+from isobatch.modules import bare_class, copied, leaves_weights_alone
 
 Mode = Literal["eval", "train"]
 MODES = ("eval", "train")
@@ -21,11 +21,12 @@ def exchanged(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Gener
     """Let live tensors hold copies of other values inside the block; put everything back on the way out.
 
     Parameters and buffers are the same objects with the same storages afterwards, whatever a forward pass wrote into
-    them, replaced, added or removed, and the values that were lent are not changed either.
+    them, replaced, added or removed, and the values that were lent are not changed either. A shard keeps its storage
+    inside the block too, because FSDP gathers from there.
 
     Args:
         model: the module whose buffers are shielded.
-        pairs: (live tensor, tensor whose values it shall have).
+        pairs: (live tensor, what this rank's part of it shall hold).
 
     Yields:
         None, with the values in place.
@@ -40,17 +41,25 @@ def exchanged(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Gener
         ...     layer.weight.item()
         2.0
     """
+    settle(model)
+    failed = True
+    lent = list(pairs)
     undo: list[tuple[Tensor, Tensor]] = []
+    shards: list[tuple[Tensor, Tensor]] = []
     tables: list[dict[str, Any]] = [t for module in model.modules() for t in (module._parameters, module._buffers)]
     saved = [(table, dict(table)) for table in tables]
     passing = [(module, set(module._non_persistent_buffers_set)) for module in model.modules()]
     frozen: list[tuple[str, nn.Parameter, int]] = []
     try:
         with torch.inference_mode(False), torch.no_grad():
-            for live, value in pairs:
+            for live, value in lent:
+                if sharded(live):
+                    shards.append((local(live), local(live).clone()))
+                    local(live).copy_(value)
+                    continue
                 undo.append((live, live.data))
                 live.data = value.detach().to(device=live.device, dtype=live.dtype, copy=True)
-            given = {id(live) for live, _ in undo}
+            given = {id(live) for live, _ in lent}
             for table, entries in saved:
                 for key, buffer in entries.items():
                     if buffer is None or id(buffer) in given or isinstance(buffer, nn.Parameter):
@@ -65,7 +74,12 @@ def exchanged(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Gener
             (n, p, p._version) for n, p in model.named_parameters() if id(p) not in given and not p.is_inference()
         ]
         yield
+        failed = False
     finally:
+        settle(model, failed=failed)
+        with torch.inference_mode(False), torch.no_grad():
+            for part, raw in shards:
+                part.copy_(raw)
         for live, raw in undo:
             live.data = raw
         for table, entries in saved:
@@ -140,6 +154,7 @@ class Teacher:
             moved: whether the average has moved since; otherwise it is asked.
         """
         with torch.inference_mode(False):
+            settle(self.module)
             values = self._values()
             if moved or self._versions(values) != self._stamp or self._written(values):
                 for name, (table, key) in self._places.items():
@@ -168,13 +183,15 @@ class Teacher:
             own = mine._parameters.get(key)
             if parameter is None or own is None or id(parameter) in self._averaged:
                 continue
-            if own.data_ptr() != parameter.data_ptr():
+            if sharded(own):
+                local(own).copy_(local(parameter))
+            elif own.data_ptr() != parameter.data_ptr():
                 own.data = parameter.data
 
     def _versions(self, values: Mapping[str, Tensor]) -> tuple[int, int]:
         held = [table.get(key) for table, key in self._places.values()]
         return (
-            sum(v._version for v in values.values()),
+            sum(local(v)._version for v in values.values()),
             sum(-1 if h is None or h.is_inference() else h._version for h in held),
         )
 
@@ -196,17 +213,20 @@ def _bring(table: dict[str, Any], key: str, value: Tensor) -> None:
             value.detach().clone() if own is None else value.detach().to(device=own.device, dtype=own.dtype, copy=True)
         )
         table[key] = nn.Parameter(made, requires_grad=False) if isinstance(own, nn.Parameter) else made
-    elif own.data_ptr() != value.data_ptr() or own.dtype != value.dtype:
-        own.copy_(value)
+    elif address(own) != address(value) or own.dtype != value.dtype:
+        local(own).copy_(local(value))
 
 
 def _equal(own: Tensor | None, value: Tensor) -> bool:
-    return own is not None and own.shape == value.shape and torch.equal(own, value.to(own))
+    if own is None or own.shape != value.shape:
+        return False
+    mine, theirs = local(own), local(value)
+    return torch.equal(mine, theirs.to(mine))
 
 
 def _constants(module: nn.Module) -> list[str]:
     """Names of a module's own settings, which may be changed as training goes."""
-    if type(module).__module__.startswith("torch."):
+    if bare_class(module).__module__.startswith("torch."):
         return []
     plain = set(vars(nn.Module()))
     return [k for k, v in vars(module).items() if k not in plain and isinstance(v, int | float | str | None)]
@@ -214,7 +234,7 @@ def _constants(module: nn.Module) -> list[str]:
 
 def _like(live: Tensor, value: Tensor, *, share: bool) -> Tensor:
     made = value.detach().to(device=live.device, dtype=live.dtype)
-    return made.clone() if made.data_ptr() == value.data_ptr() and not share else made
+    return made.clone() if address(made) == address(value) and not share else made
 
 
 def _refuse_written(parameters: Iterable[tuple[str, nn.Parameter, int]]) -> None:

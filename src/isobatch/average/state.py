@@ -12,7 +12,7 @@ from isobatch.average.binding import AVERAGED, first_not_finite
 from isobatch.average.buffers import AverageBuffers
 from isobatch.average.warmup import NoWarmup, Warmup
 from isobatch.errors import InputError, NonFiniteError
-from isobatch.gradients import canonical
+from isobatch.gradients import canonical, dressed, fitted, local
 from isobatch.units import finite
 from isobatch.units import half_life as half_life_of
 
@@ -207,13 +207,13 @@ def tensors_out(buffers: AverageBuffers) -> dict[str, Tensor]:
 
     Returns:
         "average/<name>", or "average.<k>/<name>" where there are several; likewise compensation and previous; the
-        state of each random generator.
+        state of each random generator. Of a sharded model each rank has its shards, as DTensors.
     """
-    found = {}
+    found, live = {}, buffers.live()
     for role, stacks in buffers.roles.items():
         for name, stack in stacks.tensors.items():
             for k in range(stack.shape[0]):
-                found[_key(role, k, stack.shape[0], name)] = stack[k]
+                found[_key(role, k, stack.shape[0], name)] = dressed(stack[k], live[name])
     for device, generator in buffers.generators.items():
         found[f"generator/{device}"] = generator.get_state()
     return found
@@ -245,16 +245,16 @@ def tensors_in(
         raise InputError(f'the state lacks {absent[:5]}; missing="weights" starts them at the present weights')
     if extra and unexpected == "refuse":
         raise InputError(f'the state holds {extra[:5]}, not averaged here; unexpected="drop" leaves them out')
-    shared = {key: saved[key] for key in sorted(mine.keys() & saved.keys())}
+    shared = {key: _part(saved[key], mine[key], key) for key in sorted(mine.keys() & saved.keys())}
     still = {key for key in shared if key.partition("/")[2] in buffers.still}
-    _fitting(shared, mine, "in the state", still)
+    _fitting(buffers, shared, mine, "in the state", still)
     random = {device: _generator(tensors, device) for device in buffers.generators}
     if absent:
         buffers.reset()
         mine = tensors_out(buffers)
     with torch.no_grad():
         for key, tensor in shared.items():
-            mine[key].copy_(tensor)
+            local(mine[key]).copy_(tensor)
     for device, state in random.items():
         if state is not None:
             buffers.generators[device].set_state(state)
@@ -290,10 +290,11 @@ def plain_in(buffers: AverageBuffers, tensors: Mapping[str, Tensor], index: int)
     absent = sorted(mine.keys() - found.keys())
     if absent:
         raise InputError(f"the tensors lack {absent[:5]}; they hold {sorted(found)[:5]}")
-    _fitting({name: found[name] for name in mine}, mine, "there", buffers.still)
+    parts = {name: _part(found[name], average, name) for name, average in mine.items()}
+    _fitting(buffers, parts, mine, "there", buffers.still)
     with torch.no_grad():
         for name, average in mine.items():
-            average.copy_(found[name])
+            local(average).copy_(parts[name])
 
 
 def _named(saved: Mapping[Any, Any], mine: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Any]:
@@ -318,17 +319,24 @@ def _named(saved: Mapping[Any, Any], mine: Mapping[str, Tensor], aliases: Mappin
     return found
 
 
-def _fitting(given: Mapping[str, Any], mine: Mapping[str, Tensor], where: str, still: Collection[str]) -> None:
+def _part(given: Any, mine: Tensor, name: str) -> Any:
+    """Return this rank's part of what was given."""
+    return fitted(given, mine, name) if isinstance(given, Tensor) else given
+
+
+def _fitting(
+    buffers: AverageBuffers, given: Mapping[str, Any], mine: Mapping[str, Tensor], where: str, still: Collection[str]
+) -> None:
     """Refuse tensors that cannot be copied into the averages as they are."""
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.layout != torch.strided:
             what = type(tensor).__name__ if not isinstance(tensor, Tensor) else f"on {tensor.device}, {tensor.layout}"
             raise InputError(f"{name!r} {where} is no plain tensor ({what}); give what state_dict() returned")
-        if tensor.shape != mine[name].shape:
+        if tensor.shape != local(mine[name]).shape:
             raise InputError(f"{name!r} has shape {tuple(tensor.shape)} {where}, {tuple(mine[name].shape)} here")
         if tensor.dtype not in AVERAGED or (tensor.is_complex() and not mine[name].is_complex()):
             raise InputError(f"{name!r} is {tensor.dtype} {where}, {mine[name].dtype} here; convert it first")
-    bad = first_not_finite(given, still)
+    bad = buffers.shards.first(first_not_finite(given, still), given)
     if bad is not None:
         raise NonFiniteError(
             f"{bad!r} {where} is not finite, and the average would never recover; nothing was changed. Load an older "

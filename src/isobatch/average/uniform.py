@@ -179,7 +179,8 @@ class LAWA(ModelAverage):
         """
         slots = self._indices(which)
         stacks = self._engine.buffers.roles["average"].tensors
-        return {name: stack[: len(slots)].mean(dim=0) for name, stack in stacks.items()}
+        means = {name: stack[: len(slots)].mean(dim=0) for name, stack in stacks.items()}
+        return self._engine.buffers.dressed(means)
 
     def _indices(self, which: Which) -> tuple[int, ...]:
         only_average(which)

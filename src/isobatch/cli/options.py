@@ -20,14 +20,16 @@ DEVICE = "cpu, cuda or cuda:1, then options after commas: bf16, channels-last, c
 _BUDGET = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smh])$")
 
 
-def add_recipe(command: argparse.ArgumentParser, *, required: bool = True) -> None:
+def add_recipe(command: argparse.ArgumentParser, *, required: bool = True, recipe: str | None = None) -> None:
     """Add the recipe file and the batch size.
 
     Args:
         command: the command's parser.
         required: whether the batch size must be given.
+        recipe: "?" where the recipe may be left out.
     """
-    command.add_argument("recipe", type=Path, help="recipe file (TOML)")
+    text = "recipe file: isobatch's own TOML; plan reads the files of other stacks too (docs/formats.md)"
+    command.add_argument("recipe", type=Path, nargs=recipe, help=text)
     command.add_argument("--batch-size", type=int, required=required, help="new global batch, in the recipe's unit")
 
 

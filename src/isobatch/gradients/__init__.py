@@ -6,6 +6,17 @@ need("torch")
 
 from isobatch.gradients.batches import mapped, rebuilt
 from isobatch.gradients.rescale_check import RescaleCheck
+from isobatch.gradients.shards import (
+    Shards,
+    address,
+    dressed,
+    fitted,
+    local,
+    piece,
+    refuse_unspreadable,
+    settle,
+    sharded,
+)
 from isobatch.gradients.tap import Member, Receiver, Tap, Watch, refuse_sparse, refuse_unwatchable
 from isobatch.gradients.wrappers import (
     ALONE,
@@ -23,15 +34,24 @@ __all__ = [
     "Ranks",
     "Receiver",
     "RescaleCheck",
+    "Shards",
     "Tap",
     "Watch",
+    "address",
     "bare_optimizer",
     "canonical",
+    "dressed",
+    "fitted",
+    "local",
     "mapped",
+    "piece",
     "process_group_of",
     "rebuilt",
     "refuse_sparse",
+    "refuse_unspreadable",
     "refuse_unwatchable",
+    "settle",
+    "sharded",
     "unwrap",
     "world_size",
 ]

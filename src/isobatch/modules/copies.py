@@ -17,13 +17,13 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from isobatch.errors import InputError
-from isobatch.gradients import canonical, unwrap
+from isobatch.gradients import canonical, settle, sharded, unwrap
 from isobatch.modules.hooks import BACKWARD, FORWARD, belonging
 from isobatch.modules.reach import LEAVES, referent, walk
+from isobatch.modules.sharded import bare_class, is_mark, shard_alike, wholes
 
 _HEAP = 1 << 9  # of type.__flags__: a class written in Python
 _CACHED = type(functools.lru_cache(abs))
-_SHARDED = {"FSDPModule", "FullyShardedDataParallel"}
 
 
 class Copy(NamedTuple):
@@ -79,6 +79,7 @@ def copied(module: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> Co
         True
     """
     root = unwrap(module)
+    settle(root)
     with torch.inference_mode(False), torch.no_grad():
         copier = _Copier(root, tensors or {})
         try:
@@ -88,6 +89,8 @@ def copied(module: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> Co
         except Exception as error:  # a module's own way of copying itself, or of giving its state
             raise InputError(f"the model cannot be copied ({type(error).__name__}: {error})") from error
         _refuse_leftovers(root, made)
+        if copier.shards:
+            shard_alike(root, copier.pairs, copier.shards)
     return Copy(made, copier.pairs)
 
 
@@ -107,11 +110,12 @@ class _Copier:
         self._names = {id(module): name for name, module in root.named_modules(remove_duplicate=False)}
         self._tree = set(self._names)
         self._views: dict[int, list[Tensor]] = {}
+        self.shards: dict[int, Tensor] = {}
         self._place(root, dict(tensors))
         for name, module in root.named_modules():
             inner = _wrapped(module)
             if inner is None and not _copies_itself(module, name):
-                self.memo[id(module)] = object.__new__(type(module))
+                self.memo[id(module)] = object.__new__(bare_class(module))
 
     def _place(self, root: nn.Module, given: dict[str, Tensor]) -> None:
         """Decide for every parameter and buffer of the tree which tensor stands for it."""
@@ -126,12 +130,17 @@ class _Copier:
                 raise InputError(f"{name!r} has shape {tuple(tensor.shape)}, not {tuple(other.shape)}")
             if other is not None:
                 chosen[id(tensor)] = other.detach()
+        before = wholes(root)
         for name, tensor in held:
             self._tree.add(id(tensor))
-            if id(tensor) not in self.memo:
+            if id(tensor) in before:
+                if id(tensor) not in self.memo:
+                    self._remember(tensor, nn.Parameter(before[id(tensor)], tensor.requires_grad))
+                    self.shards[id(tensor)] = chosen[id(tensor)] if id(tensor) in chosen else _clone(tensor, name)
+            elif id(tensor) not in self.memo:
                 data = chosen[id(tensor)] if id(tensor) in chosen else _clone(tensor, name)
                 self._remember(tensor, _as(tensor, data))
-                if tensor.layout == torch.strided:
+                if tensor.layout == torch.strided and not sharded(tensor):
                     self._views.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
 
     def _remember(self, thing: Any, made: Any) -> Any:
@@ -190,7 +199,7 @@ class _Copier:
                 self._module(child)  # whole before the module's own way of copying meets them
             return self._remember(module, module.__deepcopy__(self.memo))  # ty: ignore[not-callable]
         if made is None:
-            made = self._remember(module, object.__new__(type(module)))
+            made = self._remember(module, object.__new__(bare_class(module)))
         if any(made is copy for _, copy in self.pairs):
             return made
         self.pairs.append((module, made))
@@ -212,7 +221,7 @@ class _Copier:
 
     def _tensor(self, tensor: Tensor, where: str) -> Tensor:
         """Copy a tensor that is registered nowhere; a view of a registered one becomes the view of its copy."""
-        if tensor.is_meta or tensor.layout != torch.strided:
+        if tensor.is_meta or tensor.layout != torch.strided or sharded(tensor):
             return _clone(tensor, where)
         owners = self._views.get(tensor.untyped_storage().data_ptr(), []) if tensor.numel() else []
         if not owners:
@@ -287,7 +296,7 @@ class _Copier:
 
 def _state(module: nn.Module) -> dict[str, Any]:
     own = type(module).__getstate__ is not nn.Module.__getstate__ and not parametrize.is_parametrized(module)
-    state = dict(module.__getstate__() if own else vars(module))
+    state = {k: v for k, v in (module.__getstate__() if own else vars(module)).items() if not is_mark(k)}
     state.pop("_compiled_call_impl", None)
     return state
 
@@ -300,11 +309,13 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
 
 
 def _copies_itself(module: nn.Module, name: str) -> bool:
-    kind = type(module)
+    kind = bare_class(module)
     if isinstance(module, torch.jit.ScriptModule):
         raise InputError(f"{name or 'the model'!r} is compiled by torch.jit; give the module it was scripted from")
-    if any(base.__name__ in _SHARDED for base in kind.__mro__):
-        raise InputError(f"{name or 'the model'!r} is sharded (FSDP) and cannot be copied; gather its weights first")
+    if any(base.__name__ == "FullyShardedDataParallel" for base in kind.__mro__):
+        raise InputError(
+            f"{name or 'the model'!r} is sharded by FSDP1 and cannot be copied; shard it with fully_shard (FSDP2)"
+        )
     return "__deepcopy__" in dir(kind) and not parametrize.is_parametrized(module)
 
 

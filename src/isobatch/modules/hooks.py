@@ -22,6 +22,8 @@ STATE = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hoo
 BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
 # Calls whose result says that something was put away, not that an output is replaced.
 _RECORDING = {"append", "appendleft", "add", "extend", "update", "setdefault", "put", "write", "__setitem__"}
+# Whose hooks compute: torch's own layers, and tensor parallelism.
+_OWN = ("torch.nn.utils.", "torch.nn.modules.", "torch.distributed.tensor.")
 _OUTWARD = ("STORE_DEREF", "STORE_GLOBAL")
 
 
@@ -52,7 +54,8 @@ def belonging(module: nn.Module, name: str, tree: Collection[int]) -> dict[str, 
     found: dict[str, list[int]] = {}
     for registry in FORWARD:
         hooks = vars(module).get(registry, {})
-        found[registry] = [key for key, hook in hooks.items() if _computes(hook, name, tree, registry)]
+        kept = {key: hook for key, hook in hooks.items() if not _shards(hook)}
+        found[registry] = [key for key, hook in kept.items() if _computes(hook, name, tree, registry)]
     for registry in STATE:
         hooks = vars(module).get(registry, {})
         found[registry] = [key for key, hook in hooks.items() if _own(getattr(hook, "hook", hook), tree)]
@@ -103,7 +106,13 @@ def _own(hook: Any, tree: Collection[int]) -> bool:
         return True
     origin = inner if isinstance(inner, FunctionType | MethodType) else type(inner)
     bases = [origin.__module__ or ""] + [c.__module__ for c in getattr(origin, "__mro__", ())]
-    return any(base.startswith(("torch.nn.utils.", "torch.nn.modules.")) for base in bases)
+    return any(base.startswith(_OWN) for base in bases)
+
+
+def _shards(hook: Any) -> bool:
+    """Whether a hook is FSDP's, which a copy gets anew when it is sharded."""
+    inner = hook.__func__ if isinstance(hook, MethodType) else hook
+    return (getattr(inner, "__module__", None) or "").startswith("torch.distributed.fsdp.")
 
 
 def _fixed(hook: Any, tree: Collection[int]) -> bool:

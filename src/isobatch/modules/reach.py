@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Placement
 
 # Looked at no further: they hold no module of a user.
 LEAVES: tuple[type, ...] = (
     type(None), bool, int, float, complex, str, bytes, type, CodeType, ModuleType, BuiltinFunctionType, range,
-    torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, torch.Generator,
+    torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format, torch.Generator, DeviceMesh, Placement,
 )  # fmt: skip
 MOST = 200_000
 

@@ -157,6 +157,8 @@ def sum_in_disguise(traces: NDArray[np.float64], batches: NDArray[np.float64]) -
     first = int(changes[-2]) + 1 if len(changes) > 1 else 0
     before, after = float(np.median(traces[first:last])), float(np.median(traces[last:]))
     ratio = float(np.median(batches[last:]) / np.median(batches[first:last]))
+    if abs(math.log(ratio)) < math.log(2):  # batches that come and go are no change
+        return ""
     if min(before, after) <= 0 or math.log(after / before) / math.log(ratio) < 1.5:
         return ""
     return (

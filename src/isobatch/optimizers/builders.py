@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from isobatch.errors import InputError
+
 
 def sgd(params: Any, **numbers: Any) -> Optimizer:
     """Build torch's SGD, all parameters in one pass.
@@ -59,6 +61,30 @@ def rmsprop(params: Any, **numbers: Any) -> Optimizer:
         The optimizer.
     """
     return torch.optim.RMSprop(params, foreach=True, **numbers)
+
+
+def muon(params: Any, **numbers: Any) -> Optimizer:
+    """Build torch's Muon, which orthogonalises the momentum of matrices and knows nothing else.
+
+    Args:
+        params: parameters or groups, all of two dimensions.
+        **numbers: lr, momentum, nesterov, weight_decay.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        InputError: a parameter that is no matrix.
+    """
+    chosen = list(params)
+    listed = [entry["params"] if isinstance(entry, dict) else entry for entry in chosen]
+    other = next((t for t in _flat(listed) if isinstance(t, torch.Tensor) and t.ndim != 2), None)
+    if other is not None:
+        raise InputError(
+            f"optimizer='muon' orthogonalises matrices, and a parameter has the shape {tuple(other.shape)}; give such "
+            "parameters a group with an optimizer of their own, or use another optimizer"
+        )
+    return torch.optim.Muon(chosen, **numbers)
 
 
 def _kernel(params: Iterable[Any]) -> tuple[list[Any], dict[str, Any]]:

@@ -14,8 +14,8 @@ _OURS = "isobatch.optimizers"
 _ROWS = (
     OptimizerRow("sgd", "linear", ("momentum",), "coupled", f"{_OURS}.builders.sgd", ("SGD",), _MOMENTUM,
                  theory=("linear", "speed"), nesterov=True),
-    OptimizerRow("adam", "sqrt", ("betas",), "coupled", f"{_OURS}.builders.adam", ("Adam", "RAdam"), _ADAM,
-                 adaptive=True, theory=_SIGNS, invariant_form="invariant-adam"),
+    OptimizerRow("adam", "sqrt", ("betas",), "coupled", f"{_OURS}.builders.adam",
+                 ("Adam", "RAdam", "NAdam"), _ADAM, adaptive=True, theory=_SIGNS, invariant_form="invariant-adam"),
     OptimizerRow("adamw", "sqrt", ("betas",), "decoupled", f"{_OURS}.builders.adamw", ("AdamW",), _ADAM,
                  adaptive=True, theory=_SIGNS, invariant_form="invariant-adamw"),
     OptimizerRow("rmsprop", "sqrt", ("alpha", "momentum"), "coupled", f"{_OURS}.builders.rmsprop", ("RMSprop",),
@@ -35,8 +35,8 @@ _ROWS = (
     OptimizerRow("nadamw", "sqrt", ("betas",), "decoupled", None, ("NAdam",), _ADAM, adaptive=True),
     OptimizerRow("lion", "linear", ("betas",), "decoupled", "pytorch_optimizer.Lion", ("Lion",),
                  normalises_after=True, mixes=True, lr_kept="sqrt", theory=("linear", "sqrt", "speed")),
-    OptimizerRow("muon", "linear", ("momentum",), "decoupled", None, ("Muon",), normalises_after=True,
-                 lr_kept="sqrt", theory=("linear", "sqrt")),
+    OptimizerRow("muon", "linear", ("momentum",), "decoupled", f"{_OURS}.builders.muon", ("Muon",),
+                 normalises_after=True, lr_kept="sqrt", theory=("linear", "sqrt"), nesterov=True),
 )  # fmt: skip
 
 OPTIMIZERS: dict[str, OptimizerRow] = {row.name: row for row in _ROWS}
@@ -79,12 +79,33 @@ def row_of_class(kind: type) -> OptimizerRow | None:
         >>> row_of_class(int) is None
         True
     """
-    homes = ("torch.", "pytorch_optimizer.", "isobatch.")
     for base in kind.__mro__:
         for row in OPTIMIZERS.values():
-            if base.__name__ in row.classes and base.__module__.startswith(homes):
+            if _is(base, row):
                 return row
     return None
+
+
+def extends(kind: type, row: OptimizerRow) -> bool:
+    """Return whether an optimizer class is one of a row's, or extends one.
+
+    Args:
+        kind: the class of an optimizer.
+        row: the row.
+
+    Returns:
+        True or False.
+
+    Example:
+        >>> extends(int, OPTIMIZERS["sgd"])
+        False
+    """
+    return any(_is(base, row) for base in kind.__mro__)
+
+
+def _is(kind: type, row: OptimizerRow) -> bool:
+    homes = ("torch.", "pytorch_optimizer.", "isobatch.")
+    return kind.__name__ in row.classes and kind.__module__.startswith(homes)
 
 
 def trained() -> str:

@@ -63,15 +63,23 @@ class Transformer(nn.Module):
         layers: blocks.
         context: longest window.
         heads: attention heads.
+        biases: whether linear layers have biases and norms weights; without them every parameter is a matrix.
     """
 
-    def __init__(self, width: int = 48, layers: int = 2, context: int = CONTEXT, heads: int = HEADS):
+    def __init__(
+        self,
+        width: int = 48,
+        layers: int = 2,
+        context: int = CONTEXT,
+        heads: int = HEADS,
+        biases: bool = True,
+    ):
         super().__init__()
         self.embed = nn.Embedding(256, width)
         self.position = nn.Parameter(torch.randn(context, width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 256)
+        self.blocks = nn.ModuleList(Block(width, heads, biases) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, elementwise_affine=biases)
+        self.head = nn.Linear(width, 256, biases)
         nn.init.normal_(self.embed.weight, std=0.02)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -88,14 +96,15 @@ class Block(nn.Module):
     Args:
         width: of the residual stream.
         heads: attention heads.
+        biases: whether linear layers have biases and norms weights.
     """
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, biases: bool = True):
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=biases) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width, biases), nn.Linear(width, width, biases)
+        self.up, self.down = nn.Linear(width, 4 * width, biases), nn.Linear(4 * width, width, biases)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return x plus attention and MLP, shape (batch, time, width); `mask` says what each query may attend to."""
@@ -146,9 +155,10 @@ def make(settings: Recipe, seed: int) -> Run:
     """Make a run of a byte transformer on the standard library.
 
     Args:
-        settings: the recipe; options.width (48) and options.layers (2) set the model, options.held (256) the windows
-            held out, the first so many of them. With options.validation = true "loss" is that of the odd held-out
-            windows, and "validation_loss" that of the even ones chooses settings.
+        settings: the recipe; options.width (48) and options.layers (2) set the model, options.biases = false leaves
+            only matrices in it (Muon), options.held (256) the windows held out, the first so many of them. With
+            options.validation = true "loss" is that of the odd held-out windows, and "validation_loss" that of the
+            even ones chooses settings.
         seed: of the initial weights.
 
     Returns:
@@ -157,8 +167,11 @@ def make(settings: Recipe, seed: int) -> Run:
     width, layers = (whole(f"options.{n}", settings.options.get(n, d)) for n, d in (("width", 48), ("layers", 2)))
     if width % HEADS:
         raise InputError(f"options.width={width} must be a multiple of {HEADS}, the attention heads")
+    biases = settings.options.get("biases", True)
+    if not isinstance(biases, bool):
+        raise InputError(f"options.biases={biases!r} must be true or false")
     with seeded(seed):
-        model = Transformer(width, layers)
+        model = Transformer(width, layers, biases=biases)
     return _run(settings, model)
 
 

@@ -9,6 +9,7 @@ from isobatch.train.guard import Guard, Judgement, StepVerdict
 from isobatch.train.loop import Step, Trainer
 from isobatch.train.rate_search import AutoWarmup
 from isobatch.train.rescaling import Rescaled, rescale
+from isobatch.train.sample_clock import SampleClock
 from isobatch.train.sample_scheduler import SampleScheduler
 from isobatch.train.setup import make_average, make_optimizer, rescale_state
 from isobatch.train.world import Device
@@ -19,6 +20,7 @@ __all__ = [
     "Guard",
     "Judgement",
     "Rescaled",
+    "SampleClock",
     "SampleScheduler",
     "Step",
     "StepVerdict",

@@ -14,6 +14,7 @@ from isobatch.errors import InputError
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.tasks import LossContext, Run
 from isobatch.train.noise_monitor import NoiseMonitor
+from isobatch.train.sample_clock import SampleClock
 from isobatch.train.world import Device, World
 
 
@@ -49,7 +50,8 @@ class Accumulator:
         optimizer: whose gradients are cleared first; an invariant one is told of every chunk.
         world: the processes of the job.
         device: where passes run, the CPU unless given.
-        monitor: told of every pass where the noise scale is measured.
+        monitor: says how a measured step is cut.
+        clock: told of every pass; one that drives nothing unless given.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class Accumulator:
         world: World,
         device: Device | None = None,
         monitor: NoiseMonitor | None = None,
+        clock: SampleClock | None = None,
     ):
+        self.clock = clock or SampleClock(noise=monitor, optimizer=optimizer, world=world)
         self.run_, self.optimizer, self.world, self.monitor = run, optimizer, world, monitor
         self.device = device or Device()
         if run.counts is not None and (isinstance(optimizer, InvariantOptimizer) or monitor is not None):
@@ -105,8 +109,7 @@ class Accumulator:
             loss = self._fitting(indices[:chunk] if trial else indices, size, chunk, context, trial)
             if loss is not None and not trial:
                 return loss
-            if self.monitor is not None:
-                self.monitor.discard()
+            self.clock.discard()
             torch.set_rng_state(state)
             for buffer, before in statistics:
                 buffer.copy_(before)
@@ -165,7 +168,7 @@ class Accumulator:
                 with self.device.autocast(), one.around():
                     loss = run.step(one.batch(self.device.batch(run.samples[part]), start), here)
                 weight = share * self.world.size * self.factor
-                stack.enter_context(self._chunk(held))
+                stack.enter_context(self.clock.micro(held, held))
                 (loss if weight == 1 else loss * weight).backward()
             total += float(loss.detach()) * share
         if not any(whole for _, _, whole in parts):
@@ -174,12 +177,6 @@ class Accumulator:
 
     def _quiet(self, model: nn.Module, more: bool) -> AbstractContextManager[None]:
         return model.no_sync() if more and isinstance(model, DistributedDataParallel) else nullcontext()
-
-    def _chunk(self, samples: int) -> AbstractContextManager[None]:
-        """Declare a pass to whoever looks at chunks; the noise scale tells an invariant optimizer."""
-        if self.monitor is not None:
-            return self.monitor.chunk(samples)
-        return self.optimizer.chunk(samples) if isinstance(self.optimizer, InvariantOptimizer) else nullcontext()
 
 
 def _stand_in(run: Run) -> torch.Tensor:

@@ -10,19 +10,29 @@ import torch
 from torch import nn
 
 from isobatch import rules
-from isobatch.curves import AutoWU, Staircase
+from isobatch.curves import AutoWU, Pieces, Staircase
 from isobatch.data import SampleOrder, shard
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.optimizers import write_prepared
 from isobatch.optimizers.invariant import InvariantOptimizer
-from isobatch.plan import Recipe, Settings, scaled
+from isobatch.plan import Recipe, Settings, base, scaled
 from isobatch.renamed import OldAttribute
 from isobatch.tasks import LossContext, Run
 from isobatch.train.forward_passes import ForwardPasses
 from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, StepVerdict
 from isobatch.train.noise_monitor import NoiseMonitor
-from isobatch.train.setup import batches, make_average, make_optimizer, make_search, prepare_groups, rescale_state
+from isobatch.train.sample_clock import SampleClock
+from isobatch.train.setup import (
+    Followed,
+    batches,
+    check_trainable,
+    make_average,
+    make_optimizer,
+    make_search,
+    prepare_groups,
+    rescale_state,
+)
 from isobatch.train.world import Device, World
 from isobatch.units import whole
 
@@ -44,6 +54,19 @@ class Step:
     lr: float
     verdict: StepVerdict
     reason: str = ""
+
+
+class _OfClock:
+    """A counter of the trainer's clock, under the trainer's own name."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __get__(self, trainer: Any, owner: type | None = None) -> Any:
+        return self if trainer is None else getattr(trainer.clock, self._name)
+
+    def __set__(self, trainer: Any, value: int) -> None:
+        setattr(trainer.clock, self._name, value)
 
 
 class Trainer:
@@ -78,6 +101,7 @@ class Trainer:
         device: Device | None = None,
         world: World | None = None,
     ):
+        check_trainable(recipe, run.reads)
         self.run, self.recipe, self.guard, self.world = run, recipe, guard or Guard(), world or World.current()
         self.device = device or Device()
         self.device.place(run)
@@ -90,22 +114,30 @@ class Trainer:
         if self.average is None and run.needs is not None and run.needs.teacher is not None:
             raise InputError("this task's loss uses the weight average as its teacher; add [ema] to the recipe")
         self.average_schedule = recipe.average_schedule()
+        self.followed = Followed(recipe)
         self.search = make_search(recipe, run.model, self.optimizer, self.average, self.world)
         model = self.world.wrap(run.model)
         measured = recipe.noise is not None or recipe.batch.adaptive is not None
         self.monitor = NoiseMonitor(model, self.optimizer, recipe, self.world, len(run.samples)) if measured else None
-        self.gradient = Accumulator(replace(run, model=model), self.optimizer, self.world, self.device, self.monitor)
-        self.seen = self.drawn = self.steps = self.skipped = self.skipped_in_a_row = 0
+        self.clock = SampleClock(
+            average=self.average, noise=self.monitor, optimizer=self.optimizer, unit="samples", world=self.world
+        )
+        self.gradient = Accumulator(
+            replace(run, model=model), self.optimizer, self.world, self.device, self.monitor, self.clock
+        )
+        self.skipped_in_a_row = 0
         self.noise_share = 1.0 if recipe.rules.noise_share is None else recipe.rules.noise_share
         self.last_batch = recipe.batch.size
         self.batch_at = batches(recipe) if self.monitor is None or recipe.batch.schedule else self.monitor.batch
         self._settings: dict[int, Settings] = {}
-        self._stairs: dict[int, Staircase] = {}
+        self._stairs: dict[int, Staircase | Pieces] = {}
         self._groups: dict[int, list[dict[str, Any]]] = {}
         self._parameters = list(run.model.parameters())
         self._norms = [m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._set_batch_norm(self.settings(self.last_batch))
 
+    seen, drawn, steps = _OfClock("seen"), _OfClock("drawn"), _OfClock("steps")
+    skipped = _OfClock("skips")
     turns = OldAttribute("passes")
 
     @property
@@ -121,7 +153,9 @@ class Trainer:
 
     def settings(self, batch: int) -> Settings:
         """Return the numbers of a step of `batch` samples, without the schedule's factor."""
-        if batch not in self._settings:
+        if batch not in self._settings and self.recipe.batch.schedule_lr == "keep":
+            self._settings[batch] = replace(base(self.recipe), batch=batch)
+        elif batch not in self._settings:
             self._settings[batch] = scaled(self.recipe, batch, self._per_device(batch))
         return self._settings[batch]
 
@@ -139,6 +173,8 @@ class Trainer:
             NonFiniteError: the guard stopped the run; nothing was applied.
         """
         size = whole("batch", batch) if batch is not None else self.recipe.batch.size
+        if self.clock.pending:  # an error ended the step before
+            self.clock.discard()
         statistics = [(buffer, buffer.clone()) for norm in self._norms for buffer in norm.buffers()]
         self._set_batch_norm(self.settings(size))
         mine = self._mine(self.order.indices(self.drawn, size))
@@ -149,20 +185,19 @@ class Trainer:
         if judgement.verdict is not StepVerdict.APPLY:
             for buffer, before in statistics:
                 buffer.copy_(before)
-            if self.monitor is not None:
-                self.monitor.discard()
+            self.clock.discard()
         if judgement.verdict is StepVerdict.STOP:
             raise NonFiniteError(
                 f"stopped at step {self.steps + 1} with {self.seen} samples seen: {judgement.reason}",
                 self.seen,
                 judgement.parameter,
             )
-        self.drawn += size
         if judgement.verdict is StepVerdict.SKIP:
-            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+            self.clock.skipped(rows=size)
+            self.skipped_in_a_row += 1
             return Step(size, loss, 0.0, judgement.verdict, judgement.reason)
         lr = self._apply(size)
-        self.seen, self.steps, self.skipped_in_a_row = self.seen + size, self.steps + 1, 0
+        self.skipped_in_a_row = 0
         if self.search is not None:
             self.search.observe(loss, self.seen - size, self.seen)
         if self.monitor is not None:
@@ -227,31 +262,29 @@ class Trainer:
 
     def _apply(self, size: int) -> float:
         new = self.settings(size)
-        if self.monitor is not None:
-            self.monitor.measure(size)
+        self.clock.ready(rows=size)
         if self.passes is not None:
             self.passes.applied()
-        if size != self.last_batch:
+        if size != self.last_batch and self.recipe.batch.schedule_lr != "keep":
             rescale_state(self.optimizer, self.settings(self.last_batch), new, self.noise_share)
             self.noise_share = rules.noise_share_after(self.noise_share, size / self.last_batch)
             self.last_batch = size
-        if self.recipe.optimizer.clip is not None:
-            self._clip(self.recipe.optimizer.clip)
-        lr = new.lr * self._factor(size).mean(self.seen, self.seen + size)
+        if new.clip is not None:
+            self._clip(new.clip)
+        lr = new.lr * self.followed.factor(new, self.seen, self._factor(size).mean(self.seen, self.seen + size))
         if size not in self._groups:
             self._groups[size] = prepare_groups(self.optimizer, self.recipe, new)
-        write_prepared(self.optimizer, self._groups[size], lr)
+        write_prepared(self.optimizer, self.followed.rows(self._groups[size], new, self.seen), lr)
         self.optimizer.step()
-        if self.average is not None:
-            schedule = self.average_schedule
-            span = schedule.half_life(self.seen, self.seen + size) if schedule else new.half_life
-            self.average.update(samples=size, half_life=span)
+        schedule = self.average_schedule
+        span = schedule.half_life(self.seen, self.seen + size) if schedule else new.half_life
+        self.clock.applied(half_life=span)
         for mean in self.run.needs.means.values() if self.run.needs is not None else ():
             self.world.pool(mean)
             mean.commit(samples=size)
         return lr
 
-    def _factor(self, size: int) -> Staircase | AutoWU:
+    def _factor(self, size: int) -> Staircase | Pieces | AutoWU:
         if self.search is not None:
             return self.search.rate
         if size not in self._stairs:  # under some rules it moves with the batch
@@ -259,6 +292,9 @@ class Trainer:
         return self._stairs[size]
 
     def _clip(self, most: float) -> None:
+        if self.recipe.optimizer.clip_by == "value":
+            nn.utils.clip_grad_value_(self._parameters, most)
+            return
         nn.utils.clip_grad_norm_(self._parameters, most)
 
     def _set_batch_norm(self, settings: Settings) -> None:

@@ -12,6 +12,7 @@ from isobatch.plan import Noise, row_of
 from isobatch.rules import lr_rule
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
     import torch
@@ -111,29 +112,30 @@ class NoiseMonitor:
         """
         return min(most, max(1, math.ceil(samples / 2))) if self.halves and self.noise.armed else most
 
-    def chunk(self, samples: int) -> AbstractContextManager[None]:
+    def chunk(self, samples: float, *, rows: Sequence[float] | None = None) -> AbstractContextManager[None]:
         """Declare one backward pass.
 
         Args:
             samples: in it; 0 on a rank without samples.
+            rows: what each row holds; None for equal ones.
 
         Returns:
             A context manager around the pass.
         """
-        return self.noise.chunk(samples)
+        return self.noise.chunk(samples, rows=rows)
 
     def discard(self) -> None:
         """Forget the present step: it was skipped, or is repeated in smaller passes."""
         self.news = {}
         self.noise.discard()
 
-    def measure(self, size: int) -> None:
+    def update(self, *, samples: float) -> None:
         """Take in a step that will be applied, before the optimizer.
 
         Args:
-            size: samples of the global batch.
+            samples: of the global batch.
         """
-        self.noise.update(samples=size)
+        self.noise.update(samples=samples)
 
     def applied(self, seen: int, settings: Settings, lr: float) -> None:
         """Look at the estimate after a step, now and then, and choose the next batch.

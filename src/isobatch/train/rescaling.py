@@ -13,7 +13,8 @@ from isobatch.errors import InputError
 from isobatch.gradients import bare_optimizer
 from isobatch.optimizers.settings import assign
 from isobatch.plan import Recipe, Settings, coupling_of, row_of, scaled
-from isobatch.rules import OPTIMIZERS, OptimizerRow
+from isobatch.rules import OptimizerRow
+from isobatch.rules.optimizers import extends
 from isobatch.train.sample_scheduler import SampleScheduler, drives
 from isobatch.train.setup import rescale_state, row_of_optimizer
 from isobatch.units import finite, whole
@@ -93,7 +94,6 @@ def rescale(
             recipe's, a bare torch scheduler, or one that moves what the batch would move.
     """
     size, optimizer = whole("to", to), bare_optimizer(optimizer)
-    row_of_optimizer(optimizer)
     check_recipe(optimizer, recipe)
     _check_parts(scheduler, ema)
     stamps = {group.get(_BATCH, recipe.batch.size) for group in optimizer.param_groups}
@@ -148,38 +148,41 @@ def check_recipe(optimizer: torch.optim.Optimizer, recipe: Recipe) -> None:
     """Refuse an optimizer of another kind than the recipe's: other rules would move it.
 
     Args:
-        optimizer: the optimizer; kinds without a recipe name of their own pass where they have the recipe's moments.
+        optimizer: the optimizer, its class or one that it extends known to `isobatch.rules.OPTIMIZERS`.
         recipe: names the optimizer.
 
     Raises:
-        InputError: another kind.
+        InputError: another kind, or weight decay that is coupled in another way.
     """
-    row, options = row_of(recipe), optimizer.param_groups[0]
-    kind = _kind(optimizer)
-    if kind is row or (kind is None and all(key in options for key in row.moments)):
-        return
-    if kind is not None and _twins(kind, row):  # such as torch's two classes of Adam, one optimizer with two decays
-        decays = recipe.optimizer.weight_decay or any(group["weight_decay"] for group in optimizer.param_groups)
-        decoupled = kind.decay == "decoupled" or bool(options.get("decoupled_weight_decay"))
-        if not decays or decoupled == (coupling_of(recipe) == "decoupled"):
-            return
-    raise InputError(
-        f"the optimizer is {type(optimizer).__name__} and the recipe's is {row.name!r}, whose rules differ; give the "
-        "recipe of this optimizer, or the optimizer of this recipe"
-    )
+    row, kind = row_of(recipe), row_of_optimizer(optimizer)
+    if kind is not row and not (extends(type(optimizer), row) or _twins(kind, row)):
+        raise InputError(
+            f"the optimizer is {type(optimizer).__name__} and the recipe's is {row.name!r}, whose rules differ; give "
+            "the recipe of this optimizer, or the optimizer of this recipe"
+        )
+    coupling, wanted = _coupling(optimizer, kind), coupling_of(recipe)
+    if {coupling, wanted} == {"coupled", "decoupled"}:
+        raise InputError(
+            f"the optimizer is {type(optimizer).__name__} with {coupling} weight decay and the recipe's is {row.name!r}"
+            f" with {wanted} weight decay, whose rules differ; give optimizer.decay = {coupling!r} in the recipe, or "
+            "the optimizer of this recipe"
+        )
 
 
-def _kind(optimizer: torch.optim.Optimizer) -> OptimizerRow | None:
-    """Return the row of which an optimizer is the very class; others that a row serves have no name of their own."""
-    names = {row.classes[0]: row for row in OPTIMIZERS.values() if row.builder is not None}
-    return next((names[base.__name__] for base in type(optimizer).__mro__ if base.__name__ in names), None)
+def _coupling(optimizer: torch.optim.Optimizer, kind: OptimizerRow) -> str | None:
+    """Return how an optimizer's weight decay is coupled, None without any, or where a class of the user's says it."""
+    options = optimizer.param_groups[0]
+    if not any(group.get("weight_decay") for group in optimizer.param_groups):
+        return None
+    if "decoupled_weight_decay" in options:  # torch's Adam, RAdam and NAdam have both
+        return "decoupled" if options["decoupled_weight_decay"] else "coupled"
+    return kind.decay if type(optimizer).__name__ in kind.classes else None
 
 
 def _twins(one: OptimizerRow, other: OptimizerRow) -> bool:
     """Whether two optimizers differ in nothing but how their weight decay is coupled."""
-    return bool(one.theory) and all(
-        getattr(one, name) == getattr(other, name) for name in ("keys", "theory", "invariant", "state")
-    )
+    same = ("keys", "theory", "invariant", "mixes", "normalises_after", "state")
+    return bool(one.theory) and all(getattr(one, name) == getattr(other, name) for name in same)
 
 
 def _check_scheduler(
@@ -227,6 +230,7 @@ def _share(optimizer: torch.optim.Optimizer, given: float | None, noise: Measure
 
 
 def _write(optimizer: torch.optim.Optimizer, recipe: Recipe, old: Settings, new: Settings, *, scaled_lr: bool) -> None:
+    decay = new.weight_decay / old.weight_decay if old.weight_decay else _decay_factor(recipe, old, new)
     for group in optimizer.param_groups:
         for key in row_of(recipe).keys:
             if key not in group:
@@ -235,10 +239,19 @@ def _write(optimizer: torch.optim.Optimizer, recipe: Recipe, old: Settings, new:
                 if scaled_lr:
                     assign(group, key, group[key] * (new.lr / old.lr))
             elif key == "weight_decay":
-                if old.weight_decay:
-                    assign(group, key, group[key] * (new.weight_decay / old.weight_decay))
+                assign(group, key, group[key] * decay)
+            elif key == "eps" and recipe.groups and old.eps:
+                assign(group, key, group[key] * (new.eps / old.eps))
             else:
                 assign(group, key, getattr(new, key))
+
+
+def _decay_factor(recipe: Recipe, old: Settings, new: Settings) -> float:
+    """Return what weight decay is multiplied by where only groups have one."""
+    if all(not group.weight_decay for group in recipe.groups):
+        return 1.0
+    one = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"weight_decay": 1.0})})
+    return scaled(one, new.batch).weight_decay / scaled(one, old.batch).weight_decay
 
 
 def _copied(group: dict[str, Any]) -> dict[str, Any]:

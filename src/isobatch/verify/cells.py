@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,6 +26,7 @@ def train_all(
     workers: int | None = None,
     budget: float | None = None,
     on_done: Callable[[Curve], None] | None = None,
+    checkpoints: bool = False,
 ) -> dict[str, list[Curve]]:
     """Train groups of jobs in order, keeping each finished curve in a folder; those found there are not trained again.
 
@@ -33,15 +36,17 @@ def train_all(
         workers: processes, one a core unless given.
         budget: seconds; groups that it does not reach are left for the next call.
         on_done: called with each curve, found or trained.
+        checkpoints: keep a run at each of its stops too, in the folder's `unfinished`; for runs of many minutes.
 
     Returns:
         arm -> curves by seed, of complete groups only.
     """
     began, curves = time.monotonic(), {}
+    function = partial(train_on, folder=folder) if checkpoints and folder is not None else train_curve
     for jobs in groups:
         left = None if budget is None else budget - (time.monotonic() - began)
         found = run_all(
-            train_curve,
+            function,
             jobs,
             folder,
             name=name,
@@ -53,7 +58,27 @@ def train_all(
         )
         for curve in sorted(found or (), key=lambda curve: (curve.arm, curve.seed)):
             curves.setdefault(curve.arm, []).append(curve)
+        if found and checkpoints and folder is not None:
+            for job in jobs:
+                shutil.rmtree(_unfinished(job, folder), ignore_errors=True)
     return curves
+
+
+def train_on(job: Job, folder: Path) -> Curve:
+    """Train one run, from the last of its stops that an earlier call reached.
+
+    Args:
+        job: the run.
+        folder: of all runs; `unfinished` in it holds a folder for each that has begun.
+
+    Returns:
+        Its curve.
+    """
+    return train_curve(job, _unfinished(job, folder))
+
+
+def _unfinished(job: Job, folder: Path) -> Path:
+    return folder / "unfinished" / name(job).removesuffix(".json")
 
 
 def run_all(

@@ -1,11 +1,11 @@
 """The report of `verify run`: the plan, the overlays, the gaps, the verdict and how it was reached."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from isobatch import report
 from isobatch.plan.plan import show
+from isobatch.recipe import toml_text
 from isobatch.verify.design import MEANING
 from isobatch.verify.mending import MEANING as MENDS
 
@@ -145,32 +145,7 @@ def mended_toml(data: dict[str, Any]) -> str:
         TOML, empty where nothing was mended.
     """
     found = data.get("mended")
-    return toml(found["recipes"][found["best"]]) if found and found["best"] else ""
-
-
-def toml(values: dict[str, Any], prefix: str = "") -> str:
-    """Return plain values as TOML: scalars first, then tables.
-
-    Args:
-        values: strings, numbers, booleans, lists of them, and dicts.
-        prefix: name of the table that holds them.
-
-    Returns:
-        TOML.
-
-    Example:
-        >>> print(toml({"task": "digits", "batch": {"size": 8}}))
-        task = "digits"
-        <BLANKLINE>
-        [batch]
-        size = 8
-    """
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
-    for key, value in values.items():
-        if isinstance(value, dict):
-            inner = toml(value, f"{prefix}{key}.")
-            lines.append(f"\n[{prefix}{key}]\n{inner}" if lines else f"[{prefix}{key}]\n{inner}")
-    return "\n".join(lines)
+    return toml_text(found["recipes"][found["best"]]) if found and found["best"] else ""
 
 
 def _mended(data: dict[str, Any]) -> list[report.Section]:

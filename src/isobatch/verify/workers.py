@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from isobatch.errors import InputError, NonFiniteError
@@ -94,11 +96,13 @@ class Probe:
     first: dict[str, dict[str, float]]
 
 
-def train_curve(job: Job) -> Curve:
+def train_curve(job: Job, unfinished: Path | None = None) -> Curve:
     """Train one run and evaluate it at its stops; its random numbers are its own, so that it can be made again.
 
     Args:
         job: the run.
+        unfinished: folder of its own for a checkpoint at every stop, from which a second call goes on; the caller
+            removes it once the curve is kept.
 
     Returns:
         Its curve.
@@ -109,12 +113,18 @@ def train_curve(job: Job) -> Curve:
     began = time.perf_counter()
     seen: list[dict[str, dict[str, float]]] = []
     stopped = ""
-    with alone(job.seed, job.device), named(job.recipe.task, job.arm, job.seed):
+    with alone(job.seed, job.device), named(job.recipe.task, job.arm, job.seed), ExitStack() as stack:
         trainer = _trainer(job)
-        for stop in job.stops:
+        kept = None if unfinished is None else stack.enter_context(_unfinished(unfinished, trainer))
+        if kept is not None:
+            seen, spent = kept.take_up()
+            began -= spent
+        for stop in job.stops[len(seen) :]:
             try:
                 trainer.train_to(stop)
                 seen.append(trainer.evaluate())
+                if kept is not None:
+                    kept.save(seen, time.perf_counter() - began)
             except NonFiniteError as error:
                 stopped = str(error)
             except (OverflowError, FloatingPointError) as error:  # a perplexity that no float holds
@@ -214,6 +224,12 @@ def _trainer(job: Job) -> Any:
     one_thread(job.device)  # whatever the task has set: a forked process with several may never end
     seed_all(job.order_seed)
     return Trainer(run, job.recipe, order_seed=job.order_seed, device=Device.parse(job.device))
+
+
+def _unfinished(folder: Path, trainer: Any) -> Any:
+    from isobatch.train.persistence import Unfinished
+
+    return Unfinished(folder, trainer)
 
 
 def processes(workers: int | None) -> int:

@@ -38,6 +38,7 @@ ADAPTIVE = Study("adaptive", "A batch that follows the noise scale, against fixe
 AUTOWU = Study("autowu", "AutoWU: a learning rate found without tuning, and a short budget mended")
 BATCH_AUGMENTATION = Study("batch-augmentation", "Batch augmentation: many views of each sample in one update")
 BYOL = Study("byol", "BYOL: the average is the teacher", _DEVICE)
+BYOL_24576 = Study("byol-24576", "BYOL from batch 4,096 to 24,576: the paper's own step", _DEVICE)
 CONCURRENT_ADVERSARIAL = Study("concurrent-adversarial", "Adversarial examples made ahead by older weights")
 DECENTLAM = Study(
     "decentlam", "Decentralized momentum: who amplifies the inconsistency bias", frozenset({"simulate_nodes"})

@@ -5,6 +5,7 @@ from typing import Any
 
 from isobatch.plan import Recipe
 from isobatch.verify.design import BETWEEN, stops_for
+from isobatch.verify.design import arms as compared
 from isobatch.verify.workers import Job
 
 MEANING = {
@@ -12,6 +13,8 @@ MEANING = {
     "no EMA rule": "the same, decays per update of the average left as they were",
     "progressive": "the reference batch first, the large one afterwards",
     "hold": "the plan, the average by a first-order hold",
+    "no centre rule": "the plan, but the centre's decay of a step as it was",
+    "nothing scaled": "the batch alone: every number of a step as it was",
 }
 
 
@@ -25,7 +28,7 @@ class Arm:
 
     Args:
         variant: which reference recipe.
-        kind: rule, no EMA rule, progressive or hold.
+        kind: rule, no EMA rule, progressive, hold, no centre rule or nothing scaled.
         kappa: its batch over the reference's.
         recipe: its numbers.
     """
@@ -78,22 +81,42 @@ def arms(part: dict[str, Any], variant: str) -> list[Arm]:
     """Return the arms of a variant, kappa by kappa in the order of the criteria.
 
     Args:
-        part: a grid of criteria.json: kappas; those of them without the EMA rule, progressive, by hold; switch.
+        part: a grid of criteria.json: kappas; those of them without the EMA rule, progressive, by hold, with the centre
+            left alone, with nothing scaled; switch; form "invariant" where the optimizer takes its invariant form.
         variant: which reference recipe.
 
     Returns:
         Arms in order.
     """
-    base, found = reference(part, variant), []
+    base, form, found = reference(part, variant), part.get("form"), []
     for kappa in part["kappas"]:
-        found.append(Arm(variant, "rule", kappa, _at(base, kappa)))
+        scaled = _at(base, kappa, form)
+        found.append(Arm(variant, "rule", kappa, scaled))
         if kappa in part["unruled"]:
-            found.append(Arm(variant, "no EMA rule", kappa, _unruled(base, kappa)))
+            found.append(Arm(variant, "no EMA rule", kappa, _unruled(base, scaled, kappa)))
+        if kappa in part.get("unscaled", ()):
+            found.append(Arm(variant, "nothing scaled", kappa, _unscaled(base, kappa)))
         if kappa in part["progressive"]:
-            found.append(Arm(variant, "progressive", kappa, _progressive(base, kappa, part)))
+            found.append(Arm(variant, "progressive", kappa, _progressive(_at(base, 1, form), kappa, part)))
         if kappa in part["hold"]:
-            found.append(Arm(variant, "hold", kappa, _held(base, kappa)))
+            found.append(Arm(variant, "hold", kappa, _held(scaled)))
+        if kappa in part.get("uncentred", ()):
+            kept = scaled.model_copy(update={"options": _centre_left_alone(base, kappa)})
+            found.append(Arm(variant, "no centre rule", kappa, kept))
     return found
+
+
+def seeds_of(part: dict[str, Any], kind: str) -> int:
+    """Return how many seeds an arm is given.
+
+    Args:
+        part: a grid of criteria.json: seeds, and `fewer` by kind for arms that no claim needs.
+        kind: of the arm, "reference" for the reference.
+
+    Returns:
+        Seeds.
+    """
+    return part.get("fewer", {}).get(kind, part["seeds"])
 
 
 def groups(part: dict[str, Any], variant: str, seeds: int, device: str) -> list[list[Job]]:
@@ -106,34 +129,52 @@ def groups(part: dict[str, Any], variant: str, seeds: int, device: str) -> list[
         device: where they run.
 
     Returns:
-        Groups of jobs.
+        Groups of jobs; an arm that is given fewer seeds by the grid has fewer.
     """
     places, base = stops(part, variant), reference(part, variant)
-    named = [(f"{variant} reference", base), *((arm.label, arm.recipe) for arm in arms(part, variant))]
+    named = [("reference", f"{variant} reference", base)]
+    named += [(arm.kind, arm.label, arm.recipe) for arm in arms(part, variant)]
     return [
-        [Job(label, recipe, seed, stream, places, device=device) for seed in range(seeds)]
-        for stream, (label, recipe) in enumerate(named)
+        [Job(label, recipe, seed, stream, places, device=device) for seed in range(min(seeds, seeds_of(part, kind)))]
+        for stream, (kind, label, recipe) in enumerate(named)
     ]
 
 
-def _at(base: Recipe, kappa: float) -> Recipe:
+def seed_by_seed(groups: list[list[Job]], size: int) -> list[list[Job]]:
+    """Return the same runs in the order of their seeds, so that complete pairs come first.
+
+    Args:
+        groups: arm by arm.
+        size: runs of a new group, those that are trained side by side.
+
+    Returns:
+        Groups of at most so many runs.
+    """
+    order = sorted((job for group in groups for job in group), key=lambda job: job.seed)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _at(base: Recipe, kappa: float, form: str | None = None) -> Recipe:
     size = round(base.batch.size * kappa)
     largest = base.batch.per_device if base.batch_norm is not None else PIECE
-    return base.at(size, micro=min(size, largest)).recipe
+    return base if kappa == 1 and form is None else base.at(size, micro=min(size, largest), optimizer=form).recipe
 
 
-def _unruled(base: Recipe, kappa: float) -> Recipe:
+def _unruled(base: Recipe, scaled: Recipe, kappa: float) -> Recipe:
     """Return the plan with every decay per update left alone: the average's, and a centre's half-life with it."""
-    scaled = _at(base, kappa)
-    parts: dict[str, object] = {"ema": base.ema}
+    return scaled.model_copy(update={"ema": base.ema, "options": _centre_left_alone(base, kappa)})
+
+
+def _centre_left_alone(base: Recipe, kappa: float) -> dict[str, Any]:
     span = base.options.get("centre_half_life")
-    if isinstance(span, int | float):
-        parts["options"] = base.options | {"centre_half_life": span * kappa}
-    return scaled.model_copy(update=parts)
+    return dict(base.options) | ({"centre_half_life": span * kappa} if isinstance(span, int | float) else {})
 
 
-def _held(base: Recipe, kappa: float) -> Recipe:
-    scaled = _at(base, kappa)
+def _unscaled(base: Recipe, kappa: float) -> Recipe:
+    return compared(base, round(base.batch.size * kappa), ("unscaled",))["unscaled"]
+
+
+def _held(scaled: Recipe) -> Recipe:
     average = {"ema": scaled.ema.model_copy(update={"kind": "hold"})} if scaled.ema is not None else {}
     return scaled.model_copy(update=average)
 

@@ -11,7 +11,11 @@ from isobatch.report.pictures import RC
 from isobatch_studies.pages import page
 from isobatch_studies.teachers.grid import MEANING
 
-_SHADE = {"rule": "#0072B2", "no EMA rule": "#D55E00", "progressive": "#009E73", "hold": "#CC79A7"}
+_SHADE = {
+    "rule": "#0072B2", "no EMA rule": "#D55E00", "progressive": "#009E73", "hold": "#CC79A7",
+    "nothing scaled": "#E69F00", "no centre rule": "#56B4E9",
+}  # fmt: skip
+_WORDS = {"loss": "log loss", "accuracy": "accuracy of the probe", "knn": "accuracy of nearest neighbours"}
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -28,7 +32,7 @@ def picture(data: dict[str, Any]) -> bytes:
 
 
 def figure(data: dict[str, Any]) -> Figure:
-    """Draw the averaged model's gap in log loss and its accuracy over the samples, one line a variant.
+    """Draw the averaged model's gap in the judged metric and its accuracy over the samples, one line a variant.
 
     Args:
         data: the study's result.
@@ -64,25 +68,28 @@ def _name(data: dict[str, Any], variant: str) -> str:
 
 def _gaps(axes: Any, data: dict[str, Any], variant: str) -> None:
     x = np.array(data["stops"][variant]) / 1000
-    base = np.log(np.array(data["curves"][f"{variant} reference"]["average"]["loss"]))
-    axes.axhspan(-0.03, 0.03, color="#56B4E9", alpha=0.2, lw=0)
-    for name, shade, style, values in _lines(data, variant):
-        axes.plot(x, np.log(np.array(values["loss"])) - base, color=shade, ls=style, lw=1.9, label=name)
-    axes.set_yscale("symlog", linthresh=0.05)
-    axes.set_yticks([-0.5, -0.05, 0, 0.05, 0.5], ["-0.5", "-0.05", "0", "0.05", "0.5"])
+    metric, margin = data["judged"]["metric"], data["judged"]["margin"]
+    axes.axhspan(-margin, margin, color="#56B4E9", alpha=0.2, lw=0)
+    found = [row["gaps"]["average"] for row in data["rows"] if row["variant"] == variant]
+    for gaps, (name, shade, style, _) in zip(found, _lines(data, variant), strict=True):  # paired
+        axes.plot(x, gaps, color=shade, ls=style, lw=1.9, label=name)
+    if metric == "loss":
+        axes.set_yscale("symlog", linthresh=0.05)
+        axes.set_yticks([-0.5, -0.05, 0, 0.05, 0.5], ["-0.5", "-0.05", "0", "0.05", "0.5"])
     axes.set_xlabel("samples seen (thousands)")
-    axes.set_ylabel("gap in log loss, averaged model")
+    axes.set_ylabel(f"gap in {_WORDS[metric]}, averaged model")
     axes.set_title(f"{_name(data, variant)}: gap to the reference")
 
 
 def _accuracies(axes: Any, data: dict[str, Any], variant: str) -> None:
     x = np.array(data["stops"][variant]) / 1000
+    metric = "accuracy" if data["judged"]["metric"] == "loss" else data["judged"]["metric"]
     for name, shade, style, values in _lines(data, variant):
-        axes.plot(x, values["accuracy"], color=shade, ls=style, lw=1.9, label=name)
-    reference = data["curves"][f"{variant} reference"]["average"]["accuracy"]
+        axes.plot(x, values[metric], color=shade, ls=style, lw=1.9, label=name)
+    reference = data["curves"][f"{variant} reference"]["average"][metric]
     axes.plot(x, reference, color="black", lw=2.2, label="reference", zorder=0)
     axes.set_xlabel("samples seen (thousands)")
-    axes.set_ylabel("accuracy on held-out views (%)")
+    axes.set_ylabel(f"{_WORDS[metric]} on held-out views (%)")
     axes.set_title(f"{_name(data, variant)}: averaged model")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9)
 
@@ -96,16 +103,29 @@ def html(data: dict[str, Any]) -> str:
     Returns:
         Self-contained HTML.
     """
-    rows = [["variant", "arm", "batch", "averaged", "gap", "raw", "gap", "accuracy", "collapsed", "seconds"]]
+    rows = [["variant", "arm", "batch", "seeds", "averaged", "gap", "raw", "gap", *_ENDS, "collapsed", "seconds"]]
     for r in data["rows"]:
-        verdicts, gaps, last = r["verdicts"], r["worst"], r["final"]["average"]["accuracy"]
-        cells = [r["variant"], f"{r['arm']} x{r['kappa']:g}", str(r["batch"])]
+        verdicts, gaps = r["verdicts"], r["worst"]
+        cells = [r["variant"], f"{r['arm']} x{r['kappa']:g}", str(r["batch"]), f"{r['seeds']} of {r['planned']}"]
         cells += [verdicts["average"], f"{gaps['average']:+.3f}", verdicts["raw"], f"{gaps['raw']:+.3f}"]
-        accuracy = f"{last['mean']:.1f} [{last['low']:.1f}, {last['high']:.1f}]"
-        rows.append([*cells, accuracy, str(len(r["collapsed"])), f"{r['seconds']:.0f}"])
+        rows.append([*cells, *_ended(r), str(len(r["collapsed"])), f"{r['seconds']:.0f}"])
+    for variant, found in data["references"].items():
+        filled = [variant, "reference", "", str(data["runs"][f"{variant} reference"]), "", "", "", "", *_ended(found)]
+        rows.append([*filled, str(len(found["collapsed"])), f"{found['seconds']:.0f}"])
     meaning = [f"{name}: {text}." for name, text in MEANING.items()]
     sections = [
         report.Section("Over the run", ["Shaded: the margin."], [], [(data["study"], figure(data))]),
         report.Section("Every arm", meaning, rows),
     ]
     return page(data, "The average is part of the run: does the run stay the same at another batch?", sections)
+
+
+_ENDS = ("probe, averaged (%)", "neighbours, averaged (%)", "neighbours, raw (%)")
+
+
+def _ended(row: dict[str, Any]) -> list[str]:
+    cells = []
+    for model, name in (("average", "accuracy"), ("average", "knn"), ("raw", "knn")):
+        last = row["final"].get(model, {}).get(name)
+        cells.append("" if last is None else f"{last['mean']:.1f} [{last['low']:.1f}, {last['high']:.1f}]")
+    return cells

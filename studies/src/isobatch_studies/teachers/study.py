@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 
 from isobatch.report import prepare, write, write_result
+from isobatch.tasks import LOSS, PERCENT
 from isobatch.train import Device
 from isobatch.verify.cells import train_all
-from isobatch.verify.workers import Curve
+from isobatch.verify.workers import Curve, Job, processes
 from isobatch_studies.claims import as_dict, claims, criteria, outcome
 from isobatch_studies.tasks.images import images
 from isobatch_studies.teachers import grid as layout
 from isobatch_studies.teachers.judging import Judged, Rows, largest_same
 from isobatch_studies.teachers.page import html, picture
-from isobatch_studies.teachers.rows import ends, row
+from isobatch_studies.teachers.rows import Compared, ends, row
 
 Judges = Mapping[str, Callable[[Rows], Judged]]
+_KINDS = {"loss": LOSS, "accuracy": PERCENT, "knn": PERCENT}
 
 
 def run(
@@ -61,7 +63,7 @@ def run(
     groups = [group for variant in part["variants"] for group in layout.groups(part, variant, seeds, device)]
     if on_estimate is not None:
         on_estimate(0.0, sum(map(len, groups)))
-    curves = train_all(groups, out, workers=workers, budget=budget, on_done=on_done)
+    curves = _train(part, groups, out, workers, budget, on_done)
     rows = _rows(part, curves)
     started = budget is None or time.monotonic() - began < budget
     more = extra(part, seeds, started, out=out, workers=workers, device=device) if extra is not None else {}
@@ -73,8 +75,9 @@ def run(
         "quick": quick,
         "seeds": seeds,
         "device": device,
+        "judged": {"margin": 0.03, **part.get("judged", {"metric": "loss"})},
         **_summary(part, rows, curves),
-        "claims": as_dict([outcome(known[claim], seeds if curves else 0, *judged[claim]) for claim in known]),
+        "claims": as_dict([outcome(known[claim], _counted(part, rows), *judged[claim]) for claim in known]),
         **more,
     }
     if out is not None:
@@ -83,6 +86,30 @@ def run(
         write(folder / f"{name}.png", picture(data))
         write(folder / "report.html", html(data))
     return data
+
+
+def _train(
+    part: dict[str, Any],
+    groups: list[list[Job]],
+    out: Path | None,
+    workers: int | None,
+    budget: float | None,
+    on_done: Callable[[Curve], None] | None,
+) -> dict[str, list[Curve]]:
+    """Train arm by arm, or where the grid says so seed by seed; then a run is kept at its stops, and counts alone."""
+    if part.get("order") != "seeds":
+        return train_all(groups, out, workers=workers, budget=budget, on_done=on_done)
+    side_by_side = layout.seed_by_seed(groups, processes(workers))
+    curves = train_all(side_by_side, out, workers=workers, budget=budget, on_done=on_done, checkpoints=True)
+    return curves if out is None else train_all(layout.seed_by_seed(groups, 1), out, budget=-1.0)
+
+
+def _counted(part: dict[str, Any], rows: Rows) -> int:
+    """Seeds behind the figures: the grid's own, or those of the arm that lacks most of what it was promised."""
+    if part.get("order") != "seeds":
+        return part["seeds"] if rows else 0
+    arms = sum(len(layout.arms(part, variant)) for variant in part["variants"])
+    return min([part["seeds"] if len(rows) == arms else 0, *(r["seeds"] for r in rows if r["seeds"] < r["planned"])])
 
 
 def _summary(part: dict[str, Any], rows: Rows, curves: dict[str, list[Curve]]) -> dict[str, Any]:
@@ -95,7 +122,11 @@ def _summary(part: dict[str, Any], rows: Rows, curves: dict[str, list[Curve]]) -
     }
     return {
         "recipe": recipes,
-        "cells": {"complete": len(rows), "of": sum(len(layout.arms(part, v)) for v in variants)},
+        "cells": {
+            "complete": sum(r["seeds"] >= r["planned"] for r in rows),
+            "of": sum(len(layout.arms(part, v)) for v in variants),
+        },
+        "runs": {label: len(found) for label, found in curves.items()},
         "rows": rows,
         "references": {v: ends(found) for v, found in references.items()},
         "largest_same_kappa": same,
@@ -106,20 +137,29 @@ def _summary(part: dict[str, Any], rows: Rows, curves: dict[str, list[Curve]]) -
 
 
 def _rows(part: dict[str, Any], curves: dict[str, list[Curve]]) -> Rows:
-    return [
-        row(arm, curves[arm.label], curves[f"{variant} reference"])
+    judged = part.get("judged", {"metric": "loss"})
+    compared = Compared(judged["metric"], _KINDS[judged["metric"]], judged.get("margin"))
+    found = [
+        row(
+            arm,
+            curves.get(arm.label, []),
+            curves.get(f"{variant} reference", []),
+            layout.seeds_of(part, arm.kind),
+            compared,
+        )
         for variant in part["variants"]
         for arm in layout.arms(part, variant)
-        if {arm.label, f"{variant} reference"} <= curves.keys()
     ]
+    return [one for one in found if one is not None]
 
 
 def _means(runs: list[Curve]) -> dict[str, dict[str, list[float]]]:
-    """Mean over seeds of loss and accuracy at each stop, by model."""
+    """Mean over seeds of loss and accuracies at each stop, by model."""
     return {
         model: {
             metric: [round(float(v), 5) for v in np.mean([c.values[model][metric] for c in runs], axis=0)]
-            for metric in ("loss", "accuracy")
+            for metric in _KINDS
+            if metric in runs[0].values[model]
         }
         for model in runs[0].values
     }

@@ -1,0 +1,353 @@
+"""The sample clock of a training loop: micro-batches go in, global sums of a step come out, and drive all who count."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
+from typing import Any, Literal, Protocol, final
+
+from isobatch.average import ModelAverage
+from isobatch.control import BatchSchedule
+from isobatch.errors import InputError
+from isobatch.optimizers.invariant import InvariantOptimizer
+from isobatch.train.sample_scheduler import SampleScheduler
+from isobatch.train.world import World
+from isobatch.units import finite
+
+Unit = Literal["samples", "tokens"]
+_COUNTERS = ("seen", "drawn", "steps", "skips")
+
+
+class NoiseReader(Protocol):
+    """What measures a step: a `NoiseScale`, or a monitor around one."""
+
+    def chunk(self, samples: float, *, rows: Sequence[float] | None = None) -> AbstractContextManager[None]:
+        """Declare one backward pass."""
+        ...
+
+    def update(self, *, samples: float) -> None:
+        """Take in a step, before the optimizer."""
+        ...
+
+    def discard(self) -> None:
+        """Forget the present step."""
+        ...
+
+
+@final
+class SampleClock:
+    """Counts the samples (or tokens) of optimizer steps in any training loop, and drives what counts by them.
+
+    One step is micro() around each backward pass, ready() when the gradient is complete, then applied() after
+    optimizer.step(), or skipped() where the step was refused. Every setting follows `seen`; `drawn` moves with every
+    step. Under torch.distributed ready() sums over ranks.
+
+    A micro-batch without a weight says that the loss is the plain mean of its micro-batches' means (Lightning,
+    Accelerate); with a weight, that the loss of the step is the mean over all weights, such as the mean over all
+    tokens of the step (causal language models in the HF Trainer). The noise scale is counted in these weights.
+
+    Args:
+        average: one weight average, or several; updated by each applied step.
+        noise: one noise scale, or several; told of each step that is ready.
+        optimizer: an invariant one is told of each weighted micro-batch, unless a noise scale tells it.
+        scheduler: gets the true samples of each step before it is made.
+        batches: the global batch by samples seen, a `BatchSchedule` or a function.
+        unit: what `seen` counts: rows ("samples") or weights ("tokens").
+        steps_scheduler: whether applied() steps the scheduler; False where a trainer does.
+        world: the ranks whose gradients are averaged; all of the job unless given.
+
+    Raises:
+        InputError: another unit.
+
+    Example:
+        >>> import torch
+        >>> from isobatch import ModelEMA
+        >>> net = torch.nn.Linear(1, 1)
+        >>> clock = SampleClock(average=ModelEMA(net, half_life=100))
+        >>> for x in torch.ones(2, 4, 1):
+        ...     with clock.micro(rows=len(x)):
+        ...         (net(x).mean() / 2).backward()
+        >>> clock.ready()
+        8
+        >>> clock.applied()  # after optimizer.step()
+        >>> clock.seen, clock.average.seen
+        (8, 8)
+    """
+
+    def __init__(
+        self,
+        *,
+        average: ModelAverage | Sequence[ModelAverage] | None = None,
+        noise: NoiseReader | Sequence[NoiseReader] | None = None,
+        optimizer: object | None = None,
+        scheduler: SampleScheduler | None = None,
+        batches: BatchSchedule | Callable[[int], int] | None = None,
+        unit: Unit = "samples",
+        steps_scheduler: bool = True,
+        world: World | None = None,
+    ):
+        if unit not in ("samples", "tokens"):
+            raise InputError(f'unit={unit!r} must be "samples" or "tokens"')
+        self.averages: tuple[ModelAverage, ...] = _several(average)
+        self.noises: tuple[Any, ...] = _several(noise)
+        self.invariant = optimizer if isinstance(optimizer, InvariantOptimizer) else None
+        self.scheduler, self.steps_scheduler = scheduler, steps_scheduler
+        self.batches = batches.at if isinstance(batches, BatchSchedule) else batches
+        self.unit: Unit = unit
+        self.world = world or World.current()
+        self.seen: float = 0
+        self.drawn: float = 0
+        self.steps = self.skips = 0
+        self._open: ExitStack | None = None
+        self._rows: float = 0
+        self._weights: float | None = None
+        self._micro = 0
+        self._ready: tuple[float, float | None] | None = None
+
+    @property
+    def average(self) -> Any:
+        """The first average, None without one."""
+        return self.averages[0] if self.averages else None
+
+    @property
+    def noise(self) -> Any:
+        """The first noise scale, None without one."""
+        return self.noises[0] if self.noises else None
+
+    @property
+    def next_batch(self) -> int | None:
+        """Global batch of the next step by `batches`, None without them."""
+        return None if self.batches is None else self.batches(int(self.seen))
+
+    @property
+    def pending(self) -> bool:
+        """Whether micro-batches were counted, or a step was ready, and nobody has said yet what became of it."""
+        return self._micro > 0 or self._ready is not None
+
+    @property
+    def ready_size(self) -> float:
+        """Samples of the step that is ready, in the clock's unit.
+
+        Raises:
+            InputError: ready() was not called.
+        """
+        return self._counted()
+
+    def micro(self, rows: float, weight: float | Sequence[float] | None = None) -> AbstractContextManager[None]:
+        """Count one micro-batch of this rank; it is open until the block ends, the next one begins, or ready().
+
+        Args:
+            rows: samples in it; 0 on a rank without any.
+            weight: n_j, what its mean loss weighs in the loss of the step, or a list of what each row weighs; None
+                where micro-batches weigh alike.
+
+        Returns:
+            A context manager around its backward pass, which need not be used.
+
+        Raises:
+            InputError: numbers below 0, or a step in which some micro-batches weigh and others do not.
+        """
+        self._close()
+        each = [float(w) for w in weight] if isinstance(weight, Sequence) else None
+        total: Any = weight if each is None else sum(each)
+        if self._ready is not None:
+            raise InputError("micro() after ready(): say first whether that step was applied() or skipped()")
+        if self._micro and (total is None) != (self._weights is None):
+            raise InputError("some micro-batches of this step have a weight and others none; give it for all, or none")
+        self._rows += finite("rows", rows, 0)
+        self._micro += 1
+        stack = self._open = ExitStack()
+        if total is not None:
+            self._weights = (self._weights or 0) + finite("weight", total, 0)
+            for noise in self.noises:
+                stack.enter_context(noise.chunk(total) if each is None else noise.chunk(total, rows=each))
+            if self.invariant is not None and not self.noises:
+                stack.enter_context(self.invariant.chunk(total))
+        return _Open(self, stack)
+
+    def ready(self, rows: float | None = None, weight: float | None = None, *, noise: int | None = None) -> float:
+        """Take the gradient of a step as complete: sum its samples over ranks and measure the noise scale.
+
+        Call it before optimizer.step(); before or after unscaling and clipping. Where several optimizers step one after
+        the other, the sums are taken once, and `noise` says whose turn it is.
+
+        Args:
+            rows: global samples where the loop knows them, instead of the sum over ranks and micro-batches.
+            weight: global weights where the loop knows them; equal to rows unless given.
+            noise: number of the noise scale that is told; all of them unless given.
+
+        Returns:
+            Samples of the step, in the clock's unit.
+
+        Raises:
+            InputError: no micro-batch in this step, or tokens without weights.
+        """
+        self._close()
+        if self._ready is None:
+            self._ready = self._sums(rows, weight)
+            self._prepare_scheduler()
+        total, weights = self._ready
+        measured = total if weights is None else weights
+        for number, reader in enumerate(self.noises):
+            if noise is None or noise == number:
+                if measured > 0:
+                    reader.update(samples=measured)
+                else:  # everything was masked
+                    reader.discard()
+        return self._counted()
+
+    def applied(self, *, half_life: float | None = None) -> None:
+        """Take a step as made: averages, scheduler and `seen` move. Call it after optimizer.step().
+
+        Args:
+            half_life: of the averages in this step alone, such as a schedule's.
+
+        Raises:
+            InputError: ready() was not called.
+        """
+        size = self._finish()
+        if size > 0:
+            for average in self.averages:
+                average.update(samples=size, half_life=half_life)
+        self.seen, self.steps = self.seen + size, self.steps + 1
+        if self.scheduler is not None and self.steps_scheduler and size > 0:
+            self.scheduler.step(samples=size, next_samples=self.next_batch)
+
+    def skipped(self, rows: float | None = None) -> None:
+        """Take a step as refused, such as by a gradient scaler or a guard: `drawn` moves, and nothing else.
+
+        It may come instead of ready(), or after it: a noise scale that was told already leaves out by itself what is
+        not finite.
+
+        Args:
+            rows: global samples where the loop knows them, as in ready().
+
+        Raises:
+            InputError: no micro-batch in this step.
+        """
+        told = self._ready is not None
+        self._close()
+        if not told:
+            self._ready = self._sums(rows, None)
+            for reader in self.noises:
+                reader.discard()
+        self._finish()
+        self.skips += 1
+
+    def discard(self) -> None:
+        """Forget the micro-batches since the last step, such as passes that are repeated in smaller parts."""
+        self._close(discard=True)
+        self._clear()
+        for reader in self.noises:
+            reader.discard()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters, and the states of averages, noise scales and scheduler; tensors are not copies."""
+        state: dict[str, Any] = {"clock": {name: getattr(self, name) for name in _COUNTERS} | {"unit": self.unit}}
+        state["averages"] = [average.state_dict() for average in self.averages]
+        state["noises"] = [noise.state_dict() for noise in self.noises]
+        state["scheduler"] = None if self.scheduler is None else self.scheduler.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; batch size and world may have changed since.
+
+        Args:
+            state: what state_dict() returned.
+
+        Raises:
+            InputError: another unit, other members, or no state of a clock.
+        """
+        if not isinstance(state, Mapping) or not {"clock", "averages", "noises", "scheduler"} <= state.keys():
+            raise InputError("this is no state of a SampleClock; give what its state_dict() returned")
+        clock = state["clock"]
+        if clock["unit"] != self.unit:
+            raise InputError(f"the state counts {clock['unit']}, this clock {self.unit}; build it alike")
+        for word, own in (("averages", self.averages), ("noises", self.noises)):
+            if len(state[word]) != len(own):
+                raise InputError(f"the state holds {len(state[word])} {word}, this clock {len(own)}; build it alike")
+        if (state["scheduler"] is None) != (self.scheduler is None):
+            raise InputError("the state and this clock must both have a scheduler, or both none")
+        for average, held in zip(self.averages, state["averages"], strict=True):
+            average.load_state_dict(held)
+        for noise, held in zip(self.noises, state["noises"], strict=True):
+            noise.load_state_dict(held)
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        for name in _COUNTERS:
+            setattr(self, name, clock[name])
+        self._close(discard=True)
+        self._clear()
+
+    def _sums(self, rows: float | None, weight: float | None) -> tuple[float, float | None]:
+        if rows is not None:
+            given = finite("rows", rows, 0)
+            return _plain(given), _plain(given if weight is None else finite("weight", weight, 0))
+        if not self._micro:
+            raise InputError("no micro-batch since the last step: call micro(rows=...) before each backward pass")
+        weighs = self._weights is not None
+        if self.unit == "tokens" and not weighs:
+            raise InputError('a clock that counts tokens needs them: micro(rows=..., weight=tokens), or unit="samples"')
+        total, weights = self.world.total([float(self._rows), float(self._weights or 0)])
+        return _plain(total), _plain(weights) if weighs else None
+
+    def _counted(self) -> float:
+        if self._ready is None:
+            raise InputError("call ready() when the gradient of the step is complete, before optimizer.step()")
+        rows, weights = self._ready
+        return rows if self.unit == "samples" or weights is None else weights
+
+    def _finish(self) -> float:
+        self._close()
+        size = self._counted()
+        self.drawn += size
+        self._clear()
+        return size
+
+    def _clear(self) -> None:
+        self._rows, self._weights, self._micro, self._ready = 0, None, 0, None
+
+    def _prepare_scheduler(self) -> None:
+        """Write the settings of the coming step for the samples that it really has."""
+        size, scheduler = self._counted(), self.scheduler
+        if scheduler is not None and size > 0 and scheduler.samples != size:
+            scheduler.samples = size
+            scheduler.write()
+
+    def _close(self, discard: bool = False) -> None:
+        stack, self._open = self._open, None
+        if stack is not None:
+            error = _Discarded() if discard else None
+            stack.__exit__(type(error) if error else None, error, None)
+
+
+class _Discarded(Exception):
+    """Closes a chunk as one that did not happen."""
+
+
+@final
+class _Open:
+    """One open micro-batch."""
+
+    def __init__(self, clock: SampleClock, stack: ExitStack):
+        self._clock, self._stack = clock, stack
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._clock._open is self._stack:
+            self._clock._open = None
+            self._stack.__exit__(kind, error, traceback)
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    if given is None:
+        return ()
+    return tuple(given) if isinstance(given, Iterable) else (given,)
+
+
+def _plain(number: float) -> float:
+    """Return whole numbers as ints, which JSON and users read as such."""
+    return int(number) if number == int(number) else number

@@ -1,0 +1,296 @@
+"""The sample clock against the loop written out by hand: averages, noise, schedulers, ranks, skips, states."""
+
+import copy
+import itertools
+import json
+
+import pytest
+import torch
+from tests.gloo import world
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import isobatch as ib
+from isobatch.control import BatchSchedule
+from isobatch.errors import InputError
+from isobatch.train import SampleClock
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1)).double()
+
+
+def data(rows, seed=0):
+    x = torch.randn(rows, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return x, x.sum(1)
+
+
+def loss(model, x, y):
+    return (model(x).squeeze(-1) - y).square().mean()
+
+
+STEPS = [[4, 4, 4], [4, 4, 4], [4, 2], [4, 4, 4], [3, 1, 4], [4, 4, 4], [5, 5, 5], [4, 4], [2, 6], [4, 4, 4]] * 3
+
+
+def parts(step, sizes):
+    x, y = data(sum(sizes), step)
+    return list(zip(x.split(sizes), y.split(sizes), strict=True))
+
+
+def by_hand(weighted, tokens=False):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    ema, noise = ib.ModelEMA(model, half_life=50), ib.NoiseScale(model, every=1)
+    for step, sizes in enumerate(STEPS):
+        total = sum(sizes)
+        for x, y in parts(step, sizes):
+            if weighted:
+                with noise.chunk(len(x)):
+                    (loss(model, x, y) * len(x) / total).backward()
+            else:
+                (loss(model, x, y) / len(sizes)).backward()
+        noise.update(samples=total)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(samples=total)
+    return model, ema, noise
+
+
+def clocked(weighted, *, block=True):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    clock = SampleClock(average=ib.ModelEMA(model, half_life=50), noise=ib.NoiseScale(model, every=1))
+    for step, sizes in enumerate(STEPS):
+        total = sum(sizes)
+        for x, y in parts(step, sizes):
+            scaled = loss(model, x, y) * (len(x) / total if weighted else 1 / len(sizes))
+            held = clock.micro(len(x), len(x) if weighted else None)
+            if block:
+                with held:
+                    scaled.backward()
+            else:
+                scaled.backward()
+        assert clock.ready() == total
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.applied()
+    return model, clock
+
+
+@pytest.mark.parametrize("block", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_averages_and_noise_are_those_of_the_loop_by_hand(weighted, block):
+    model, ema, noise = by_hand(weighted)
+    same, clock = clocked(weighted, block=block)
+    assert clock.seen == clock.drawn == ema.seen == noise.seen == clock.noise.seen == sum(map(sum, STEPS))
+    assert (clock.steps, clock.skips) == (len(STEPS), 0)
+    for one, other in zip(model.parameters(), same.parameters(), strict=True):
+        assert torch.equal(one, other)
+    for name, tensor in ema.average().items():
+        assert torch.equal(tensor, clock.average.average()[name])
+    assert noise.estimate().to_json() == clock.noise.estimate().to_json()
+
+
+def test_weights_are_what_the_noise_scale_counts_and_rows_what_the_average_counts():
+    model = net()
+    clock = SampleClock(average=ib.ModelEMA(model, half_life=50), noise=ib.NoiseScale(model, every=1))
+    for x, y, tokens in zip(*[t.split(4) for t in data(8)], (30, [1, 2, 3, 4]), strict=True):
+        with clock.micro(len(x), tokens):
+            loss(model, x, y).backward()
+    assert clock.ready() == 8
+    clock.applied()
+    assert (clock.noise.seen, clock.average.seen, clock.seen) == (40, 8, 8)
+
+
+def test_a_clock_of_tokens_counts_weights():
+    model = net()
+    clock = SampleClock(average=ib.ModelEMA(model, half_life=50), unit="tokens")
+    clock.micro(4, 37)
+    assert clock.ready() == 37
+    clock.applied()
+    assert (clock.seen, clock.average.seen) == (37, 37)
+    clock.micro(4)
+    with pytest.raises(InputError, match="weight=tokens"):
+        clock.ready()
+
+
+def test_a_skipped_step_moves_drawn_alone():
+    model = net()
+    before = copy.deepcopy(model.state_dict())
+    clock = SampleClock(average=ib.ModelEMA(model, half_life=50), noise=ib.NoiseScale(model, every=1))
+    with clock.micro(4):
+        loss(model, *data(4)).backward()
+    clock.skipped()
+    with clock.micro(4):
+        (loss(model, *data(4)) * float("inf")).backward()
+    clock.ready()
+    clock.skipped()
+    assert (clock.seen, clock.drawn, clock.steps, clock.skips) == (0, 8, 0, 2)
+    assert clock.average.seen == 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in clock.average.average().items())
+    assert clock.noise.estimate().measurements == 0
+
+
+def test_a_step_of_masked_tokens_alone_moves_nothing_but_the_count_of_steps():
+    model = net()
+    clock = SampleClock(average=ib.ModelEMA(model, half_life=9), noise=ib.NoiseScale(model, every=1), unit="tokens")
+    with clock.micro(4, 0):
+        (loss(model, *data(4)) * 0).backward()
+    assert clock.ready() == 0
+    clock.applied()
+    assert (clock.seen, clock.average.seen, clock.noise.seen, clock.steps) == (0, 0, 0, 1)
+
+
+def scheduler_of(model):
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    lambdas = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    return optimizer, ib.SampleScheduler(lambdas, batch_size=8)
+
+
+@pytest.mark.parametrize("trainer_steps", [False, True])
+def test_a_scheduler_gets_the_samples_that_each_step_really_has(trainer_steps):
+    optimizer, scheduler = scheduler_of(net())
+    clock = SampleClock(scheduler=scheduler, steps_scheduler=not trainer_steps)
+    known, rates = scheduler_of(net()), []
+    for size in (8, 8, 4, 16, 8):
+        clock.micro(size)
+        clock.ready()
+        known[1].samples = size
+        known[1].write()
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+        assert rates[-1] == known[0].param_groups[0]["lr"]
+        optimizer.step()
+        known[0].step()
+        known[1].step(samples=size)
+        if trainer_steps:
+            scheduler.step()
+        clock.applied()
+    assert scheduler.seen == clock.seen == 44
+    assert rates[:2] == [1.0, 0.5]
+
+
+def test_the_next_batch_follows_the_schedule():
+    clock = SampleClock(batches=BatchSchedule(((0, 8), (16, 32))))
+    batches = []
+    for _ in range(4):
+        batches.append(clock.next_batch)
+        clock.micro(clock.next_batch)
+        clock.ready()
+        clock.applied()
+    assert batches == [8, 8, 32, 32]
+    assert SampleClock().next_batch is None
+
+
+def test_states_go_on_bit_for_bit():
+    def run(stop, state=None, weights=None):
+        model = net()
+        optimizer, scheduler = scheduler_of(model)
+        clock = SampleClock(
+            average=ib.ModelEMA(model, half_life=50), noise=ib.NoiseScale(model, every=2), scheduler=scheduler
+        )
+        if state is not None:
+            model.load_state_dict(weights)
+            clock.load_state_dict(state)
+        for step in range(clock.steps, stop):
+            for x, y in parts(step, STEPS[step]):
+                with clock.micro(len(x)):
+                    (loss(model, x, y) * 1e-2 / len(STEPS[step])).backward()
+            clock.ready()
+            optimizer.step()
+            optimizer.zero_grad()
+            clock.applied()
+        return model, clock
+
+    whole = run(20)[1]
+    model, half = run(9)
+    tree, tensors = ib.checkpoint.tree.split(half.state_dict())
+    state = ib.checkpoint.tree.join(json.loads(json.dumps(tree)), copy.deepcopy(tensors))
+    again = run(20, state, model.state_dict())[1]
+    assert again.seen == whole.seen
+    assert again.scheduler.get_last_lr() == whole.scheduler.get_last_lr()
+    assert again.noise.estimate().to_json() == whole.noise.estimate().to_json()
+    for name, tensor in whole.average.average().items():
+        assert torch.equal(tensor, again.average.average()[name])
+
+
+def test_several_optimizers_share_the_sums_and_have_a_noise_scale_each():
+    one, two = net(0), net(1)
+    noises = [ib.NoiseScale(one, every=1), ib.NoiseScale(two, every=1)]
+    clock = SampleClock(noise=noises)
+    for step in range(3):
+        clock.micro(4)
+        for number, model in enumerate((one, two)):
+            loss(model, *data(4, step)).backward()
+            assert clock.ready(noise=number) == 4
+            model.zero_grad()
+        clock.applied()
+    assert [noise.seen for noise in noises] == [12, 12]
+
+
+def test_what_is_discarded_was_never_counted():
+    model = net()
+    clock = SampleClock(noise=ib.NoiseScale(model, every=1))
+    with clock.micro(100, 100):
+        loss(model, *data(4)).backward()
+    assert clock.pending
+    clock.discard()
+    assert not clock.pending
+    model.zero_grad()
+    with clock.micro(4, 4):
+        loss(model, *data(4)).backward()
+    assert clock.ready() == 4
+
+
+def test_two_ranks_count_what_one_counts(tmp_path):
+    _, ema, noise = by_hand(True)
+
+    def action(rank):
+        mine = DistributedDataParallel(net())
+        optimizer = torch.optim.SGD(mine.parameters(), 0.01)
+        clock = SampleClock(average=ib.ModelEMA(mine, half_life=50), noise=ib.NoiseScale(mine, every=1))
+        for step, sizes in enumerate(STEPS):
+            x, y = data(sum(sizes), step)
+            cut = sum(sizes) // 3
+            x, y = (x[:cut], y[:cut]) if rank == 0 else (x[cut:], y[cut:])
+            with clock.micro(len(x), len(x)):
+                (loss(mine, x, y) * len(x) * 2 / sum(sizes)).backward()
+            assert clock.ready() == sum(sizes)
+            optimizer.step()
+            optimizer.zero_grad()
+            clock.applied()
+        torch.save(
+            {**clock.average.average(), "seen": torch.tensor([clock.seen, clock.noise.seen])}, tmp_path / str(rank)
+        )
+
+    world(2, tmp_path, action)
+    for rank in range(2):
+        found = torch.load(tmp_path / str(rank), weights_only=True)
+        assert found.pop("seen").tolist() == [ema.seen, noise.seen]
+        for name, tensor in ema.average().items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-12)
+
+
+def test_refusals():
+    clock = SampleClock()
+    for call in (clock.ready, clock.applied, clock.skipped):
+        with pytest.raises(InputError):
+            call()
+    clock.micro(4, 4)
+    with pytest.raises(InputError, match="give it for all, or none"):
+        clock.micro(4)
+    clock.ready()
+    with pytest.raises(InputError, match="applied\\(\\) or skipped\\(\\)"):
+        clock.micro(4)
+    with pytest.raises(InputError, match='unit=\'rows\' must be "samples" or "tokens"'):
+        SampleClock(unit="rows")
+    for rows, weight in itertools.product((-1, float("nan")), (1, -1)):
+        with pytest.raises(InputError):
+            SampleClock().micro(rows, weight)
+    with pytest.raises(InputError, match="state"):
+        clock.load_state_dict({"clock": {}})
+    state = SampleClock(unit="tokens").state_dict()
+    with pytest.raises(InputError, match="tokens"):
+        clock.load_state_dict(state)
+    with pytest.raises(InputError, match="averages"):
+        clock.load_state_dict(SampleClock(average=ib.ModelEMA(net(), half_life=1)).state_dict())
