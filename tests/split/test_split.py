@@ -118,7 +118,7 @@ def test_on_two_processes(name, causes):
 
 def test_a_rank_that_hangs_ends_all():
     with pytest.raises(InputError, match="the check hung"):
-        split(targets.one_rank_hangs, 2, processes=2, timeout=10)
+        split(targets.one_rank_hangs, 2, processes=2, timeout=6)
     assert not multiprocessing.active_children()
     assert [pid for pid in Path("/proc").glob("[0-9]*") if _session_of_a_check(pid)] == []
 

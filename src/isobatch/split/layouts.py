@@ -1,7 +1,7 @@
 """Running a trainer's updates in one layout: so many parts, from the same state, with what is to be observed."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -154,7 +154,7 @@ def _observe(subject: Subject, indices: list[Tensor], layout: Layout, record: Re
 
 
 @contextmanager
-def given_back(double: bool) -> Any:
+def given_back(double: bool) -> Generator[None]:
     """Restore random generators, torch's default type and determinism afterwards; what is printed goes to stderr.
 
     Args:

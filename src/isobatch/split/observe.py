@@ -368,7 +368,8 @@ def _tensors(nest: Any) -> Iterator[Tensor]:
 
 def _generators() -> dict[str, Any]:
     found: dict[str, Any] = {"torch": bytes(torch.get_rng_state().numpy()), "random": random.getstate()}
-    found["numpy"] = np.random.get_state()[1].tobytes(), np.random.get_state()[2]  # type: ignore[union-attr]  # noqa: NPY002
+    state: Any = np.random.get_state()  # noqa: NPY002
+    found["numpy"] = state[1].tobytes(), state[2]
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found["cuda"] = [bytes(state.cpu().numpy()) for state in torch.cuda.get_rng_state_all()]
     return found

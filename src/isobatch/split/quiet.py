@@ -43,18 +43,18 @@ class Quiet(TorchDispatchMode):
             return result
         self.count += 1
         name = func.overloadpacket.__name__
-        mean = _mean(name, func, args, {k: v for k, v in kwargs.items() if k != "generator"}) if self.silent else None
+        mean = _mean(name, args, {k: v for k, v in kwargs.items() if k != "generator"}) if self.silent else None
         return func(*args, **kwargs) if mean is None else mean
 
 
-def _mean(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _mean(name: str, args: Any, kwargs: Any) -> Any:
     """Return what an operation gives on average, None where that has no meaning."""
     if name in ("rand", "randn"):
-        return torch.full(args[0], _MEANS[name], **({"dtype": torch.get_default_dtype()} | kwargs))
+        return torch.full(args[0], _MEANS[name], **(_with(kwargs, torch.get_default_dtype())))
     if name in ("rand_like", "randn_like"):
         return torch.full_like(args[0], _MEANS[name], **{k: v for k, v in kwargs.items() if v is not None})
     if name == "randperm":
-        return torch.arange(args[0], **({"dtype": torch.int64} | kwargs))
+        return torch.arange(args[0], **(_with(kwargs, torch.int64)))
     if name == "bernoulli_":
         return args[0].copy_(args[1]) if isinstance(args[1], torch.Tensor) else args[0].fill_(args[1])
     if name == "bernoulli":
@@ -67,3 +67,8 @@ def _mean(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if name == "normal_" and len(args) > 1:
         return args[0].fill_(args[1])
     return args[0].fill_(_FILLS[name]) if name in _FILLS else None
+
+
+def _with(kwargs: Any, dtype: torch.dtype) -> Any:
+    """Keyword arguments of a factory, with a dtype where they hold none."""
+    return {"dtype": dtype} | {key: one for key, one in kwargs.items() if one is not None}

@@ -1,6 +1,6 @@
 """The report of a check: verdicts, causes, a Markdown table, plain values."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from isobatch.split.cause import Cause
@@ -86,7 +86,8 @@ class SplitReport:
             The report.
         """
         own = {key: data[key] for key in ("layouts", "batch", "updates", "types", "notes", "seconds")}
-        causes = [Cause(**{**one, "explains": tuple(one["explains"])}) for one in data["causes"]]
+        told: Any = data["causes"]
+        causes = [Cause(*(one[f.name] for f in fields(Cause)[:-1]), tuple(one["explains"])) for one in told]
         return cls([Component(**one) for one in data["components"]], causes, **own)
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -29,11 +30,11 @@ class Rows(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: int) -> Any:
-        index = int(self.rows[place])
+    def __getitem__(self, index: int) -> Any:
+        row = int(self.rows[index])
         if isinstance(self.samples, list | Dataset):
-            return self.samples[index]
-        return mapped(self.samples, lambda tensor: tensor[index])
+            return self.samples[row]
+        return mapped(self.samples, lambda tensor: tensor[row])
 
 
 class AccelerateLoop(Subject):
@@ -69,10 +70,10 @@ class AccelerateLoop(Subject):
             parts: the accumulation number.
         """
         need("accelerate")
-        from accelerate import Accelerator
-
         _forget()
-        self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=parts, **self.options)
+        self.accelerator = import_module("accelerate").Accelerator(
+            cpu=True, gradient_accumulation_steps=parts, **self.options
+        )
         names = ["model", *self.watched]
         found = self.accelerator.prepare(self.model, *self.watched.values())
         self.prepared = dict(zip(names, found if isinstance(found, tuple) else (found,), strict=True))
@@ -162,8 +163,6 @@ class LightningFit(Subject):
             steps: told where each begins and ends.
         """
         need("lightning")
-        import lightning
-
         rank = torch.distributed.get_rank() if world_size() > 1 else 0
         updates = []
         for rows in indices:
@@ -176,17 +175,19 @@ class LightningFit(Subject):
             "accelerator": "cpu", "devices": world_size(), "logger": False, "enable_checkpointing": False,
             "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1,
         }  # fmt: skip
-        trainer = lightning.Trainer(**given | self.settings, max_epochs=len(indices), accumulate_grad_batches=parts,
-                                    callbacks=[*self.callbacks, _lightning_watcher(steps, self.reported)])  # fmt: skip
+        given |= self.settings
+        given |= {"max_epochs": len(indices), "accumulate_grad_batches": parts}
+        given["callbacks"] = [*self.callbacks, _lightning_watcher(steps, self.reported)]
+        trainer = import_module("lightning").Trainer(**given)
         trainer.fit(self.model, train_dataloaders=Epochs(updates))
 
 
 def _lightning_watcher(steps: Any, reported: str) -> Any:
     """Return a callback that tells where updates begin and end."""
     need("lightning")
-    from lightning import Callback
+    base: Any = import_module("lightning").Callback
 
-    class Watch(Callback):
+    class Watch(base):
         def __init__(self) -> None:
             self.losses: list[float] = []
 
@@ -291,9 +292,9 @@ def _nothing(batch: Any, parts: int) -> None:
 def _trainer_watcher(steps: Any) -> Any:
     """Return a callback that tells where updates begin and end."""
     need("transformers")
-    from transformers import TrainerCallback
+    base: Any = import_module("transformers").TrainerCallback
 
-    class Watch(TrainerCallback):
+    class Watch(base):
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             steps.watch(optimizer=given.get("optimizer"), scheduler=given.get("lr_scheduler"))
 
@@ -313,8 +314,7 @@ def _trainer_watcher(steps: Any) -> Any:
 def _forget() -> None:
     """Let Accelerate forget the processes and settings of an earlier trainer."""
     need("accelerate")
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
+    state = import_module("accelerate.state")
+    state.AcceleratorState._reset_state(reset_partial_state=True)
+    state.GradientState._reset_state()
+    state.PartialState._reset_state()
