@@ -17,6 +17,7 @@ OPTIONS = {
     "--write recipe",
     "verify run": "--ablate --allow-failures --batch-size --budget --device --expect --json --margin --max-kappa "
     "--mend --metric --optimizer --out --seed-from --seeds --workers recipe",
+    "verify split": "--batch-size --json --markdown --out --own-types --parts --processes --seed --timeout target",
     "verify characteristic": "--batch-size --device --json --out --sample --seeds --workers recipe",
     "train": "--adaptive --async-save --batch-size --device --every --json --noise --order-seed --out --patience "
     "--resume --seed --tensorboard recipe",

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from isobatch.cli import verify_split
 from isobatch.cli.options import (
     DEVICE,
     add_output,
@@ -64,6 +65,7 @@ def add(commands: Any) -> None:
     command.add_argument("--device", default="cpu", help=DEVICE)
     add_output(command)
     command.set_defaults(call=characteristic)
+    verify_split.add(levels)
 
 
 def add_seeds(command: argparse.ArgumentParser) -> None:
