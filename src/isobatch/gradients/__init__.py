@@ -4,7 +4,10 @@ from isobatch.installed import need
 
 need("torch")
 
+from isobatch.gradients.batch_rows import BatchRows
 from isobatch.gradients.batches import mapped, rebuilt
+from isobatch.gradients.layer_hook import LayerHook
+from isobatch.gradients.pass_norms import PassNorms
 from isobatch.gradients.rescale_check import RescaleCheck
 from isobatch.gradients.shards import (
     Shards,
@@ -17,7 +20,15 @@ from isobatch.gradients.shards import (
     settle,
     sharded,
 )
-from isobatch.gradients.tap import Member, Receiver, Tap, Watch, refuse_sparse, refuse_unwatchable
+from isobatch.gradients.tap import (
+    Member,
+    Receiver,
+    Tap,
+    Watch,
+    made_in_inference_mode,
+    refuse_sparse,
+    refuse_unwatchable,
+)
 from isobatch.gradients.wrappers import (
     ALONE,
     Ranks,
@@ -30,7 +41,10 @@ from isobatch.gradients.wrappers import (
 
 __all__ = [
     "ALONE",
+    "BatchRows",
+    "LayerHook",
     "Member",
+    "PassNorms",
     "Ranks",
     "Receiver",
     "RescaleCheck",
@@ -43,6 +57,7 @@ __all__ = [
     "dressed",
     "fitted",
     "local",
+    "made_in_inference_mode",
     "mapped",
     "piece",
     "process_group_of",
