@@ -37,6 +37,8 @@ def add(commands: Any) -> None:
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON for programs")
     form.add_argument("--markdown", action="store_true", help="print a Markdown table to paste")
+    text = "print a script with the planned numbers in that library's names"
+    form.add_argument("--snippet", choices=["torch", "hf", "lightning"], help=text)
     text = "print every key of a recipe, what it means, its unit, and what a plan does to it (no recipe needed)"
     form.add_argument("--keys", action="store_true", help=text)
     text = "start from a published recipe instead of a file, at its batch nearest to --batch-size or at BATCH"
@@ -71,6 +73,8 @@ def plan(chosen: argparse.Namespace) -> int:
     if chosen.format is not None or not is_own(chosen.recipe):
         if chosen.write is not None:
             raise InputError(f"--write writes isobatch's own TOML; {chosen.recipe} is written back by --patch")
+        if chosen.snippet is not None:
+            raise InputError(f"--snippet is for isobatch's own TOML; {chosen.recipe} is written back by --patch")
         return plan_file(chosen)
     recipe = Recipe.load(chosen.recipe)
     devices = _devices(chosen, recipe.batch.devices, str(chosen.recipe))
@@ -85,18 +89,12 @@ def plan(chosen: argparse.Namespace) -> int:
 
 def _plan_like(chosen: argparse.Namespace) -> int:
     """Plan from a published recipe."""
-    from isobatch.cli.plan_like import add_gaps, like, say_gaps
+    from isobatch.cli.plan_like import add_gaps, like, listed, say_gaps
 
     if chosen.recipe is not None:
         raise InputError(f"--like {chosen.like} takes the place of the recipe file {chosen.recipe}; give one of them")
     if chosen.like == "list":
-        from isobatch.published import load, names
-
-        say(
-            "\n".join(
-                f"{name}: {load(name).title}; batches {', '.join(map(str, load(name).points))}" for name in names()
-            )
-        )
+        say(listed())
         return 0
     found, start = like(chosen.like, chosen.batch_size)
     recipe, how = found.recipe(start), _how(chosen)
@@ -108,7 +106,8 @@ def _plan_like(chosen: argparse.Namespace) -> int:
         say(add_gaps(made.to_dict(), found, start, gaps))
         return 0
     _print(chosen, made)
-    say_gaps(found, start, gaps, markdown=chosen.markdown)
+    if chosen.snippet is None:
+        say_gaps(found, start, gaps, markdown=chosen.markdown)
     return 0
 
 
@@ -126,7 +125,11 @@ def _write(chosen: argparse.Namespace, made: Any, source: str) -> None:
 
 
 def _print(chosen: argparse.Namespace, made: Any) -> None:
-    if chosen.markdown:
+    if chosen.snippet is not None:
+        from isobatch.export import snippet
+
+        say(snippet(made, chosen.snippet).rstrip())
+    elif chosen.markdown:
         say(made.to_markdown())
     else:
         from rich.console import Console
