@@ -5,13 +5,16 @@ from isobatch.installed import need
 need("torch")
 
 from isobatch.gradients.batches import mapped, rebuilt
+from isobatch.gradients.reductions import Reading, managing
 from isobatch.gradients.rescale_check import RescaleCheck
 from isobatch.gradients.shards import (
     Shards,
     address,
     dressed,
     fitted,
+    in_place,
     local,
+    own_gradient,
     piece,
     refuse_unspreadable,
     settle,
@@ -32,6 +35,7 @@ __all__ = [
     "ALONE",
     "Member",
     "Ranks",
+    "Reading",
     "Receiver",
     "RescaleCheck",
     "Shards",
@@ -42,8 +46,11 @@ __all__ = [
     "canonical",
     "dressed",
     "fitted",
+    "in_place",
     "local",
+    "managing",
     "mapped",
+    "own_gradient",
     "piece",
     "process_group_of",
     "rebuilt",

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from isobatch.gradients import Tap, Watch
+from isobatch.gradients import Reading, Tap, Watch, own_gradient
 from isobatch.noise.columns import Columns
 from isobatch.noise.geometry import Geometry
 from isobatch.noise.record import Found, Record
@@ -78,16 +78,18 @@ class PairedStep:
         self._watch = Watch(self, tap)
         self._watch.add(self.record.check.chosen)
 
-    def receive(self, parameter: Tensor, gradient: Tensor) -> None:
+    def receive(self, parameter: Tensor, gradients: Sequence[Tensor], reading: Reading | None = None) -> None:
         """Take what one backward pass adds to a parameter's `.grad`.
 
         Args:
             parameter: one of the few that are looked at.
-            gradient: what is about to be added.
+            gradients: what is about to be added; of each rank of a shard group where FSDP2 reduces.
+            reading: not used.
         """
-        if gradient.layout is torch.strided:
-            with torch.no_grad():
-                self.record.check.add(parameter, gradient)
+        with torch.no_grad():
+            for gradient in gradients:
+                if gradient.layout is torch.strided:
+                    self.record.check.add(parameter, gradient)
 
     def remove(self) -> None:
         """Take the hooks away."""
@@ -104,14 +106,14 @@ class PairedStep:
             Four numbers on the device; None where a gradient is gone.
         """
         self.remove()
-        now = {p: p.grad for p in self.before if p.grad is not None}
+        now = {p: gradient for p in self.before if (gradient := own_gradient(p)) is not None}
         if len(now) < len(self.before) or not now:
             return None
         sums = self.record.check.sums(self.facts.device)
         if self.group is not None:
             dist.all_reduce(sums, group=self.group)
             sums /= self.group.size()
-        factor, honest = self.record.check.factor(sums)
+        factor, honest = self.record.check.factor(sums, self.record.columns.shards)
         trace, signal, before, counts = self.facts
         half = self.record.square({p: self.before[p] / before - now[p] / factor for p in now}) / 2
         if self.record.geometry.by_coordinate:
@@ -130,7 +132,7 @@ def copied(covered: Sequence[Tensor]) -> dict[Tensor, Tensor]:
     Returns:
         By parameter, those that have one.
     """
-    return {p: p.grad.detach().clone() for p in covered if p.grad is not None}
+    return {p: gradient.detach().clone() for p in covered if (gradient := own_gradient(p)) is not None}
 
 
 def facts_of(found: Found) -> Tensor:

@@ -75,7 +75,8 @@ class Accumulator:
         bare = run.model.module if isinstance(run.model, DistributedDataParallel) else run.model
         self.alone = replace(run, model=bare)
         self.limit: int | None = None
-        self.fits = 0 if world.size > 1 else math.inf  # samples of a pass that every rank has had memory for
+        # samples of a pass that every rank has had memory for; shards are exchanged in every pass, so none can be tried
+        self.fits = 0 if world.size > 1 and not world.shards else math.inf
         self.passes: Sequence[ForwardPass] = PLAIN
         self.factor = 1.0  # times the gradient, not the loss
 
@@ -146,12 +147,19 @@ class Accumulator:
             total = self.world.total([sum(own)])[0]
             # a mean over nothing is not a number, whatever it is multiplied with
             found = [(*place, count / total) for place, count in zip(parts, own, strict=True) if count]
+        if self.world.shards:  # every pass is an exchange, so every rank makes as many
+            found += [(0, _stand_in(run), 0.0)] * (-(-self._largest(size) // most) - len(found))
         # a rank without samples still takes part in the exchange, with weight 0
         return found if found or self.world.size == 1 else [(0, _stand_in(run), 0.0)]
 
+    def _largest(self, size: int) -> int:
+        """Return the samples of the rank that has most of a batch."""
+        return -(-size // self.world.size)
+
     def _passes(self, run: Run, indices: torch.Tensor, size: int, most: int, context: LossContext | None) -> float:
         if self.monitor is not None:
-            most = self.monitor.passes(len(indices), most)
+            mine = self._largest(size) if self.world.shards else len(indices)
+            most = self.monitor.passes(mine, most)
         self.optimizer.zero_grad()
         total = 0.0
         _forget(context)
