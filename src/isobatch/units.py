@@ -187,6 +187,7 @@ def to_samples(
     data_size: int | None = None,
     name: str = "quantity",
     unit: str = "samples",
+    sequence: int | None = None,
 ) -> float:
     """Return how many samples (or tokens) a quantity such as "30 epochs" or "20_000 samples" spans.
 
@@ -196,16 +197,19 @@ def to_samples(
         data_size: samples per epoch, needed for epochs.
         name: which setting this is, for the message.
         unit: what the recipe's clock counts, "samples" or "tokens".
+        sequence: tokens in a sample, needed to turn one into the other.
 
     Returns:
         The span on the recipe's clock.
 
     Raises:
-        InputError: not a quantity, another clock's unit, or the batch or data size that it needs is missing.
+        InputError: not a quantity, or the batch, data size or tokens in a sample that it needs are missing.
 
     Example:
         >>> to_samples("30 epochs", data_size=1437)
         43110.0
+        >>> to_samples("2 samples", unit="tokens", sequence=1024)
+        2048.0
     """
     match = _QUANTITY.match(quantity) if isinstance(quantity, str) else None
     kind = _UNITS.get(match[2].rstrip("s")) if match else None
@@ -222,6 +226,11 @@ def to_samples(
         if batch is None:
             raise InputError(f'{name}="{quantity}" needs a batch size; add it or use {unit}')
         return number * batch
-    if kind != unit:
-        raise InputError(f'{name}="{quantity}" is in {kind}, but the clock counts {unit}; set batch.unit or convert it')
-    return number
+    if kind == unit:
+        return number
+    if sequence is None:
+        raise InputError(
+            f'{name}="{quantity}" is in {kind}, but the clock counts {unit}; give batch.sequence, the tokens in a '
+            "sample, or set batch.unit"
+        )
+    return number * sequence if unit == "tokens" else number / sequence

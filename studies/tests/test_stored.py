@@ -21,7 +21,7 @@ KEPT = [
     ("concurrent-adversarial", True, 101, "579d728da1f2d732544356d4.json", "addc2106a64198be7d221b3b"),
     ("decentlam", False, 74, "05f8a659389cc46f4d2869b5.json", "4b74a03ec42b3f630f16fb9c"),
     ("decentlam", True, 13, "21974085eefb3b23108d51e1.json", "983bcf8a4acc48c99d2e11a6"),
-    ("dino", False, 64, "4e7cb1e66d475d1541ed6edb.json", "3c3611ab8d5e89087c27c6f2"),
+    ("dino", False, 128, "4e7cb1e66d475d1541ed6edb.json", "6620328325849bb442608731"),
     ("dino", True, 18, "d248dffbcf42b7624f92c731.json", "f6c3966e4160bd6ed4174258"),
     ("legw", False, 295, "fc1b5f1dc3dc9423ded28efd.json", "b9f50cd799ff582115cd27e3"),
     ("legw", True, 45, "fc1b5f1dc3dc9423ded28efd.json", "dd8152a2053b2b68cd7c6156"),

@@ -38,7 +38,7 @@ def test_every_arm_is_a_recipe_with_the_same_samples_and_marks(name, size):
                 assert arm.recipe.batch.per_device == base.batch.per_device, "batch norm sees the same micro-batch"
             assert all(stop % arm.recipe.batch.size == 0 for stop in stops if arm.kind != "progressive")
             ruled = arm.recipe.ema.decay == pytest.approx(base.ema.decay**arm.kappa)
-            assert ruled == (arm.kind in ("rule", "hold"))
+            assert ruled == (arm.kind in ("rule", "hold", "no centre rule"))
             assert (arm.recipe.ema.kind == "hold") == (arm.kind == "hold")
         groups = layout.groups(part, variant, 3, "cpu")
         assert [len(group) for group in groups] == [3] * (len(arms) + 1)
@@ -47,8 +47,11 @@ def test_every_arm_is_a_recipe_with_the_same_samples_and_marks(name, size):
 
 def test_without_the_rule_the_centre_of_dino_keeps_its_decay_a_step():
     part = criteria("dino")["grid"]
-    spans = {a.kind: a.recipe.options["centre_half_life"] for a in layout.arms(part, "dino")}
-    assert spans == {"rule": 421.0, "no EMA rule": 8 * 421.0, "progressive": 421.0}
+    spans = {(a.kind, a.kappa): a.recipe.options["centre_half_life"] for a in layout.arms(part, "dino")}
+    assert spans == {
+        ("rule", 8): 421.0, ("no EMA rule", 8): 8 * 421.0, ("progressive", 8): 421.0, ("no centre rule", 8): 8 * 421.0,
+        ("rule", 4): 421.0, ("no EMA rule", 4): 4 * 421.0, ("no centre rule", 4): 4 * 421.0,
+    }  # fmt: skip
 
 
 def row(arm, kappa, average="SAME", raw="SAME", accuracy=50.0, worst=0.01, variant="byol"):
@@ -80,6 +83,15 @@ def test_probe_and_progressive_are_judged_by_paired_intervals():
     assert judging.progressive_mends([row("rule", 8), row("progressive", 8)])[0] is None
     assert judging.progressive_mends([bad, row("progressive", 16, worst=0.1)])[0] is True
     assert judging.progressive_mends([bad, row("progressive", 16, "DIFFERENT", worst=0.5)])[0] is False
+
+
+def test_the_centre_is_judged_in_pairs_at_the_largest_kappa():
+    near, far = row("rule", 8), row("no centre rule", 8, worst=0.2)
+    other = [row("rule", 4, worst=0.3), row("no centre rule", 4)]
+    assert judging.centre_on_the_clock([near, far, *other])[0] is True
+    assert judging.centre_on_the_clock([row("rule", 8, worst=0.2), row("no centre rule", 8)])[0] is False
+    assert judging.centre_on_the_clock([near, row("no centre rule", 8)])[0] is False
+    assert judging.centre_on_the_clock([near, row("no centre rule", 4)])[0] is None
 
 
 def test_polyak_at_16_needs_both_variants():

@@ -98,7 +98,8 @@ def test_the_first_large_step_does_not_lose_the_warm_up():
     ({"length": math.nan}, "schedule length=nan must be finite"),
     ({"length": 100, "final": 1.5}, r"schedule.final=1\.5 must be in \[0, 1\]"),
     ({"length": 100, "stair": 0}, r"stair=0 must be in \(0, inf\]"),
-    ({"length": 100, "shape": "step"}, "schedule.shape='step' must be one of 'constant', 'linear' or 'cosine'"),
+    ({"length": 100, "shape": "step"},
+     "schedule.shape='step' must be one of 'constant', 'linear', 'minus-sqrt' or 'cosine'"),
 ])  # fmt: skip
 def test_bad_schedules_are_refused(values, message):
     with pytest.raises(InputError, match=message):

@@ -83,7 +83,7 @@ def test_wsd_is_one_function_and_one_test_row(copy):
     says(
         copy,
         planned(schedule=schedule),
-        "schedule.shape='wsd' must be one of 'constant', 'linear', 'cosine' or 'autowu'",
+        "schedule.shape='wsd' must be one of 'constant', 'linear', 'minus-sqrt', 'cosine' or 'autowu'",
     )
     apply(copy, wsd)
     says(copy, planned(schedule=schedule), "0.4")

@@ -37,7 +37,7 @@ FILES = [
     ('"30 epochs"', '"0 epochs"', r"schedule length=0 must be in \(0, inf\]"),
     ('"1 epoch"', '"31 epochs"', r"schedule\.warmup=44547 samples must be in \[0, 43110\].*shorten the warm-up"),
     ('"1 epoch"', '"nan epochs"', r"schedule\.warmup='nan epochs' is not a quantity"),
-    ('"cosine"', '"cosin"', r"schedule\.shape='cosin'.*'constant', 'linear', 'cosine' or 'autowu'"),
+    ('"cosine"', '"cosin"', r"schedule\.shape='cosin'.*'constant', 'linear', 'minus-sqrt', 'cosine' or 'autowu'"),
     ("decay = 0.999", "decay = 1.5", r"ema\.decay=1\.5.*less than or equal to 1"),
     ("decay = 0.999", "decay = -0.1", r"ema\.decay=-0\.1.*greater than or equal to 0"),
     ("decay = 0.999", "decay = nan", r"ema\.decay=nan.*finite"),

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, final
 
 from isobatch.average.clock import overlaps
+from isobatch.curves import RAMPS
 from isobatch.errors import InputError
 from isobatch.units import finite, whole
 
@@ -289,7 +290,7 @@ class StepWarmup(Warmup):
     every: int | None = 1
 
     def __post_init__(self) -> None:
-        if self.curve not in ("tensorflow", "crowson", "exponential", "annealing"):
+        if self.curve not in RAMPS:
             raise InputError(f"curve={self.curve!r} must be tensorflow, crowson, exponential or annealing")
         finite("scale", self.scale, 0, open_low=True)
         finite("power", self.power, 0, open_low=True)
@@ -352,12 +353,7 @@ class StepWarmup(Warmup):
         if step < self.copies:
             return math.inf
         t = step - self.copies + self.first
-        curve = {
-            "tensorflow": (1 + t) / (10 + t),
-            "crowson": 1 - (1 + t / self.scale) ** -self.power,
-            "exponential": -math.expm1(-t / self.scale),
-            "annealing": t / (self.scale + t),
-        }[self.curve]
+        curve = RAMPS[self.curve](t, self.scale, self.power)
         own = math.inf if curve == 0 else -math.log2(curve)
         span = steady + own if self.curve == "exponential" else max(steady, own)
         return min(span, -math.log2(self.min_decay)) if self.min_decay else span

@@ -25,7 +25,8 @@ def add_recipe(command: argparse.ArgumentParser, *, required: bool = True, recip
         required: whether the batch size must be given.
         recipe: "?" where the recipe may be left out.
     """
-    command.add_argument("recipe", type=Path, nargs=recipe, help="recipe file (TOML)")
+    text = "recipe file: isobatch's own TOML; plan reads the files of other stacks too (docs/formats.md)"
+    command.add_argument("recipe", type=Path, nargs=recipe, help=text)
     command.add_argument("--batch-size", type=int, required=required, help="new global batch, in the recipe's unit")
 
 

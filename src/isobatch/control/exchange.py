@@ -24,7 +24,7 @@ from isobatch.units import finite, whole
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from isobatch.curves import Staircase
+    from isobatch.curves import Pieces, Staircase
     from isobatch.plan import Recipe
 
 SMITH = Rule(
@@ -63,7 +63,7 @@ class Milestones:
         cuts: pairs (first sample, factor from there on), rising in samples and falling in factor.
     """
 
-    warmup: Staircase
+    warmup: Staircase | Pieces
     cuts: tuple[tuple[int, float], ...]
 
     def mean(self, start: float, stop: float) -> float:
@@ -97,7 +97,7 @@ class Exchange:
     """
 
     batches: BatchSchedule
-    reference: Staircase | Milestones
+    reference: Staircase | Pieces | Milestones
     batch: int
     exponent: float
     rule: Rule
@@ -234,7 +234,7 @@ def _exchange(
     return Exchange(BatchSchedule(tuple(stages.items())), reference, size, exponent, rule, by_plan)
 
 
-def _milestones(recipe: Recipe, stairs: Staircase, milestones: Sequence[tuple[str, float]]) -> Milestones:
+def _milestones(recipe: Recipe, stairs: Staircase | Pieces, milestones: Sequence[tuple[str, float]]) -> Milestones:
     if stairs.shape != "constant":
         raise InputError(f'milestones lower a constant schedule, and schedule.shape="{stairs.shape}" falls already')
     factor, cuts = 1.0, []
@@ -250,7 +250,7 @@ def _milestones(recipe: Recipe, stairs: Staircase, milestones: Sequence[tuple[st
     return Milestones(stairs, tuple(cuts))
 
 
-def _falls(stairs: Staircase, cut: float, largest: float) -> tuple[tuple[int, float], ...]:
+def _falls(stairs: Staircase | Pieces, cut: float, largest: float) -> tuple[tuple[int, float], ...]:
     alpha = finite("cut", cut, 0, 1 - 1e-3, open_low=True)
     first, last = math.ceil(stairs.warmup / stairs.stair), max(1, math.ceil(stairs.length / stairs.stair))
     falls, factor = [], 1.0

@@ -12,7 +12,7 @@ SHAPES: dict[str, Shape] = {}
 
 
 def shape(function: Shape) -> Shape:
-    """Enter a function into `SHAPES` under its own name.
+    """Enter a function into `SHAPES` under its own name, with "-" for "_".
 
     Args:
         function: progress in [0, 1] -> what is left of the fall, 1 at first.
@@ -20,7 +20,7 @@ def shape(function: Shape) -> Shape:
     Returns:
         The function.
     """
-    SHAPES[str(getattr(function, "__name__", function))] = function
+    SHAPES[str(getattr(function, "__name__", function)).replace("_", "-")] = function
     return function
 
 
@@ -34,6 +34,12 @@ def constant(progress: float) -> float:
 def linear(progress: float) -> float:
     """A straight line down."""
     return 1 - progress
+
+
+@shape
+def minus_sqrt(progress: float) -> float:
+    """One minus the square root of the progress: steep at first (the cooldown of warm-up, stable, decay)."""
+    return 1 - math.sqrt(progress)
 
 
 @shape

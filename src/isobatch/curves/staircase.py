@@ -5,8 +5,10 @@ learning rate over the same samples is the same, whatever the sequence of batche
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from isobatch.curves.pieces import Pieces
 from isobatch.curves.shapes import SHAPES, cosine, mean_over, shape_of
 from isobatch.errors import InputError
 from isobatch.units import finite
@@ -22,7 +24,7 @@ class Staircase:
     Args:
         length: samples of the whole run, positive.
         warmup: samples of the linear warm-up, at most length.
-        shape: a name in `SHAPES`: constant, linear, cosine.
+        shape: a name in `SHAPES`: constant, linear, minus-sqrt, cosine.
         final: factor at the end of the run, in [0, 1].
         stair: samples of one reference step, positive.
         decay_from: samples at which the decay begins; the end of the warm-up unless given.
@@ -127,11 +129,79 @@ class DecaySchedule:
         Returns:
             H in samples, from 0 to infinity.
         """
-        stairs = max(1, math.ceil(self.length / self.stair))
-        rate = -mean_over(self._log_decay, start, stop, self.stair, stairs) / self.stair
-        return math.inf if rate == 0 else math.log(2) / rate
+        return half_life_over(self._decay, start, stop, self.stair, max(1, math.ceil(self.length / self.stair)))
 
-    def _log_decay(self, index: int) -> float:
+    def _decay(self, index: int) -> float:
         progress = min(1.0, index * self.stair / self.length)
-        decay = self.final - (self.final - self.start) * cosine(progress)
-        return -math.inf if decay == 0 else math.log(decay)
+        return self.final - (self.final - self.start) * cosine(progress)
+
+
+@dataclass(frozen=True)
+class DecayCurve:
+    """A decay per reference update that a curve moves: rho(s) = 1 - (1-rho)*share(s).
+
+    Args:
+        decay: rho per reference update where the share is 1, in [0, 1].
+        share: curve of 1 - decay.
+        stair: samples of one reference update; the share is read where it begins.
+
+    Example:
+        >>> from isobatch.curves.pieces import Piece, Pieces
+        >>> to_one = Pieces((Piece(math.inf, "cosine", 1.0, 0.0),), length=800, stair=8)
+        >>> DecayCurve(0.99, to_one, 8).half_life(0, 8)
+        551.7...
+    """
+
+    decay: float
+    share: Staircase | Pieces
+    stair: float
+
+    def half_life(self, start: float, stop: float) -> float:
+        """Return the half-life in samples that acts over the samples [start, stop).
+
+        Args:
+            start: samples seen before the step.
+            stop: samples seen after it.
+
+        Returns:
+            H in samples, from 0 to infinity.
+        """
+        stairs = max(1, math.ceil(self.share.length / self.stair))
+        return half_life_over(self.at, start, stop, self.stair, stairs)
+
+    def at(self, index: int) -> float:
+        """Return the reference decay of one of its updates.
+
+        Args:
+            index: of the update, from 0.
+
+        Returns:
+            rho in [0, 1].
+        """
+        return min(1.0, max(0.0, 1 - (1 - self.decay) * self.share.at(index * self.stair)))
+
+
+def half_life_over(decay: Callable[[int], float], start: float, stop: float, stair: float, stairs: int) -> float:
+    """Return the half-life over the samples [start, stop) of decays per stair: by their mean logarithm.
+
+    Args:
+        decay: of each stair, in [0, 1].
+        start: samples seen before the step.
+        stop: samples seen after it.
+        stair: samples of one stair.
+        stairs: how many there are.
+
+    Returns:
+        H in samples, from 0 to infinity.
+
+    Example:
+        >>> round(half_life_over(lambda index: 0.99, 0, 64, 8, 100), 1)
+        551.7
+    """
+
+    def log_decay(index: int) -> float:
+        rho = decay(index)
+        return -math.inf if rho == 0 else math.log(rho)
+
+    rate = -mean_over(log_decay, start, stop, stair, stairs) / stair
+    return math.inf if rate == 0 else math.log(2) / rate

@@ -1,15 +1,30 @@
 """From a recipe and a batch to the plan: the variant that was asked for, its numbers, and the scaled recipe."""
 
 from dataclasses import replace
+from typing import Any
 
 from isobatch import rules
+from isobatch.curves import Pieces
 from isobatch.errors import InputError
+from isobatch.plan.moving import make_row
 from isobatch.plan.plan import Form, Plan, R, Row
-from isobatch.plan.remedies import remedies
-from isobatch.plan.rows import all_rows, kept_row, make_row, with_rules
-from isobatch.plan.settings import Settings, base, curve, lr_rule_of, moves, row_of, scaled, searched, settings_of
-from isobatch.plan.warnings import warnings_of
-from isobatch.recipe import Batch, Critical, RecipeData, asked_size, split_kept, validate
+from isobatch.plan.rows import all_rows, kept_row, with_rules
+from isobatch.plan.settings import (
+    Moves,
+    Settings,
+    base,
+    curve,
+    lr_rule_of,
+    moves,
+    normalised_over,
+    of_group,
+    row_of,
+    scaled,
+    searched,
+    settings_of,
+)
+from isobatch.plan.warnings import remedies, warnings_of
+from isobatch.recipe import Batch, Critical, RecipeData, asked_size, in_samples, split_kept, validate
 from isobatch.rules.lr.linear import INVARIANT
 
 GOALS = ("equivalence", "speed")
@@ -46,17 +61,20 @@ def make_plan(
     """
     size, asked = asked_size(recipe.batch, batch_size, micro, devices), recipe.optimizer.name
     recipe = _variant(recipe, noise_scale, optimizer, rule, goal)
-    batch = recipe.batch.model_dump() | {"size": size, "schedule": None}
+    batch = recipe.batch.model_dump() | {"size": size, "schedule": None, "schedule_lr": None}
     batch |= {key: value for key, value in (("micro", micro), ("devices", devices)) if value is not None}
     new_batch = _batch(batch)
-    new_batch = new_batch.model_copy(update={"schedule": _scaled_stages(recipe, new_batch)})
-    moved = searched(recipe, moves(recipe, size, new_batch.per_device))
+    new_batch = new_batch.model_copy(
+        update={"schedule": _scaled_stages(recipe, new_batch), "schedule_lr": recipe.batch.schedule_lr}
+    )
+    moved = searched(recipe, moves(recipe, size, normalised_over(recipe, new_batch)))
     old, new = base(recipe), settings_of(recipe, size, moved)
     after = write(recipe, new, new_batch)
     renamed = () if recipe.optimizer.name == asked else (_name_row(recipe, asked),)
     kept = split_kept(recipe.batch, new_batch)
     if recipe.batch_norm is not None:
-        passes = kept.micro / recipe.batch.per_device
+        over = kept.micro * (kept.devices if recipe.batch_norm.synchronised else 1)
+        passes = over / normalised_over(recipe)
         kept = replace(kept, batch_norm=rules.scale_batch_norm(recipe.batch_norm.momentum, passes))
     rows = (kept_row(recipe, kept), *renamed, *all_rows(recipe, after, old, new, moved))
     found = tuple(warnings_of(recipe, after, old, new, moved))
@@ -81,7 +99,8 @@ def forms(recipe: RecipeData, size: int) -> tuple[Form, ...]:
         return ()
     found = []
     if o.momentum > 0:
-        chosen, name, because = _MOMENTUM[kinds.momentum]
+        used = moves(recipe, size)["momentum"].rule.formula
+        chosen, name, because = _MOMENTUM["keep" if used == "mu" else "sample-clock"]
         found.append(_form(name, f'rules.momentum = "{chosen}"', with_rules(recipe, momentum=chosen), size, because))
     elif row.normalises_after and "betas" in row.moments:
         chosen = "power" if kinds.betas == "keep" else "keep"
@@ -235,7 +254,7 @@ def _scaled_stages(recipe: RecipeData, batch: Batch) -> tuple[tuple[str, int], .
 
 
 def write(recipe: R, new: Settings, batch: Batch) -> R:
-    """Return the recipe with the numbers of another batch written in, its schedule kept in samples.
+    """Return the recipe with the numbers of another batch written in, everything that moves in time kept in samples.
 
     Args:
         recipe: the reference recipe.
@@ -245,44 +264,97 @@ def write(recipe: R, new: Settings, batch: Batch) -> R:
     Returns:
         The scaled recipe.
     """
-    o, unit, kappa = recipe.optimizer, recipe.batch.unit, new.batch / recipe.batch.size
-    names = ("lr", "momentum", "betas", "alpha", "eps", "weight_decay")
-    written = {name: getattr(new, name) for name in names}
-    if row_of(recipe).invariant and new.batch != recipe.batch.size:
-        written["reference_batch"] = o.reference_batch or recipe.batch.size
-    parts: dict[str, object] = {"batch": batch, "optimizer": o.model_copy(update=written)}
-    if recipe.schedule is not None:
-        stairs = curve(recipe, new.batch)
-        spans = {"length": f"{stairs.length:.12g} {unit}", "warmup": f"{stairs.warmup:.12g} {unit}"}
-        if stairs.decay_from is not None:
-            spans["decay_from"] = f"{stairs.decay_from:.12g} {unit}"
-        parts["schedule"] = recipe.schedule.model_copy(update=spans | {"stair": stairs.stair})
-    if recipe.ema is not None and recipe.ema.decay is not None:
-        moved = moves(recipe, new.batch)
-        averaged = {"decay": moved["ema.decay"].becomes}
-        if "ema.final" in moved:
-            averaged["final"] = moved["ema.final"].becomes
-        parts["ema"] = recipe.ema.model_copy(update=averaged)
-    elif recipe.ema is not None:
-        parts["ema"] = recipe.ema.model_copy(update={"half_life": f"{new.half_life:.12g} {unit}"})
+    kappa, parts = new.batch / recipe.batch.size, _in_samples(recipe, new.batch)
+    moved = moves(recipe, new.batch)
+    parts |= {"batch": batch, "optimizer": recipe.optimizer.model_copy(update=_optimizer_numbers(recipe, new))}
+    groups = []
+    for group in recipe.groups:
+        one = of_group(recipe, group)
+        numbers = _optimizer_numbers(one, scaled(one, new.batch))
+        stated = {name: numbers[name] for name in numbers if getattr(group, name, None) is not None}
+        groups.append(group.model_copy(update=stated))
+    parts["groups"] = tuple(groups)
+    if recipe.ema is not None:
+        parts["ema"] = recipe.ema.model_copy(update=_average_numbers(recipe, new, moved))
     if recipe.batch_norm is not None:
         parts["batch_norm"] = recipe.batch_norm.model_copy(update={"momentum": new.batch_norm})
     if recipe.planned is not None:
         parts["planned"] = recipe.planned.then(batch.size)
+    chosen = {}
     if recipe.rules.noise_share is not None:
-        share = rules.noise_share_after(recipe.rules.noise_share, kappa)
-        parts["rules"] = recipe.rules.model_copy(update={"noise_share": share})
-    return recipe.model_copy(update=parts | _augmentation_in_samples(recipe))
+        chosen["noise_share"] = rules.noise_share_after(recipe.rules.noise_share, kappa)
+    if recipe.rules.momentum == "auto" and kappa != 1:  # what was chosen for this batch, so that a way back finds it
+        chosen["momentum"] = "keep" if moved["momentum"].rule.formula == "mu" else "sample-clock"
+    parts["rules"] = recipe.rules.model_copy(update=chosen)
+    return recipe.model_copy(update=parts)
 
 
-def _augmentation_in_samples(recipe: RecipeData) -> dict[str, object]:
-    """Return [augment] and [adversary] with their spans in samples, so that they survive another batch."""
-    found: dict[str, object] = {}
+def _optimizer_numbers(recipe: RecipeData, new: Settings) -> dict[str, Any]:
+    """Return what [optimizer], or a group of its own, holds at the new batch."""
+    o = recipe.optimizer
+    names = ("lr", "momentum", "betas", "alpha", "eps", "weight_decay", "clip")
+    written = {name: getattr(new, name) for name in names}
+    if row_of(recipe).invariant and new.batch != recipe.batch.size:
+        written["reference_batch"] = o.reference_batch or recipe.batch.size
+    return written
+
+
+def _average_numbers(recipe: RecipeData, new: Settings, moved: Moves) -> dict[str, Any]:
+    """Return what [ema] holds at the new batch."""
+    ema, unit = recipe.ema, recipe.batch.unit
+    found: dict[str, Any] = {}
+    if ema is None:
+        return found
+    if ema.decay is not None:
+        found["decay"] = moved["ema.decay"].becomes
+    elif ema.half_life is not None:
+        found["half_life"] = f"{new.half_life:.12g} {unit}"
+    if "ema.final" in moved:
+        found["final"] = moved["ema.final"].becomes
+    if ema.start is not None:
+        found["start"] = spelled(recipe, ema.start, "ema.start")
+    if ema.ramp is not None:
+        ramp: dict[str, Any] = (
+            {"tau": spelled(recipe, ema.ramp.tau, "ema.ramp.tau")} if ema.ramp.tau is not None else {}
+        )
+        if "ema.ramp.inv_gamma" in moved:
+            ramp["inv_gamma"] = moved["ema.ramp.inv_gamma"].becomes
+        found["ramp"] = ema.ramp.model_copy(update=ramp)
+    return found
+
+
+def spelled(recipe: RecipeData, quantity: str, name: str) -> str:
+    """Return a span of the recipe in samples, so that it survives another batch.
+
+    Args:
+        recipe: whose epochs and steps are meant.
+        quantity: such as "2000 steps".
+        name: which setting it is, for messages.
+
+    Returns:
+        Such as "16000 samples".
+    """
+    return f"{recipe.samples(quantity, name):.12g} {recipe.batch.unit}"
+
+
+def _in_samples(recipe: RecipeData, size: float) -> dict[str, Any]:
+    """Return the parts that are spans: schedule, curves, spans, [augment] and [adversary]."""
+    found: dict[str, Any] = {}
     augment, adversary, unit = recipe.augment, recipe.adversary, recipe.batch.unit
+    if recipe.schedule is not None:
+        stairs = curve(recipe, size)
+        spans = {"length": f"{stairs.length:.12g} {unit}", "stair": stairs.stair}
+        if not isinstance(stairs, Pieces):
+            spans["warmup"] = f"{stairs.warmup:.12g} {unit}"
+            if stairs.decay_from is not None:
+                spans["decay_from"] = f"{stairs.decay_from:.12g} {unit}"
+        found["schedule"] = recipe.schedule.model_copy(update=spans)
+    found["curves"] = {name: in_samples(segments, recipe.samples, unit) for name, segments in recipe.curves.items()}
+    found["spans"] = {name: spelled(recipe, span, f"spans.{name}") for name, span in recipe.spans.items()}
     if augment is not None and augment.adjust_norm is not None:
-        span = recipe.samples(augment.adjust_norm, "augment.adjust_norm")
-        found["augment"] = augment.model_copy(update={"adjust_norm": f"{span:.12g} {unit}"})
+        span = spelled(recipe, augment.adjust_norm, "augment.adjust_norm")
+        found["augment"] = augment.model_copy(update={"adjust_norm": span})
     if adversary is not None:
-        span = recipe.samples(adversary.warmup, "adversary.warmup")
-        found["adversary"] = adversary.model_copy(update={"warmup": f"{span:.12g} {unit}"})
+        span = spelled(recipe, adversary.warmup, "adversary.warmup")
+        found["adversary"] = adversary.model_copy(update={"warmup": span})
     return found

@@ -4,11 +4,11 @@ from typing import Self
 
 from pydantic import ConfigDict, model_validator
 
-from isobatch.curves import DecaySchedule, Staircase
+from isobatch.curves import DecayCurve, DecaySchedule, Pieces, Staircase
 from isobatch.plan.plan import Plan
 from isobatch.plan.planning import make_plan
 from isobatch.plan.settings import curve, scaled
-from isobatch.recipe import RecipeData
+from isobatch.recipe import Group, RecipeData
 from isobatch.rules import LEARNING_RATES, optimizer_row, scale_decay
 
 
@@ -16,7 +16,7 @@ class Recipe(RecipeData):
     """A training recipe: every number that a change of the batch touches, and the plan at another batch.
 
     Its fields are those of `isobatch.recipe.RecipeData`: task, data_size, batch, optimizer, schedule, ema, batch_norm,
-    noise, augment, adversary, critical, rules and options.
+    noise, augment, adversary, critical, curves, groups, spans, rules and options.
 
     Example:
         >>> recipe = Recipe.load("examples/digits.toml")
@@ -31,6 +31,8 @@ class Recipe(RecipeData):
         """The optimizer and its rule exist, and what the recipe states has a meaning for them."""
         o, word = self.optimizer, self.rules.lr
         row = optimizer_row(o.name)
+        for group in self.groups:
+            self._known_group(group)
         if word != "auto" and word not in LEARNING_RATES:
             words = [repr(known) for known in ("auto", *LEARNING_RATES)]
             raise ValueError(f"rules.lr={word!r} must be one of {', '.join(words[:-1])} or {words[-1]}")
@@ -42,10 +44,37 @@ class Recipe(RecipeData):
             raise ValueError(f"optimizer.reference_batch has no meaning for {o.name}; use invariant-{o.name}")
         return self
 
+    def _known_group(self, group: Group) -> None:
+        """What a group states has a meaning for its optimizer."""
+        o = group.of(self.optimizer)
+        row = optimizer_row(o.name)
+        for name, at in (("momentum", "momentum"), ("betas", "betas"), ("alpha", "alpha")):
+            if getattr(group, name) is not None and at not in row.moments:
+                raise ValueError(f"groups.{group.name}.{name}={getattr(group, name)!r} has no meaning for {o.name}; "
+                                 "remove it")  # fmt: skip
+        for name in ("eps", "eps_inside"):
+            if getattr(group, name) is not None and not row.adaptive:
+                raise ValueError(f"groups.{group.name}.{name} has no meaning for {o.name}; remove it")
+
+    @model_validator(mode="after")
+    def _followed(self) -> Self:
+        """Curves move numbers that the recipe has."""
+        o, row = self.optimizer, optimizer_row(self.optimizer.name)
+        decays = o.weight_decay or any(group.weight_decay for group in self.groups)
+        if "weight_decay" in self.curves and not decays:
+            raise ValueError(
+                "curves.weight_decay moves optimizer.weight_decay, which is 0; set it, or remove the curve"
+            )
+        if "momentum" in self.curves and not o.momentum and "betas" not in row.moments:
+            raise ValueError("curves.momentum moves optimizer.momentum, which is 0; set it, or remove the curve")
+        if o.eps_inside and not row.adaptive:
+            raise ValueError(f"optimizer.eps_inside has no meaning for {o.name}; remove it")
+        return self
+
     @model_validator(mode="after")
     def _moves(self) -> Self:
         """Every batch that the recipe itself takes is within the domain of its rules."""
-        for _, batch in self.batch_stages():
+        for _, batch in self.batch_stages() if self.batch.schedule_lr != "keep" else ():
             if self.schedule is not None:
                 self.staircase(batch)
             scaled(self, batch)
@@ -91,7 +120,7 @@ class Recipe(RecipeData):
             goal=goal,
         )
 
-    def staircase(self, batch: float | None = None) -> Staircase:
+    def staircase(self, batch: float | None = None) -> Staircase | Pieces:
         """Return the learning-rate schedule as a function of samples.
 
         Args:
@@ -106,11 +135,14 @@ class Recipe(RecipeData):
         """
         return curve(self, batch)
 
-    def average_schedule(self) -> DecaySchedule | None:
-        """Return the schedule of the weight average's decay, None where it is constant."""
-        if self.ema is None or self.ema.final is None or self.ema.decay is None:
+    def average_schedule(self) -> DecaySchedule | DecayCurve | None:
+        """Return the schedule of the weight average's decay, None where it is constant but for a ramp."""
+        if self.ema is None or (self.ema.final is None and "ema" not in self.curves):
             return None
         stairs = self.staircase()
         back = stairs.stair / self.batch.size
-        start, final = scale_decay(self.ema.decay, back), scale_decay(self.ema.final, back)
-        return DecaySchedule(start, final, stairs.length, stairs.stair * self.ema.every)
+        start = scale_decay(self.average_decay, back)
+        if self.ema.final is not None:
+            return DecaySchedule(start, scale_decay(self.ema.final, back), stairs.length, stairs.stair * self.ema.every)
+        share = self.curve("ema")
+        return None if share is None else DecayCurve(start, share, stairs.stair * self.ema.every)

@@ -3,16 +3,31 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from isobatch.curves import Staircase
-from isobatch.recipe import RecipeData
-from isobatch.rules import OPTIMIZERS, Change, OptimizerRow, Rule, average, batch_norm, epsilon, momentum, weight_decay
+from isobatch.curves import Pieces, Staircase
+from isobatch.errors import InputError
+from isobatch.recipe import Batch, Group, RecipeData
+from isobatch.rules import (
+    OPTIMIZERS,
+    Change,
+    OptimizerRow,
+    Rule,
+    average,
+    batch_norm,
+    clip,
+    epsilon,
+    momentum,
+    weight_decay,
+)
 from isobatch.rules.betas import beta_rule
 from isobatch.rules.lr import LEARNING_RATES, lr_rule
 from isobatch.rules.lr.keep import SEARCHED
+from isobatch.rules.reduction import in_unit, power_of
 from isobatch.rules.rule import Applied, Span
-from isobatch.units import batch_ratio, decay_at
+from isobatch.units import batch_ratio
 
+R = TypeVar("R", bound=RecipeData)
 Moves = dict[str, Applied]
 
 
@@ -30,6 +45,7 @@ class Settings:
         weight_decay: lambda.
         half_life: of the weight average, in samples, at the start of the run.
         batch_norm: batch norm's momentum, None without batch norm.
+        clip: largest norm of the gradient, None without a clip.
     """
 
     batch: float
@@ -41,6 +57,7 @@ class Settings:
     weight_decay: float
     half_life: float
     batch_norm: float | None
+    clip: float | None = None
 
 
 def base(recipe: RecipeData) -> Settings:
@@ -55,7 +72,7 @@ def base(recipe: RecipeData) -> Settings:
     o = recipe.optimizer
     norm = recipe.batch_norm.momentum if recipe.batch_norm else None
     return Settings(
-        recipe.batch.size, o.lr, o.momentum, o.betas, o.alpha, o.eps, o.weight_decay, recipe.half_life, norm
+        recipe.batch.size, o.lr, o.momentum, o.betas, o.alpha, o.eps, o.weight_decay, recipe.half_life, norm, o.clip
     )
 
 
@@ -65,7 +82,7 @@ def scaled(recipe: RecipeData, batch: float, per_device: float | None = None) ->
     Args:
         recipe: the recipe.
         batch: samples of the step, positive.
-        per_device: samples per device and forward pass; kept in proportion to the batch unless given.
+        per_device: samples that batch norm sees in a forward pass; kept in proportion to the batch unless given.
 
     Returns:
         The settings at that batch; the recipe's own at its own batch.
@@ -97,7 +114,8 @@ def settings_of(recipe: RecipeData, batch: float, moved: Moves) -> Settings:
     numbers = {name: moved[name].becomes for name in names}
     betas = (moved["betas[0]"].becomes, moved["betas[1]"].becomes)
     norm = moved["batch_norm"].becomes if "batch_norm" in moved else None
-    return replace(base(recipe), batch=batch, betas=betas, batch_norm=norm, **numbers)
+    clip_ = moved["clip"].becomes if "clip" in moved else None
+    return replace(base(recipe), batch=batch, betas=betas, batch_norm=norm, clip=clip_, **numbers)
 
 
 def moves(recipe: RecipeData, batch: float, per_device: float | None = None) -> Moves:
@@ -106,11 +124,11 @@ def moves(recipe: RecipeData, batch: float, per_device: float | None = None) -> 
     Args:
         recipe: the recipe.
         batch: the new batch.
-        per_device: samples per device and forward pass; kept in proportion to the batch unless given.
+        per_device: samples that batch norm sees in a forward pass; kept in proportion to the batch unless given.
 
     Returns:
-        Setting -> what moved it: lr, momentum, betas[0], betas[1], alpha, eps, weight_decay, half_life, and ema.decay,
-        ema.final, batch_norm where the recipe has them.
+        Setting -> what moved it: lr, momentum, betas[0], betas[1], alpha, eps, weight_decay, half_life, and clip,
+        ema.decay, ema.final, ema.ramp.inv_gamma, batch_norm where the recipe has them.
 
     Raises:
         InputError: a batch that is not positive, or beyond a rule's domain.
@@ -119,10 +137,49 @@ def moves(recipe: RecipeData, batch: float, per_device: float | None = None) -> 
     found = dict(_optimizer(recipe, change))
     found |= _average(recipe, change)
     if recipe.batch_norm is not None:
-        ratio = change.kappa if per_device is None else batch_ratio(per_device, recipe.batch.per_device)
+        ratio = change.kappa if per_device is None else batch_ratio(per_device, normalised_over(recipe))
         seen = change._replace(kappa=ratio, value=recipe.batch_norm.momentum)
         found["batch_norm"] = Applied.by(batch_norm.POWER, seen)
     return found
+
+
+def normalised_over(recipe: RecipeData, batch: Batch | None = None) -> int:
+    """Return the samples over which batch norm takes its statistics in one forward pass.
+
+    Args:
+        recipe: whose batch norm it is.
+        batch: another batch than the recipe's own.
+
+    Returns:
+        Samples of one device, or of all where they are synchronised.
+    """
+    found = recipe.batch if batch is None else batch
+    norm = recipe.batch_norm
+    return found.per_device * (found.devices if norm is not None and norm.synchronised else 1)
+
+
+def of_group(recipe: R, group: Group) -> R:
+    """Return the recipe by which a group of parameters is trained; a second optimizer takes its own rules.
+
+    Args:
+        recipe: the recipe.
+        group: one of its groups.
+
+    Returns:
+        The recipe with the group's numbers in [optimizer], and no groups.
+
+    Example:
+        >>> from isobatch.plan import Recipe
+        >>> recipe = Recipe.parse({
+        ...     "batch": {"size": 8}, "optimizer": {"name": "adamw", "lr": 1e-3},
+        ...     "groups": [{"name": "hidden", "dims": "matrices", "optimizer": "muon", "lr": 0.02, "momentum": 0.95}]})
+        >>> scaled(of_group(recipe, recipe.groups[0]), 32).lr
+        0.08
+    """
+    own = {"optimizer": group.of(recipe.optimizer), "groups": ()}
+    if group.optimizer is not None and recipe.rules.lr not in ("auto", "keep"):
+        own["rules"] = recipe.rules.model_copy(update={"lr": "auto", "noise_share": None})
+    return recipe.model_copy(update=own)
 
 
 def searched(recipe: RecipeData, moved: Moves) -> Moves:
@@ -189,7 +246,7 @@ def _averages_kept(recipe: RecipeData) -> bool:
     return kinds.betas == "keep" or not any(o.betas)
 
 
-def curve(recipe: RecipeData, batch: float | None = None) -> Staircase:
+def curve(recipe: RecipeData, batch: float | None = None) -> Staircase | Pieces:
     """Return the curve of the learning rate as a function of samples.
 
     Args:
@@ -200,11 +257,16 @@ def curve(recipe: RecipeData, batch: float | None = None) -> Staircase:
         The staircase.
 
     Raises:
-        InputError: no length, or a warm-up longer than the run.
+        InputError: no length, a warm-up longer than the run, or pieces under a rule that moves curves.
     """
     stairs, rule = RecipeData.staircase(recipe), lr_rule_of(recipe)
     if batch is None or rule.curves is None:
         return stairs
+    if isinstance(stairs, Pieces):
+        raise InputError(
+            f"the rule {recipe.rules.lr!r} moves the warm-up or the length of a curve; say it as schedule.warmup and "
+            "schedule.shape instead of curves.lr, or plan by the recipe's own rule"
+        )
     span = Span(stairs.length, stairs.warmup, stairs.decay_from, stairs.stair)
     moved = rule.curves(span, _change(recipe, batch))
     return replace(stairs, length=moved.length, warmup=moved.warmup, decay_from=moved.decay_from, stair=moved.stair)
@@ -235,21 +297,27 @@ def _change(recipe: RecipeData, batch: float) -> Change:
         critical=None if known is None else known.batch,
         length=math.inf if run is None else run.length,
         warmup=0.0 if run is None else run.warmup,
+        limit=o.lr_limit,
     )
 
 
 def _optimizer(recipe: RecipeData, change: Change) -> Iterator[tuple[str, Applied]]:
     """Yield the numbers of the optimizer: the learning rate first, because others stand beside it."""
     o, kinds, row = recipe.optimizer, recipe.rules, change.optimizer
-    lr = lr_rule_of(recipe)
+    lr, coupling = lr_rule_of(recipe), coupling_of(recipe)
     rate = Applied.by(lr, change).becomes
     others: Callable[[Rule, str], Rule] = lambda rule, letter: rule if lr.others is None else lr.others(letter)  # noqa: E731
-    clock = momentum.NORMALISED if row.normalises_after else momentum.SAMPLE_CLOCK
-    clock = clock if kinds.momentum == "sample-clock" else momentum.KEPT
-    moved = Applied.by(others(clock, "mu"), change._replace(value=o.momentum))
-    follows = o.momentum > 0 and moved.rule is momentum.SAMPLE_CLOCK
-    new_lr = rate * momentum.lr_factor(o.momentum, moved.becomes) if follows else rate
-    yield "lr", Applied(momentum.beside(lr) if follows else lr, change, new_lr)
+    summed: Callable[[Applied, str], Applied] = lambda found, name: (  # noqa: E731
+        found if not recipe.batch.summed
+        else in_unit(found, power_of(name, row, coupling, inside=o.eps_inside))
+    )  # fmt: skip
+    held = change._replace(value=o.momentum)
+    moved = Applied.by(others(momentum.clock_of(kinds.momentum, held), "mu"), held)
+    follows = o.momentum > 0 and moved.rule.formula == momentum.SAMPLE_CLOCK.formula and not row.normalises_after
+    full = rate * momentum.lr_factor(o.momentum, moved.becomes) if follows else rate
+    first = summed(Applied(momentum.beside(lr) if follows else lr, change, full), "lr")
+    new_lr = first.becomes
+    yield "lr", first
     yield "momentum", moved
     for name, value, floor in (
         ("betas[0]", o.betas[0], kinds.floors[0]),
@@ -261,24 +329,30 @@ def _optimizer(recipe: RecipeData, change: Change) -> Iterator[tuple[str, Applie
     # by a search the printed rate is not the one that these stand beside
     plain, real = ("eta'*(1-mu)/(1-mu')" if follows else "eta'"), "eta'"
     if recipe.schedule is not None and recipe.schedule.searches:
-        plain = f"({lr.formula})"
-        real = f"({momentum.beside(lr).formula if follows else lr.formula})"
+        plain, real = f"({lr.formula})", f"({first.rule.formula})"
     seen = change._replace(value=o.eps, rate=rate, new_lr=new_lr)
-    eps = epsilon.eps_rule(row, lr, plain)
-    yield "eps", Applied.by(others(eps, "eps") if row.adaptive else epsilon.NONE, seen)
-    decay = weight_decay.decay_rule(row, coupling_of(recipe), real)
-    yield "weight_decay", Applied.by(others(decay, "lambda"), seen._replace(value=o.weight_decay))
+    eps = epsilon.eps_rule(row, lr, plain, inside=o.eps_inside)
+    yield "eps", summed(Applied.by(others(eps, "eps") if row.adaptive else epsilon.NONE, seen), "eps")
+    decay = weight_decay.decay_rule(row, coupling, real)
+    moved = Applied.by(others(decay, "lambda"), seen._replace(value=o.weight_decay))
+    yield "weight_decay", summed(moved, "weight_decay")
+    if o.clip is not None:
+        yield "clip", summed(Applied.by(clip.KEPT, seen._replace(value=o.clip)), "clip")
 
 
 def _average(recipe: RecipeData, change: Change) -> Iterator[tuple[str, Applied]]:
     kept = recipe.rules.average == "keep"
     span, decay = (average.HALF_LIFE_MOVED, average.KEPT) if kept else (average.HALF_LIFE, average.POWER)
-    yield "half_life", Applied.by(span, change._replace(value=recipe.half_life))
-    if recipe.ema is None:
+    ema = recipe.ema
+    if ema is not None and ema.ramp is not None and ema.ramp.by == "post-hoc":
+        yield "half_life", Applied.by(average.HALF_LIFE, change._replace(value=recipe.half_life))
         return
-    rho = recipe.ema.decay
-    if rho is None:
-        rho = decay_at(recipe.half_life, recipe.batch.size * recipe.ema.every)
-    yield "ema.decay", Applied.by(decay, change._replace(value=rho))
-    if recipe.ema.final is not None:
-        yield "ema.final", Applied.by(decay, change._replace(value=recipe.ema.final))
+    yield "half_life", Applied.by(span, change._replace(value=recipe.half_life))
+    if ema is None:
+        return
+    yield "ema.decay", Applied.by(decay, change._replace(value=recipe.average_decay))
+    if ema.final is not None:
+        yield "ema.final", Applied.by(decay, change._replace(value=ema.final))
+    if ema.ramp is not None and ema.ramp.by == "power":
+        rule = average.inv_gamma_rule(ema.ramp.exponent)
+        yield "ema.ramp.inv_gamma", Applied.by(rule, change._replace(value=ema.ramp.scale))

@@ -2,12 +2,14 @@
 
 from isobatch.recipe.augmentation import Adversary, Augment
 from isobatch.recipe.autowu import Search
+from isobatch.recipe.averages import LAWS, Average, EmaRamp
 from isobatch.recipe.critical import Critical
+from isobatch.recipe.curves import MOVED, Curve, Segment, in_samples
 from isobatch.recipe.data import RecipeData
+from isobatch.recipe.groups import Group
 from isobatch.recipe.loading import read_toml, validate
 from isobatch.recipe.parts import (
     Adaptive,
-    Average,
     Batch,
     BatchNorm,
     Noise,
@@ -21,6 +23,8 @@ from isobatch.recipe.stamp import Planned
 from isobatch.recipe.writing import toml_text
 
 __all__ = [
+    "LAWS",
+    "MOVED",
     "Adaptive",
     "Adversary",
     "Augment",
@@ -28,6 +32,9 @@ __all__ = [
     "Batch",
     "BatchNorm",
     "Critical",
+    "Curve",
+    "EmaRamp",
+    "Group",
     "Noise",
     "Optimizer",
     "Part",
@@ -36,8 +43,10 @@ __all__ = [
     "Rules",
     "Schedule",
     "Search",
+    "Segment",
     "Split",
     "asked_size",
+    "in_samples",
     "read_toml",
     "split_kept",
     "toml_text",

@@ -7,15 +7,18 @@ from typing import Any, Self
 
 from pydantic import ConfigDict, Field, StrictInt, model_validator
 
-from isobatch.curves import AutoWU, Staircase
+from isobatch.curves import AutoWU, Pieces, Staircase
 from isobatch.errors import InputError
 from isobatch.recipe.augmentation import Adversary, Augment
 from isobatch.recipe.autowu import Search
+from isobatch.recipe.averages import Average
 from isobatch.recipe.critical import Critical
+from isobatch.recipe.curves import Curve, known_name, pieces_of
+from isobatch.recipe.groups import Group, check_groups
 from isobatch.recipe.loading import read_toml, validate
-from isobatch.recipe.parts import Average, Batch, BatchNorm, Noise, Optimizer, Part, Rules, Schedule
+from isobatch.recipe.parts import Batch, BatchNorm, Noise, Optimizer, Part, Rules, Schedule
 from isobatch.recipe.stamp import Planned
-from isobatch.units import half_life, to_samples
+from isobatch.units import decay_at, half_life, to_samples
 
 
 class RecipeData(Part):
@@ -29,6 +32,10 @@ class RecipeData(Part):
         batch: the global batch.
         optimizer: the optimizer and its numbers.
         schedule: length, warm-up, shape.
+        curves: how lr, weight_decay, momentum, ema or any other setting moves over the run; in place of the schedule's
+            warm-up and shape.
+        groups: parameters with numbers, or an optimizer, of their own.
+        spans: named spans that stay in samples, such as freeze = "1250 steps".
         ema: the weight average, None without one.
         batch_norm: batch norm's momentum, None without batch norm.
         noise: how the noise scale is measured in training; None where it is not, unless the batch is adaptive.
@@ -52,6 +59,9 @@ class RecipeData(Part):
     batch: Batch
     optimizer: Optimizer
     schedule: Schedule | None = None
+    curves: dict[str, Curve] = Field(default_factory=dict)
+    groups: tuple[Group, ...] = ()
+    spans: dict[str, str] = Field(default_factory=dict)
     ema: Average | None = None
     batch_norm: BatchNorm | None = None
     noise: Noise | None = None
@@ -75,12 +85,67 @@ class RecipeData(Part):
             if self.ema.half_life is not None and not 0 < horizon < math.inf:
                 raise ValueError(f'ema.half_life="{self.ema.half_life}" must be positive; use decay = 0 for a copy')
         self.batch_stages()
+        self._moving()
+        check_groups(self.groups)
         settle = self.batch.adaptive.settle if self.batch.adaptive else None
         spans = (("batch.adaptive.settle", settle), ("noise.half_life", self.noise.half_life if self.noise else None))
         for name, quantity in spans:
             if quantity is not None and not 0 < self.span(quantity, name) < math.inf:
                 raise ValueError(f'{name}="{quantity}" must be positive and finite')
         return self
+
+    def _moving(self) -> None:
+        """Check what moves over the run: curves, the ramp and start of the average, spans."""
+        for name in self.curves:
+            known_name(name)
+            curve = self.curve(name)
+            if curve is not None and name in ("momentum", "ema"):
+                self._decays(name, curve)
+        for name, quantity in self.spans.items():
+            if not 0 <= self.samples(quantity, f"spans.{name}") < math.inf:
+                raise ValueError(f'spans.{name}="{quantity}" must be finite')
+        if self.curves.get("lr") is not None and self.schedule is not None:
+            stated = self.schedule.model_fields_set & {"warmup", "shape", "final", "decay_from", "search"}
+            if stated:
+                words = ", ".join(f"schedule.{name}" for name in sorted(stated))
+                raise ValueError(f"curves.lr and {words} both move the learning rate; drop one of them")
+        if self.ema is None:
+            return
+        if self.ema.start is not None:
+            self.samples(self.ema.start, "ema.start")
+        tau = self.ema.ramp.tau if self.ema.ramp is not None else None
+        if tau is not None and not 0 < self.samples(tau, "ema.ramp.tau") < math.inf:
+            raise ValueError(f'ema.ramp.tau="{tau}" must be positive and finite')
+        if "ema" in self.curves and (self.ema.final is not None or self.ema.ramp is not None):
+            other = "final" if self.ema.final is not None else "ramp"
+            raise ValueError(f"curves.ema and ema.{other} both move the decay of the average; drop one of them")
+
+    def _decays(self, name: str, curve: Pieces) -> None:
+        """Refuse a curve of 1 - decay that leaves the decays."""
+        if name == "ema" and self.ema is None:
+            raise ValueError("curves.ema moves the decay of [ema], which is missing; add it, or remove the curve")
+        if name == "ema":
+            decay, most = self.average_decay, 1.0
+        else:
+            decay, most = self.optimizer.momentum or self.optimizer.betas[0], 1.0
+        for piece in curve.pieces:
+            for share in (piece.start, Pieces.ends_at(piece)):
+                if (1 - decay) * share > most * (1 + 1e-12):
+                    raise ValueError(
+                        f"curves.{name} reaches {share:g} times 1 - {decay:g}, a decay below 0; its shares are of "
+                        f"1 - decay and may be at most {most / (1 - decay):.6g}"
+                    )
+                if name == "momentum" and not share:
+                    raise ValueError("curves.momentum reaches 0, a momentum of 1 that never forgets; end above 0")
+
+    @property
+    def average_decay(self) -> float:
+        """Decay per update of the average at batch.size; 1 without an average, or with a profile instead of a decay."""
+        if self.ema is None or (self.ema.decay is None and self.ema.half_life is None):
+            return 1.0
+        if self.ema.decay is not None:
+            return self.ema.decay
+        return decay_at(self.half_life, self.batch.size * self.ema.every)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -125,7 +190,16 @@ class RecipeData(Part):
         Returns:
             Samples (or tokens) on the recipe's clock.
         """
-        return to_samples(quantity, batch=self.batch.size, data_size=self.data_size, name=name, unit=self.batch.unit)
+        if quantity == "0 samples":  # what a span is that nobody gave, on the clock of tokens too
+            return 0.0
+        return to_samples(
+            quantity,
+            batch=self.batch.size,
+            data_size=self.data_size,
+            name=name,
+            unit=self.batch.unit,
+            sequence=self.batch.sequence,
+        )
 
     def span(self, quantity: str, name: str) -> float:
         """Return how many samples a quantity spans while the batch changes.
@@ -169,26 +243,62 @@ class RecipeData(Part):
                 raise InputError(f'{name}="{after}" must start after "{before}"; give the stages in rising order')
         return tuple(stages)
 
-    def staircase(self) -> Staircase:
+    def staircase(self) -> Staircase | Pieces:
         """Return the learning-rate curve as a function of samples, as it is at the recipe's own batch.
 
         Returns:
-            The staircase.
+            The staircase; with curves.lr its pieces, which have the same face.
 
         Raises:
-            InputError: no length, or a warm-up longer than the run.
+            InputError: no length, a warm-up longer than the run, or a curve that does not cover it.
         """
+        own = self.curve("lr")
+        if own is not None:
+            return own
+        schedule = self._scheduled()
+        return Staircase(
+            length=self.samples(schedule.length, "schedule.length"),
+            warmup=self.samples(schedule.warmup, "schedule.warmup"),
+            shape="constant" if schedule.searches else schedule.shape,
+            final=schedule.final,
+            stair=schedule.stair or float(self.batch.size),
+            decay_from=None
+            if schedule.decay_from is None
+            else self.samples(schedule.decay_from, "schedule.decay_from"),
+        )
+
+    def curve(self, name: str) -> Pieces | None:
+        """Return one of the recipe's curves as a function of samples, read through its mean over a step.
+
+        Args:
+            name: lr, weight_decay, momentum, ema, or a name of your own, such as teacher_temperature.
+
+        Returns:
+            Shares of the setting's own number (of 1 - decay for momentum and ema); None where it does not move.
+
+        Raises:
+            InputError: no length, or a curve that does not cover the run.
+
+        Example:
+            >>> data = RecipeData.parse({
+            ...     "batch": {"size": 8}, "optimizer": {"name": "sgd", "lr": 0.1},
+            ...     "schedule": {"length": "800 samples"},
+            ...     "curves": {"lr": [{"span": "80 samples", "by": "linear", "start": 0.0, "to": 1.0},
+            ...                       {"by": "cosine", "to": 0.1}]}})
+            >>> lr = data.curve("lr")
+            >>> lr.at(40), lr.mean(80, 96)
+            (0.5, 0.99...)
+        """
+        if name not in self.curves:
+            return None
+        schedule = self._scheduled()
+        length = self.samples(schedule.length, "schedule.length")
+        return pieces_of(name, self.curves[name], self.samples, length, schedule.stair or float(self.batch.size))
+
+    def _scheduled(self) -> Schedule:
         if self.schedule is None:
             raise InputError('the recipe has no [schedule]; add length = "30 epochs" (or samples, steps)')
-        start = self.schedule.decay_from
-        return Staircase(
-            length=self.samples(self.schedule.length, "schedule.length"),
-            warmup=self.samples(self.schedule.warmup, "schedule.warmup"),
-            shape="constant" if self.schedule.searches else self.schedule.shape,
-            final=self.schedule.final,
-            stair=self.schedule.stair or float(self.batch.size),
-            decay_from=None if start is None else self.samples(start, "schedule.decay_from"),
-        )
+        return self.schedule
 
     def search(self) -> AutoWU | None:
         """Return a fresh search for the learning rate, None for a recipe whose schedule is fixed.
@@ -207,9 +317,17 @@ class RecipeData(Part):
 
     @property
     def half_life(self) -> float:
-        """Half-life of the weight average in samples at the start of the run; infinity without an average."""
+        """Half-life of the weight average in samples, before curves and ramps; infinity without an average.
+
+        A power profile (ema.ramp by = "post-hoc") has no half-life of its own: the one it has at the end of the run.
+        """
         if self.ema is None:
             return math.inf
         if self.ema.half_life is not None:
             return self.samples(self.ema.half_life, "ema.half_life")
+        if self.ema.decay is None and self.ema.ramp is not None:
+            if self.schedule is None:
+                return math.inf
+            profile = max(self.ema.ramp.profiles)
+            return self.samples(self.schedule.length, "schedule.length") * math.log(2) / (profile + 1)
         return half_life(self.ema.decay or 0.0, self.batch.size * self.ema.every)

@@ -1,4 +1,4 @@
-"""The parts of a recipe: batch, optimizer, schedule, weight average, batch norm, and the forms of the rules."""
+"""The parts of a recipe: batch, optimizer, schedule, batch norm, and the forms of the rules."""
 
 from typing import Literal, Self
 
@@ -72,6 +72,11 @@ class Batch(Part):
         devices: data-parallel devices.
         schedule: pairs (start, batch), such as [["0 epochs", 8], ["10 epochs", 128]]; the settings still hold at size.
         adaptive: a batch that follows the noise scale from size on, instead of a schedule.
+        schedule_lr: whether the numbers per step follow the rules at each stage of the schedule (scale, unless
+            given), or stay as they are stated (keep), as where a ramp of the batch leaves the learning rate alone.
+        sequence: tokens in a sample, which lets spans be given in either.
+        reduction: how the loss adds up over the batch: mean (unless given), sum, or "times batch" (a mean that is
+            multiplied by it).
     """
 
     size: StrictInt = Field(ge=1)
@@ -80,11 +85,18 @@ class Batch(Part):
     devices: StrictInt = Field(default=1, ge=1)
     schedule: tuple[tuple[str, StrictInt], ...] | None = None
     adaptive: Adaptive | None = None
+    schedule_lr: Literal["scale", "keep"] | None = None
+    sequence: StrictInt | None = Field(default=None, ge=1)
+    reduction: Literal["mean", "sum", "times batch"] | None = None
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
         if self.schedule is not None and self.adaptive is not None:
             raise ValueError("batch.schedule and batch.adaptive both set the batch; remove one of them")
+        if self.schedule is None and self.schedule_lr is not None:
+            raise ValueError(
+                f'batch.schedule_lr = "{self.schedule_lr}" needs batch.schedule; add the stages, or remove it'
+            )
         whole = self.devices * (self.micro or 1)
         sizes = [("batch.size", self.size)]
         sizes += [(f'batch.schedule from "{start}"', batch) for start, batch in self.schedule or ()]
@@ -98,6 +110,11 @@ class Batch(Part):
                 near = f"{lower} or {lower + whole}" if lower else f"{whole}"
                 raise ValueError(f"{name}={size} is not a multiple of micro x devices = {whole}; nearest: {near}")
         return self
+
+    @property
+    def summed(self) -> bool:
+        """Whether the gradient grows with the batch, because the loss is summed or multiplied by it."""
+        return self.reduction in ("sum", "times batch")
 
     @property
     def per_device(self) -> int:
@@ -115,15 +132,17 @@ class Optimizer(Part):
 
     Args:
         name: sgd, adam, adamw, rmsprop, or another name known to the rules.
-        lr: learning rate at batch.size, for a mean-reduced loss.
+        lr: learning rate at batch.size, for the loss as batch.reduction says.
         momentum: heavy-ball momentum, PyTorch form without dampening.
         nesterov: Nesterov's form of it.
         betas: Adam's moments.
         alpha: RMSProp's moment.
         eps: beside sqrt(v).
+        eps_inside: whether eps stands inside the root, sqrt(v + eps), instead.
         weight_decay: lambda.
         decay: how lambda is coupled: decoupled, coupled, independent or trust-ratio; the optimizer's own unless given.
-        clip: largest norm of the global gradient.
+        clip: largest norm of the gradient.
+        clip_by: norm (of the whole gradient), value (of each entry) or module (the norm within each module).
         lr_limit: largest stable lr/(1-momentum), where you have measured it.
         reference_batch: batch whose second moment the invariant forms keep; batch.size unless given.
     """
@@ -135,9 +154,11 @@ class Optimizer(Part):
     betas: tuple[StrictFloat, StrictFloat] = (0.9, 0.999)
     alpha: StrictFloat = Field(default=0.99, ge=0, lt=1)
     eps: StrictFloat = Field(default=1e-8, ge=0)
+    eps_inside: StrictBool = False
     weight_decay: StrictFloat = Field(default=0.0, ge=0)
     decay: Literal["decoupled", "coupled", "independent", "trust-ratio"] | None = None
     clip: StrictFloat | None = Field(default=None, gt=0)
+    clip_by: Literal["norm", "value", "module"] = "norm"
     lr_limit: StrictFloat | None = Field(default=None, gt=0)
     reference_batch: StrictInt | None = Field(default=None, ge=1)
 
@@ -152,6 +173,8 @@ class Optimizer(Part):
     def _fits(self) -> Self:
         if self.nesterov and not self.momentum:
             raise ValueError("optimizer.nesterov needs momentum > 0; set momentum or drop nesterov")
+        if self.clip_by != "norm" and self.clip is None:
+            raise ValueError(f'optimizer.clip_by = "{self.clip_by}" needs optimizer.clip; set it or drop clip_by')
         return self
 
 
@@ -161,7 +184,7 @@ class Schedule(Part):
     Args:
         length: such as "30 epochs", "20_000 samples", "500 steps" (steps of this recipe's batch).
         warmup: linear warm-up, same form.
-        shape: a name in `isobatch.curves.SHAPES` (constant, linear, cosine), or autowu (see `search`).
+        shape: a name in `isobatch.curves.SHAPES` (constant, linear, minus-sqrt, cosine), or autowu (see `search`).
         final: learning rate at the end, as a share of lr.
         stair: samples over which the reference held each value; one step of this recipe unless given.
         decay_from: where the decay begins, such as "1 epoch"; the end of the warm-up unless given.
@@ -196,40 +219,16 @@ class Schedule(Part):
         return self.shape == "autowu"
 
 
-class Average(Part):
-    """The weight average (EMA), by decay per update or by half-life.
-
-    Args:
-        decay: rho per update of the average, at batch.size.
-        half_life: such as "20_000 samples"; instead of decay.
-        every: optimizer steps between two updates of the average.
-        kind: plain, or hold (first-order hold).
-        final: decay at the end of a half-cosine schedule (BYOL, DINO); constant unless given.
-    """
-
-    decay: StrictFloat | None = Field(default=None, ge=0, le=1)
-    half_life: str | None = None
-    every: StrictInt = Field(default=1, ge=1)
-    kind: Literal["plain", "hold"] = "plain"
-    final: StrictFloat | None = Field(default=None, ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.decay is None) == (self.half_life is None):
-            raise ValueError("[ema] takes decay (per update) or half_life (in samples), exactly one of them")
-        if self.final is not None and (self.decay is None or self.final < self.decay):
-            raise ValueError("ema.final needs ema.decay, and must not be below it")
-        return self
-
-
 class BatchNorm(Part):
     """Batch norm's running statistics.
 
     Args:
         momentum: PyTorch's m = 1 - decay, per forward pass.
+        synchronised: whether statistics are taken over all devices, not over each one's own samples.
     """
 
     momentum: StrictFloat = Field(default=0.1, ge=0, le=1)
+    synchronised: StrictBool = False
 
 
 class Rules(Part):
@@ -238,16 +237,17 @@ class Rules(Part):
     Args:
         lr: auto (the optimizer's own) or a word of `isobatch.rules.LEARNING_RATES`: linear, sqrt, noise-aware, legw
             (warm-up included, nothing else moves), speed or keep.
-        momentum: sample-clock or keep.
-        betas: power, linear or keep.
+        momentum: sample-clock, keep, or auto: kept where kappa/(1-mu) steps are short against the run or the sample
+            clock would pass the stability limit.
+        betas: power, linear, keep, or auto: beta1 likewise, beta2 by power.
         average: half-life (rho**kappa) or keep (the decay per update, another average at every other batch).
         floors: smallest beta1 and beta2 that a change may reach.
         noise_share: f, the noise share of the second moment at batch.size, for noise-aware.
     """
 
     lr: str = "auto"
-    momentum: Literal["sample-clock", "keep"] = "sample-clock"
-    betas: Literal["power", "linear", "keep"] = "power"
+    momentum: Literal["sample-clock", "keep", "auto"] = "sample-clock"
+    betas: Literal["power", "linear", "keep", "auto"] = "power"
     average: Literal["half-life", "keep"] = "half-life"
     floors: tuple[StrictFloat, StrictFloat] = (0.5, 0.95)
     noise_share: StrictFloat | None = Field(default=None, ge=0, le=1)

@@ -90,3 +90,69 @@ HALF_LIFE_MOVED = KEPT.but(
     because="the decay per update is kept because the recipe says so: another average",
     number=lambda c: c.value * c.kappa,
 )
+RAMP_KEPT = Rule(
+    "samples kept",
+    "a span of the sample clock: tau/kappa updates is the nearest that a ramp per update comes to",
+    "derived",
+    Confidence.DERIVED,
+)
+RATIO = Rule("ratio", "a share of the samples seen, whatever the batch", "arXiv 2312.02696", Confidence.DERIVED)
+PROFILE = Rule(
+    "std", "a width relative to the samples seen, whatever the batch", "arXiv 2312.02696", Confidence.DERIVED
+)
+LATE = Rule(
+    "kept",
+    "its half-life is a share of the updates so far: in the long run the same samples",
+    "derived",
+    Confidence.DERIVED,
+)
+EVERY = Rule("steps kept", "the decay per update moves with the samples between two updates", "derived",
+             Confidence.DERIVED)  # fmt: skip
+
+
+def scale_inv_gamma(inv_gamma: float, power: float, kappa: float) -> float:
+    """Scale of a power ramp that keeps its half-life over the samples: inv_gamma*kappa**((1-p)/p).
+
+    The ramp 1-(1+t/g)**-p takes in (t/g)**-p an update once t is large, so (n/(B*g))**-p/B a sample: kept where
+    g**p * B**(p-1) is.
+
+    Args:
+        inv_gamma: g in updates at the old batch, positive.
+        power: p, positive.
+        kappa: new batch / old batch, positive.
+
+    Returns:
+        g at the new batch.
+
+    Raises:
+        InputError: a value outside its range.
+
+    Example:
+        >>> round(scale_inv_gamma(1.0, 0.75, 4), 3)
+        1.587
+    """
+    g, p = finite("inv_gamma", inv_gamma, 0, open_low=True), finite("power", power, 0, open_low=True)
+    ratio = finite("kappa", kappa, 0, open_low=True)
+    return g if ratio == 1 else g * ratio ** ((1 - p) / p)
+
+
+def inv_gamma_rule(power: float) -> Rule:
+    """Return the rule of a power ramp's scale.
+
+    Args:
+        power: p of the ramp.
+
+    Returns:
+        The rule.
+
+    Example:
+        >>> inv_gamma_rule(0.75).formula
+        'g*kappa**((1-0.75)/0.75)'
+    """
+    return Rule(
+        f"g*kappa**((1-{power!r})/{power!r})",
+        "keeps what the ramp takes in per sample once many updates are done",
+        "derived",
+        Confidence.DERIVED,
+        lambda c: scale_inv_gamma(c.value, power, c.kappa),
+    )

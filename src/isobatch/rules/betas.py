@@ -3,6 +3,7 @@
 import math
 
 from isobatch.errors import InputError
+from isobatch.rules.momentum import AUTO_HORIZON, horizon_share
 from isobatch.rules.rule import Change, Confidence, Rule, RuleWarning, Severity, Side
 from isobatch.units import finite
 
@@ -162,21 +163,33 @@ MIXED = Rule(
     Confidence.DERIVED,
     lambda c: mixed(c.value, c.kappa),
 )
+KEPT_SHORT = Rule(
+    "beta",
+    "auto: kept per step, because kappa/(1-beta) steps are short against the run",
+    "derived",
+    Confidence.CONVENTION,
+    state=steps_factor,
+)
 KEPT = Rule("beta", "kept per step because the recipe says so", "recipe", Confidence.UNKNOWN, state=steps_factor)
-FORMS = ("power", "linear", "keep")
+FORMS = ("power", "linear", "keep", "auto")
 
 
 def beta_rule(form: str, change: Change, setting: str) -> Rule:
     """Return the rule of a beta.
 
     Args:
-        form: of a recipe's rules.betas: power, linear or keep.
+        form: of a recipe's rules.betas: power, linear, keep or auto.
         change: what the rule will see.
         setting: betas[0], betas[1] or alpha.
 
     Returns:
         The rule.
     """
+    if form == "auto":
+        first = setting == "betas[0]" and not change.optimizer.normalises_after
+        if first and horizon_share(change) <= AUTO_HORIZON:
+            return KEPT_SHORT
+        form = "power"
     if form == "power" and change.optimizer.normalises_after:
         return MIXED if change.optimizer.mixes and setting == "betas[0]" else POWER
     if form == "power":

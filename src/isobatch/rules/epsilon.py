@@ -1,5 +1,7 @@
 """Adam's eps: it stands beside sqrt(v), so it shrinks as sqrt(v) does."""
 
+import math
+
 from isobatch.rules.rule import Confidence, OptimizerRow, Rule
 from isobatch.units import finite
 
@@ -47,13 +49,14 @@ NONE = Rule("eps", "this optimizer divides by no second moment", "derived", Conf
 KEPT = Rule("eps", "the second moment does not depend on the batch", "arXiv 2402.18824", Confidence.DERIVED)
 
 
-def eps_rule(row: OptimizerRow, lr: Rule, rate: str = "eta'") -> Rule:
+def eps_rule(row: OptimizerRow, lr: Rule, rate: str = "eta'", *, inside: bool = False) -> Rule:
     """Return the rule of eps beside a learning-rate rule.
 
     Args:
         row: the optimizer's row.
         lr: the rule that gives eta' before any momentum factor.
         rate: eta' before that factor, in the letters of the plan.
+        inside: whether eps stands inside the root, beside v.
 
     Returns:
         The rule.
@@ -68,4 +71,12 @@ def eps_rule(row: OptimizerRow, lr: Rule, rate: str = "eta'") -> Rule:
     chosen = SCALED if lr.confidence is Confidence.DERIVED and lr.exponent == 0.5 else AS_THE_RATE
     if lr.confidence is Confidence.UNKNOWN:
         chosen = chosen.but(confidence=Confidence.UNKNOWN)
-    return chosen.but(formula=f"eps*{rate}/(kappa*eta)")
+    if not inside:
+        return chosen.but(formula=f"eps*{rate}/(kappa*eta)")
+    return chosen.but(
+        formula=f"eps*({rate}/(kappa*eta))**2",
+        because="stands inside the root beside v, which shrinks by the square of what sqrt(v) does: eps/kappa beside a "
+        "square-root lr",
+        source="derived from arXiv 2205.10287",
+        number=lambda c: scale_eps(math.sqrt(c.value), c.kappa, c.lr, c.rate) ** 2,
+    )

@@ -95,9 +95,88 @@ def beside(rule: Rule) -> Rule:
     return rule.but(formula=", ".join([f"{formula} * (1-mu')/(1-mu)", *letters]))
 
 
+AUTO_HORIZON = 0.01
+"""Share of the run that kappa/(1-mu) steps may span for a momentum per step to be as close as the sample clock."""
+AUTO_STABLE = 0.5
+"""Share of its stability limit past which a form is no longer safe."""
+
+
+def horizon_share(c: Change) -> float:
+    """Return the share of the run that a buffer kept per step remembers: kappa*B/(1-mu) samples of all.
+
+    Args:
+        c: the change; its value is mu (or beta1).
+
+    Returns:
+        The share; 0 for a run without an end or a momentum of 0.
+    """
+    return 0.0 if c.value == 0 else c.kappa * c.batch / (1 - c.value) / c.length
+
+
+def limit_by_clock(c: Change) -> float | None:
+    """Return the largest stable eta/(1-mu) once the momentum is mu**kappa; None where the limit at mu is not known.
+
+    Heavy ball is stable up to 2(1+mu)/(1-mu) over the curvature, so the limit shrinks by that ratio at mu**kappa.
+
+    Args:
+        c: the change; its value is mu.
+
+    Returns:
+        The limit.
+    """
+    if c.limit is None:
+        return None
+    new = scale_momentum(c.value, c.kappa)
+    return c.limit * ((1 + new) / (1 - new)) / ((1 + c.value) / (1 - c.value))
+
+
+def kept_by_auto(c: Change) -> tuple[bool, str]:
+    """Return whether `auto` keeps the momentum per step, and why: by its horizon, and by the stability limit.
+
+    The sample clock is the closer form in a short run. Where kappa/(1-mu) steps are short against the run the kept form
+    is as close; where the sample clock would pass its stability limit and the kept form does not, only that one lives.
+
+    Args:
+        c: the change; its value is mu, its lr eta.
+
+    Returns:
+        Whether it is kept, and the reason in half a sentence.
+    """
+    if c.kappa < 1:  # a buffer by the sample clock grows, which no limit forbids
+        return False, "by the sample clock: the batch shrinks, and a longer buffer is stable"
+    share, limit = horizon_share(c), limit_by_clock(c)
+    effective = c.kappa * c.lr / (1 - c.value)
+    if limit is not None and c.limit is not None and effective > AUTO_STABLE * limit and effective <= c.limit:
+        return True, f"kept per step: by the sample clock {effective:.3g} is near its stability limit {limit:.3g}"
+    if share <= AUTO_HORIZON and math.isfinite(c.length):
+        return True, f"kept per step: kappa/(1-mu) steps are {share:.2%} of the run, at most {AUTO_HORIZON:.0%}"
+    if not math.isfinite(c.length):
+        return False, "by the sample clock: the length of the run is not known"
+    return False, f"by the sample clock: kappa/(1-mu) steps are {share:.2%} of the run, more than {AUTO_HORIZON:.0%}"
+
+
+def clock_of(word: str, c: Change) -> Rule:
+    """Return the rule of a momentum.
+
+    Args:
+        word: of a recipe's rules.momentum: sample-clock, keep or auto.
+        c: the change; its value is mu.
+
+    Returns:
+        The rule; of auto with the reason for its choice.
+    """
+    clock = NORMALISED if c.optimizer.normalises_after else SAMPLE_CLOCK
+    if word != "auto" or c.value == 0:
+        return KEPT if word == "keep" else clock
+    if c.optimizer.normalises_after:
+        return clock
+    kept, why = kept_by_auto(c)
+    return (KEPT_AUTO if kept else clock).but(because=f"auto, {why}")
+
+
 def _long(c: Change, new: float) -> tuple[str, str] | None:
-    share = c.kappa * (math.inf if c.value == 1 else 1 / (1 - c.value)) * c.batch / c.length
-    if c.value == 0 or share <= 0.01:
+    share = horizon_share(c)
+    if share <= AUTO_HORIZON:
         return None
     message = f'the buffer spans {share:.1%} of the run; set rules.momentum = "sample-clock"'
     return "kappa/(1-mu) steps are not short", message
@@ -122,3 +201,4 @@ KEPT = Rule(
     warnings=(RuleWarning(Side.UP, _long, "derived"),),
     state=buffer_factor,
 )
+KEPT_AUTO = KEPT.but(source="arXiv 1706.02677; reference pilot on digits", warnings=())

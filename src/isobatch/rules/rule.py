@@ -98,6 +98,11 @@ class OptimizerRow:
         return self.normalises_after or (self.adaptive and not self.invariant)
 
     @property
+    def proportional(self) -> bool:
+        """Whether its step is as long as the gradient is large, so that a summed loss is a larger learning rate."""
+        return not (self.adaptive or self.normalises_after or self.decay == "trust-ratio")
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """The numbers per step that its parameter groups hold."""
         return ("lr", *self.moments, *(("eps",) if self.adaptive else ()), "weight_decay")
@@ -120,6 +125,7 @@ class Change(NamedTuple):
         every: updates between two moves of the setting.
         length: samples of the run; infinity where it is open.
         warmup: samples of its warm-up.
+        limit: largest stable eta/(1-mu) at mu, in the unit of eta; None where it was not measured.
     """
 
     kappa: float
@@ -135,6 +141,7 @@ class Change(NamedTuple):
     every: int = 1
     length: float = float("inf")
     warmup: float = 0.0
+    limit: float | None = None
 
     @property
     def new_batch(self) -> float:

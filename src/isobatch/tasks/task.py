@@ -53,6 +53,7 @@ class Run:
         needs: what the loss asks of the loop (the average as teacher, the clock), None for a plain loss.
         counts: (batch) -> how many terms the mean of its loss runs over, where these are not its samples: unmasked
             tokens of ragged text. Micro-batches are weighted by it, so that any split gives the batch's own mean.
+        reads: names of [curves] and [spans] of the recipe that the task itself follows; the loop refuses others.
         declared: what kind each metric is and which one is judged; a verdict needs it, training does not.
 
     Example:
@@ -71,6 +72,7 @@ class Run:
     needs: LossNeeds | None = None
     counts: Callable[[Any], float] | None = None
     declared: Mapping[str, Metric] = field(default_factory=dict)
+    reads: tuple[str, ...] = ()
 
     def step(self, batch: Any, context: LossContext | None = None) -> torch.Tensor:
         """Return the mean loss of one (micro-)batch, ready for backward.

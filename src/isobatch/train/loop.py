@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from isobatch import rules
-from isobatch.curves import AutoWU, Staircase
+from isobatch.curves import AutoWU, Pieces, Staircase
 from isobatch.data import SampleOrder, shard
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.optimizers import write_prepared
 from isobatch.optimizers.invariant import InvariantOptimizer
-from isobatch.plan import Recipe, Settings, scaled
+from isobatch.plan import Recipe, Settings, base, scaled
 from isobatch.renamed import OldAttribute
 from isobatch.tasks import LossContext, Run
 from isobatch.train.forward_passes import ForwardPasses
@@ -23,7 +23,16 @@ from isobatch.train.gradient import Accumulator
 from isobatch.train.guard import Guard, Judgement, StepVerdict
 from isobatch.train.noise_monitor import NoiseMonitor
 from isobatch.train.sample_clock import SampleClock
-from isobatch.train.setup import batches, make_average, make_optimizer, make_search, prepare_groups, rescale_state
+from isobatch.train.setup import (
+    Followed,
+    batches,
+    check_trainable,
+    make_average,
+    make_optimizer,
+    make_search,
+    prepare_groups,
+    rescale_state,
+)
 from isobatch.train.world import Device, World
 from isobatch.units import whole
 
@@ -92,6 +101,7 @@ class Trainer:
         device: Device | None = None,
         world: World | None = None,
     ):
+        check_trainable(recipe, run.reads)
         self.run, self.recipe, self.guard, self.world = run, recipe, guard or Guard(), world or World.current()
         self.device = device or Device()
         self.device.place(run)
@@ -107,6 +117,7 @@ class Trainer:
         if self.average is None and run.needs is not None and run.needs.teacher is not None:
             raise InputError("this task's loss uses the weight average as its teacher; add [ema] to the recipe")
         self.average_schedule = recipe.average_schedule()
+        self.followed = Followed(recipe)
         self.search = make_search(recipe, run.model, self.optimizer, self.average, self.world)
         model = self.world.wrap(run.model)
         measured = recipe.noise is not None or recipe.batch.adaptive is not None
@@ -122,7 +133,7 @@ class Trainer:
         self.last_batch = recipe.batch.size
         self.batch_at = batches(recipe) if self.monitor is None or recipe.batch.schedule else self.monitor.batch
         self._settings: dict[int, Settings] = {}
-        self._stairs: dict[int, Staircase] = {}
+        self._stairs: dict[int, Staircase | Pieces] = {}
         self._groups: dict[int, list[dict[str, Any]]] = {}
         self._parameters = list(run.model.parameters())
         self._norms = [m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -145,7 +156,9 @@ class Trainer:
 
     def settings(self, batch: int) -> Settings:
         """Return the numbers of a step of `batch` samples, without the schedule's factor."""
-        if batch not in self._settings:
+        if batch not in self._settings and self.recipe.batch.schedule_lr == "keep":
+            self._settings[batch] = replace(base(self.recipe), batch=batch)
+        elif batch not in self._settings:
             self._settings[batch] = scaled(self.recipe, batch, self._per_device(batch))
         return self._settings[batch]
 
@@ -255,16 +268,16 @@ class Trainer:
         self.clock.ready(rows=size)
         if self.passes is not None:
             self.passes.applied()
-        if size != self.last_batch:
+        if size != self.last_batch and self.recipe.batch.schedule_lr != "keep":
             rescale_state(self.optimizer, self.settings(self.last_batch), new, self.noise_share)
             self.noise_share = rules.noise_share_after(self.noise_share, size / self.last_batch)
             self.last_batch = size
-        if self.recipe.optimizer.clip is not None:
-            self._clip(self.recipe.optimizer.clip)
-        lr = new.lr * self._factor(size).mean(self.seen, self.seen + size)
+        if new.clip is not None:
+            self._clip(new.clip)
+        lr = new.lr * self.followed.factor(new, self.seen, self._factor(size).mean(self.seen, self.seen + size))
         if size not in self._groups:
             self._groups[size] = prepare_groups(self.optimizer, self.recipe, new)
-        write_prepared(self.optimizer, self._groups[size], lr)
+        write_prepared(self.optimizer, self.followed.rows(self._groups[size], new, self.seen), lr)
         self.optimizer.step()
         schedule = self.average_schedule
         span = schedule.half_life(self.seen, self.seen + size) if schedule else new.half_life
@@ -274,7 +287,7 @@ class Trainer:
             mean.commit(samples=size)
         return lr
 
-    def _factor(self, size: int) -> Staircase | AutoWU:
+    def _factor(self, size: int) -> Staircase | Pieces | AutoWU:
         if self.search is not None:
             return self.search.rate
         if size not in self._stairs:  # under some rules it moves with the batch
@@ -282,6 +295,9 @@ class Trainer:
         return self._stairs[size]
 
     def _clip(self, most: float) -> None:
+        if self.recipe.optimizer.clip_by == "value":
+            nn.utils.clip_grad_value_(self._parameters, most)
+            return
         nn.utils.clip_grad_norm_(self._parameters, most)
 
     def _set_batch_norm(self, settings: Settings) -> None:

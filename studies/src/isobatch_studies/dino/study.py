@@ -6,5 +6,5 @@ from isobatch_studies.teachers import judging
 from isobatch_studies.teachers.study import run as run_teachers
 
 NAME = "dino"
-JUDGES = {"dino/rule-same": judging.rule_same}
+JUDGES = {"dino/rule-same": judging.rule_same, "dino/centre-on-the-clock": judging.centre_on_the_clock}
 run = partial(run_teachers, NAME, JUDGES)

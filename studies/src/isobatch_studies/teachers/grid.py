@@ -13,6 +13,7 @@ MEANING = {
     "no EMA rule": "the same, decays per update of the average left as they were",
     "progressive": "the reference batch first, the large one afterwards",
     "hold": "the plan, the average by a first-order hold",
+    "no centre rule": "the plan, but the centre's decay of a step as it was",
     "nothing scaled": "the batch alone: every number of a step as it was",
 }
 
@@ -27,7 +28,7 @@ class Arm:
 
     Args:
         variant: which reference recipe.
-        kind: rule, no EMA rule, progressive, hold or nothing scaled.
+        kind: rule, no EMA rule, progressive, hold, no centre rule or nothing scaled.
         kappa: its batch over the reference's.
         recipe: its numbers.
     """
@@ -80,8 +81,8 @@ def arms(part: dict[str, Any], variant: str) -> list[Arm]:
     """Return the arms of a variant, kappa by kappa in the order of the criteria.
 
     Args:
-        part: a grid of criteria.json: kappas; those of them without the EMA rule, progressive, by hold, with nothing
-            scaled; switch; form "invariant" where the optimizer takes its invariant form beside the reference.
+        part: a grid of criteria.json: kappas; those of them without the EMA rule, progressive, by hold, with the centre
+            left alone, with nothing scaled; switch; form "invariant" where the optimizer takes its invariant form.
         variant: which reference recipe.
 
     Returns:
@@ -99,6 +100,9 @@ def arms(part: dict[str, Any], variant: str) -> list[Arm]:
             found.append(Arm(variant, "progressive", kappa, _progressive(_at(base, 1, form), kappa, part)))
         if kappa in part["hold"]:
             found.append(Arm(variant, "hold", kappa, _held(scaled)))
+        if kappa in part.get("uncentred", ()):
+            kept = scaled.model_copy(update={"options": _centre_left_alone(base, kappa)})
+            found.append(Arm(variant, "no centre rule", kappa, kept))
     return found
 
 
@@ -158,11 +162,12 @@ def _at(base: Recipe, kappa: float, form: str | None = None) -> Recipe:
 
 def _unruled(base: Recipe, scaled: Recipe, kappa: float) -> Recipe:
     """Return the plan with every decay per update left alone: the average's, and a centre's half-life with it."""
-    parts: dict[str, object] = {"ema": base.ema}
+    return scaled.model_copy(update={"ema": base.ema, "options": _centre_left_alone(base, kappa)})
+
+
+def _centre_left_alone(base: Recipe, kappa: float) -> dict[str, Any]:
     span = base.options.get("centre_half_life")
-    if isinstance(span, int | float):
-        parts["options"] = base.options | {"centre_half_life": span * kappa}
-    return scaled.model_copy(update=parts)
+    return dict(base.options) | ({"centre_half_life": span * kappa} if isinstance(span, int | float) else {})
 
 
 def _unscaled(base: Recipe, kappa: float) -> Recipe:

@@ -103,5 +103,26 @@ def progressive_mends(rows: Rows) -> Judged:
     return less.low > 0, f"{text}; progressive is {_told(mended)}"
 
 
+def centre_on_the_clock(rows: Rows) -> Judged:
+    """Judge: the rule comes closer to the reference than the same with the centre's decay of a step left alone.
+
+    Args:
+        rows: of one variant.
+
+    Returns:
+        Held, and the figures, at the largest kappa of both arms.
+    """
+    pairs = [(r, other) for r in picked(rows, "rule") for other in picked(rows, "no centre rule", r["kappa"])]
+    if not pairs:
+        return None, "the arms with and without the centre on the sample clock are not complete at one kappa"
+    ruled, kept = max(pairs, key=lambda pair: pair[0]["kappa"])
+    gain = np.array(kept["worst_per_seed"]["average"]) - np.array(ruled["worst_per_seed"]["average"])
+    more = interval(gain.tolist())
+    text = (
+        f"x{ruled['kappa']:g}: without it the worst gap is {more.mean:+.3f} larger [{more.low:+.3f}, {more.high:+.3f}]"
+    )
+    return more.low > 0, f"{text}; by the rule {_told(ruled)}, without {_told(kept)}"
+
+
 def _told(row: dict[str, Any]) -> str:
     return f"{row['verdicts']['average']} (worst gap {row['worst']['average']:+.3f})"

@@ -13,7 +13,7 @@ from isobatch_studies.teachers.grid import MEANING
 
 _SHADE = {
     "rule": "#0072B2", "no EMA rule": "#D55E00", "progressive": "#009E73", "hold": "#CC79A7",
-    "nothing scaled": "#E69F00",
+    "nothing scaled": "#E69F00", "no centre rule": "#56B4E9",
 }  # fmt: skip
 _WORDS = {"loss": "log loss", "accuracy": "accuracy of the probe", "knn": "accuracy of nearest neighbours"}
 _STYLES = ("-", "--", "-.", ":")
@@ -69,11 +69,10 @@ def _name(data: dict[str, Any], variant: str) -> str:
 def _gaps(axes: Any, data: dict[str, Any], variant: str) -> None:
     x = np.array(data["stops"][variant]) / 1000
     metric, margin = data["judged"]["metric"], data["judged"]["margin"]
-    scaled = np.log if metric == "loss" else np.asarray
-    base = scaled(np.array(data["curves"][f"{variant} reference"]["average"][metric]))
     axes.axhspan(-margin, margin, color="#56B4E9", alpha=0.2, lw=0)
-    for name, shade, style, values in _lines(data, variant):
-        axes.plot(x, scaled(np.array(values[metric])) - base, color=shade, ls=style, lw=1.9, label=name)
+    found = [row["gaps"]["average"] for row in data["rows"] if row["variant"] == variant]
+    for gaps, (name, shade, style, _) in zip(found, _lines(data, variant), strict=True):  # paired
+        axes.plot(x, gaps, color=shade, ls=style, lw=1.9, label=name)
     if metric == "loss":
         axes.set_yscale("symlog", linthresh=0.05)
         axes.set_yticks([-0.5, -0.05, 0, 0.05, 0.5], ["-0.5", "-0.05", "0", "0.05", "0.5"])

@@ -58,8 +58,9 @@ def row(
     marks = tuple(range(1, len(pairs[0][1].values["raw"][compared.name])))
     models = tuple(pairs[0][1].values)
     verdicts, means = dict.fromkeys(models, NOT_YET), {}
+    curves: dict[str, np.ndarray] = {}
     for model in models:
-        mean = np.mean([_gap(one, other, model, compared) for one, other in pairs], axis=0)
+        curves[model] = mean = np.mean([_gap(one, other, model, compared) for one, other in pairs], axis=0)
         means[model] = float(mean[np.abs(mean).argmax()])
     if len(pairs) >= planned:
         margins = None if compared.margin is None else dict.fromkeys(models, compared.margin)
@@ -76,6 +77,7 @@ def row(
         "planned": planned,
         "verdicts": verdicts,
         "worst": {model: round(gap, 4) for model, gap in means.items()},
+        "gaps": {model: [round(float(gap), 5) for gap in mean] for model, mean in curves.items()},
         "worst_per_seed": {
             model: [round(worst(one, other, model, compared), 5) for one, other in pairs] for model in models
         },
@@ -139,6 +141,6 @@ def worst(one: Curve, other: Curve, model: str, compared: Compared = LOSSES) -> 
 
 
 def _gap(one: Curve, other: Curve, model: str, compared: Compared) -> np.ndarray:
-    a, b = (np.array(curve.values[model][compared.name], dtype=float)[1:] for curve in (one, other))
+    a, b = (np.array(curve.values[model][compared.name], dtype=float) for curve in (one, other))
     lost = 10 * b if compared.metric.kind == "ratio" else np.zeros_like(b)
     return gaps(np.where(np.isfinite(a), a, lost), b, compared.metric)
