@@ -18,7 +18,7 @@ OPTIONS = {
     "--mend --metric --optimizer --out --seed-from --seeds --workers recipe",
     "verify characteristic": "--batch-size --device --json --out --sample --seeds --workers recipe",
     "train": "--adaptive --async-save --batch-size --device --every --json --noise --order-seed --out --patience "
-    "--resume --seed --tensorboard recipe",
+    "--resume --seed --shard --tensorboard recipe",
     "study": "--budget --device --json --out --quick --simulate-nodes --workers name",
     "noise measure": "--device --geometry --json --marks --out --samples --seed recipe",
     "noise branch": "--budget --checkpoint --device --factors --json --metric --out --seeds --smoothing --span --start "
