@@ -4,7 +4,10 @@ from isobatch.installed import need
 
 need("torch")
 
+from isobatch.gradients.batch_rows import BatchRows
 from isobatch.gradients.batches import mapped, rebuilt
+from isobatch.gradients.layer_hook import LayerHook
+from isobatch.gradients.pass_norms import PassNorms
 from isobatch.gradients.reductions import Reading, managing
 from isobatch.gradients.rescale_check import RescaleCheck
 from isobatch.gradients.shards import (
@@ -20,7 +23,15 @@ from isobatch.gradients.shards import (
     settle,
     sharded,
 )
-from isobatch.gradients.tap import Member, Receiver, Tap, Watch, refuse_sparse, refuse_unwatchable
+from isobatch.gradients.tap import (
+    Member,
+    Receiver,
+    Tap,
+    Watch,
+    made_in_inference_mode,
+    refuse_sparse,
+    refuse_unwatchable,
+)
 from isobatch.gradients.wrappers import (
     ALONE,
     Ranks,
@@ -33,7 +44,10 @@ from isobatch.gradients.wrappers import (
 
 __all__ = [
     "ALONE",
+    "BatchRows",
+    "LayerHook",
     "Member",
+    "PassNorms",
     "Ranks",
     "Reading",
     "Receiver",
@@ -48,6 +62,7 @@ __all__ = [
     "fitted",
     "in_place",
     "local",
+    "made_in_inference_mode",
     "managing",
     "mapped",
     "own_gradient",

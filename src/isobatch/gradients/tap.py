@@ -220,11 +220,32 @@ def refuse_unwatchable(what: str, parameter: Tensor) -> None:
         why = f"is {parameter.dtype}, in which nothing can be added; keep trainable weights in bfloat16 or wider"
     elif parameter.layout != torch.strided:
         why = f"has the layout {parameter.layout}; give a dense tensor"
-    elif parameter.is_inference():
+    elif made_in_inference_mode(parameter):
         why = "was made in inference mode and takes no gradients; make the model outside torch.inference_mode()"
     if why is not None:
         raise InputError(f"{what} {why}")
     refuse_unspreadable(what, parameter)
+
+
+def made_in_inference_mode(tensor: Tensor) -> bool:
+    """Whether a tensor was made in inference mode, also where it was given other data since.
+
+    Args:
+        tensor: any.
+
+    Returns:
+        True for one that autograd cannot take.
+
+    Example:
+        >>> made_in_inference_mode(torch.zeros(1))
+        False
+    """
+    if tensor.is_inference():
+        return True
+    try:
+        return tensor._version < 0
+    except RuntimeError:  # cast or moved outside: the data is new, the tensor still counts no versions
+        return True
 
 
 def refuse_sparse(what: str, gradient: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from isobatch.errors import InputError
-from isobatch.gradients import Reading, RescaleCheck, Tap, refuse_sparse
+from isobatch.gradients import LayerHook, Reading, RescaleCheck, Tap, refuse_sparse
 from isobatch.noise.half_batches import length
 from isobatch.noise.pace import Stopwatch
 from isobatch.noise.record import Entry, Record
@@ -122,6 +122,8 @@ class Passes:
         for gradient in gradients:
             if gradient.layout is not torch.strided:
                 refuse_sparse(f"parameter {self.record.columns.name_of(parameter)!r}", gradient)
+        if self.record.norms is not None:
+            self.record.norms.arrive()
         declared = self.declared.samples
         if declared is None and self.declared.ever:
             raise InputError("a backward pass outside noise.chunk() follows one inside; declare every pass of a run")
@@ -175,35 +177,6 @@ class Passes:
         if self._waiting and self._entry is not None:
             self.record.add(self._entry, self._waiting)
         self._waiting = {}
-
-
-@final
-class LayerHook:
-    """A hook on a layer that does nothing where torch.compile traces it, and nothing on a copy of the layer.
-
-    So a compiled graph is never broken by it, and a model that is copied while it is measured drags nothing along.
-
-    Args:
-        act: what the hook does in eager mode; None for nothing.
-    """
-
-    def __init__(self, act: Callable[..., None] | None = None):
-        self.act = act
-
-    def __call__(self, *arguments: Any) -> None:
-        """Act, in eager mode.
-
-        Args:
-            *arguments: as torch hands them to a hook.
-        """
-        if not torch.compiler.is_compiling() and self.act is not None:
-            self.act(*arguments)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "LayerHook":
-        return LayerHook()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return LayerHook, ()
 
 
 @final

@@ -80,8 +80,9 @@ class Columns:
 
     @property
     def compiled(self) -> bool:
-        """Whether torch.compile runs the model, past the hooks of its layers."""
-        return self._wrapped or self.model._compiled_call_impl is not None
+        """Whether torch.compile or TorchScript runs the model, past the hooks of its layers."""
+        scripted = isinstance(self.model, torch.jit.ScriptModule)
+        return self._wrapped or scripted or self.model._compiled_call_impl is not None
 
     def refuse_unmeasurable(self) -> None:
         """Refuse a model without a gradient to measure, or whose gradients cannot be seen.

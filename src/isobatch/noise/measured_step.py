@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from isobatch.errors import InputError
-from isobatch.gradients import Tap, Watch, local
+from isobatch.gradients import PassNorms, Tap, Watch, local
 from isobatch.noise.capture import Declared, Mode, Passes, Rows
 from isobatch.noise.columns import Columns
 from isobatch.noise.geometry import Geometry
@@ -45,6 +45,7 @@ class Setup:
         rows: rows a backward pass that are looked at.
         mode: which chunks are looked at.
         layers: whose rows can be told apart.
+        by_hand: whether ranks are averaged by hand, so that gradients change between backward and update.
     """
 
     tap: Tap
@@ -55,6 +56,7 @@ class Setup:
     rows: int
     mode: Mode
     layers: list[Owner]
+    by_hand: bool = False
 
 
 class Measurement(NamedTuple):
@@ -97,10 +99,13 @@ class MeasuredStep:
         self._trainable = sum(p.numel() for p in trainable)
         self.rows: Rows | None = None
         self._watch: Watch | None = None
+        # of a sharded gradient each rank has the norm of its part only
+        norms = None if setup.by_hand or mode == "buckets" or columns.shards else PassNorms(trainable)
         with self.watch:
             if mode in ("rows", "norms") or (mode == "auto" and setup.group is None and not columns.shards):
                 layers = [layer for layer in map(trainable_part, setup.layers) if layer is not None]
-                record = Record(columns, geometry, [p for layer in layers for p in layer.parameters.values()], trusted)
+                covered = [p for layer in layers for p in layer.parameters.values()]
+                record = Record(columns, geometry, covered, trusted, norms)
                 if layers or mode != "auto":
                     self.rows = Rows(
                         record,
@@ -113,7 +118,8 @@ class MeasuredStep:
                         check=trusted is None,
                     )
             take = {"auto": "all", "chunks": "all", "prefix": "first"}.get(mode, "none")
-            self.record = self.rows.record if self.rows and take == "none" else Record(columns, geometry, trainable)
+            everything = Record(columns, geometry, trainable, norms=norms)
+            self.record = self.rows.record if self.rows and take == "none" else everything
             self.passes = Passes(self.record, declared, self.watch, take)  # ty: ignore[invalid-argument-type]
             if self.rows is not None:
                 self.passes.checks = [self.record.check, self.rows.record.check][: 1 if take == "none" else 2]
@@ -200,6 +206,9 @@ class MeasuredStep:
             record.trusted = trusted
         if record.trusted is not None:
             record.covered = [p for p in record.covered if p in record.trusted]
+        if self.setup.group is not None:
+            everything = [p for layer in rows.layers for p in layer.parameters.values()]
+            trusted = record.agree(everything, self.setup.group, abstain=passes == 0)
         if not record.covered:
             return Measurement(None, USED_OTHERWISE if record.entries else ONE_CHUNK, mode, None, 0.0)
         found = record.finish(samples, self.setup.group)

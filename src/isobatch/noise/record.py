@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from isobatch.gradients import RescaleCheck, local, own_gradient
+from isobatch.gradients import PassNorms, RescaleCheck, local, own_gradient
 from isobatch.noise.columns import Columns
 from isobatch.noise.geometry import Geometry, gaussian_root
 
@@ -55,6 +55,7 @@ class Record:
         geometry: how norms are taken.
         covered: parameters that are looked at.
         trusted: 1 or 0 by covered parameter, where a check has found some of them unfit; None trusts all.
+        norms: of the gradients at the end of their passes; None where they are not comparable.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Record:
         geometry: Geometry,
         covered: Sequence[Tensor],
         trusted: dict[Tensor, Tensor] | None = None,
+        norms: PassNorms | None = None,
     ):
         self.columns = columns
         self.geometry = geometry
@@ -70,6 +72,7 @@ class Record:
         self.trusted = trusted
         self.entries: list[Entry] = []
         self.check = RescaleCheck(self.covered)
+        self.norms = norms
         self.total_units = 0.0
         self._weights: dict[Tensor, Tensor | None] = {}
         self._coordinates: dict[Tensor, Tensor] = {}
@@ -148,6 +151,40 @@ class Record:
             self._all_reduce_coordinates(group)
         return self._moments(sums, samples, ranks)
 
+    def agree(self, everything: Sequence[Tensor], group: dist.ProcessGroup, *, abstain: bool) -> dict[Tensor, Tensor]:
+        """Cover what every rank with samples covers and trusts.
+
+        Args:
+            everything: parameters whose rows are looked at, the same on all ranks.
+            group: the ranks.
+            abstain: whether this one had no samples.
+
+        Returns:
+            1 or 0 by parameter, as `trusted`; nothing is covered where all are 0.
+        """
+        mine, own = torch.ones(len(everything), dtype=torch.float64, device=everything[0].device), set(self.covered)
+        if not abstain:
+            trust = self.trusted or {}
+            mine = torch.stack([trust.get(p, mine[0]) if p in own else 0 * mine[0] for p in everything])
+        dist.all_reduce(mine, op=dist.ReduceOp.MIN, group=group)
+        self.trusted = dict(zip(everything, mine, strict=True))
+        self.covered = list(everything) if float(mine.max()) > 0 else []
+        return self.trusted
+
+    def factor(self, summed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the gradients were multiplied by since their passes, and whether that explains them.
+
+        Args:
+            summed: from `check.sums`, averaged over ranks.
+
+        Returns:
+            The factor and a boolean scalar.
+        """
+        factor, honest = self.check.factor(summed, self.columns.shards)
+        if self.norms is not None:
+            honest = honest & self.norms.explained(self.covered, factor)
+        return factor, honest
+
     def _sums(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return sum |c_j|^2/unit_j and sum |c_j|^2 by column."""
         over = torch.zeros(len(self.columns), dtype=torch.float64, device=device)
@@ -177,7 +214,7 @@ class Record:
         width = len(self.columns)
         over, plain, numbers, summed = sums.split([width, width, 4, len(sums) - 2 * width - 4])
         chunks, seen, unit_squares, total = numbers
-        factor, honest = self.check.factor(summed / ranks, self.columns.shards)
+        factor, honest = self.factor(summed / ranks)
         found = {p: own_gradient(p) for p in self.covered}
         gradients = {p: self.weighted(p, gradient) for p, gradient in found.items() if gradient is not None}
         mean = self._mean_square(gradients, sums.device)

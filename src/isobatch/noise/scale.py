@@ -114,7 +114,10 @@ class NoiseScale:
         if self.columns.compiled and capture in ("rows", "norms"):
             raise InputError(f'capture="{capture}" puts hooks on layers, which a compiled model passes by; use halves')
         few = whole("rows", rows)
-        self._setup = Setup(Tap(), self.columns, self.geometry, self._declared, group, few, capture, self._layers())
+        by_hand = group is not None and process_group_of(model, guess=False) is None
+        self._setup = Setup(
+            Tap(), self.columns, self.geometry, self._declared, group, few, capture, self._layers(), by_hand
+        )
         self.progress = Progress(capture, mixes_rows(self.columns.model))
         self._loss_checked = False
         self._step: MeasuredStep | None = None
@@ -373,7 +376,11 @@ class NoiseScale:
         self.history.add(outcome.found, seen=self.seen, span=self.seen - progress.measured_at, batch=samples)
         progress.measured_at = self.seen
         if len(progress.pairs) < FIRST or progress.turn % LATER == 0:
-            self._put_pair(copied(outcome.record.covered), facts_of(outcome.found), samples)
+            self._put_pair(
+                copied(outcome.record.covered, all_of_them=self._setup.group is not None),
+                facts_of(outcome.found),
+                samples,
+            )
 
     def _put_pair(self, before: dict[Tensor, Tensor], facts: Tensor, samples: float) -> None:
         """Compare the coming step with the one whose gradient this is."""
@@ -382,7 +389,15 @@ class NoiseScale:
             setup = self._setup
             trusted = self.progress.trusted if self.progress.mode in ("rows", "norms") else None
             self._pair = PairedStep(
-                self.columns, self.geometry, setup.group, setup.tap, before, facts, samples, trusted
+                self.columns,
+                self.geometry,
+                setup.group,
+                setup.tap,
+                before,
+                facts,
+                samples,
+                trusted,
+                by_hand=setup.by_hand,
             )
 
     def _finish_pair(self, samples: float) -> float:

@@ -8,7 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from isobatch.errors import InputError
-from isobatch.gradients import Reading, RescaleCheck, Tap, Watch, managing, refuse_sparse, refuse_unwatchable, sharded
+from isobatch.gradients import (
+    BatchRows,
+    PassNorms,
+    Reading,
+    RescaleCheck,
+    Tap,
+    Watch,
+    managing,
+    refuse_sparse,
+    refuse_unwatchable,
+    sharded,
+)
 from isobatch.optimizers.leaf import Squares
 from isobatch.optimizers.second_moment import NoiseForm
 from isobatch.units import finite
@@ -25,14 +36,17 @@ class Chunks:
     that a chunk of n of W samples adds is c = (n/W) g, and the buffer is the sum of c^2/n.
 
     Args:
-        default_samples: samples of a backward pass outside `chunk`; None where every pass that is stepped on must be
-            declared.
+        default_samples: samples of a full backward pass outside `chunk`, the shorter ones are seen; None where every
+            pass that is stepped on must be declared.
         form: "coordinate" keeps a buffer of the parameter's shape, the other forms only sums.
     """
 
-    def __init__(self, default_samples: float | None, form: NoiseForm):
+    def __init__(self, default_samples: int | None, form: NoiseForm):
         self.form: NoiseForm = form
         self.default_samples = default_samples
+        self.norms = PassNorms()
+        self._rows = None if default_samples is None else BatchRows(default_samples)
+        self._present = 1.0
         self.enabled = True
         self.count = 0
         self.samples = 0.0
@@ -49,6 +63,8 @@ class Chunks:
         self._reduced = 0
         self._weights: list[float] = []
         self._under_fsdp: bool | None = None
+        self._spread = False
+        self._doubt = ""
         self._by_hand = False
         self.opened_by: object | None = None
         self._tap: Tap | None = None
@@ -66,7 +82,8 @@ class Chunks:
             InputError: one whose gradients cannot be seen or squared, shards of which more than their own coordinates
                 would be needed, or parameters that FSDP2 does not manage beside some that it does.
         """
-        fresh = [p for p in parameters if id(p) not in self._leaves]
+        numbers = (p for p in parameters if p.is_floating_point() or p.is_complex())  # whole ones have no gradient
+        fresh = [p for p in numbers if id(p) not in self._leaves]
         if not fresh:
             return
         for parameter in fresh:
@@ -78,6 +95,7 @@ class Chunks:
             self._watch = Watch(self, self._tap)
         self._watch.add(fresh)
         self._leaves |= {id(parameter): Squares(parameter) for parameter in fresh}
+        self.norms.parameters += fresh
 
     def check(self, groups: Sequence[Sequence[Tensor]]) -> None:
         """Choose the parameters of each group by which a factor on its gradients is read.
@@ -93,6 +111,16 @@ class Chunks:
         for found in self._checks:
             for parameter in found.chosen:
                 self._leaves[id(parameter)].check = found
+
+    def look(self) -> None:
+        """See the samples of passes outside `chunk` in what the modules of the parameters are given."""
+        if self._rows is not None:
+            self._rows.look(leaf.parameter for leaf in self._leaves.values())
+
+    @property
+    def doubt(self) -> str:
+        """Why the samples of this step are not known, empty where they are."""
+        return "" if self._rows is None or self.declared else self._rows.doubt or self._doubt
 
     @property
     def checks(self) -> list[RescaleCheck]:
@@ -235,11 +263,14 @@ class Chunks:
         self.factor = 1.0
         self.rescaled = False
         self._unit = self._pending = 0.0
-        self._reduced = 0
+        self._reduced, self._doubt = 0, ""
         self.declared = False
         self._step += 1
         for found in self._checks:
             found.forget()
+        self.norms.forget()
+        if self._rows is not None:
+            self._rows.forget(leaf.parameter for leaf in self._leaves.values())
 
     def release(self) -> None:
         """Free the buffers (they come back when needed)."""
@@ -282,8 +313,11 @@ class Chunks:
         (gradient,) = gradients
         if gradient.layout is not torch.strided:
             refuse_sparse(_words(parameter), gradient)
-        if leaf.check is not None and self.enabled:
-            leaf.check.add(parameter, gradient)
+        if self.enabled:
+            if not self._spread:
+                self.norms.arrive()
+            if leaf.check is not None:
+                leaf.check.add(parameter, gradient)
         if self._by_hand:
             return
         samples = self._open if self.opened_by is not None else None
@@ -333,7 +367,10 @@ class Chunks:
                 "call every backward inside optimizer.chunk(samples)"
             )
         else:
-            counts = [self.default_samples or 1.0] * ranks
+            own = None if self._rows is None else self._rows.samples()
+            counts = reading.counts(-1.0 if own is None else own)
+            if min(counts) < 0:
+                self._doubt, counts = "a rank could not tell what its backward pass holds", [1.0] * ranks
         self._unit = self._unit or next((n for n in counts if n > 0), 0.0)
         self._weights = [self._unit / n if n > 0 else 0.0 for n in counts]
         self._reduced += len(counts)
@@ -342,6 +379,7 @@ class Chunks:
 
     def _refuse_shards(self, fresh: Sequence[Tensor]) -> None:
         spread = [p for p in fresh if sharded(p)]
+        self._spread = self._spread or bool(spread)
         if spread and self.form != "coordinate":
             raise InputError(
                 f'{_words(spread[0])} is sharded, and noise="{self.form}" adds over what other ranks hold; use '
@@ -361,11 +399,12 @@ class Chunks:
         """Return the samples of a pass outside `chunk`, counted where this parameter is the first to hear of it."""
         if self.declared:
             raise InputError("a backward pass outside optimizer.chunk() follows one inside; declare every pass")
-        samples = self.default_samples or 1.0  # without a default the step refuses what this counts
         if self._current(leaf).calls == self.count:
-            self._begin(samples)
-            self._close(samples)
-        return samples
+            # Where nothing tells, the step refuses what this counts.
+            self._present = (self._rows.samples() if self._rows is not None else None) or 1.0
+            self._begin(self._present)
+            self._close(self._present)
+        return self._present
 
     def _current(self, leaf: Squares) -> Squares:
         """Return the leaf, with its count at 0 where it last heard of another step."""
