@@ -13,9 +13,11 @@ from isobatch.verify.largest import Largest
 
 OPTIONS = {
     "plan": "--batch-size --check --devices --diff --explain --format --goal --json --keep-batch --keys --markdown "
-    "--micro --noise-scale --optimizer --overwrite --patch --plot --reference --rule --set --write recipe",
+    "--micro --noise-scale --optimizer --overwrite --patch --plot --reference --rule --set --snippet "
+    "--write recipe",
     "verify run": "--ablate --allow-failures --batch-size --budget --device --expect --json --margin --max-kappa "
     "--mend --metric --optimizer --out --seed-from --seeds --workers recipe",
+    "verify split": "--batch-size --json --markdown --out --own-types --parts --processes --seed --timeout target",
     "verify characteristic": "--batch-size --device --json --out --sample --seeds --workers recipe",
     "train": "--adaptive --async-save --batch-size --device --every --json --noise --order-seed --out --patience "
     "--resume --seed --shard --tensorboard recipe",

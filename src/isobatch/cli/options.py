@@ -12,7 +12,10 @@ from typing import Any
 
 from isobatch.errors import InputError
 
-STYLES = {"SAME": "green", "DIFFERENT": "red", "UNDECIDED": "yellow"}
+STYLES = {
+    "SAME": "green", "IDENTICAL": "green", "EQUIVALENT": "green", "DIFFERENT": "red", "UNDECIDED": "yellow",
+    "NOT COMPARABLE": "yellow",
+}  # fmt: skip
 DEVICE = "cpu, cuda or cuda:1, then options after commas: bf16, channels-last, compile; such as cuda,bf16,compile (cpu)"
 _BUDGET = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smh])$")
 

@@ -37,6 +37,8 @@ def add(commands: Any) -> None:
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON for programs")
     form.add_argument("--markdown", action="store_true", help="print a Markdown table to paste")
+    text = "print a script with the planned numbers in that library's names"
+    form.add_argument("--snippet", choices=["torch", "hf", "lightning"], help=text)
     text = "print every key of a recipe, what it means, its unit, and what a plan does to it (no recipe needed)"
     form.add_argument("--keys", action="store_true", help=text)
     add_file_options(command)
@@ -67,6 +69,8 @@ def plan(chosen: argparse.Namespace) -> int:
     if chosen.format is not None or not is_own(chosen.recipe):
         if chosen.write is not None:
             raise InputError(f"--write writes isobatch's own TOML; {chosen.recipe} is written back by --patch")
+        if chosen.snippet is not None:
+            raise InputError(f"--snippet is for isobatch's own TOML; {chosen.recipe} is written back by --patch")
         return plan_file(chosen)
     recipe = Recipe.load(chosen.recipe)
     made = recipe.at(
@@ -85,6 +89,10 @@ def plan(chosen: argparse.Namespace) -> int:
         sys.stderr.write(f"isobatch: written {chosen.write}\n")
     if chosen.json:
         say(made.to_json())
+    elif chosen.snippet is not None:
+        from isobatch.export import snippet
+
+        say(snippet(made, chosen.snippet).rstrip())
     elif chosen.markdown:
         say(made.to_markdown())
     else:

@@ -194,13 +194,15 @@ def _by_rule(recipe: R, rule: str) -> R:
 
 
 def _with_noise(recipe: R, noise_scale: float) -> R:
-    """Return the recipe with the noise share that a noise scale gives at its batch, where its rate may use one."""
+    """Return the recipe with the noise share that a noise scale gives at its batch, where rate or clip may use it."""
     row, kinds = row_of(recipe), recipe.rules
     share = rules.noise_share(recipe.batch.size, noise_scale)
     word = next(word for word, choice in rules.LEARNING_RATES.items() if choice.share)
-    if not row.adaptive or row.invariant or kinds.lr not in ("auto", word):
+    if row.adaptive and not row.invariant and kinds.lr in ("auto", word):
+        return recipe.model_copy(update={"rules": kinds.model_copy(update={"lr": word, "noise_share": share})})
+    if recipe.optimizer.clip is None:
         return recipe
-    return recipe.model_copy(update={"rules": kinds.model_copy(update={"lr": word, "noise_share": share})})
+    return recipe.model_copy(update={"rules": kinds.model_copy(update={"noise_share": share})})
 
 
 def _by_speed(recipe: R, noise_scale: float | None) -> R:

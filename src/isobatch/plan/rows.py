@@ -25,6 +25,7 @@ from isobatch.rules import (
     noise_share_after,
     optimal_lr,
     recommend,
+    scale_clip,
     scale_momentum,
     surge_lr,
 )
@@ -145,7 +146,16 @@ def _optimizer_rows(recipe: RecipeData, old: Settings, new: Settings, moved: Mov
     if o.weight_decay > 0:
         yield row("weight_decay")
     if o.clip is not None:
-        yield row("clip")
+        yield row("clip", _clip_note(moved["clip"]))
+
+
+def _clip_note(found: Applied) -> str:
+    """Say where the norm lies between its limits: kept, and 1/sqrt(kappa) where the gradient is pure noise."""
+    c = found.change
+    limit = scale_clip(c.value, c.kappa, 1.0)
+    if c.share is None:
+        return f"between {show(limit)} (pure noise) and {show(c.value)} (none), by the noise scale: --noise-scale"
+    return f"noise share f = {c.share:.3f}; in pure noise {show(limit)}"
 
 
 def _lr_note(recipe: RecipeData, old: Settings, new: Settings, moved: Moves) -> str:

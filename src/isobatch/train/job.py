@@ -209,7 +209,7 @@ def train(recipe: Recipe, options: Options, on_step: Callable[[Step, int, int], 
         due = (trainer.seen // every + 1) * every
         metrics: dict[str, dict[str, float]] = {}
         while trainer.seen < trainer.length:
-            step = trainer.step(min(batch_at(trainer.seen), trainer.length - trainer.seen))
+            step = trainer.step(batch_at(trainer.seen), trainer.length - trainer.seen)
             _log(log, trainer, step)
             store.check()
             if store.cold:

@@ -203,6 +203,9 @@ def _untrained(recipe: Recipe, reads: Collection[str]) -> Iterator[tuple[str, st
         yield f'batch.reduction = "{batch.reduction}"', way
     if recipe.batch_norm is not None and recipe.batch_norm.synchronised and batch.devices > 1:
         yield "batch_norm.synchronised", "the loop's batch norm sees the samples of one pass; set batch.devices = 1"
+    for part in ("augment", "adversary"):
+        if batch.unit == "tokens" and getattr(recipe, part) is not None:
+            yield f'[{part}] beside batch.unit = "tokens"', "views and adversaries count samples; remove one of them"
     for kind, names in (("curves", set(recipe.curves) - set(MOVED)), ("spans", set(recipe.spans))):
         for name in sorted(names - set(reads)):
             way = f"have the task read it and say so, Run(reads=({name!r},)), or remove it"

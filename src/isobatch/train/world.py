@@ -101,6 +101,21 @@ class World:
         dist.all_reduce(tensor, group=self.group)
         return tensor.tolist()
 
+    def largest(self, number: int) -> int:
+        """Return the largest number of any rank.
+
+        Args:
+            number: this rank's.
+
+        Returns:
+            The same on every rank.
+        """
+        if self.size == 1:
+            return number
+        tensor = torch.tensor([number], device=self.place)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
+        return int(tensor)
+
     def pool(self, mean: ObservedMean) -> None:
         """Let a running mean count what every rank observed.
 
