@@ -211,6 +211,10 @@ def _unweighted(evidence: Evidence, places: list[int]) -> list[Cause]:
     own = _own_parts(evidence, places)
     if own is not None:
         return own
+    size = len(joined(gradient(evidence.reference), gradient(evidence.reference)))
+    if size < evidence.reference.layout.batch:
+        seen = f"{size} parameters are too few to tell the samples of a batch apart; check a larger model"
+        return [cause("unexplained", seen, *GRADIENT, confidence="unknown")]
     seen = "each sample's output is the same, the gradient is no weighted sum of the samples' own"
     return [cause("in-batch-loss", seen, *GRADIENT, confidence="derived")]
 
@@ -221,9 +225,12 @@ def _by_means(evidence: Evidence, places: list[int]) -> list[Cause] | None:
     for place in places:
         whole, split = evidence.straight(place)
         like = gradient(whole)
-        total = torch.stack([joined(one, like) for one in evidence.means[place]]).mean(0)
-        factor, left = parallel(joined(gradient(split), like), total)
-        if left > evidence.close:
+        own = torch.stack([joined(one, like) for one in evidence.means[place]], 1)
+        factor, left = parallel(joined(gradient(split), like), own.mean(1))
+        found = torch.linalg.lstsq(own, joined(like, like)[:, None], driver="gelsd").solution[:, 0]
+        rest = distance(own @ found, joined(like, like))
+        # the whole batch's gradient must be a weighted mean of its parts' own, or its samples are coupled
+        if max(left, rest, abs(float(found.sum()) - 1)) > evidence.close or len(own) <= own.shape[1]:
             return None
         factors.append(factor)
     seen = (
