@@ -40,7 +40,7 @@ CASES = [
     ("steps are left", ({"schedule": {"warmup": "0 epochs"}}, 128), ({"schedule": {"warmup": "0 epochs"}}, 64)),
     ("the warm-up is short", ({}, 128), ({}, 64)),
     ("the warm-up is short", ({}, 128), ({"schedule": {"warmup": "0 samples"}}, 128)),
-    ("rule is only a convention", ({"optimizer": {"name": "lamb"}}, 16), ({"optimizer": ADAMW}, 16)),
+    ("rule is only a convention", ({"optimizer": {"name": "lars"}}, 16), ({"optimizer": ADAMW}, 16)),
     (
         "rule is only a convention",
         ({"optimizer": {"name": "lars"}}, 16),
