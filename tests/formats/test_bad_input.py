@@ -132,3 +132,10 @@ def test_without_the_extra_the_line_that_installs_it_is_said(monkeypatch):
         load(FILES / "hf/axolotl.yml")
     assert load(FILES / "nanogpt/train_gpt2.py").at(491520 * 2).text()  # Python, JSON and commands need nothing
     assert load(FILES / "hf/arguments.json", devices=1)
+
+
+def test_what_is_missing_is_asked_even_where_other_numbers_rest_on_it(tmp_path):
+    text = (FILES / "mmengine/faster_rcnn_8xb2.py").read_text()
+    (tmp_path / "a_8xb2.py").write_text("\n".join(text.splitlines()[1:]))  # without train_cfg
+    with pytest.raises(Unanswered, match="the length of the run"):
+        load(tmp_path / "a_8xb2.py", data_size=100)

@@ -151,11 +151,11 @@ def test_lint(name, change, kind, tmp_path):
 
 
 def test_config_objects_come_back_as_new_ones_of_the_same_kind():
-    values = {"per_device_train_batch_size": 8, "learning_rate": 1e-4, "max_steps": 1000, "adam_beta2": 0.98,
-              "gradient_accumulation_steps": 1, "adam_beta1": 0.9, "adam_epsilon": 1e-8, "weight_decay": 0.1}  # fmt: skip
+    values = {"per_device_train_batch_size": 8, "learning_rate": 1e-4, "max_steps": 1000, "weight_decay": 0.1}
+    values |= {"gradient_accumulation_steps": 1, "adam_beta1": 0.9, "adam_beta2": 0.98, "adam_epsilon": 1e-8}
 
-    frozen = dataclasses.make_dataclass("Arguments", list(values), frozen=True)
-    for config, get in ((dict(values), dict.get), (argparse.Namespace(**values), getattr), (frozen(**values), getattr)):
+    frozen = dataclasses.make_dataclass("Arguments", list(values), frozen=True)(**values)
+    for config, get in ((dict(values), dict.get), (argparse.Namespace(**values), getattr), (frozen, getattr)):
         new = scale_config(config, 32, devices=1)
         assert type(new) is type(config)
         assert get(new, "learning_rate") == pytest.approx(2e-4)
@@ -183,3 +183,10 @@ def test_explain_diff_plot_and_the_line_to_run(tmp_path, monkeypatch, capsys):
     assert "run: python -m torch.distributed.run" in capsys.readouterr().out
     assert cli.run(["plan", "megatron/wsd.sh", "--devices", "x"]) == 2
     assert cli.run(["plan", "megatron/wsd.sh", "--set", "x"]) == 2
+
+
+def test_a_groups_rate_says_the_rule_of_the_rate():
+    made = read("dfine/configs/dfine_l.yml").at(64)
+    reasons = {row.key: row.rule for row in made.rows}
+    assert reasons["optimizer.params[0].lr"] == reasons["optimizer.lr"] == "sqrt(kappa)*eta"
+    assert reasons["lr_warmup_scheduler.warmup_duration"] != "sqrt(kappa)*eta"

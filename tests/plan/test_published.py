@@ -132,3 +132,11 @@ def test_an_average_whose_ramp_never_lets_it_act_says_the_half_life_that_does():
     [warning] = [w for w in recipe.at(16).warnings if "never acts" in w.condition]
     assert "27,724.5 samples" in warning.condition
     assert "(1,156 updates)" in warning.message
+
+
+def test_the_shares_of_a_curve_are_told_as_the_settings_own_numbers():
+    plan = Recipe.load(FOLDER / "ultralytics_default.toml").at(256)
+    assert plan.row("curves.momentum.0.start").note == "a decay of 0.8 becomes 0.4096"
+    assert plan.row("curves.lr.1.to").note.startswith("lr 0.0001 becomes 0.00036376")
+    plan = Recipe.load(FOLDER / "fairseq_data2vec_audio.toml").at(4 * 60800000)
+    assert plan.row("curves.ema.0.to").note == "a decay of 0.9999 becomes 0.9996"

@@ -82,8 +82,9 @@ def moving(values):
             for key in ("span", "every", "scale"):
                 if key in segment:
                     found[f"curves.{name}.{index}.{key}"] = samples(segment[key], values)
-            if "to" in segment:
-                found[f"curves.{name}.{index}.to"] = segment["to"]
+            for key in ("start", "to"):
+                if key in segment:
+                    found[f"curves.{name}.{index}.{key}"] = segment[key]
     return found | {f"spans.{name}": samples(span, values) for name, span in values.get("spans", {}).items()}
 
 

@@ -422,7 +422,7 @@ def refuse_odd(name: str, tensor: Tensor) -> None:
         raise InputError(f"{name!r} has no shape yet; run one batch through the model before the average is made")
     if tensor.is_meta:
         raise InputError(f"{name!r} is on the meta device and has no values; materialise the model first")
-    refuse_unspreadable(name, tensor)
+    refuse_unspreadable(repr(name), tensor)
     inner = local(tensor.data)
     if type(inner) is not Tensor or inner.layout != torch.strided or inner.is_nested:
         kind = type(inner).__name__ if type(inner) is not Tensor else str(inner.layout)

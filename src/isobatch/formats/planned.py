@@ -276,6 +276,8 @@ class FilePlan:
         return "\n".join(lines)
 
     def _why(self, path: str) -> tuple[str, str, str]:
+        if path.startswith("groups["):
+            path = f"optimizer.{path.rsplit('.', 1)[1]}"
         path = _RULED.get(path, path)
         heads = (path, path.split("[")[0], path.rsplit(".", 1)[0])
         for row in self.plan.rows:
