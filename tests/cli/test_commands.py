@@ -20,7 +20,7 @@ OPTIONS = {
     "verify split": "--batch-size --json --markdown --out --own-types --parts --processes --seed --timeout target",
     "verify characteristic": "--batch-size --device --json --out --sample --seeds --workers recipe",
     "train": "--adaptive --async-save --batch-size --device --every --json --noise --order-seed --out --patience "
-    "--resume --seed --tensorboard recipe",
+    "--resume --seed --shard --tensorboard recipe",
     "study": "--budget --device --json --out --quick --simulate-nodes --workers name",
     "noise measure": "--device --geometry --json --marks --out --samples --seed recipe",
     "noise branch": "--budget --checkpoint --device --factors --json --metric --out --seeds --smoothing --span --start "

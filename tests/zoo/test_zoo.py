@@ -16,7 +16,7 @@ def _first(names, key):
         yield pytest.param(name, marks=marks)
 
 
-@pytest.mark.parametrize("name", _first(CORRECT, lambda name: list(CORRECT).index(name) % 10))
+@pytest.mark.parametrize("name", list(_first(CORRECT, lambda name: list(CORRECT).index(name) % 10)))
 def test_no_correct_trainer_is_accused(name):
     report = split(CORRECT[name])
     assert not report.causes, str(report)
@@ -24,7 +24,7 @@ def test_no_correct_trainer_is_accused(name):
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch notices one of the bugs itself
-@pytest.mark.parametrize("name", _first(BROKEN, lambda name: BROKEN[name][1]))
+@pytest.mark.parametrize("name", list(_first(BROKEN, lambda name: BROKEN[name][1])))
 def test_every_bug_is_named(name):
     make, wanted, _ = BROKEN[name]
     report = split(make)

@@ -382,7 +382,7 @@ def _not_finite(buffers: AverageBuffers, values: Mapping[str, Tensor], live: Map
     buffer = buffers.bad_buffer()
     if buffer is not None:
         found.append(
-            f"the buffer {buffer!r} is not finite, and the averaged model computes with it; restore it, or recalibrate()"
+            f"the buffer {buffer!r} is not finite, and the averaged model computes with it; restore or recalibrate() it"
         )
     return found
 

@@ -252,6 +252,7 @@ def _lightning(recipe: Recipe) -> Iterator[str]:
         "max_steps": _steps(recipe),
         "devices": batch.devices,
         "accumulate_grad_batches": batch.accumulation,
+        "logger": False,
     }
     if o.clip is not None:
         values |= {"gradient_clip_val": o.clip, "gradient_clip_algorithm": o.clip_by}

@@ -59,6 +59,8 @@ class Draft:
 
     def samples(self, name: str) -> float:
         """Return a span in samples (or tokens)."""
+        if name not in self.spans:
+            raise InputError(f"the file does not say the {name} of the run, in a way that can be read; add it")
         size, sequence = self.values["batch"], self.batch.get("sequence")
         more = {"sequence": sequence} if sequence is not None else {}
         return to_samples(self.spans[name], batch=size, data_size=self.data_size, name=name, unit=self.unit, **more)

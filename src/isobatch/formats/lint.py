@@ -52,7 +52,7 @@ def _schedule(recipe: Recipe, ledger: Ledger) -> Iterator[Lint]:
     stairs = recipe.staircase()
     last = length * (1 - 1e-9)
     marks = [length * part / 20 for part in range(20)]
-    low = min(stairs.at(mark) for mark in (*marks, last))
+    low = min(stairs.at(mark) for mark in (*marks, last) if mark >= warm)
     high = max(stairs.at(mark) for mark in marks)
     after = [mark for mark in marks if mark >= warm and stairs.at(mark) <= low * (1 + 1e-9)]
     if high > low * 1.01 and after and min(after) <= 0.55 * length and warm < length / 2:

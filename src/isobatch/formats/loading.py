@@ -83,7 +83,12 @@ class Loaded(NamedTuple):
             InputError: a batch that does not fit, or that the file cannot say.
         """
         ways = {"noise_scale": noise_scale, "rule": rule, "goal": goal}
-        made = plan_file(self.recipe, self.ledger, batch_size, devices, micro, keep_batch, ways)
+        try:
+            made = plan_file(self.recipe, self.ledger, batch_size, devices, micro, keep_batch, ways)
+        except ArithmeticError as error:
+            raise InputError(
+                f"{self.ledger.source.name}: a number grows out of range ({error}); check the file"
+            ) from None
         return dataclasses.replace(made, again=_again(self.ledger))
 
 
@@ -156,6 +161,9 @@ def read(
         raise
     except InputError as error:
         trouble = error
+    except (ArithmeticError, LookupError, TypeError, AttributeError, ValueError) as error:
+        said = f"{type(error).__name__}: {error}"
+        trouble = InputError(f"a value is not of the kind that {form.title} has there ({said}); mend the file")
     ledger = reader.ledger(form.name, form.title) if trouble is None or reader.questions else None
     if trouble is not None or recipe is None or ledger is None:
         raise InputError(f"{source.name}: {trouble}" if source.name not in str(trouble) else str(trouble))

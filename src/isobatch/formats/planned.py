@@ -149,10 +149,12 @@ class FilePlan:
     def edits(self) -> dict[Key, Any]:
         """Return what is written where; a list that the file does not have yet is written whole."""
         found: dict[Key, Any] = {}
+        source = self.ledger.source
         moved = {change.link.key: change.becomes for change in self.changes}
         for key, value in moved.items():
             parent = key[:-1]
-            if isinstance(key[-1], int) and not isinstance(self.ledger.source.get(parent), list):
+            whole = not isinstance(source.get(parent), list) or (parent in source.spots and key not in source.spots)
+            if isinstance(key[-1], int) and whole:
                 items = {
                     link.key[-1]: moved.get(link.key, link.value)
                     for link in self.ledger.links
@@ -274,6 +276,8 @@ class FilePlan:
         return "\n".join(lines)
 
     def _why(self, path: str) -> tuple[str, str, str]:
+        if path.startswith("groups["):
+            path = f"optimizer.{path.rsplit('.', 1)[1]}"
         path = _RULED.get(path, path)
         heads = (path, path.split("[")[0], path.rsplit(".", 1)[0])
         for row in self.plan.rows:

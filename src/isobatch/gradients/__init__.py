@@ -8,13 +8,16 @@ from isobatch.gradients.batch_rows import BatchRows
 from isobatch.gradients.batches import mapped, rebuilt
 from isobatch.gradients.layer_hook import LayerHook
 from isobatch.gradients.pass_norms import PassNorms
+from isobatch.gradients.reductions import Reading, managing
 from isobatch.gradients.rescale_check import RescaleCheck
 from isobatch.gradients.shards import (
     Shards,
     address,
     dressed,
     fitted,
+    in_place,
     local,
+    own_gradient,
     piece,
     refuse_unspreadable,
     settle,
@@ -46,6 +49,7 @@ __all__ = [
     "Member",
     "PassNorms",
     "Ranks",
+    "Reading",
     "Receiver",
     "RescaleCheck",
     "Shards",
@@ -56,9 +60,12 @@ __all__ = [
     "canonical",
     "dressed",
     "fitted",
+    "in_place",
     "local",
     "made_in_inference_mode",
+    "managing",
     "mapped",
+    "own_gradient",
     "piece",
     "process_group_of",
     "rebuilt",

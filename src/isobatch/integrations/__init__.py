@@ -12,10 +12,11 @@ from importlib import import_module
 from typing import Any
 
 from isobatch.integrations.export import save_average
+from isobatch.integrations.peers import Adopted, load_peer
 from isobatch.integrations.report import is_larger_worth_it
 from isobatch.integrations.settings import Following
 
-__all__ = ["Following", "is_larger_worth_it", "save_average"]
+__all__ = ["Adopted", "Following", "is_larger_worth_it", "load_peer", "save_average"]
 
 _TRAINERS = ("accelerate", "hf", "lightning")
 

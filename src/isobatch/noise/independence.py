@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from isobatch.gradients import PassNorms, Tap, Watch
+from isobatch.gradients import PassNorms, Reading, Tap, Watch, local, own_gradient
 from isobatch.noise.columns import Columns
 from isobatch.noise.geometry import Geometry
 from isobatch.noise.record import Found, Record, send
@@ -77,23 +77,25 @@ class PairedStep:
         by_hand: bool,
     ):
         self.before, self.facts, self.samples, self.group = before, facts, samples, group
-        norms = None if by_hand else PassNorms(before)
+        norms = None if by_hand or columns.shards else PassNorms(before)
         self.record = Record(columns, geometry, list(before), trusted, norms)
         self._watch = Watch(self, tap)
         self._watch.add(self.record.check.chosen)
 
-    def receive(self, parameter: Tensor, gradient: Tensor) -> None:
+    def receive(self, parameter: Tensor, gradients: Sequence[Tensor], reading: Reading | None = None) -> None:
         """Take what one backward pass adds to a parameter's `.grad`.
 
         Args:
             parameter: one of the few that are looked at.
-            gradient: what is about to be added.
+            gradients: what is about to be added; of each rank of a shard group where FSDP2 reduces.
+            reading: not used.
         """
         if self.record.norms is not None:
             self.record.norms.arrive()
-        if gradient.layout is torch.strided:
-            with torch.no_grad():
-                self.record.check.add(parameter, gradient)
+        with torch.no_grad():
+            for gradient in gradients:
+                if gradient.layout is torch.strided:
+                    self.record.check.add(parameter, gradient)
 
     def remove(self) -> None:
         """Take the hooks away."""
@@ -110,7 +112,7 @@ class PairedStep:
             Four numbers on the device; None where a gradient is gone.
         """
         self.remove()
-        now = {p: p.grad for p in self.before if p.grad is not None}
+        now = {p: gradient for p in self.before if (gradient := own_gradient(p)) is not None}
         missing = float(len(now) < len(self.before) or not now)
         if missing and self.group is None:
             return None
@@ -140,8 +142,8 @@ def copied(covered: Sequence[Tensor], *, all_of_them: bool) -> dict[Tensor, Tens
     Returns:
         By parameter.
     """
-    found = {p: p.grad.detach().clone() for p in covered if p.grad is not None}
-    return {p: found[p] if p in found else torch.zeros_like(p) for p in covered if all_of_them or p in found}
+    found = {p: gradient.detach().clone() for p in covered if (gradient := own_gradient(p)) is not None}
+    return {p: found[p] if p in found else torch.zeros_like(local(p)) for p in covered if all_of_them or p in found}
 
 
 def facts_of(found: Found) -> Tensor:

@@ -1,6 +1,6 @@
 """The invariant forms of AdamW, Adam and RMSprop: what each does with the shared second moment."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any, final
 
 import torch
@@ -17,7 +17,7 @@ def move_adam(
     parameters: Tensors,
     gradients: Tensors,
     roots: Tensors,
-    states: Sequence[dict[str, Any]],
+    states: Sequence[MutableMapping[str, Any]],
     group: dict[str, Any],
     lr: float,
     clock: Clock,
@@ -42,7 +42,7 @@ def move_rmsprop(
     parameters: Tensors,
     gradients: Tensors,
     roots: Tensors,
-    states: Sequence[dict[str, Any]],
+    states: Sequence[MutableMapping[str, Any]],
     group: dict[str, Any],
     lr: float,
     clock: Clock,

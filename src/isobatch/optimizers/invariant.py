@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from isobatch.errors import InputError
-from isobatch.gradients import ALONE, Ranks, RescaleCheck, process_group_of, world_size
+from isobatch.gradients import ALONE, Ranks, RescaleCheck, Shards, local, process_group_of, sharded, world_size
 from isobatch.optimizers.chunks import Chunks
+from isobatch.optimizers.parts import Parts
 from isobatch.optimizers.ranks import sum_numbers, sum_tensors_
 from isobatch.optimizers.second_moment import NoiseForm, noise_weight, reduced_square
 from isobatch.optimizers.update import Form, StepBatch, update
@@ -69,6 +70,7 @@ class InvariantOptimizer(Optimizer):
         self._every = whole("variance_every", variance_every)
         self._given: Ranks = process_group
         self._ranks: dist.ProcessGroup | None = None
+        self._shards = Shards(())
         kept = {"reference_batch": reference_batch, "noise": noise, "updates": 0, "since_variance": 1}
         self._complete = False
         given = list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else []
@@ -181,6 +183,7 @@ class InvariantOptimizer(Optimizer):
         parameters = [parameter for _, some in work for parameter in some]
         if parameters:
             self._ranks = self._group(parameters)
+            self._shards = Shards(parameters, [] if self._ranks is None else [self._ranks])
         elif self._ranks is None and isinstance(self._given, dist.ProcessGroup):
             self._ranks = process_group_of([], self._given)
         if parameters or self._ranks is not None:  # a rank with nothing still answers the others
@@ -199,7 +202,8 @@ class InvariantOptimizer(Optimizer):
         if self._ranks is not None or self._given == ALONE or world_size() == 1:
             return self._ranks
         found = process_group_of(parameters, self._given, guess=False)
-        if found is None and self._given is None:
+        settled = self.chunks.under_fsdp or Shards(parameters).ranks == world_size()
+        if found is None and self._given is None and not settled:
             raise InputError(
                 f"{world_size()} ranks run and no DistributedDataParallel holds these parameters, so it is not known "
                 "whose gradients are averaged; give process_group=torch.distributed.group.WORLD where all ranks "
@@ -221,7 +225,10 @@ class InvariantOptimizer(Optimizer):
                 cohorts.setdefault(Clock.of(self.state[parameter]), []).append(parameter)
             here = replace(batch, scale=batch.scale * factors[number] ** 2) if fresh else batch
             for clock, cohort in cohorts.items():
-                states = [self._state_of(parameter, group) for parameter in cohort]
+                states: list[Any] = [self._state_of(parameter, group) for parameter in cohort]
+                if self._shards:
+                    states = [Parts(state, p) if sharded(p) else state for state, p in zip(states, cohort, strict=True)]
+                    torch.autograd.graph.increment_version([p for p in cohort if sharded(p)])
                 update(self._form, group, cohort, states, clock, here, [squares[p] for p in cohort] if fresh else None)
         if self._every == 1:
             return
@@ -248,7 +255,7 @@ class InvariantOptimizer(Optimizer):
         return state
 
     def _batch(self, parameters: list[Tensor]) -> tuple[StepBatch | None, Tensor]:
-        """Return this step's batch and the sums to read factors from, both over the ranks; no batch without gradients."""
+        """Return this step's batch and the sums to read factors from, over the ranks; no batch without gradients."""
         samples, chunks, ranks = self.chunks.samples, self.chunks.count, 1
         doubt = self.chunks.doubt
         if not self.chunks.declared and self.chunks.default_samples is None and (chunks > 0 or self._ranks is None):
@@ -275,6 +282,10 @@ class InvariantOptimizer(Optimizer):
                 "inside optimizer.chunk(samples), or build the optimizer with micro_batch=the rows (or tokens) of one "
                 "full pass"
             )
+        if chunks == 0 and self.chunks.under_fsdp:
+            raise InputError(
+                "no backward pass was seen since the last step: under fully_shard gradients must come from backward()"
+            )
         if chunks == 0 and not self.chunks.declared:
             raise InputError(
                 "no backward pass was seen to bring these gradients (set by hand, or of a step before), so their "
@@ -298,9 +309,9 @@ class InvariantOptimizer(Optimizer):
         seen = all(
             not some or any(p.grad is not None for p in c.chosen) for c, (_, some) in zip(checks, work, strict=True)
         )
-        if seen and torch.equal(sums, torch.cat([check.now(sums.device) for check in checks])):
+        if seen and not self._shards and torch.equal(sums, torch.cat([check.now(sums.device) for check in checks])):
             return self._all([1.0] * len(work), work)  # untouched, as mostly
-        table = torch.stack([_read(check, part) for check, part in zip(checks, parts, strict=True)])
+        table = torch.stack([_read(check, part, self._shards) for check, part in zip(checks, parts, strict=True)])
         factors: list[float | None] = []
         for factor, honest, size in table.tolist():
             if not honest and math.isfinite(size):
@@ -318,6 +329,8 @@ class InvariantOptimizer(Optimizer):
     def _all(self, factors: list[float], work: list[tuple[dict[str, Any], list[Tensor]]]) -> list[float]:
         """Return the factors, where they are those of every parameter; ranks that average by hand cannot be asked."""
         found = [(p, factor) for factor, (_, some) in zip(factors, work, strict=True) for p in some]
+        if self._shards:  # of a sharded gradient each rank has the norm of its part only
+            return factors
         if self._ranks is None or process_group_of([p for p, _ in found], guess=False) is not None:
             expected = torch.tensor([factor for _, factor in found], dtype=torch.float64, device=found[0][0].device)
             if not self.chunks.norms.explained([p for p, _ in found], expected):
@@ -350,7 +363,8 @@ class InvariantOptimizer(Optimizer):
         found: dict[Tensor, Tensor] = {}
         for parameter in parameters:
             squares = self.chunks.squares(parameter)
-            found[parameter] = reduced_square(torch.zeros_like(parameter), self._noise) if squares is None else squares
+            none = torch.zeros_like(local(parameter))
+            found[parameter] = reduced_square(none, self._noise) if squares is None else squares
         if self._ranks is not None and self._ranks.size() > 1:
             tensors = list(found.values())
             torch._foreach_mul_(tensors, self._local_scale())
@@ -358,7 +372,7 @@ class InvariantOptimizer(Optimizer):
         return found
 
 
-def _read(check: RescaleCheck, summed: Tensor) -> Tensor:
+def _read(check: RescaleCheck, summed: Tensor, shards: Shards) -> Tensor:
     """Return the factor, whether it explains everything, and the size of what it was read from."""
-    factor, honest = check.factor(summed)
-    return torch.stack([factor, honest.double(), summed.abs().sum()])
+    factor, honest = check.factor(summed, shards)
+    return torch.stack([factor, honest.double(), shards.total(summed.abs().sum())])

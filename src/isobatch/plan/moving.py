@@ -8,7 +8,9 @@ from isobatch.plan.plan import Row, show
 from isobatch.plan.settings import Moves, Settings, base, moves, of_group, row_of
 from isobatch.recipe import RecipeData
 from isobatch.rules import Confidence, Rule, average
+from isobatch.units import decay_at
 
+Pairs = dict[str, tuple[float, float]]
 MEAN = Rule("samples kept", "indexed by samples, through its mean over each step", "derived", Confidence.DERIVED)
 SHARE = Rule(
     "share kept", "a share of the peak, so the final rate moves as the peak does", "derived", Confidence.DERIVED
@@ -69,6 +71,10 @@ def curve_rows(recipe: RecipeData, old: Settings, new: Settings) -> Iterator[Row
         Rows.
     """
     bases = {"lr": (old.lr, new.lr), "weight_decay": (old.weight_decay, new.weight_decay)}
+    decays = {
+        "momentum": (old.momentum or old.betas[0], new.momentum or new.betas[0]),
+        "ema": (average_decay(recipe, old), average_decay(recipe, new)),
+    }
     for name, segments in recipe.curves.items():
         for index, segment in enumerate(segments):
             key = f"curves.{name}.{index}"
@@ -76,14 +82,39 @@ def curve_rows(recipe: RecipeData, old: Settings, new: Settings) -> Iterator[Row
                 quantity = getattr(segment, field)
                 if quantity is not None:
                     yield _span_row(recipe, f"{key}.{field}", quantity, MEAN, old, new)
-            if segment.to is not None:
-                note = ""
-                if name in bases:
-                    was, becomes = (show(segment.to * base) for base in bases[name])
-                    note = f"{name} {was} becomes {becomes}"
-                yield make_row(f"{key}.to", segment.to, segment.to, SHARE, note)
+            for field in ("start", "to"):
+                share = getattr(segment, field)
+                if share is not None:
+                    yield make_row(f"{key}.{field}", share, share, SHARE, _share_note(name, share, bases, decays))
     for name, quantity in recipe.spans.items():
         yield _span_row(recipe, f"spans.{name}", quantity, _SPAN, old, new)
+
+
+def _share_note(name: str, share: float, bases: Pairs, decays: Pairs) -> str:
+    """Say what a share of a curve is before and after, as the setting's own number."""
+    if name in bases:
+        was, becomes = (show(share * base) for base in bases[name])
+        return f"{name} {was} becomes {becomes}"
+    if name not in decays:
+        return ""
+    was, becomes = decays[name]  # read in the reference's own decays, then brought to the batch
+    ends = 1 - (1 - was) * share
+    moved = ends ** (math.log(becomes) / math.log(was)) if 0 < was < 1 and becomes > 0 and ends > 0 else ends
+    return f"a decay of {show(ends)} becomes {show(moved)}"
+
+
+def average_decay(recipe: RecipeData, settings: Settings) -> float:
+    """Return the decay per update of the average at a batch, before curves and ramps.
+
+    Args:
+        recipe: its [ema].
+        settings: at the batch.
+
+    Returns:
+        rho; 1 without an average.
+    """
+    every = 1 if recipe.ema is None else recipe.ema.every
+    return decay_at(settings.half_life, every * settings.batch)
 
 
 def group_rows(recipe: RecipeData, batch: float) -> Iterator[Row]:

@@ -48,6 +48,11 @@ class Evidence:
     tolerance: float = 1e-9
 
     @property
+    def close(self) -> float:
+        """Relative distance up to which what is solved for counts as exact."""
+        return max(1e-6, 20 * self.tolerance)
+
+    @property
     def seen(self) -> bool:
         """Whether gradients are known: an optimizer of torch was given them, or the weights went along them."""
         update = self.reference.updates[0]
@@ -108,13 +113,11 @@ class Weights:
 
     Args:
         factors: of each sample, over its factor in the whole batch.
-        share: of each sample in the whole batch's gradient.
         groups: samples of each micro-batch.
         residual: what the weighted sum leaves unexplained.
     """
 
     factors: Tensor
-    share: Tensor
     groups: list[list[int]]
     residual: float
 
@@ -158,8 +161,7 @@ def weights(evidence: Evidence, place: int) -> Weights | None:
     for one in split.updates[0].passes:
         part, _ = solve(joined(one.gives, like))
         groups.append([i for i in range(len(part)) if abs(float(part[i])) > 1e-6 * float(part.abs().max())])
-    base_weights = base / sizes
-    return Weights(ours / base, base_weights / base_weights.sum(), groups, max(left, lost))
+    return Weights(ours / base, groups, max(left, lost))
 
 
 def tampered(update: Update, like: Named, tolerance: float) -> list[str]:
@@ -305,12 +307,13 @@ def rows_lost(reference: Update, split: Update) -> tuple[int, int] | None:
     return missing, more
 
 
-def first_meeting(reference: Update, split: Update) -> tuple[str, bool] | None:
+def first_meeting(reference: Update, split: Update, close: float) -> tuple[str, bool] | None:
     """Return the first module whose rows depend on which samples are beside them.
 
     Args:
         reference: of one whole batch.
         split: of the same samples in parts.
+        close: relative distance up to which two rows are the same.
 
     Returns:
         Its name, and whether buffers under it are written in forward passes; None where there is no such module.
@@ -320,7 +323,7 @@ def first_meeting(reference: Update, split: Update) -> tuple[str, bool] | None:
         if not rows or len(rows) != len(other):
             continue
         one, two = torch.tensor(rows).double().sort()[0], torch.tensor(other).double().sort()[0]
-        if float((one - two).abs().max()) > 1e-7 * (float(one.abs().max()) or 1.0):
+        if float((one - two).abs().max()) > close * (float(one.abs().max()) or 1.0):
             written = any(path.startswith(f"buffers:{name}.") for path in split.moves)
             return name, written
     return None

@@ -166,6 +166,7 @@ class Observer:
         """
         if self.now is None:
             return
+        self._close_pass(float("nan"))
         self._event()
         held, now = self._held(), self.now
         now.after, now.tensors, now.numbers = self._weights(), self._tensors(held), held.numbers

@@ -54,7 +54,7 @@ def _of(evidence: Evidence, places: list[int], *, over_processes: bool) -> list[
             return [made]
     crooked = [place for place, factor in zip(places, factors, strict=True) if factor is None]
     found = [weights(evidence, place) for place in crooked]
-    known = [(p, w) for p, w in zip(crooked, found, strict=True) if w is not None and w.residual < CLOSE]
+    known = [(p, w) for p, w in zip(crooked, found, strict=True) if w is not None and w.residual < evidence.close]
     if len(known) == len(crooked):
         return _weighted(evidence, known, over_processes)
     return _unweighted(evidence, crooked)
@@ -66,7 +66,7 @@ def _multiple(evidence: Evidence, places: list[int], factors: list[float], over_
     seen = "gradient is " + ", ".join(
         f"{f:.6g} times at {_name(evidence, p)}" for f, p in zip(factors, places, strict=True)
     )
-    power = per_parts(factors, parts)
+    power = per_parts(factors, parts, evidence.close)
     summed = evidence.sums is not None and abs(evidence.sums - 2) < 1e-3
     if power in (1, 2):
         once = all(len(evidence.splits[p].updates[0].passes) == 1 for p in places)
@@ -134,25 +134,28 @@ def _weighted(evidence: Evidence, known: list[tuple[int, Weights]], over_process
         kinds = factors / factors.abs().min()
         whole_numbers = bool(((kinds - kinds.round()).abs() < 1e-6).all()) and float(kinds.max()) > 1.5
         groups = _groups(evidence, place, found)
-        shares = (
-            torch.stack([(found.share[group] * factors[group]).sum() for group in groups]) if groups else torch.zeros(1)
-        )
-        equal = float((shares - shares.mean()).abs().max()) < 1e-5 * abs(float(shares.mean()))
+        rows = [factors[group] for group in groups]
+        even = all(float((row - row.mean()).abs().max()) < 10 * evidence.close * abs(float(row.mean())) for row in rows)
         covered = sorted(i for group in groups for i in group) == list(range(len(factors)))
-        if not equal or not covered:
+        if not even or not covered:
             if whole_numbers and float(abs(factors.min() - 1)) < CLOSE:
                 return [cause("samples-lost", f"some samples count {float(kinds.max()):.0f} times", *GRADIENT)]
             words = ", ".join(f"{float(f):.4g}" for f in factors)
             return [cause("unexplained", f"samples weigh {words} times as in one batch at {_name(evidence, place)}",
                           *GRADIENT, confidence="unknown")]  # fmt: skip
-        totals.append(float(shares.sum()))
+        # part j of n_j weighs f N / (k n_j); the n_j add up to N, so the mean of the reciprocals is 1 / f
+        totals.append(1 / float(torch.stack([1 / row.mean() for row in rows]).mean()))
         least, most = float(factors.min()), float(factors.max())
         means.append(f"{_name(evidence, place)}: samples weigh {least:.4g} to {most:.4g} times as in one batch")
-    result = [cause("mean-of-means", "; ".join(means) + "; every micro-batch the same", *GRADIENT)]
     parts = [evidence.processes[p] if over_processes else evidence.parts(p) for p, _ in known]
-    seen = "together they weigh " + ", ".join(f"{one:.4g}" for one in totals)
+    seen = "; ".join(means)
+    plain = all(abs(total - 1) < 10 * evidence.close for total in totals)
+    if not plain and per_parts(totals, parts, 1e-4) is None:
+        return [cause("unexplained", seen, *GRADIENT, confidence="unknown")]
+    result = cause("mean-of-means", f"{seen}; every micro-batch the same", *GRADIENT)
+    together = "together they weigh " + ", ".join(f"{one:.4g}" for one in totals)
     once = over_processes or all(len(evidence.splits[p].updates[0].passes) == 1 for p, _ in known)
-    return [*_also(totals, parts, seen, once=once), *result]
+    return [*_also(totals, parts, together, once=once), result]
 
 
 def _groups(evidence: Evidence, place: int, found: Weights) -> list[list[int]]:
@@ -188,7 +191,7 @@ def _unweighted(evidence: Evidence, places: list[int]) -> list[Cause]:
                     "processes-apart", f"weights of processes differ by {evidence.splits[place].drift:.3g}", *GRADIENT
                 )
             ]
-        met = first_meeting(whole, evidence.splits[place].updates[0])
+        met = first_meeting(whole, evidence.splits[place].updates[0], evidence.close)
         if met is not None:
             name, written = met
             more = "and writes buffers in its forward pass" if written else "with no buffer of its own"
@@ -208,6 +211,10 @@ def _unweighted(evidence: Evidence, places: list[int]) -> list[Cause]:
     own = _own_parts(evidence, places)
     if own is not None:
         return own
+    size = len(joined(gradient(evidence.reference), gradient(evidence.reference)))
+    if size < evidence.reference.layout.batch:
+        seen = f"{size} parameters are too few to tell the samples of a batch apart; check a larger model"
+        return [cause("unexplained", seen, *GRADIENT, confidence="unknown")]
     seen = "each sample's output is the same, the gradient is no weighted sum of the samples' own"
     return [cause("in-batch-loss", seen, *GRADIENT, confidence="derived")]
 
@@ -218,9 +225,12 @@ def _by_means(evidence: Evidence, places: list[int]) -> list[Cause] | None:
     for place in places:
         whole, split = evidence.straight(place)
         like = gradient(whole)
-        total = torch.stack([joined(one, like) for one in evidence.means[place]]).mean(0)
-        factor, left = parallel(joined(gradient(split), like), total)
-        if left > CLOSE:
+        own = torch.stack([joined(one, like) for one in evidence.means[place]], 1)
+        factor, left = parallel(joined(gradient(split), like), own.mean(1))
+        found = torch.linalg.lstsq(own, joined(like, like)[:, None], driver="gelsd").solution[:, 0]
+        rest = distance(own @ found, joined(like, like))
+        # the whole batch's gradient must be a weighted mean of its parts' own, or its samples are coupled
+        if max(left, rest, abs(float(found.sum()) - 1)) > evidence.close or len(own) <= own.shape[1]:
             return None
         factors.append(factor)
     seen = (
@@ -251,7 +261,7 @@ def _own_parts(evidence: Evidence, places: list[int]) -> list[Cause] | None:
         basis, target = torch.stack(columns, 1), joined(like, like)
         found = torch.linalg.lstsq(basis, target[:, None], driver="gelsd").solution[:, 0]
         left = float((basis @ found - target).norm()) / float(target.norm())
-        if left > CLOSE:
+        if left > evidence.close:
             return None
     return [cause("mean-of-means", "micro-batches weigh otherwise than their samples do in one batch", *GRADIENT,
                   confidence="derived")]  # fmt: skip

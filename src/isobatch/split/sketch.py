@@ -49,9 +49,10 @@ def sketch(tensor: Tensor) -> Tensor:
     if size <= MOST:
         return flat.to("cpu", torch.float64, copy=True)
     few = flat[:: size // MOST][:MOST].to("cpu", torch.float64)
-    width = -(-size // BLOCKS)
-    padded = torch.nn.functional.pad(flat.to(torch.float64), (0, width * BLOCKS - size))
-    return torch.cat([few, padded.view(BLOCKS, width).sum(1).cpu() / width**0.5])
+    width = size // BLOCKS
+    sums = flat[: width * BLOCKS].view(BLOCKS, width).sum(1, dtype=torch.float64).cpu()
+    sums[-1] += flat[width * BLOCKS :].sum(dtype=torch.float64).cpu()
+    return torch.cat([few, sums / width**0.5])
 
 
 def mark(tensor: Tensor) -> tuple[float, ...]:

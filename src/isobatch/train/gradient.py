@@ -81,7 +81,8 @@ class Accumulator:
         bare = run.model.module if isinstance(run.model, DistributedDataParallel) else run.model
         self.alone = replace(run, model=bare)
         self.limit: int | None = None
-        self.fits = 0 if world.size > 1 else math.inf  # samples of a pass that every rank has had memory for
+        # samples of a pass that every rank has had memory for; shards are exchanged in every pass, so none can be tried
+        self.fits = 0 if world.size > 1 and not world.shards else math.inf
         self.passes: Sequence[ForwardPass] = PLAIN
         self.factor = 1.0  # times the gradient, not the loss
 
@@ -152,6 +153,8 @@ class Accumulator:
             total = self.world.total([sum(own)])[0]
             # a mean over nothing is not a number, whatever it is multiplied with
             found = [(*place, count / total) for place, count in zip(parts, own, strict=True) if count]
+        if self.world.shards:  # every pass is an exchange, so every rank makes as many
+            found += [(0, _stand_in(run), 0.0)] * (self.world.largest(len(found)) - len(found))
         # a rank without samples still takes part in the exchange, with weight 0
         return found if found or self.world.size == 1 else [(0, _stand_in(run), 0.0)]
 

@@ -105,6 +105,9 @@ class Trainer:
         self.run, self.recipe, self.guard, self.world = run, recipe, guard or Guard(), world or World.current()
         self.device = device or Device()
         self.device.place(run)
+        if self.world.shards and recipe.schedule is not None and recipe.schedule.searches:
+            raise InputError("--shard and a rate that is searched for (AutoWU) do not go together; drop one of them")
+        self.world.shard(run.model, self.device.name)
         self.schedule = recipe.staircase()
         self.order = SampleOrder(len(run.samples), order_seed)
         self.drawing = make_drawing(run, recipe, self.order)

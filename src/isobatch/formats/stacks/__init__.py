@@ -2,18 +2,25 @@
 
 from isobatch.formats.format import Format
 from isobatch.formats.stacks import (
+    composer,
     detectron2,
     dfine,
+    diffusers,
     dino,
+    edm,
     hf,
+    lightning,
     litgpt,
     mae,
     megatron,
     mmengine,
     nanogpt,
     neox,
+    open_clip,
     timm,
+    torchtune,
     ultralytics,
+    verl,
 )
 
 FORMATS: tuple[Format, ...] = (
@@ -34,6 +41,13 @@ FORMATS: tuple[Format, ...] = (
     ultralytics.FORMAT,
     mmengine.FORMAT,
     detectron2.FORMAT,
+    lightning.FORMAT,
+    composer.FORMAT,
+    edm.FORMAT,
+    diffusers.FORMAT,
+    open_clip.FORMAT,
+    torchtune.FORMAT,
+    verl.FORMAT,
 )
 
 __all__ = ["FORMATS"]

@@ -14,7 +14,7 @@ _INERT = (
     "ema.start DEIMTransformer RTDETRTransformer RTDETRTransformerv2 SetCriterion PResNet RTDETRCriterion "
     "RTDETRCriterionv2 train_dataloader.collate_fn.mixup_prob copyblend_epochs "
     "train_dataloader.collate_fn.mixup_epochs train_dataloader.collate_fn.stop_epoch "
-    "train_dataloader.collate_fn.copyblend_epochs num_top_queries DINOv3STAs "
+    "train_dataloader.collate_fn.copyblend_epochs num_top_queries DINOv3STAs"
 )
 
 

@@ -22,7 +22,7 @@ _INERT = (
     "optim.layerwise_decay train.saveckp_freq evaluation.low_freq_every train.checkpointing "
     "teacher.in_chans train.learn_from_teacher_tokens optim.dump_fsdp_weights_path patch_out "
     "norm_last_layer momentum_loss_scale use_bn_in_head optimizer fp16 use_fp16 optim.optimizer "
-    "use_teacher_head multidistillation distillation hrft "
+    "use_teacher_head multidistillation distillation hrft"
 )
 
 

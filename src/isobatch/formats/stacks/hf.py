@@ -7,7 +7,7 @@ from isobatch.formats.stacks.words import betas, clip, launched_devices, optimiz
 _INERT = (
     "beta average_tokens_across_devices adapter optim_target_modules eval_batch_size max_length loss_type "
     "temperature logging_steps train_on_inputs group_by_length num_beams epsilon_high evals_per_epoch "
-    "saves_per_epoch "
+    "saves_per_epoch"
 )
 
 

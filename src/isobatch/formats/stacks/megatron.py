@@ -11,7 +11,7 @@ _INERT = (
     "decoder_first_pipeline_num_layers exit_interval override_opt_param_scheduler "
     "use_checkpoint_opt_param_scheduler optimizer_cpu_offload moe_router_load_balancing_type "
     "overlap_param_gather_with_optimizer_step accumulate_allreduce_grads_in_fp32 hysteresis "
-    "initial_loss_scale min_loss_scale loss_scale_window "
+    "initial_loss_scale min_loss_scale loss_scale_window"
 )
 
 

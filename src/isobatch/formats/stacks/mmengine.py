@@ -13,7 +13,7 @@ _INERT = (
     "optim_wrapper.loss_scale train_dataloader auto_scale_lr warmup_iters stage2_num_epochs interval "
     "optim_wrapper.clip_grad num_last_epochs num_epochs_stage2 batch_augments backend_args "
     "data_preprocessor train_batch_size_per_gpu train_num_workers val_batch_size_per_gpu tta_model "
-    "batch_shapes_cfg "
+    "batch_shapes_cfg"
 )
 
 

@@ -9,7 +9,7 @@ _INERT = (
     "zero_optimization checkpoint_factor hysteresis optimizer.params.adam_w_mode "
     "optimizer.params.torch_adam scaled_masked_softmax_fusion zero_allow_untested_optimizer num_epochs "
     "attention_config lr_decay_style scheduler.params.warmup_type scheduler.type "
-    "optimizer.params.bias_correction wall_clock_breakdown "
+    "optimizer.params.bias_correction wall_clock_breakdown"
 )
 
 

@@ -21,7 +21,7 @@ _INERT = (
     "validation_batch_size smoothing eval_metric log_interval recovery_interval opt_foreach amp_dtype "
     "decay_epochs decay_milestones lr_noise torchcompile drop_path crop_pct distributed local_rank "
     "lr_base_size grad_checkpointing world_size cooldown_epochs epoch_interval checkpoint_hist "
-    "color_jitter reprob remode recount aug_repeats train_interpolation clip_mode "
+    "color_jitter reprob remode recount aug_repeats train_interpolation clip_mode"
 )
 
 

@@ -7,7 +7,7 @@ from isobatch.formats.view import View
 
 _INERT = (
     "warmup_momentum warmup_bias_lr patience close_mosaic save_period time momentum epochs freeze iou "
-    "conf dropout optimizer batch rect single_cls val mosaic mixup augment degrees "
+    "conf dropout optimizer batch rect single_cls val mosaic mixup augment degrees"
 )
 CLIP = 10.0
 DECAY, TAU = 0.9999, 2000

@@ -164,7 +164,9 @@ def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
         elif source.get(key) is not None or key[0] == "launcher":
             raise InputError(f"--{'.'.join(map(str, key))} is built by the shell; write the number out")
         else:
-            added += f" {_flag(source, key)}{_literal(value)}"
+            flag = _flag(source, key)
+            listed = flag.endswith("=") and isinstance(value, (list, tuple))
+            added += f" {flag}" + (f"[{','.join(map(_literal, value))}]" if listed else _literal(value))
     if added:
         pieces.append((source.extra["end"], source.extra["end"], _closed(source, added)))
     return replaced(source.text, pieces)

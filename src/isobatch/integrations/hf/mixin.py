@@ -21,14 +21,14 @@ class IsobatchTrainerMixin:
         for callback in self._isobatch():
             if callback.counting is not None:
                 callback.counting.batch(inputs)
-        return super().training_step(model, inputs, *args, **kwargs)  # ty: ignore[unresolved-attribute]
+        return super().training_step(model, inputs, *args, **kwargs)  # ty: ignore[missing-attribute]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate with the averaged weights."""
         with ExitStack() as stack:
             for callback in self._isobatch():
                 stack.enter_context(callback.lend())
-            return super().evaluate(*args, **kwargs)  # ty: ignore[unresolved-attribute]
+            return super().evaluate(*args, **kwargs)  # ty: ignore[missing-attribute]
 
     def _isobatch(self) -> list[IsobatchCallback]:
         handler: Any = getattr(self, "callback_handler", None)
