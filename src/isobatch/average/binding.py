@@ -373,11 +373,12 @@ def tell_changes(before: set[str], after: set[str]) -> None:
     """
     added, removed = sorted(after - before), sorted(before - after)
     if added or removed:
-        warnings.warn(
-            f"the model's tensors changed: averages of {added[:5]} start at their present values, averages of "
-            f"{removed[:5]} were dropped",
-            stacklevel=5,
-        )
+        said = [
+            f"averages of {names[:5]} {what}"
+            for names, what in ((added, "start at their present values"), (removed, "were dropped"))
+            if names
+        ]
+        warnings.warn(f"the model's tensors changed: {', '.join(said)}", stacklevel=5)
 
 
 def _constant(tensor: Tensor) -> bool:

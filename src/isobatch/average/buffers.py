@@ -72,6 +72,8 @@ class AverageBuffers:
         self._was_still: set[str] = set()
         self.shards = Shards(())
         self._bind({})
+        own = self._own_buffers()
+        self._by_design = {name for name in own if first_not_finite({name: own[name]}) is not None}
 
     @property
     def root(self) -> nn.Module:
@@ -91,6 +93,22 @@ class AverageBuffers:
     def others(self) -> list[tuple[str, Tensor]]:
         """Return the parameters that are not averaged, by name."""
         return self._binding.others()
+
+    def _own_buffers(self) -> dict[str, Tensor]:
+        live = self.live()
+        return {
+            name: tensor
+            for name, tensor in self.root.named_buffers()
+            if name not in live and tensor.is_floating_point() and not tensor.is_meta and tensor.layout == torch.strided
+        }
+
+    def bad_buffer(self) -> str | None:
+        """Return the first buffer that stays the model's own and has lost its finite values, by name.
+
+        Returns:
+            A name; None where there is none, or where it held infinities when the average was made.
+        """
+        return first_not_finite(self._own_buffers(), self._by_design)
 
     def reset(self) -> None:
         """Start every average again at the model's present weights, with the selection made afresh.

@@ -27,6 +27,7 @@ class _Note(NamedTuple):
     module: int
     rows: int
     row: int | None  # entries of a row where the input holds whole numbers on two axes, such as tokens
+    passes: set[int]  # those that this call's samples were counted in
 
 
 @final
@@ -91,12 +92,17 @@ class BatchRows:
             Samples; None where nothing tells, and then `doubt` says why.
         """
         notes = self._of_this_pass()
-        self._taken = {note.task for note in notes} | {torch._C._current_graph_task_id()}
+        task = torch._C._current_graph_task_id()
+        if any(note.passes - {task} for note in notes):
+            self._doubt("two backward passes went through one call of the model; add its losses, call backward once")
+        for note in notes:
+            note.passes.add(task)
+        self._taken = {note.task for note in notes} | {task}
         self._notes = []
         if not notes and self._last.shape is not None:
             shape, self._last.shape = self._last.shape, None
             row = int(shape[1]) if len(shape) == 2 and self._last.whole else None
-            notes = [_Note(0, _COMPILED, int(shape[0]), row)]
+            notes = [_Note(0, _COMPILED, int(shape[0]), row, set())]
         if not notes:
             self._doubt("the input of a backward pass could not be seen (or no module owns the parameters)")
             return None
@@ -140,13 +146,13 @@ class BatchRows:
         if first is None or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             return
         row = first.shape[1] if first.ndim == 2 and not first.is_floating_point() else None
-        tell = partial(self._note, id(module), len(first), row)
+        tell = partial(self._note, id(module), len(first), row, set())
         for tensor in _tensors(output):
             if tensor.requires_grad:
                 tensor.register_hook(tell)
 
-    def _note(self, module: int, rows: int, row: int | None, gradient: Tensor) -> None:
-        note = _Note(torch._C._current_graph_task_id(), module, rows, row)
+    def _note(self, module: int, rows: int, row: int | None, passes: set[int], gradient: Tensor) -> None:
+        note = _Note(torch._C._current_graph_task_id(), module, rows, row, passes)
         if note.task not in self._taken:
             self._notes.append(note)
             return

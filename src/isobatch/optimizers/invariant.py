@@ -255,14 +255,10 @@ class InvariantOptimizer(Optimizer):
         return state
 
     def _batch(self, parameters: list[Tensor]) -> tuple[StepBatch | None, Tensor]:
-        """Return this step's batch and the sums to read factors from, both over the ranks; no batch without gradients.
-
-        Gradients set by hand count as one micro-batch a rank.
-        """
-        default = self.chunks.default_samples
+        """Return this step's batch and the sums to read factors from, over the ranks; no batch without gradients."""
         samples, chunks, ranks = self.chunks.samples, self.chunks.count, 1
         doubt = self.chunks.doubt
-        if default is None and not self.chunks.declared and (chunks > 0 or self._ranks is None):
+        if not self.chunks.declared and self.chunks.default_samples is None and (chunks > 0 or self._ranks is None):
             doubt = "nothing says what its backward passes hold"
         doubts, empty = float(doubt != ""), float(not parameters)
         device = self.param_groups[0]["params"][0].device
@@ -290,8 +286,11 @@ class InvariantOptimizer(Optimizer):
             raise InputError(
                 "no backward pass was seen since the last step: under fully_shard gradients must come from backward()"
             )
-        if chunks == 0 and default is not None and not self.chunks.declared:
-            samples, chunks = float(default * ranks), ranks
+        if chunks == 0 and not self.chunks.declared:
+            raise InputError(
+                "no backward pass was seen to bring these gradients (set by hand, or of a step before), so their "
+                "samples are not known; compute them inside optimizer.chunk(samples), or clear them with zero_grad()"
+            )
         if samples == 0:
             raise InputError("every chunk of this step has 0 samples, so it has no gradient; drop it with discard()")
         return StepBatch(
