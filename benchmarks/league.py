@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from benchmarks.prose import prose
 
 from isobatch.critical.fitting import TableFit
 from isobatch.rules import optimal_lr, surge_lr
@@ -96,8 +97,8 @@ STEP_LAW = {"kept": 0.43, "sqrt": 0.39, "linear": 0.84, "saturating 1/2": 0.24, 
 STEP_LAW_SOURCE = "step-law/steplaw@32a8f4cc"
 
 
-def section(found: list[tuple[dict[str, Any], TableFit]]) -> list[str]:
-    """The league as lines of a page."""
+def _rows(found: list[tuple[dict[str, Any], TableFit]]) -> list[str]:
+    """The league as the rows of a table."""
     rows = {where: table(found, where) for where in WHERE}
     every = {where: scores(one) for where, one in rows.items()}
     best = min(RULES, key=lambda rule: every["all"][rule].value)
@@ -113,6 +114,31 @@ def section(found: list[tuple[dict[str, Any], TableFit]]) -> list[str]:
         law = f"{STEP_LAW[rule]:.2f}" if rule in STEP_LAW else "-"
         lines.append(f"| {rule} | {' | '.join(cells)} | {less} | {law} |")
     return lines
+
+
+def section(found: list[tuple[dict[str, Any], TableFit]]) -> list[str]:
+    """The league as lines of a page."""
+    return [
+        "## A league of learning-rate rules",
+        *prose(
+            "Mean squared log error of the shape of the tuned rates over batches (the height free), each benchmark "
+            "with its own B_crit, 95% intervals over draws of benchmarks; on one side of B_crit, benchmarks with two "
+            "points there. `saturating a`: (1 + B_crit/B)^-a; `noise-aware` takes B_crit for the noise scale. Left "
+            "out: tables without an identified B_crit, rates fixed, mandated (405B) or in mixed units (SSD). The "
+            "last column is another measure, the root mean square log error over the 17 grids of Step Law with the "
+            "loss-optimal batch in place of B_crit: compare it within its column only.",
+        ),
+        *_rows(found),
+        "",
+        *prose(
+            "The smallest error by optimizer, with the number of benchmarks: " + "; ".join(families(found)) + ".",
+            f"Above B_crit {apart(found)} of {len(RULES) - 1} rules differ from saturating 1/2 by more "
+            "than the interval of the difference; the rate hardly matters to the samples needed (Llama 3.1 8B "
+            "at 128: 2e-3 takes 345.9k samples, 8e-4 344.1k).",
+            "Median regret in 1e-3 nats on Step Law of the rule of the rate alone: 64 to 256, square root 3.4, linear "
+            "7.5, kept 12.8; 256 to 1,024, kept 2.7, square root 14.2, linear 618.",
+        ),
+    ]
 
 
 def families(found: list[tuple[dict[str, Any], TableFit]]) -> list[str]:

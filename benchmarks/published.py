@@ -8,13 +8,13 @@ what it took to the goal, as [value, seeds] pairs; `source` says repository, com
 
 import json
 import math
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from benchmarks import league
+from benchmarks.prose import prose
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -91,7 +91,7 @@ def page(found: list[tuple[dict[str, Any], TableFit]]) -> str:
         *_outliers(found),
         *_left_out(found),
         *_bends(found),
-        *_league(found),
+        *league.section(found),
         *_expected(found),
         "## Sources",
         "Figures only, of these files:",
@@ -101,11 +101,6 @@ def page(found: list[tuple[dict[str, Any], TableFit]]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def prose(*parts: str) -> list[str]:
-    """Paragraphs, each in lines and followed by an empty one."""
-    return [line for part in parts for line in (*textwrap.wrap(part, 140, break_long_words=False), "")]
 
 
 def _outliers(found: list[tuple[dict[str, Any], TableFit]]) -> list[str]:
@@ -156,32 +151,6 @@ def _bends(found: list[tuple[dict[str, Any], TableFit]]) -> list[str]:
             for e, h, b in rows
         ),
         "",
-    ]
-
-
-def _league(found: list[tuple[dict[str, Any], TableFit]]) -> list[str]:
-    return [
-        "## A league of learning-rate rules",
-        *prose(
-            "Mean squared log error of the shape of the tuned rates over batches (the height free), each benchmark "
-            "with its own B_crit, 95% intervals over draws of benchmarks; on one side of B_crit, benchmarks with two points "
-            "there. `saturating a`: (1 + B_crit/B)^-a; `noise-aware` takes B_crit for the noise scale. Left out: "
-            "tables without an identified B_crit, rates that are fixed, mandated (405B) or in mixed units (SSD). The last "
-            "column is another measure, the root mean square log error over the 17 grids of Step Law with the "
-            "loss-optimal batch in place of B_crit: compare it within its column only.",
-        ),
-        *league.section(found),
-        "",
-        *prose(
-            "The smallest error by optimizer, with the number of benchmarks: "
-            + "; ".join(league.families(found))
-            + ".",
-            f"Above B_crit {league.apart(found)} of {len(league.RULES) - 1} rules differ from saturating 1/2 by more "
-            "than the interval of the difference; the rate hardly matters to the samples needed (Llama 3.1 8B "
-            "at 128: 2e-3 takes 345.9k samples, 8e-4 344.1k).",
-            "Median regret in 1e-3 nats on Step Law of the rule of the rate alone: 64 to 256, square root 3.4, linear "
-            "7.5, kept 12.8; 256 to 1,024, kept 2.7, square root 14.2, linear 618.",
-        ),
     ]
 
 
