@@ -10,7 +10,7 @@ FLOORS = (
     ("units", "curves", "recipe", "rules", "plan", "export", "formats", "control", "schedules"),
     ("gradients", "modules", "average", "noise", "augment", "optimizers"),
     ("data", "checkpoint", "decentralized", "topologies"),
-    ("tasks", "train"),
+    ("tasks", "train", "executors"),
     ("report", "verify", "critical"),
     ("cli", "integrations"),
 )
