@@ -18,6 +18,9 @@ WORDS = {
     "share kept",
     "steps kept",
     "invariant form",
+    "ratio",
+    "std",
+    "kept",
 }
 """Formulas that are words: what they speak of must not move, but for the share of a run."""
 
@@ -68,7 +71,7 @@ def letters(base, plan) -> dict[str, float]:
 
 OWN = {"optimizer.betas[0]": "beta", "optimizer.betas[1]": "beta", "optimizer.alpha": "beta", "ema.decay": "rho",
        "ema.half_life": "H", "schedule.length": "E", "schedule.warmup": "w0",
-       "optimizer.clip": "clip", "ema.final": "rho"}  # fmt: skip
+       "optimizer.clip": "clip", "ema.final": "rho", "ema.ramp.inv_gamma": "g"}  # fmt: skip
 
 
 def amount(text) -> float:

@@ -69,8 +69,8 @@ MUTANTS = (
     ),
     Mutant(
         "train/loop.py",
-        "lr = new.lr * self._factor",
-        "lr = self.recipe.optimizer.lr * self._factor",
+        "lr = new.lr * self.followed",
+        "lr = self.recipe.optimizer.lr * self.followed",
         GROUPS,
         "starts-32-sgd",
     ),
@@ -84,8 +84,8 @@ MUTANTS = (
     ),
     Mutant(
         "train/rescaling.py",
-        "(new.weight_decay / old.weight_decay))",
-        "(old.weight_decay / old.weight_decay))",
+        "group[key] * decay",
+        "group[key]",
         GROUPS,
         "is_rescaled-32-adamw",
     ),
@@ -140,8 +140,8 @@ MUTANTS = (
     ),
     Mutant(
         "plan/settings.py",
-        "new_lr = rate * momentum.lr_factor(o.momentum, moved.becomes)",
-        "new_lr = rate",
+        "full = rate * momentum.lr_factor(o.momentum, moved.becomes)",
+        "full = rate",
         PLAN,
         "32-sgd",
     ),
@@ -154,7 +154,7 @@ MUTANTS = (
         "32-rmsprop",
     ),
     Mutant("rules/epsilon.py", "    if row.invariant:\n        return KEPT\n", "", REASONS, "eps"),
-    Mutant("plan/planning.py", '"alpha", "eps", "weight_decay")', '"alpha", "eps")', PLAN, "32-adamw"),
+    Mutant("plan/planning.py", '"eps", "weight_decay", "clip")', '"eps", "clip")', PLAN, "32-adamw"),
     Mutant(
         "rules/optimizers.py",
         '"sqrt", ("betas",), "decoupled", None, ("NAdam",)',
@@ -179,8 +179,8 @@ MUTANTS = (
     Mutant("plan/settings.py", "momentum.beside(lr) if follows else lr, change", "lr, change", FORMULA, "24-sgd"),
     Mutant(
         "plan/settings.py",
-        "follows = o.momentum > 0 and moved.rule is momentum.SAMPLE_CLOCK",
-        "follows = o.momentum > 0",
+        "moved.rule.formula == momentum.SAMPLE_CLOCK.formula and not row.normalises_after",
+        "True",
         REASONS,
         "moments",
     ),

@@ -25,6 +25,7 @@ class Row:
         why_decay: the same of its weight decay.
         trained: whether the loop can train it.
         matrices: whether it trains matrices only.
+        mixes: whether its first beta is the share of the average in its update.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Row:
     why_decay: tuple[str, str, str]
     trained: bool = True
     matrices: bool = False
+    mixes: bool = False
 
 
 _ADAM = {"exp_avg": "kept", "exp_avg_sq": "noise", "step": "steps"}
@@ -76,12 +78,13 @@ ROWS = (
         {"exp_avg_sq": "kept", "momentum_buffer": "buffer"}, _REFERENCE, L2),
     Row("lars", "linear", ("momentum",), None, "kept", {"momentum_buffer": "buffer"},
         (LINEAR_CONVENTION, LINEAR_CONVENTION, SQRT_CONVENTION, NO_V, (*SGD_SPEED, "unknown")), TRUST),
-    Row("lamb", "root", ("betas",), "root", "kept", {"exp_avg": "kept", "exp_avg_sq": "noise"}, _PRACTICE, TRUST),
+    Row("lamb", "same samples", ("betas",), "root", "kept", {"exp_avg": "kept", "exp_avg_sq": "noise"},
+        (NORMALISED, NORMALISED, OTHER_RUN, AWARE, (*SIGN_SPEED, "unknown")), TRUST),
     Row("adamp", "root", ("betas",), "root", "per sample", {"exp_avg": "kept", "exp_avg_sq": "noise"}, _PRACTICE,
         DECOUPLED),
     Row("nadamw", "root", ("betas",), "root", "per sample", {}, _PRACTICE, DECOUPLED, trained=False),
     Row("lion", "same samples", ("betas",), None, "per sample", {"exp_avg": "kept"},
-        (NORMALISED, NORMALISED, OTHER_RUN, NO_V, (*SIGN_SPEED, "derived")), DECOUPLED),
+        (NORMALISED, NORMALISED, OTHER_RUN, NO_V, (*SIGN_SPEED, "derived")), DECOUPLED, mixes=True),
     Row("muon", "same samples", ("momentum",), None, "per sample", {"momentum_buffer": "kept"},
         (NORMALISED, NORMALISED, OTHER_RUN, NO_V, (*SIGN_SPEED, "unknown")), DECOUPLED, matrices=True),
 )  # fmt: skip
@@ -96,7 +99,8 @@ def wanted(row: Row, batch: int) -> dict[str, float | tuple[float, float]]:
     factor = 1.0
     for moment in row.moments:
         if moment == "betas" and same:
-            found["betas"] = (_mixed(0.9, batch), _decay(0.99, batch, 0.0))
+            first = _mixed(0.9, batch) if row.mixes else _decay(0.9, batch, 0.0)
+            found["betas"] = (first, _decay(0.99, batch, 0.0))
         elif moment == "betas":
             found["betas"] = tuple(
                 _decay(beta, batch, floor) for beta, floor in zip((0.9, 0.99), (0.5, 0.95), strict=True)

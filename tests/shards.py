@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROWS = 8
 WAYS = {"fsdp": 2, "hsdp": 4, "tensor": 2, "both": 4}  # and how many ranks each takes
@@ -59,7 +60,17 @@ def apart(one, other):
     return max(float((whole(one[name]) - whole(other[name])).abs().max()) for name in one)
 
 
-def reshard(model):
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+class Largest(TorchDispatchMode):
+    """The largest storage that an operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            plain = isinstance(tensor, torch.Tensor) and not isinstance(tensor, DTensor) and not tensor.is_meta
+            if plain and func._schema.name.split("::")[1].split(".")[0] not in ("detach", "view", "as_strided"):
+                self.found = max(self.found, tensor.untyped_storage().nbytes())
+        return made

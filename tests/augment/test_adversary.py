@@ -221,6 +221,7 @@ def test_another_process_makes_what_this_one_would(ranks, tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_another_stream_makes_what_this_one_would():
     from isobatch.train.world import Device
 

@@ -88,6 +88,25 @@ def test_the_report_names_a_poisoned_average_where_the_check_is_left_to_the_loop
     assert "weights of '2.weight' are not finite" in second
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (lambda: nn.BatchNorm1d(3), "running_mean"),
+        (lambda: nn.BatchNorm1d(3), "running_var"),
+        (lambda: nn.InstanceNorm1d(3, track_running_stats=True), "running_var"),
+    ],
+)
+def test_the_report_names_a_buffer_of_the_models_own_that_is_poisoned(layer, name, value):
+    module = nn.Sequential(nn.Linear(3, 3), layer())
+    ema = ModelEMA(module, half_life=10)
+    ema.update(samples=5)
+    assert not any("buffer" in said for said in ema.report().warnings)
+    getattr(module[1], name)[1] = value
+    ema.update(samples=5)
+    assert any(f"the buffer '1.{name}' is not finite" in said for said in ema.report().warnings)
+
+
 class Masked(nn.Module):
     def __init__(self, kind, value=-math.inf):
         super().__init__()
@@ -122,6 +141,7 @@ def test_a_mask_of_infinities_stays_itself(kind, value, buffers, options):
         assert torch.equal(ema.average()["mask"].to(module.mask), module.mask)
     assert not torch.equal(ema.average()["fc.weight"].to(module.fc.weight), module.fc.weight)
     assert math.isfinite(ema.report().distance)
+    assert not any("not finite" in said for said in ema.report().warnings)
     other = ModelEMA(Masked(kind, value), half_life=10, buffers=buffers, **options)
     other.load_state_dict(ema.state_dict())
     assert all(torch.equal(t, other.average()[n]) for n, t in ema.average().items())

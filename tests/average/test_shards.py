@@ -4,13 +4,12 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from tests.gloo import world
-from tests.shards import ROWS, WAYS, apart, mean_loss, net, rows, spread, whole
+from tests.shards import ROWS, WAYS, Largest, apart, mean_loss, net, rows, spread, whole
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from isobatch.average import LAWA, SWA, ModelEMA, MultiEMA, PowerEMA, Storage, SwitchEMA, trainable
 from isobatch.errors import InputError, NonFiniteError
@@ -145,22 +144,6 @@ def states(average, other, way):
         average.copy_to(net())
     with pytest.raises(InputError, match="full_tensor"), average.applied(net()):
         pass
-
-
-class Largest(TorchDispatchMode):
-    """The largest storage that an operation makes."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else [made]:
-            plain = isinstance(tensor, torch.Tensor) and not isinstance(tensor, DTensor) and not tensor.is_meta
-            if plain and func._schema.name.split("::")[1].split(".")[0] not in ("detach", "view", "as_strided"):
-                self.found = max(self.found, tensor.untyped_storage().nbytes())
-        return made
 
 
 def no_whole_copy(size):

@@ -71,7 +71,7 @@ def test_what_is_no_number_of_samples_is_refused(samples):
 
 BAD_ARGUMENTS = {
     "a state dict as model": lambda: ModelEMA(linear().state_dict(), half_life=1),
-    "parameters as model": lambda: ModelEMA(linear().parameters(), half_life=1),
+    "tensors as model": lambda: ModelEMA([p.detach() for p in linear().parameters()], half_life=1),
     "half_life a word": lambda: ModelEMA(linear(), half_life="2 epochs"),
     "half_life a tensor": lambda: ModelEMA(linear(), half_life=torch.tensor(2.0)),
     "half_life NaN": lambda: ModelEMA(linear(), half_life=math.nan),

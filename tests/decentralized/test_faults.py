@@ -35,6 +35,14 @@ def left_alone(folder, action):
     return [wait(pid) for pid in pids]
 
 
+def wait_for(*paths):
+    """Wait until other ranks have left a mark, however busy the machine is."""
+    end = time.monotonic() + 60
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def report(folder, rank, opt, net, **more):
     incidents = [(i.step, i.node, i.kind) for i in opt.incidents]
     (folder / f"{rank}.json").write_text(
@@ -117,12 +125,16 @@ def test_a_late_neighbour_is_left_out_for_a_step_and_its_message_is_stale(tmp_pa
     x, y = data(SIZE, 8)
 
     def ranked(rank):
-        net, opt = real("decentlam", RING, timeout=0.8, patience=5, on_loss="continue")
+        net, opt = real("decentlam", RING, timeout=2.0, patience=5, on_loss="continue")
         train(net, opt, x[:3], y[:3], rank)
         if rank == 2:
-            time.sleep(1.2)
-        train(net, opt, x, y, rank, first=3)
-        time.sleep(1.0)
+            wait_for(tmp_path / "1.late", tmp_path / "3.late")
+        train(net, opt, x[:4], y[:4], rank, first=3)
+        (tmp_path / f"{rank}.late").touch()
+        train(net, opt, x, y, rank, first=4)
+        (tmp_path / f"{rank}.done").touch()
+        wait_for(*(tmp_path / f"{other}.done" for other in range(SIZE)))
+        time.sleep(0.5)
         opt.neighbourhood.mail.post(torch.zeros(1), 1 << 30, (), ())  # looks for what has come in since
         report(tmp_path, rank, opt, net)
 
@@ -142,10 +154,10 @@ def test_a_silent_neighbour_is_lost_after_its_patience_and_stops_itself_when_it_
     x, y = data(SIZE, 8)
 
     def ranked(rank):
-        net, opt = real("decentlam", RING, timeout=1.0, patience=1, on_loss="continue")
+        net, opt = real("decentlam", RING, timeout=3.0, patience=1, on_loss="continue")
         train(net, opt, x[:3], y[:3], rank)
         if rank == 2:
-            time.sleep(4.5)
+            wait_for(tmp_path / "1", tmp_path / "3")
         began = time.monotonic()
         alone = pytest.raises(PeerError, match="no neighbour of node 2 is left") if rank == 2 else nullcontext()
         with alone:
@@ -158,7 +170,7 @@ def test_a_silent_neighbour_is_lost_after_its_patience_and_stops_itself_when_it_
         assert [i for i in found[rank]["incidents"] if i[1] == 2] == [[3, 2, "late"], [4, 2, "late"], [4, 2, "lost"]]
         assert not [i for i in found[rank]["incidents"] if i[1] != 2]
     assert found[0]["incidents"] == []
-    assert found[1]["seconds"] < 6
+    assert found[1]["seconds"] < 12  # two deadlines, and not one for each of the five steps
 
 
 @pytest.mark.parametrize("overlap", [False, True])

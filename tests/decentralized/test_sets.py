@@ -1,11 +1,12 @@
 """Which parameters take part: frozen, unfrozen, added, of odd kinds, wrapped, scaled; in both engines."""
 
 import collections
+import time
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.decentralized.jobs import data, flat, loss, model, world
+from tests.decentralized.jobs import data, flat, loss, model, real, train, world
 from tests.gradients.test_wrappers import Forwarding, Passing, Sharing
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -385,3 +386,42 @@ def test_the_mean_state_of_nodes_keeps_kinds(name):
         assert repr(found) == repr(wanted)
     with pytest.raises(InputError, match="holds none"):
         mean_state([])
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_several_optimizers_share_a_group(overlap, tmp_path):
+    """Each has messages of its own, whoever steps first, and close() ends at once for all."""
+    x, y = data(2, 6)
+
+    def ranked(rank):
+        alone = []
+        for lr in (0.05, 0.02, 0.01):
+            net, opt = real("decentlam", RING, lr=lr, overlap=overlap, timeout=20)
+            train(net, opt, x, y, rank, lr=lr)
+            alone.append(flat(net))
+            opt.close()
+        pairs = [real("decentlam", RING, lr=lr, overlap=overlap, timeout=20) for lr in (0.05, 0.02, 0.01)]
+        for count in range(6):
+            for (net, opt), lr in zip(pairs, (0.05, 0.02, 0.01), strict=True):
+                train(net, opt, x[: count + 1], y[: count + 1], rank, lr=lr, first=count)
+        for (net, opt), expected in zip(pairs, alone, strict=True):
+            torch.testing.assert_close(flat(net), expected, rtol=1e-12, atol=0)
+            opt.average()
+        began = time.monotonic()
+        for _, opt in pairs:
+            opt.close()
+        assert time.monotonic() - began < 15
+
+    world(2, tmp_path, ranked)
+
+
+def test_more_optimizers_than_a_group_has_room_for_are_refused(tmp_path):
+    def ranked(rank):
+        opened = [real("decentlam", graphs.build("complete", 2), timeout=5)[1] for _ in range(16)]
+        with pytest.raises(InputError, match="16 decentralized optimizers of one group are open"):
+            real("decentlam", graphs.build("complete", 2), timeout=5)
+        for opt in opened:
+            opt.close()
+        real("decentlam", graphs.build("complete", 2), timeout=5)[1].close()
+
+    world(2, tmp_path, ranked)

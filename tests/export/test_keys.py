@@ -35,6 +35,16 @@ WHOLE = (
     },
     {"optimizer": {"name": "rmsprop", "alpha": 0.99}},
     {"optimizer": {"name": "invariant-adamw", "reference_batch": 4}},
+    {
+        "optimizer": {"name": "adamw", "weight_decay": 0.1},
+        "schedule": {"warmup": None, "shape": None},
+        "curves": {"lr": [{"span": "1 epoch", "by": "linear", "start": 0.0, "to": 1.0},
+                          {"by": "step", "every": "2 epochs", "gamma": 0.5}]},
+        "groups": [{"name": "hidden", "dims": "matrices", "optimizer": "muon", "lr": 0.02, "momentum": 0.95},
+                   {"name": "norms", "match": "norm", "dims": "vectors", "weight_decay": 0.0}],
+        "ema": {"start": "100 steps", "ramp": {"by": "power", "inv_gamma": 2.0}},
+        "spans": {"freeze": "50 steps"},
+    },
     {"schedule": {"warmup": None, "shape": "autowu", "search": {"lr_min": 1e-4}}},
 )  # fmt: skip
 """Recipes that state something for every kind of key between them."""
@@ -81,7 +91,7 @@ def test_a_key_of_which_nothing_is_said_is_refused():
         effect_of("batch_size")
 
 
-@pytest.mark.parametrize("parts", WHOLE, ids=["sgd", "adamw", "rmsprop", "invariant", "autowu"])
+@pytest.mark.parametrize("parts", WHOLE, ids=["sgd", "adamw", "rmsprop", "invariant", "spoken", "autowu"])
 def test_what_is_said_to_be_kept_is_kept_and_what_is_said_to_move_moves(parts):
     one, names = recipe(**parts), {key.name for key in keys()}
     after = dict(leaves(one.at(32).recipe))

@@ -15,6 +15,19 @@ from isobatch.export import plan_toml, write_plan
 from isobatch.plan import row_of
 from isobatch.recipe import toml_text
 
+SPOKEN = {
+    "optimizer": {"name": "adamw", "weight_decay": 0.1, "clip": 1.0},
+    "schedule": {"warmup": None, "shape": None},
+    "curves": {"lr": [{"span": "1 epoch", "by": "linear", "start": 0.0, "to": 1.0},
+                      {"by": "step", "every": "2 epochs", "gamma": 0.5}]},
+    "groups": [{"name": "hidden", "dims": "matrices", "optimizer": "muon", "lr": 0.02, "momentum": 0.95},
+               {"name": "norms", "match": ["norm", "bias"], "dims": "vectors", "weight_decay": 0.0}],
+    "ema": {"start": "100 steps", "ramp": {"by": "power", "inv_gamma": 2.0}},
+    "spans": {"freeze": "50 steps"},
+    "batch": {"unit": "tokens", "size": 8, "sequence": 2},
+    "options": {"a key": "with \"quotes\"", "width": 4},
+}  # fmt: skip
+"""Curves, groups, ramps, spans and tokens: everything that a recipe can hold as tables of tables."""
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 DECAYS = {"momentum", "betas", "alpha", "eps"}
 
@@ -30,7 +43,7 @@ def bare(one):
 
 
 @pytest.mark.parametrize("size", [2, 8, 40])
-@pytest.mark.parametrize("parts", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("parts", [*RECIPES.values(), SPOKEN], ids=[*RECIPES, "spoken"])
 def test_a_written_plan_reads_back_exactly(parts, size, tmp_path):
     plan = recipe(**parts).at(size)
     again = reread(plan, tmp_path)
@@ -101,6 +114,14 @@ def test_what_was_stands_beside_what_moved():
     assert "eps = 5e-09  # was 1e-08" in text
     assert 'shape = "cosine"\n' in text
     assert "momentum" not in text
+
+
+def test_groups_curves_and_spans_have_their_notes_too():
+    text = plan_toml(recipe(**SPOKEN).at(32))
+    assert "lr = 0.08  # was 0.02" in text
+    assert 'span = "1000 tokens"  # was 1 epoch' in text
+    assert 'freeze = "400 tokens"  # was 50 steps' in text
+    assert "weight_decay = 0.0\n" in text or text.endswith("weight_decay = 0.0")
 
 
 def test_nothing_is_overwritten_unasked(tmp_path):

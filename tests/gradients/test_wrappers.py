@@ -160,18 +160,21 @@ def test_the_ranks_of_a_model(tmp_path):
     assert [list(np.load(tmp_path / f"{rank}.npy")) for rank in range(2)] == [[], []]
 
 
-def test_shards_bring_their_mesh(tmp_path):
+def test_shards_see_each_other_and_their_copies_do_not(tmp_path):
     def action(rank):
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.tensor import Shard, distribute_tensor
+        from torch.distributed.fsdp import fully_shard
 
         def group(shape):
-            mesh = init_device_mesh("cpu", shape)
-            placements = [Shard(0)] * len(shape)
-            weight = nn.Parameter(distribute_tensor(torch.zeros(8, 2), mesh, placements))
-            return process_group_of([weight], guess=False)
+            mesh = init_device_mesh("cpu", shape, mesh_dim_names=("copy", "shard")[-len(shape) :])
+            model = nn.Linear(8, 2)
+            fully_shard(model, mesh=mesh)
+            given = [process_group_of(source) for source in (model, model.parameters())]
+            assert given[0] is given[1] is process_group_of(model, dist.group.WORLD)
+            return mesh, given[0]
 
-        assert group((4,)).size() == 4
-        assert group((2, 2)) is dist.group.WORLD
+        assert group((4,))[1] is None
+        mesh, found = group((2, 2))
+        assert dist.get_process_group_ranks(found) == dist.get_process_group_ranks(mesh.get_group("copy"))
 
     world(4, tmp_path, action)

@@ -11,7 +11,7 @@ FLOORS = (
     ("gradients", "modules", "average", "noise", "augment", "optimizers"),
     ("data", "checkpoint", "decentralized", "topologies"),
     ("tasks", "train", "executors"),
-    ("report", "verify", "critical"),
+    ("report", "split", "testing", "verify", "critical"),
     ("cli", "integrations"),
 )
 FLOOR_0 = FLOORS[0] + FLOORS[1]

@@ -6,7 +6,7 @@ import sys
 import tomllib
 
 import pytest
-from tests.house.house import FLOOR_0, MODULES, ROOMS, ROOT, SOURCE, TREES, imported, room
+from tests.house.house import FLOOR_0, MODULES, ROOT, SOURCE, TREES, imported, room
 
 from isobatch import installed
 from isobatch.errors import InputError
@@ -35,6 +35,14 @@ def brought(extras):
     return {module for extra in extras for module in EXTRAS[extra]}
 
 
+def doors(name):
+    """Extras that a module's room asks for at its door, and the packages inside it at theirs."""
+    parts = name.split(".")
+    packages = [".".join(parts[:depth]) for depth in range(2, len(parts) + 1)]
+    trees = [TREES[MODULES[one]] for one in packages if one in MODULES and MODULES[one].name == "__init__.py"]
+    return set().union(*(needed(tree) for tree in trees))
+
+
 def needed(tree):
     """Extras that a piece of code asks for by need(...)."""
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "need"]
@@ -48,6 +56,7 @@ def foreign(tree, **options):
 def test_the_base_install_is_what_floor_zero_uses():
     used = {target.split(".")[0] for name, path in MODULES.items() if room(name) in FLOOR_0
             for target in imported(TREES[path])} - {"isobatch", *sys.stdlib_module_names}  # fmt: skip
+    used -= {module.split(".")[0] for module in EXTRAS["formats"]}  # loaded late, and asked for where they are
     assert {distribution(line) for line in PROJECT["dependencies"]} == used == BASE
 
 
@@ -71,12 +80,18 @@ def test_versions_agree():
     assert f"isobatch[torch,verify,tasks,optimizers]=={installed.VERSION}" in STUDIES["dependencies"]
 
 
-@pytest.mark.parametrize("name", [name for name in ROOMS if (SOURCE / name / "__init__.py").exists()])
+PACKAGES = [name for name, path in MODULES.items() if path.name == "__init__.py" and room(name) is not None
+            and path.is_relative_to(SOURCE)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PACKAGES)
 def test_a_room_says_at_its_door_what_its_modules_load(name):
-    door = needed(TREES[SOURCE / name / "__init__.py"])
-    found = [foreign(TREES[path], late=False, types=False) for other, path in MODULES.items() if room(other) == name]
-    loaded = set().union(*found)
-    assert loaded <= brought(door), loaded - brought(door)
+    inner = tuple(f"{other}." for other in PACKAGES if other.startswith(f"{name}."))
+    inside = {other: path for other, path in MODULES.items() if other == name or other.startswith(f"{name}.")}
+    found = [foreign(TREES[path], late=False, types=False) for other, path in inside.items()
+             if not f"{other}.".startswith(inner or "-")]  # fmt: skip
+    door, loaded = needed(TREES[MODULES[name]]), set().union(*found)
+    assert loaded <= brought(doors(name)), loaded - brought(doors(name))
     assert all(loaded & set(EXTRAS[extra]) for extra in door), "asks for more than it loads"
 
 
@@ -85,11 +100,11 @@ def test_what_is_loaded_late_is_asked_for_in_the_same_function():
     for name, path in MODULES.items():
         if not name.startswith("isobatch."):
             continue
-        here = SOURCE / room(name) / "__init__.py"
-        door = needed(TREES[here]) if here in TREES else set()
         for node in ast.walk(TREES[path]):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                wrong += [f"{name}.{node.name}: {extra}" for extra in foreign(node) - brought(door | needed(node))]
+                wrong += [
+                    f"{name}.{node.name}: {extra}" for extra in foreign(node) - brought(doors(name) | needed(node))
+                ]
     assert not wrong
 
 

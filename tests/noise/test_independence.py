@@ -93,6 +93,13 @@ def test_dependent_samples_are_never_identified(case):
     assert named >= 4
 
 
+@pytest.mark.parametrize("options", [{"micro": 2}, {"micro": 1}, {"micro": None}], ids=str)
+def test_weak_dependence_is_not_called_identified(options):
+    """Neighbours of correlation .5, as far as chunks do not hide it."""
+    found = [run(Chain(0.5, seed), **options).estimate().verdict for seed in range(8)]
+    assert sum(verdict == "identified" for verdict in found) <= 1
+
+
 @pytest.mark.parametrize("lr", [0.0, 0.05])
 @pytest.mark.parametrize(
     "options",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from tests.gloo import world
 from tests.reference import noise as slow
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -202,3 +203,37 @@ def test_single_samples_agree_across_ranks_rows_and_accumulation(ranks):
         numbers.append(tuple(ranks[0]["micro-batches of one sample"]["numbers"]))
     for other in numbers[1:]:
         np.testing.assert_allclose(other, numbers[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("capture", ["auto", "chunks", "rows", "norms", "prefix"])
+@pytest.mark.parametrize("gradients", ["averaged", "none here"])
+def test_a_rank_with_nothing_leaves_nobody_waiting(tmp_path, capture, gradients):
+    """The last batch is shorter than the world: one rank has no backward pass, and perhaps no gradients at all."""
+
+    def action(rank):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 1))
+        noise = NoiseScale(net, every=1, capture=capture, process_group=dist.group.WORLD)
+        for step in range(24):
+            net.zero_grad()
+            nothing = step % 3 == 2 and rank == 1
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(2 * step + rank))
+            if not nothing:
+                with noise.chunk(8):
+                    (net(x).squeeze(1) - x.sum(1)).square().mean().backward()
+            elif gradients == "averaged":
+                for p in net.parameters():
+                    p.grad = torch.zeros_like(p)
+            for p in net.parameters():
+                mine = torch.zeros_like(p) if p.grad is None else p.grad
+                dist.all_reduce(mine)
+                if p.grad is not None:
+                    p.grad /= 2 if step % 3 < 2 else 1
+            noise.update(samples=16 if step % 3 < 2 else 8)
+        found = noise.estimate()
+        assert found.measurements >= 16, found
+        (tmp_path / f"{rank}.txt").write_text(f"{found.measurements} {found.value}")
+
+    world(2, tmp_path, action)
+    if gradients == "averaged":
+        assert (tmp_path / "0.txt").read_text() == (tmp_path / "1.txt").read_text()

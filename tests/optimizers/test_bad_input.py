@@ -52,11 +52,71 @@ def test_a_step_of_unknown_samples(by_hand):
     optimizer.step()
 
 
-def test_gradients_set_by_hand_count_as_one_micro_batch():
-    parameter, optimizer = one()
+def by_hand(parameter):
     parameter.grad = torch.ones(2)
+
+
+def by_autograd(parameter):
+    (parameter.grad,) = torch.autograd.grad(parameter.sum(), [parameter])
+
+
+def by_functorch(parameter):
+    parameter.grad = torch.func.grad(torch.sum)(parameter.detach())
+
+
+@pytest.mark.parametrize("bring", [by_hand, by_autograd, by_functorch])
+def test_gradients_that_no_backward_brought(bring):
+    parameter, optimizer = one()
+    bring(parameter)
+    with pytest.raises(InputError, match="no backward pass was seen"):
+        optimizer.step()
+    assert not optimizer.state[parameter]
+    with optimizer.chunk(optimizer.reference_batch):
+        bring(parameter)
     optimizer.step()
     assert torch.allclose(optimizer.state[parameter]["exp_avg_sq"], torch.full((2,), 1e-3))
+
+
+def test_the_gradients_of_a_step_are_not_stepped_on_twice():
+    model = nn.Linear(2, 1)
+    optimizer = InvariantAdamW(model.parameters(), reference_batch=4, micro_batch=4)
+    model(torch.randn(4, 2)).mean().backward()
+    optimizer.step()
+    with pytest.raises(InputError, match="of a step before"):
+        optimizer.step()
+
+
+def summed(y):
+    (y[:, 0].mean() / 2).backward(retain_graph=True)
+    (y[:, 1].mean() / 2).backward()
+
+
+def repeated(y):
+    loss = y.mean() / 2
+    loss.backward(retain_graph=True)
+    loss.backward()
+
+
+def mixed(y):
+    torch.autograd.backward([y[:, 0].mean()], retain_graph=True)
+    y[:, 1].mean().backward()
+
+
+@pytest.mark.parametrize("several", [summed, repeated, mixed])
+def test_several_backward_passes_through_one_call_are_not_several_chunks(several):
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = InvariantAdamW(model.parameters(), reference_batch=2, micro_batch=2)
+    for _ in range(2):
+        several(model(torch.randn(2, 3)))
+    with pytest.raises(InputError, match="two backward passes went through one call"):
+        optimizer.step()
+    assert not optimizer.state
+    optimizer.zero_grad()
+    x = torch.randn(2, 3, requires_grad=True)
+    y = model(x)
+    (slope,) = torch.autograd.grad(y.sum(), [x], create_graph=True)  # a penalty's first pass reaches no parameter
+    (y.mean() + slope.square().sum()).backward()
+    optimizer.step()
 
 
 def test_a_reference_that_no_run_fills():
@@ -230,11 +290,13 @@ def test_unused_parameters_and_a_late_thaw():
     for step in range(12):
         if step == 6:
             late.requires_grad_(True)
+            optimizer.zero_grad()
             optimizer.step()  # with no gradients: does nothing but watch what is new
         optimizer.zero_grad()
         loss = (used + late) if step != 8 else used
         for scale in (1.0, 2.0):
-            (loss * scale).sum().backward()
+            with optimizer.chunk(1):
+                (loss * scale).sum().backward()
         optimizer.step()
         assert torch.isfinite(used).all()
     assert late.tolist() != [1.0, 1.0]

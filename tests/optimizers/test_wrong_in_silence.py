@@ -290,25 +290,20 @@ def test_a_rank_without_samples_takes_part(tmp_path):
         np.testing.assert_allclose(np.load(tmp_path / f"{rank}.npy"), truth, rtol=1e-9)
 
 
-def test_shards_are_refused_by_name(tmp_path):
-    def action(rank):
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh("cpu", (2,))
-        net = build(torch.float32)
-        fully_shard(net, mesh=mesh)
-        for kind in KINDS:
-            with pytest.raises(InputError, match="sharded"):
-                kind(net.parameters(), reference_batch=4, micro_batch=4)
-        optimizer = InvariantAdamW([nn.Parameter(torch.ones(2))], reference_batch=4)
-        with pytest.raises(InputError, match="sharded"):
-            optimizer.add_param_group({"params": list(net.parameters())})
-        assert len(optimizer.param_groups) == 1
-        with pytest.raises(InputError, match="sharded"):
-            NoiseScale(net)
-
-    world(2, tmp_path, action)
+def test_a_group_that_is_refused_is_not_added():
+    flat = nn.Parameter(torch.ones(2))
+    flat._fsdp_flattened = True  # the mark of FSDP1
+    for kind in KINDS:
+        with pytest.raises(InputError, match="FSDP1"):
+            kind([flat], reference_batch=4, micro_batch=4)
+    optimizer = InvariantAdamW([nn.Parameter(torch.ones(2))], reference_batch=4)
+    with pytest.raises(InputError, match="FSDP1"):
+        optimizer.add_param_group({"params": [flat]})
+    assert len(optimizer.param_groups) == 1
+    net = nn.Linear(2, 1, bias=False)
+    net.weight._fsdp_flattened = True
+    with pytest.raises(InputError, match="FSDP1"):
+        NoiseScale(net)
 
 
 THAWS = {
@@ -452,3 +447,62 @@ def test_one_chunk_tells_both(order):
         optimizer.step()
     assert noise.estimate().measurements == 3
     assert noise.estimate().excluded == 0
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_rank_with_no_gradients_leaves_nobody_waiting(tmp_path, declared):
+    """Refused on every rank where some have none; where all have none, a step is none."""
+
+    def action(rank):
+        net = build()
+        micro = None if declared else 4
+        optimizer = InvariantAdamW(
+            net.parameters(), 1e-3, reference_batch=4, micro_batch=micro, process_group=dist.group.WORLD
+        )
+        optimizer.step()
+        assert not optimizer.state
+        for step in range(3):
+            optimizer.zero_grad()
+            if rank == 0 or step != 1:
+                with optimizer.chunk(4) if declared else contextlib.nullcontext():
+                    loss(net, data(step, 4)).backward()
+                with optimizer.chunk(4) if declared else contextlib.nullcontext():
+                    loss(net, data(step + 9, 4)).backward()
+                for p in net.parameters() if step != 1 else ():
+                    dist.all_reduce(p.grad)
+                    p.grad /= 2
+            if step == 1:
+                with pytest.raises(InputError, match=r"1 of 2 ranks have no gradients.*chunk\(0\)"):
+                    optimizer.step()
+            else:
+                optimizer.step()
+        np.save(tmp_path / f"{rank}.npy", torch.cat([p.detach().flatten() for p in net.parameters()]).numpy())
+
+    world(2, tmp_path, action)
+    np.testing.assert_array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy"))
+
+
+def test_a_rank_whose_zeros_are_averaged_takes_part(tmp_path):
+    def action(rank):
+        net = build()
+        optimizer = InvariantAdamW(net.parameters(), 1e-3, reference_batch=4, process_group=dist.group.WORLD)
+        x = data(0, 8)
+        for part in x.split(4) if rank == 0 else ():
+            with optimizer.chunk(4):
+                loss(net, part).backward()
+        for p in net.parameters():
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            dist.all_reduce(p.grad)
+            p.grad /= 2
+        optimizer.step()
+        np.save(tmp_path / f"{rank}.npy", second(optimizer).numpy())
+
+    world(2, tmp_path, action)
+    net = build()
+    optimizer = InvariantAdamW(net.parameters(), 1e-3, reference_batch=4)
+    for part in data(0, 8).split(4):
+        with optimizer.chunk(4):
+            (loss(net, part) / 2).backward()
+    optimizer.step()
+    for rank in range(2):
+        np.testing.assert_allclose(np.load(tmp_path / f"{rank}.npy"), second(optimizer).numpy(), rtol=1e-9)

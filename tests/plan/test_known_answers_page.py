@@ -47,7 +47,7 @@ def test_our_numbers_are_the_slow_references():
             continue
         if row.key == "ema.decay":
             assert row.ours == pytest.approx(slow.decay(row.was, kappa), rel=1e-12)
-        elif row.key == "optimizer.lr" and entry["recipe"]["optimizer"]["name"] in ("adam", "adamw", "lamb"):
+        elif row.key == "optimizer.lr" and entry["recipe"]["optimizer"]["name"] in ("adam", "adamw"):
             assert row.ours == pytest.approx(slow.adam_lr(row.was, 1.0, kappa), rel=1e-9)
             assert row.other is None or row.other == pytest.approx(slow.linear_lr(row.was, kappa), rel=1e-9)
         elif row.key == "optimizer.lr" and entry["recipe"]["optimizer"]["name"] in ("sgd", "lars"):
@@ -70,9 +70,9 @@ KNOWN = {
     ("Llama 3.1 405B", "optimizer.lr"): (3.2e-4, 1.6e-4, 3.2e-4),
     ("MoCo v3", "optimizer.lr"): (2.4e-3, 1.2e-3, 2.4e-3),
     ("Transformer on WMT", "optimizer.lr"): (1e-3, 2e-3, 8e-3),
-    ("RNN-T", "optimizer.lr"): (0.014, 0.0182, None),
+    ("RNN-T", "optimizer.lr"): (0.014, 0.0447, 0.0182),
     ("RNN-T", "ema.decay"): (0.96, 0.953, None),
-    ("RNN-T", "optimizer.betas[1]"): (0.98, 0.994, None),
+    ("RNN-T", "optimizer.betas[1]"): (0.98, 0.994, 0.999),
     ("Marek et al., GPT-3 XL", "optimizer.betas[1]"): (0.9999, 0.9999, 0.9999),
     ("DINO, what", "ema.decay"): (0.9995, 0.9990, None),
     ("Qwen3.5", "optimizer.lr"): (2e-6, 2e-6, 4e-6),

@@ -7,6 +7,13 @@ LONG = {"length": "1000 epochs", "warmup": "10 epochs"}
 SGD = {"name": "sgd", "lr": 0.01, "lr_limit": 10.0}
 ADAMW = {"name": "adamw", "lr": 1e-3}
 
+WSD = {
+    "schedule": {"length": "1000 epochs", "warmup": None, "shape": None},
+    "curves": {"lr": [{"span": "800 epochs", "by": "hold"}, {"by": "minus-sqrt", "to": 0.0}]},
+}
+LORA = {"name": "adapters", "match": "lora_", "lr_scale": 10.0}
+RATIO = {"by": "ratio", "ratio": 0.5}
+
 CASES = [
     # condition, triggered: parts and batch, not triggered: parts and batch
     ("kappa*(1-rho) = 0.16 is not small", ({}, 128), ({"ema": {"decay": 0.999}}, 128)),
@@ -33,7 +40,7 @@ CASES = [
     ("steps are left", ({"schedule": {"warmup": "0 epochs"}}, 128), ({"schedule": {"warmup": "0 epochs"}}, 64)),
     ("the warm-up is short", ({}, 128), ({}, 64)),
     ("the warm-up is short", ({}, 128), ({"schedule": {"warmup": "0 samples"}}, 128)),
-    ("rule is only a convention", ({"optimizer": {"name": "lamb"}}, 16), ({"optimizer": ADAMW}, 16)),
+    ("rule is only a convention", ({"optimizer": {"name": "lars"}}, 16), ({"optimizer": ADAMW}, 16)),
     (
         "rule is only a convention",
         ({"optimizer": {"name": "lars"}}, 16),
@@ -63,6 +70,23 @@ CASES = [
     ),
     ("is longer than the run", ({"ema": {"decay": 0.9999}}, 16), ({"ema": {"decay": 0.999}}, 16)),
     ("is longer than the run", ({"ema": {"decay": 0.9999}}, 2), ({"ema": {"decay": 0.9999}, "schedule": LONG}, 2)),
+    ("stability limit unknown", ({}, 32), ({"batch_norm": {"momentum": 0.1}}, 32)),
+    ("is past the critical batch of 20", ({"critical": {"batch": 20.0}}, 32), ({"critical": {"batch": 20.0}}, 16)),
+    (
+        "curves of different batches cross (WSD)",
+        ({"schedule": None, **WSD}, 16),
+        ({"schedule": {"decay_from": "2 epochs"}}, 16),
+    ),
+    ("curves of different batches cross (WSD)", ({"schedule": {"decay_from": "8 epochs"}}, 16), ({}, 16)),
+    ("LoRA", ({"options": {"adapter": "lora"}}, 16), ({"options": {"adapter": "none"}}, 16)),
+    ("LoRA", ({"groups": [LORA]}, 2), ({"groups": [{**LORA, "match": "head"}]}, 2)),
+    ("never acts", ({"ema": {"decay": 0.9999, "ramp": {"by": "tensorflow"}}}, 16), ({}, 16)),
+    (
+        "never acts",
+        ({"ema": {"decay": 0.999, "ramp": {"by": "exp", "tau": "100 epochs"}}}, 16),
+        ({"ema": {"decay": 0.999, "ramp": {"by": "exp", "tau": "1 epoch"}}}, 16),
+    ),
+    ("never acts", ({"ema": {"ramp": {"by": "ratio", "ratio": 0.01}}}, 16), ({"ema": {"ramp": RATIO}}, 16)),
     ("gradient clipping", ({"optimizer": {"clip": 1.0}}, 16), ({}, 16)),
     (
         "batch norm sees another batch",
@@ -100,3 +124,18 @@ def test_another_convention_is_named_with_the_number_here():
 
 def test_a_quiet_plan_is_possible():
     assert recipe(optimizer=SGD, ema={"decay": 0.9999}, schedule=LONG).at(32).warnings == ()
+
+
+def test_another_length_is_named_with_what_marin_measured():
+    found = recipe(critical={"batch": 20.0}, schedule=LONG).at(32, goal="speed").warnings
+    [warning] = [w for w in found if "the length changes too" in w.condition]
+    assert "0.2% of its forecast" in warning.message
+
+
+def test_five_cautions_are_printed_the_worst_first_each_with_its_side():
+    plan = recipe(optimizer={"name": "adamw", "clip": 1.0}, batch_norm={"momentum": 0.97}, critical={"batch": 9.0},
+                  options={"peft": "lora"}).at(128)  # fmt: skip
+    assert len(plan.warnings) > 5
+    assert [w.severity for w in plan.warnings] == sorted(w.severity for w in plan.warnings)
+    shown = plan.to_markdown()
+    assert sum(f"**{w.condition}** ({w.side})" in shown for w in plan.warnings) == 5

@@ -3,6 +3,7 @@
 rho, beta, mu: decays per step; eta: learning rate; G, s: mean and deviation of one batch's gradient; k: kappa, whole.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -133,3 +134,25 @@ def lag(rho: float, k: int, order: str, eta: float = 0.1) -> float:
     """Gap in zeta between k small steps and one step of k*eta under rho**k, relative to the motion k*eta."""
     small, large = small_steps(rho, eta, k, order), step_matrix(decay(rho, k), k * eta, order)
     return abs(small[1, 2] - large[1, 2]) / (k * eta)
+
+
+def mean_square(samples: list[list[float]], B: int) -> float:
+    """E|g|**2 when g is the mean of B independent draws: every sequence of draws, one by one."""
+    total, n = 0.0, 0
+    for draws in itertools.product(samples, repeat=B):
+        g = [math.fsum(column) / B for column in zip(*draws, strict=True)]
+        total, n = total + math.fsum(x * x for x in g), n + 1
+    return total / n
+
+
+def noise_scale(samples: list[list[float]]) -> float:
+    """tr(Sigma)/|G|**2 (1812.06162, 2.9)."""
+    G = [math.fsum(column) / len(samples) for column in zip(*samples, strict=True)]
+    spread = math.fsum((x - m) ** 2 for g in samples for x, m in zip(g, G, strict=True)) / len(samples)
+    return spread / math.fsum(m * m for m in G)
+
+
+def clip(norm: float, samples: list[list[float]], B: int, k: int) -> float:
+    """The norm that is the same multiple of the gradient's root mean square norm at the batch k*B."""
+    multiple = norm / math.sqrt(mean_square(samples, B))
+    return multiple * math.sqrt(mean_square(samples, k * B))

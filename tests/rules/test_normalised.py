@@ -1,5 +1,7 @@
 """Optimizers that normalise what they have averaged, on the noisy quadratic: three noise levels, both forms."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from tests.recipes import recipe
@@ -10,8 +12,9 @@ from isobatch.rules import OPTIMIZERS
 BATCH, SAMPLES, LR = 4, 8192, 4e-4
 CURVATURES = np.geomspace(0.1, 1.0, 4)
 NORMALISED = [name for name, row in OPTIMIZERS.items() if row.normalises_after]
-OPTIONS = {"muon": {"momentum": 0.95}, "lion": {"betas": [0.9, 0.98]}}
+OPTIONS = {"muon": {"momentum": 0.95}, "lion": {"betas": [0.9, 0.98]}, "lamb": {"betas": [0.9, 0.99]}}
 KEPT = {"muon": {"momentum": "keep"}, "lion": {"betas": "keep"}}
+SIGNS = sorted(KEPT)
 
 
 def made(name, **rules):
@@ -46,7 +49,7 @@ def log_loss(name, s, noise, seed):
     return np.log(np.mean(found))
 
 
-@pytest.mark.parametrize("name", NORMALISED)
+@pytest.mark.parametrize("name", SIGNS)
 @pytest.mark.parametrize("noise", [0.3, 3.0, 30.0])
 def test_averages_over_the_same_samples_keep_the_run_at_every_noise_level(name, noise):
     chosen = made(name)
@@ -55,7 +58,7 @@ def test_averages_over_the_same_samples_keep_the_run_at_every_noise_level(name, 
     assert log_loss(name, scaled(chosen, 16 * BATCH), noise, 1) == pytest.approx(truth, abs=0.3)
 
 
-@pytest.mark.parametrize("name", NORMALISED)
+@pytest.mark.parametrize("name", SIGNS)
 def test_averages_kept_per_step_need_noise(name):
     chosen = made(name, **KEPT[name])
     gaps = [log_loss(name, scaled(chosen, 4 * BATCH), noise, 1) - log_loss(name, base(chosen), noise, 0)
@@ -111,3 +114,30 @@ def test_rmsprop_says_its_floor_and_a_range_that_holds_its_rate():
     assert low == pytest.approx(rate.becomes, rel=1e-3)
     assert "at its floor, the power rule gives 0.8493" in plan.row("optimizer.alpha").note
     assert "keep 0.9" in plan.row("optimizer.momentum").note
+
+
+def lamb_curve(s, noise):
+    """Log of the mean loss at ten marks: three layers whose steps are as long as their weights, targets away from 0."""
+    rng, fixed, layers, size = np.random.default_rng(7), np.random.default_rng(5), 3, 16
+    target = fixed.standard_normal((1, layers, size))
+    target /= np.linalg.norm(target, axis=-1, keepdims=True)
+    curvature, steps = np.geomspace(0.1, 1.0, size), round(SAMPLES / s.batch)
+    w = np.full((32, layers, size), 0.25) * np.sign(fixed.standard_normal((1, layers, size)))
+    m, v, found = np.zeros_like(w), np.zeros_like(w), []
+    for k in range(1, steps + 1):
+        g = curvature * (w - target) + noise / np.sqrt(s.batch) * rng.standard_normal(w.shape)
+        m, v = s.betas[0] * m + (1 - s.betas[0]) * g, s.betas[1] * v + (1 - s.betas[1]) * g * g
+        r = m / (1 - s.betas[0] ** k) / (np.sqrt(v / (1 - s.betas[1] ** k)) + s.eps)
+        w = w - s.lr * np.linalg.norm(w, axis=-1, keepdims=True) / np.linalg.norm(r, axis=-1, keepdims=True) * r
+        if k % (steps // 10) == 0:
+            found.append((curvature * (w - target) ** 2).sum((1, 2)).mean())
+    return np.log(np.array(found[:10]))
+
+
+@pytest.mark.parametrize(("noise", "near"), [(3.0, 0.15), (30.0, 0.05)])
+def test_lamb_keeps_the_run_by_steps_of_kappa_times_the_length(noise, near):
+    chosen = recipe(optimizer={"name": "lamb", "lr": 1e-3, "betas": [0.9, 0.99]}, batch={"size": BATCH}, schedule=None)
+    truth, four = lamb_curve(base(chosen), noise), scaled(chosen, 4 * BATCH)
+    assert np.abs(lamb_curve(four, noise) - truth).max() < near
+    rooted = dataclasses.replace(four, lr=four.lr / 2)  # the square root beside betas that move
+    assert np.abs(lamb_curve(rooted, noise) - truth).max() > near

@@ -52,7 +52,8 @@ NEVER = ("eps", "the second moment does not depend on the batch", "derived")
 
 
 @pytest.mark.parametrize(("name", "lr", "wanted"), [
-    ("adamw", "auto", THE_SQRT), ("adam", "sqrt", THE_SQRT), ("rmsprop", "auto", THE_SQRT), ("lamb", "auto", THE_RATE),
+    ("adamw", "auto", THE_SQRT), ("adam", "sqrt", THE_SQRT), ("rmsprop", "auto", THE_SQRT),
+    ("lamb", "auto", ("eps/sqrt(kappa)", "in proportion to sqrt(v) while noise", "derived")),
     ("adamw", "linear", THE_RATE), ("adamw", "noise-aware", THE_RATE), ("adamw", "speed", THE_RATE),
     ("adamw", "keep", (EPS, "the learning rate takes to move", "unknown")),
     ("adamw", "legw", ("eps", "retunes no other number", "convention")),

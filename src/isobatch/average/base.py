@@ -7,10 +7,12 @@ from functools import partial
 from numbers import Integral
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from isobatch.average.binding import Weights
 from isobatch.average.clock import Clock, counted
 from isobatch.average.engine import Engine, Report, measured, overflowed
 from isobatch.average.lending import Mode
@@ -40,6 +42,7 @@ class ModelAverage(ABC):
     """
 
     _engine: Engine
+    _stored: dict[str, Tensor] | None = None
     _FIXED: ClassVar[frozenset[str]] = frozenset({"dtype", "buffers", "rounding"})
 
     @abstractmethod
@@ -75,7 +78,68 @@ class ModelAverage(ABC):
         """Samples that update() was told of."""
         return self._engine.clock.seen
 
-    def applied(self, model: nn.Module, which: Which = None) -> AbstractContextManager[None]:
+    @property
+    def n_averaged(self) -> int:
+        """Updates so far, under the name that torch's AveragedModel gives it."""
+        return self._engine.clock.calls
+
+    @property
+    def root(self) -> nn.Module:
+        """The bare model that is averaged; a list of parameters where the average was built from parameters."""
+        return self._engine.buffers.root
+
+    @property
+    def module(self) -> nn.Module:
+        """The averaged weights as a module in evaluation mode: `teacher()`, under the name of torch's AveragedModel."""
+        return self.teacher()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the averaged model without gradients, as torch's AveragedModel and ema-pytorch do.
+
+        Args:
+            *args: of the model's forward pass.
+            **kwargs: of the model's forward pass.
+
+        Returns:
+            Its output.
+        """
+        with torch.no_grad():
+            return self.module(*args, **kwargs)
+
+    def store(self, model: Weights | None = None) -> None:
+        """Keep the raw weights, until restore() writes them back; `copy_to` may come in between.
+
+        Args:
+            model: a model or its parameters; the bound model unless given.
+
+        Raises:
+            InputError: inside an applied() block.
+
+        Example:
+            >>> import isobatch as ib
+            >>> layer = nn.Linear(1, 1)
+            >>> ema = ib.ModelEMA(layer.parameters(), half_life=100)
+            >>> ema.store(layer.parameters())
+            >>> ema.copy_to(layer.parameters())
+            >>> ema.restore(layer.parameters())
+        """
+        self._stored = self._engine.buffers.raw(self.root if model is None else model)
+
+    def restore(self, model: Weights | None = None) -> None:
+        """Write back the raw weights that store() kept.
+
+        Args:
+            model: a model or its parameters; the bound model unless given.
+
+        Raises:
+            InputError: nothing is stored, or inside an applied() block.
+        """
+        if self._stored is None:
+            raise InputError("nothing is stored; call store() before copy_to() and restore()")
+        self._engine.buffers.copy_to(self.root if model is None else model, self._stored)
+        self._stored = None
+
+    def applied(self, model: Weights, which: Which = None) -> AbstractContextManager[None]:
         """Give the model the averaged weights inside the block, its raw weights and buffers back afterwards.
 
         The block works on copies of the averaged weights and of the buffers: whatever a forward pass writes, replaces
@@ -83,7 +147,7 @@ class ModelAverage(ABC):
         the block update() and state_dict() are refused, because the model does not hold its raw weights.
 
         Args:
-            model: the bound model, a wrapper of it, or another model with the same names.
+            model: the bound model, a wrapper of it, another model with the same names, or parameters in its order.
             which: the horizon, where there are several.
 
         Returns:
@@ -132,11 +196,11 @@ class ModelAverage(ABC):
         self._engine.buffers.refresh()
         return self._engine.teacher(mode, which, partial(self.average, which)).module
 
-    def copy_to(self, model: nn.Module, which: Which = None) -> None:
+    def copy_to(self, model: Weights, which: Which = None) -> None:
         """Write the averaged weights into a model for good, such as at the end of training.
 
         Args:
-            model: the bound model, a wrapper of it, or another model with the same names.
+            model: the bound model, a wrapper of it, another model with the same names, or parameters in its order.
             which: the horizon, where there are several.
         """
         self._engine.buffers.refresh()

@@ -6,7 +6,7 @@ adapter that is switched off or by the other player's turn, keeps its average.
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import chain
 from operator import getitem, is_
 from typing import Any, NamedTuple, final
@@ -21,7 +21,7 @@ from isobatch.errors import InputError
 from isobatch.gradients import address, canonical, local, refuse_unspreadable, settle, sharded, unwrap
 
 Select = Callable[[str, Tensor], bool]
-
+Weights = nn.Module | Iterable[nn.Parameter]
 FULL = 64
 PLACES = 64
 AVERAGED = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -274,16 +274,16 @@ class Binding:
 
 
 def bare(model: object) -> nn.Module:
-    """Return the module to be averaged inside wrappers.
+    """Return the module to be averaged inside wrappers; parameters become a list of them.
 
     Args:
-        model: wrapped or bare.
+        model: wrapped or bare, or parameters.
 
     Returns:
         The user's own module.
 
     Raises:
-        InputError: no module, or one that torch.jit has compiled.
+        InputError: neither a module nor parameters, or one that torch.jit has compiled.
 
     Example:
         >>> inner = nn.Linear(1, 1)
@@ -291,7 +291,10 @@ def bare(model: object) -> nn.Module:
         True
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"model={type(model).__name__} must be a torch.nn.Module")
+        given = list(model) if isinstance(model, Iterable) and not isinstance(model, Tensor) else []
+        if not given or not all(isinstance(one, nn.Parameter) for one in given):
+            raise InputError(f"model={type(model).__name__} must be a torch.nn.Module, or its parameters()")
+        model = nn.ParameterList(given)
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("a model compiled by torch.jit cannot be averaged; give the module it was scripted from")
     return unwrap(model)
@@ -370,11 +373,12 @@ def tell_changes(before: set[str], after: set[str]) -> None:
     """
     added, removed = sorted(after - before), sorted(before - after)
     if added or removed:
-        warnings.warn(
-            f"the model's tensors changed: averages of {added[:5]} start at their present values, averages of "
-            f"{removed[:5]} were dropped",
-            stacklevel=5,
-        )
+        said = [
+            f"averages of {names[:5]} {what}"
+            for names, what in ((added, "start at their present values"), (removed, "were dropped"))
+            if names
+        ]
+        warnings.warn(f"the model's tensors changed: {', '.join(said)}", stacklevel=5)
 
 
 def _constant(tensor: Tensor) -> bool:
@@ -419,7 +423,7 @@ def refuse_odd(name: str, tensor: Tensor) -> None:
         raise InputError(f"{name!r} has no shape yet; run one batch through the model before the average is made")
     if tensor.is_meta:
         raise InputError(f"{name!r} is on the meta device and has no values; materialise the model first")
-    refuse_unspreadable(name, tensor)
+    refuse_unspreadable(repr(name), tensor)
     inner = local(tensor.data)
     if type(inner) is not Tensor or inner.layout != torch.strided or inner.is_nested:
         kind = type(inner).__name__ if type(inner) is not Tensor else str(inner.layout)

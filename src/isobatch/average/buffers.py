@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from isobatch.average.binding import Binding, first_not_finite, tell_changes
+from isobatch.average.binding import Binding, Weights, bare, first_not_finite, tell_changes
 from isobatch.average.clock import Hold
 from isobatch.average.kernels import Update
 from isobatch.average.layout import (
@@ -22,7 +22,7 @@ from isobatch.average.layout import (
 )
 from isobatch.average.lending import exchanged
 from isobatch.errors import InputError, NonFiniteError
-from isobatch.gradients import Shards, dressed, fitted, local, piece, settle, unwrap
+from isobatch.gradients import Shards, canonical, dressed, fitted, local, piece, settle, unwrap
 from isobatch.modules import with_weights
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -72,6 +72,8 @@ class AverageBuffers:
         self._was_still: set[str] = set()
         self.shards = Shards(())
         self._bind({})
+        own = self._own_buffers()
+        self._by_design = {name for name in own if first_not_finite({name: own[name]}) is not None}
 
     @property
     def root(self) -> nn.Module:
@@ -91,6 +93,22 @@ class AverageBuffers:
     def others(self) -> list[tuple[str, Tensor]]:
         """Return the parameters that are not averaged, by name."""
         return self._binding.others()
+
+    def _own_buffers(self) -> dict[str, Tensor]:
+        live = self.live()
+        return {
+            name: tensor
+            for name, tensor in self.root.named_buffers()
+            if name not in live and tensor.is_floating_point() and not tensor.is_meta and tensor.layout == torch.strided
+        }
+
+    def bad_buffer(self) -> str | None:
+        """Return the first buffer that stays the model's own and has lost its finite values, by name.
+
+        Returns:
+            A name; None where there is none, or where it held infinities when the average was made.
+        """
+        return first_not_finite(self._own_buffers(), self._by_design)
 
     def reset(self) -> None:
         """Start every average again at the model's present weights, with the selection made afresh.
@@ -219,7 +237,7 @@ class AverageBuffers:
             )
 
     @contextmanager
-    def applied(self, model: nn.Module, values: Mapping[str, Tensor]) -> Generator[None]:
+    def applied(self, model: Weights, values: Mapping[str, Tensor]) -> Generator[None]:
         """Give `model` the given values inside the block.
 
         Args:
@@ -230,17 +248,18 @@ class AverageBuffers:
             None, with the values in place.
         """
         self._usable()
-        targets = self._targets(model).items()
+        given = model if isinstance(model, nn.Module) else list(model)
+        targets = self._targets(given).items()
         pairs = [(tensor, fitted(values[name], tensor, name)) for name, tensors in targets for tensor in tensors]
         self.exchanged = True
         try:
-            with exchanged(unwrap(model), pairs):
+            with exchanged(bare(given), pairs):
                 yield
         finally:
             self.exchanged = False
 
     @torch.no_grad()
-    def copy_to(self, model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    def copy_to(self, model: Weights, values: Mapping[str, Tensor]) -> None:
         """Write values into a model's tensors.
 
         Args:
@@ -280,8 +299,23 @@ class AverageBuffers:
             raise InputError(f"{error}; or use applied(), which makes no copy of the model") from error
         return made.eval().requires_grad_(False)
 
-    def _targets(self, model: nn.Module) -> dict[str, list[Tensor]]:
-        if isinstance(model, nn.Module) and unwrap(model) is self.root:
+    @torch.no_grad()
+    def raw(self, model: Weights) -> dict[str, Tensor]:
+        """Return copies of a model's own values, for copy_to().
+
+        Args:
+            model: the bound model, a wrapper of it, another model with the same names, or parameters in its order.
+
+        Returns:
+            By name.
+        """
+        self._usable()
+        return {name: tensors[0].detach().clone() for name, tensors in self._targets(model).items()}
+
+    def _targets(self, model: Weights) -> dict[str, list[Tensor]]:
+        if not isinstance(model, nn.Module):
+            return in_order(self.root, self.live(), list(bare(model).parameters()))
+        if unwrap(model) is self.root:
             self.refresh()
             return {name: [tensor] for name, tensor in self.live().items()}
         return self._binding.in_other(model)
@@ -360,3 +394,32 @@ class AverageBuffers:
         if self.rounding == "stochastic":
             for device in devices - self.generators.keys():
                 self.generators[device] = torch.Generator(device).manual_seed(self.storage.seed)
+
+
+def in_order(root: nn.Module, names: Collection[str], parameters: list[nn.Parameter]) -> dict[str, list[Tensor]]:
+    """Return parameters under the names that a model's own have, taken to be in its order.
+
+    Args:
+        root: the model.
+        names: of those wanted.
+        parameters: as many as the model has, of the same shapes.
+
+    Returns:
+        One for each name.
+
+    Raises:
+        InputError: another number of them, or another shape.
+
+    Example:
+        >>> net = nn.Linear(1, 1)
+        >>> list(in_order(net, ["bias"], list(nn.Linear(1, 1).parameters())))
+        ['bias']
+    """
+    own = [(canonical(name), p) for name, p in root.named_parameters()]
+    if len(own) != len(parameters):
+        raise InputError(f"{len(parameters)} parameters given, and the model has {len(own)}; give model.parameters()")
+    for (name, mine), theirs in zip(own, parameters, strict=True):
+        if mine.shape != theirs.shape:
+            raise InputError(f"{name!r} has shape {tuple(mine.shape)} here, {tuple(theirs.shape)} was given")
+    found = {name: p for (name, _), p in zip(own, parameters, strict=True)}
+    return {name: [found[name]] for name in names}

@@ -379,6 +379,11 @@ def _not_finite(buffers: AverageBuffers, values: Mapping[str, Tensor], live: Map
         )
     if weights is not None:
         found.append(f"the weights of {weights!r} are not finite; restore them, or no update can be applied")
+    buffer = buffers.bad_buffer()
+    if buffer is not None:
+        found.append(
+            f"the buffer {buffer!r} is not finite, and the averaged model computes with it; restore or recalibrate() it"
+        )
     return found
 
 

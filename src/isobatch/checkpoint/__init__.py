@@ -8,6 +8,7 @@ need("torch")
 from isobatch.checkpoint.live import load_model, load_optimizer, model_state, optimizer_state
 from isobatch.checkpoint.manifest import Loaded, load, verify
 from isobatch.checkpoint.process import Preempted, Preemption, rng_state, set_rng_state
+from isobatch.checkpoint.shards import Sharded, placed
 from isobatch.checkpoint.store import Checkpoints
 from isobatch.checkpoint.writer import StepFolder
 
@@ -16,12 +17,14 @@ __all__ = [
     "Loaded",
     "Preempted",
     "Preemption",
+    "Sharded",
     "StepFolder",
     "load",
     "load_model",
     "load_optimizer",
     "model_state",
     "optimizer_state",
+    "placed",
     "rng_state",
     "set_rng_state",
     "verify",

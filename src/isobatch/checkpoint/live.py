@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from isobatch.checkpoint.shards import Sharded, placed
 from isobatch.errors import InputError
-from isobatch.gradients import bare_optimizer, canonical
+from isobatch.gradients import address, bare_optimizer, canonical, dressed, fitted, local, sharded
 from isobatch.optimizers.settings import assign
 
 _PLACES = ("params", "param_names")
@@ -49,7 +49,7 @@ def load_model(model: nn.Module, state: Mapping[str, Any], what: str = "model") 
     others may be stored under one of their names.
 
     Args:
-        model: any module with weights: none on the meta device, lazy or sharded.
+        model: any module with weights, sharded or not: none on the meta device or lazy.
         state: what `state_dict` gave, of this model or of a wrapped one.
         what: name of the state, for messages.
 
@@ -80,7 +80,7 @@ def load_model(model: nn.Module, state: Mapping[str, Any], what: str = "model") 
         if isinstance(value, Tensor):
             _check_pair(f"{what} {bare[name]!r}", _kind(stored[bare[name]]), _kind(value))
             _check_readable(f"{what} {bare[name]!r}", stored[bare[name]])
-    model.load_state_dict({name: stored[bare[name]] for name in own})
+    model.load_state_dict({name: _laid_over(stored[bare[name]], value, bare[name]) for name, value in own.items()})
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
@@ -155,15 +155,34 @@ def load_optimizer(
         if options == "stored":
             raw["param_groups"][number].update(_options(optimizer, match, raw["param_groups"][number]))
     place = {name: number for number, name in enumerate(name for names in own for name in names)}
-    raw["state"] = {place[name]: dict(entry) for name, entry in stored["state"].items()}
+    state = {name: _entry(entry, parameters[name]) for name, entry in stored["state"].items()}
+    raw["state"] = {place[name]: dict(entry) for name, entry in state.items()}
     optimizer.load_state_dict(raw)
     for group, held in zip(optimizer.param_groups, before, strict=True):
         _keep_tensors(group, held)
-    for name, entry in stored["state"].items():
+    for name, entry in state.items():
         held = optimizer.state[parameters[name]]
         for key, value in entry.items():
             if isinstance(value, Tensor):
                 held[key] = _laid_out(value.detach().to(held[key].device, copy=True), parameters[name])
+
+
+def _entry(entry: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
+    """Return the stored state of one parameter as it lies here: what has its shape is spread as it is."""
+    found = {}
+    for key, value in entry.items():
+        alike = isinstance(value, Tensor | Sharded) and value.shape == parameter.shape
+        found[key] = _laid_over(value, parameter, key) if alike else placed(value, None)
+    return found
+
+
+def _laid_over(stored: Any, like: Any, name: str) -> Any:
+    """Return a stored tensor spread over ranks as one of this run is; anything else as it is."""
+    if isinstance(stored, Sharded):
+        return stored.part(like) if isinstance(like, Tensor) else stored.whole()
+    if isinstance(stored, Tensor) and isinstance(like, Tensor) and sharded(like):
+        return dressed(fitted(stored, like, name), like)
+    return stored
 
 
 def _bare_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
@@ -208,12 +227,16 @@ def _ties(own: Mapping[str, Any]) -> list[list[str]]:
     places: dict[tuple, list[str]] = {}
     for name, value in own.items():
         if isinstance(value, Tensor) and value.numel():
-            place = (value.device, value.untyped_storage().data_ptr(), value.storage_offset(), value.stride())
+            place = (value.device, address(value), value.stride())
             places.setdefault((*place, value.shape, value.dtype), []).append(name)
     return [names for names in places.values() if len(names) > 1]
 
 
 def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Sharded) or isinstance(other, Sharded):
+        return isinstance(one, Sharded) and isinstance(other, Sharded) and one.same(other)
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        one, other = local(one), local(other)
     return one is other or (one.shape == other.shape and one.dtype == other.dtype and bool((one == other).all()))
 
 
@@ -252,7 +275,7 @@ def _keep_tensors(group: dict[str, Any], held: Mapping[str, Any]) -> None:
 
 def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
     """Return a state tensor with the strides of its parameter: fused kernels walk both as flat memory."""
-    if value.shape != parameter.shape or value.stride() == parameter.stride():
+    if value.shape != parameter.shape or sharded(value) or value.stride() == parameter.stride():
         return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
@@ -299,7 +322,8 @@ def _same_group(names: list[str], groups: list[Mapping[str, Any]]) -> Mapping[st
 def _kind(value: Any) -> list:
     if isinstance(value, (UninitializedBuffer, UninitializedParameter)):
         raise InputError("the model has lazy parameters without a shape; run one batch through it first")
-    return [str(value.dtype), list(value.shape)] if isinstance(value, Tensor) else [type(value).__name__, []]
+    held = isinstance(value, Tensor | Sharded)
+    return [str(value.dtype), list(value.shape)] if held else [type(value).__name__, []]
 
 
 def _check_writable(what: str, value: Any) -> None:
@@ -310,16 +334,16 @@ def _check_writable(what: str, value: Any) -> None:
         raise InputError(f"{what} is lazy and has no shape yet; run one batch through the model, then load")
     if value.is_meta:
         raise InputError(f"{what} is on the meta device and holds nothing; model.to_empty(device=...) first, then load")
-    if isinstance(value, DTensor):
-        raise InputError(f"{what} is sharded; load the model before fully_shard, or use torch.distributed.checkpoint")
     if value.is_inference():
         raise InputError(f"{what} was made in inference mode and cannot be written; build the model outside of it")
 
 
 def _check_readable(what: str, value: Any) -> None:
+    if isinstance(value, Sharded):
+        return
     if value.is_meta:
         raise InputError(f"{what} is on the meta device in the state, without values; give the state with its tensors")
-    if value.layout != torch.strided or isinstance(value, DTensor):
+    if value.layout != torch.strided:
         raise InputError(f"{what} is {value.layout}, {type(value).__name__} in the state; give a dense tensor of it")
 
 

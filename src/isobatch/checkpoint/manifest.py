@@ -17,7 +17,8 @@ import torch
 
 from isobatch import installed
 from isobatch.checkpoint.files import hash_file, parse
-from isobatch.checkpoint.tensors import read
+from isobatch.checkpoint.shards import Piece, Sharded, nodes
+from isobatch.checkpoint.tensors import DTYPES, read
 from isobatch.checkpoint.tree import join
 from isobatch.errors import InputError
 from isobatch.units import whole
@@ -149,15 +150,19 @@ def verify(folder: Path, ranks: Sequence[int] | None = None) -> dict[str, Any]:
         manifest = _read_manifest(folder)
         for rank in range(manifest["world_size"]) if ranks is None else ranks:
             for name in names(rank):
-                expected, actual = manifest["files"][name]["sha256"], hash_file(folder / name)
-                if actual != expected:
-                    raise InputError(
-                        f"{folder / name}: SHA-256 is {actual}, the manifest says {expected}; the file was changed "
-                        "or damaged: take another checkpoint"
-                    )
+                _check_hash(folder / name, manifest)
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error}); take another checkpoint") from error
     return manifest
+
+
+def _check_hash(path: Path, manifest: Mapping[str, Any]) -> None:
+    expected, actual = manifest["files"][path.name]["sha256"], hash_file(path)
+    if actual != expected:
+        raise InputError(
+            f"{path}: SHA-256 is {actual}, the manifest says {expected}; the file was changed or damaged: take another "
+            "checkpoint"
+        )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -283,8 +288,32 @@ def load(
         content = read_rank(folder / text, rank)
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error}); take another checkpoint") from error
-    tensors = read(folder / data, manifest["tensors"][data])
-    return Loaded(join(content["state"], tensors), manifest["seen"], manifest["meta"], stored, folder)
+    own = nodes(content["state"])
+    tensors = read(folder / data, manifest["tensors"][data], besides={node["tensor"] for node in own.values()})
+    shards = _shards(folder, manifest, own, rank) if own else {}
+    return Loaded(join(content["state"], tensors, shards), manifest["seen"], manifest["meta"], stored, folder)
+
+
+def _shards(
+    folder: Path, manifest: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]], rank: int
+) -> dict[str, Sharded]:
+    """Return what ranks have written in parts; their files are hashed when a part of theirs is first read."""
+    checked = {folder / names(rank)[1]}
+
+    def check(path: Path) -> None:
+        if path not in checked:
+            _check_hash(path, manifest)
+            checked.add(path)
+
+    pieces: dict[str, list[Piece]] = {path: [] for path in own}
+    for other in range(manifest["world_size"]):
+        text, data = names(other)
+        _check_hash(folder / text, manifest)
+        for path, node in nodes(read_rank(folder / text, other)["state"]).items():
+            if node["tensor"] is not None and path in pieces:
+                pieces[path].append(Piece(folder / data, node["tensor"], node["offset"], node["part"]))
+    kinds = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+    return {path: Sharded(path, node["shape"], kinds[node["dtype"]], pieces[path], check) for path, node in own.items()}
 
 
 def _compare(folder: Path, meta: Mapping[str, Any], expect: Mapping[str, Any], accept: Sequence[str]) -> None:

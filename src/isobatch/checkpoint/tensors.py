@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -166,12 +166,13 @@ class Arena:
 
 
 @torch.inference_mode(False)  # tensors that training may go on with
-def read(path: Path, entries: Mapping[str, dict]) -> dict[str, torch.Tensor]:
+def read(path: Path, entries: Mapping[str, dict], besides: Collection[str | None] = ()) -> dict[str, torch.Tensor]:
     """Read a safetensors file and refuse one that does not hold exactly the tensors described.
 
     Args:
         path: the file.
         entries: {name: {"dtype", "shape"}} that it must hold.
+        besides: names that are left in the file, to be read by blocks.
 
     Returns:
         {name: tensor on the CPU, in memory of its own}.
@@ -181,10 +182,11 @@ def read(path: Path, entries: Mapping[str, dict]) -> dict[str, torch.Tensor]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
+            held = list(file.keys())
+            tensors = {name: file.get_tensor(name).clone() for name in held if name not in besides}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); take another checkpoint") from error
-    found = describe(tensors)
+    found = describe(tensors) | {name: entries.get(name, {}) for name in held if name in besides}
     for name in sorted(set(found) | set(entries)):
         if found.get(name) != entries.get(name):
             raise InputError(

@@ -3,12 +3,15 @@
 import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
+from isobatch.checkpoint.shards import Sharded, place_of
 from isobatch.errors import InputError, NonFiniteError
+from isobatch.gradients import local, sharded
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -18,8 +21,8 @@ def split(state: Mapping[str, Any], allow_nonfinite: Sequence[str] = ()) -> tupl
 
     A tensor becomes {"$tensor": path}, a complex one {"$complex": path} with real and imaginary parts on a last axis, a
     tuple {"$tuple": [...]}, a dict with keys that JSON has not (ints, or strings with a leading "$")
-    {"$dict": [[key, value], ...]}; numpy's numbers become Python's. Tensors that are the same memory are kept once and
-    both places name it.
+    {"$dict": [[key, value], ...]}, a tensor over ranks {"$shard": {...}}, of which this rank keeps its part; numpy's
+    numbers become Python's. Tensors that are the same memory are kept once and both places name it.
 
     Args:
         state: nested dicts, lists and tuples of tensors, None, bools, ints, floats and strings.
@@ -42,12 +45,13 @@ def split(state: Mapping[str, Any], allow_nonfinite: Sequence[str] = ()) -> tupl
         raise InputError("state is nested too deeply, or contains itself; flatten it") from None
 
 
-def join(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def join(tree: Any, tensors: Mapping[str, torch.Tensor], shards: Mapping[str, Sharded] = MappingProxyType({})) -> Any:
     """Rebuild the state that `split` took apart; paths that shared a tensor share it again.
 
     Args:
         tree: the JSON tree.
         tensors: {path: tensor}.
+        shards: {path: what ranks have written in parts}.
 
     Returns:
         The nested state; any mapping comes back as a dict, any parameter as a tensor.
@@ -89,6 +93,7 @@ def join(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         "$tuple": lambda items: tuple(decode(item) for item in items),
         "$dict": lambda pairs: {key: decode(value) for key, value in pairs},
         "$float": float,
+        "$shard": lambda node: shards[node["path"]],
     }
     state = decode(tree)
     if unused := sorted(set(tensors) - used):
@@ -145,6 +150,8 @@ class _Splitter:
         if isinstance(value, float):
             return self._float(float(value), keys)
         if isinstance(value, torch.Tensor):
+            if sharded(value):
+                return {"$shard": self._shard(value, keys)}
             self._check(value, keys)
             if value.is_complex():
                 return {"$complex": self._tensor(torch.view_as_real(value.detach().resolve_conj()), keys)}
@@ -158,6 +165,22 @@ class _Splitter:
             f"state {_path(keys)!r} is a {type(value).__name__}; a checkpoint holds dicts, lists, tuples, tensors, "
             "None, bools, ints, floats and strings: convert it, or keep it out of the state"
         )
+
+    def _shard(self, value: torch.Tensor, keys: tuple) -> dict[str, Any]:
+        """Say where this rank's part lies, and keep it where no other rank writes the same."""
+        part, path = local(value), _path(keys)
+        self._check(part, keys)
+        if value.is_complex():
+            raise InputError(f"state {path!r} is complex and sharded; give torch.view_as_real of it")
+        place = place_of(value, f"state {path!r}")
+        return {
+            "path": path,
+            "shape": list(value.shape),
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "offset": list(place.offset),
+            "part": list(place.shape),
+            "tensor": self._tensor(part, keys) if place.owner and part.numel() else None,
+        }
 
     def _float(self, value: float, keys: tuple) -> Any:
         if math.isfinite(value):

@@ -14,7 +14,10 @@ from typing import Any
 
 from isobatch.errors import InputError
 
-STYLES = {"SAME": "green", "DIFFERENT": "red", "UNDECIDED": "yellow"}
+STYLES = {
+    "SAME": "green", "IDENTICAL": "green", "EQUIVALENT": "green", "DIFFERENT": "red", "UNDECIDED": "yellow",
+    "NOT COMPARABLE": "yellow",
+}  # fmt: skip
 DEVICE = "cpu, cuda or cuda:1, then options after commas: bf16, channels-last, compile; such as cuda,bf16,compile (cpu)"
 _SILENT = 60.0
 """Seconds between lines of progress in a log file."""
@@ -29,7 +32,8 @@ def add_recipe(command: argparse.ArgumentParser, *, required: bool = True, recip
         required: whether the batch size must be given.
         recipe: "?" where the recipe may be left out.
     """
-    command.add_argument("recipe", type=Path, nargs=recipe, help="recipe file (TOML)")
+    text = "recipe file: isobatch's own TOML; plan reads the files of other stacks too (docs/formats.md)"
+    command.add_argument("recipe", type=Path, nargs=recipe, help=text)
     command.add_argument("--batch-size", type=int, required=required, help="new global batch, in the recipe's unit")
 
 

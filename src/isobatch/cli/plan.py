@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from isobatch.cli.options import add_recipe, say
+from isobatch.cli.plan_file import add_file_options, devices_of, is_own, plan_file
 from isobatch.errors import InputError
 
 
@@ -19,7 +20,8 @@ def add(commands: Any) -> None:
     command = commands.add_parser("plan", help=text, description=text)
     add_recipe(command, required=False, recipe="?")
     command.add_argument("--micro", type=int, help="samples per device and forward pass")
-    command.add_argument("--devices", type=int, help="data-parallel devices, in place of a batch or beside it")
+    text = "data-parallel devices, in place of a batch or beside it; '32->4' says what the file is for as well"
+    command.add_argument("--devices", help=text)
     command.add_argument(
         "--noise-scale",
         type=float,
@@ -35,8 +37,11 @@ def add(commands: Any) -> None:
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON for programs")
     form.add_argument("--markdown", action="store_true", help="print a Markdown table to paste")
+    text = "print a script with the planned numbers in that library's names"
+    form.add_argument("--snippet", choices=["torch", "hf", "lightning"], help=text)
     text = "print every key of a recipe, what it means, its unit, and what a plan does to it (no recipe needed)"
     form.add_argument("--keys", action="store_true", help=text)
+    add_file_options(command)
     command.set_defaults(call=plan)
 
 
@@ -61,10 +66,17 @@ def plan(chosen: argparse.Namespace) -> int:
         raise InputError("plan needs a recipe file: isobatch plan recipe.toml --batch-size 512; or --keys alone")
     if chosen.noise_scale is not None:
         finite("noise scale", chosen.noise_scale, 0, open_low=chosen.goal == "speed")
-    made = Recipe.load(chosen.recipe).at(
+    if chosen.format is not None or not is_own(chosen.recipe):
+        if chosen.write is not None:
+            raise InputError(f"--write writes isobatch's own TOML; {chosen.recipe} is written back by --patch")
+        if chosen.snippet is not None:
+            raise InputError(f"--snippet is for isobatch's own TOML; {chosen.recipe} is written back by --patch")
+        return plan_file(chosen)
+    recipe = Recipe.load(chosen.recipe)
+    made = recipe.at(
         chosen.batch_size,
         micro=chosen.micro,
-        devices=chosen.devices,
+        devices=_devices(chosen, recipe.batch.devices),
         noise_scale=chosen.noise_scale,
         optimizer=chosen.optimizer,
         rule=chosen.rule,
@@ -77,6 +89,10 @@ def plan(chosen: argparse.Namespace) -> int:
         sys.stderr.write(f"isobatch: written {chosen.write}\n")
     if chosen.json:
         say(made.to_json())
+    elif chosen.snippet is not None:
+        from isobatch.export import snippet
+
+        say(snippet(made, chosen.snippet).rstrip())
     elif chosen.markdown:
         say(made.to_markdown())
     else:
@@ -84,3 +100,18 @@ def plan(chosen: argparse.Namespace) -> int:
 
         Console().print(made)
     return 0
+
+
+def _devices(chosen: argparse.Namespace, have: int) -> int | None:
+    """Return the devices of a plan of isobatch's own TOML, which says those that it is for."""
+    for name in ("set", "patch", "diff", "explain", "check", "plot", "keep_batch"):
+        if getattr(chosen, name):
+            raise InputError(
+                f"--{name.replace('_', '-')} is for files of other stacks; {chosen.recipe} is isobatch's own TOML"
+            )
+    old, new = devices_of(chosen.devices)
+    if new is None:
+        return old
+    if old not in (None, have):
+        raise InputError(f"--devices {chosen.devices}: {chosen.recipe} is for {have} devices, not {old}")
+    return new

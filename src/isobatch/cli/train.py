@@ -30,6 +30,8 @@ def add(commands: Any) -> None:
     command.add_argument("--async-save", action="store_true", help="write checkpoints in a thread")
     command.add_argument("--tensorboard", action="store_true", help="TensorBoard scalars on a samples axis")
     command.add_argument("--device", default="cpu", help=DEVICE)
+    parts = "under torchrun, keep a part of the weights on each rank (FSDP2) in place of copies"
+    command.add_argument("--shard", action="store_true", help=parts)
     command.add_argument("--noise", action="store_true", help="measure the noise scale on the way, into the log")
     adaptive = "let the batch follow the noise scale, with R samples for a saved step: B = sqrt(R * noise scale)"
     command.add_argument("--adaptive", type=float, metavar="R", help=adaptive)
@@ -71,6 +73,7 @@ def train(chosen: argparse.Namespace) -> int:
         asynchronous=chosen.async_save,
         tensorboard=chosen.tensorboard,
         device=chosen.device,
+        shard=chosen.shard,
     )
     many = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     with ExitStack() as stack:

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from isobatch.cli import verify_split
 from isobatch.cli.options import (
     DEVICE,
     add_output,
@@ -40,7 +41,9 @@ def add(commands: Any) -> None:
     add_recipe(command)
     add_seeds(command)
     command.add_argument(
-        "--ablate", default="all", help="controls: lr-only,ema-only,unscaled with commas between; all or none (all)"
+        "--ablate",
+        default="all",
+        help="controls: lr-only,ema-only,unscaled,clip, commas between; all or none (all)",
     )
     command.add_argument("--metric", help="judge this metric instead of the task's headline")
     text = "largest gap that counts as the same: excess of a ratio (0.03 averaged, 0.05 raw), or in the metric's unit"
@@ -63,6 +66,7 @@ def add(commands: Any) -> None:
     command.add_argument("--device", default="cpu", help=DEVICE)
     add_output(command)
     command.set_defaults(call=characteristic)
+    verify_split.add(levels)
 
 
 def add_seeds(command: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
 
-from isobatch.curves.shapes import SHAPES, mean_over
+from isobatch.curves.shapes import SHAPES, mean_over, stairs_of
 from isobatch.errors import InputError
 from isobatch.units import finite
 
@@ -97,11 +97,22 @@ def factor(piece: Piece, passed: float) -> float:
     Returns:
         The factor.
 
+    Raises:
+        InputError: a factor beyond any number.
+
     Example:
         >>> factor(Piece(100, "power", 0.0, 1.0, p=2.0), 50)
         0.25
     """
-    return WAYS.get(piece.by, _shaped)(piece, passed)
+    try:
+        found = WAYS.get(piece.by, _shaped)(piece, passed)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise InputError(
+            f"a curve by {piece.by} grows beyond any number within {passed:g} samples; use a smaller gamma"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,7 @@ class Pieces:
                 'holds: { by = "hold" }'
             )
         object.__setattr__(self, "_ends", ends)
-        object.__setattr__(self, "_stairs", max(1, math.ceil(self.length / self.stair)))
+        object.__setattr__(self, "_stairs", stairs_of(self.length, self.stair))
 
     def at(self, seen: float) -> float:
         """Return the reference factor of the stair that holds sample `seen`.

@@ -105,3 +105,26 @@ def mean_over(value: Callable[[int], float], start: float, stop: float, stair: f
         weighted += stair * value(clipped(index))
     tail = stop - last * stair
     return (weighted + tail * value(clipped(last))) / (stop - start)
+
+
+def stairs_of(length: float, stair: float) -> int:
+    """Return how many stairs cover a run, at least one.
+
+    Args:
+        length: samples of the run, positive.
+        stair: samples of one stair, positive.
+
+    Returns:
+        Their number.
+
+    Raises:
+        InputError: more than can be counted.
+
+    Example:
+        >>> stairs_of(100, 8)
+        13
+    """
+    stairs = length / stair
+    if not math.isfinite(stairs):
+        raise InputError(f"schedule.stair={stair:g} samples is too small for a run of {length:g}; give a larger one")
+    return max(1, math.ceil(stairs))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from isobatch.curves.pieces import Pieces
-from isobatch.curves.shapes import SHAPES, cosine, mean_over, shape_of
+from isobatch.curves.shapes import SHAPES, cosine, mean_over, shape_of, stairs_of
 from isobatch.errors import InputError
 from isobatch.units import finite
 
@@ -55,7 +55,7 @@ class Staircase:
             )
         if self.decay_from is not None:
             finite("schedule.decay_from", self.decay_from, 0, self.length)
-        object.__setattr__(self, "_stairs", max(1, math.ceil(self.length / self.stair)))
+        object.__setattr__(self, "_stairs", stairs_of(self.length, self.stair))
 
     def at(self, seen: float) -> float:
         """Return the reference factor of the stair that holds sample `seen`.
@@ -129,7 +129,7 @@ class DecaySchedule:
         Returns:
             H in samples, from 0 to infinity.
         """
-        return half_life_over(self._decay, start, stop, self.stair, max(1, math.ceil(self.length / self.stair)))
+        return half_life_over(self._decay, start, stop, self.stair, stairs_of(self.length, self.stair))
 
     def _decay(self, index: int) -> float:
         progress = min(1.0, index * self.stair / self.length)
@@ -166,10 +166,18 @@ class DecayCurve:
         Returns:
             H in samples, from 0 to infinity.
         """
-        stairs = max(1, math.ceil(self.share.length / self.stair))
-        return half_life_over(self._at, start, stop, self.stair, stairs)
+        stairs = stairs_of(self.share.length, self.stair)
+        return half_life_over(self.at, start, stop, self.stair, stairs)
 
-    def _at(self, index: int) -> float:
+    def at(self, index: int) -> float:
+        """Return the reference decay of one of its updates.
+
+        Args:
+            index: of the update, from 0.
+
+        Returns:
+            rho in [0, 1].
+        """
         return min(1.0, max(0.0, 1 - (1 - self.decay) * self.share.at(index * self.stair)))
 
 

@@ -4,6 +4,8 @@ from isobatch.installed import need
 
 need("torch")
 
+from isobatch.data.drawing import Drawing as Drawing
+from isobatch.data.drawing import Drawn as Drawn
 from isobatch.data.fingerprint import check_fingerprint as check_fingerprint
 from isobatch.data.fingerprint import fingerprint as fingerprint
 from isobatch.data.loader import OrderLoader as OrderLoader

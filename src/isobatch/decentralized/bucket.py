@@ -12,6 +12,7 @@ from isobatch.decentralized.methods import Method, PmSGDLars
 from isobatch.decentralized.neighbourhood import Neighbourhood
 from isobatch.decentralized.updates import Everyone, Step, lars_ratio
 from isobatch.errors import InputError
+from isobatch.gradients import made_in_inference_mode
 
 
 class Layout:
@@ -259,7 +260,7 @@ def check_parameter(parameter: Tensor) -> None:
         problem = f"is {parameter.layout} on {parameter.device}"
     elif not parameter.is_floating_point() or parameter.element_size() < 2:
         problem = f"has dtype {parameter.dtype}"
-    elif parameter.is_inference():
+    elif made_in_inference_mode(parameter):
         problem = "was made in inference mode"
     if problem:
         raise InputError(

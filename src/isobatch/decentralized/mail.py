@@ -1,6 +1,7 @@
 """Messages between neighbours: posted at once, collected within a deadline, and nobody waits for the dead.
 
-A message carries its step in its tag, so that one which comes too late can never be taken for another. Waiting is done
+A message carries its step in its tag, so that one which comes too late can never be taken for another; each `Mail` of
+a group has a range of tags of its own, so that several optimizers may talk over one group. Waiting is done
 by one thread a neighbour, because a process group that is told to time out fails for all its members; a thread may wait
 for a silent neighbour as long as it likes.
 """
@@ -9,17 +10,23 @@ import math
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from isobatch.errors import InputError
+
 _FOREVER = timedelta(days=365)
-_CONTROL = (1 << 30) + 7
+TAGS = (1 << 27) - 1  # of one Mail; the last of its range tells who is alive
+_LANES = 16
 _BYE = -1
+_OPENED: WeakKeyDictionary[dist.ProcessGroup, list["weakref.ref[Mail] | None"]] = WeakKeyDictionary()
 
 
 class Receipt:
@@ -109,8 +116,13 @@ class Exchange:
 class Mail:
     """Point-to-point messages of this process in a group.
 
+    The ranks of a group open theirs in one order, and so agree on which belong together.
+
     Args:
         group: process group; None is the default one.
+
+    Raises:
+        InputError: the one opened 16 before is still open.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None):
@@ -121,20 +133,33 @@ class Mail:
         self._excuses: dict[int, float] = {}
         self._sending: list[Receipt] = []
         self._given_up: list[Receipt] = []
+        self.closed = False
         self._threads: list[threading.Thread] = []
+        self._first_tag = self._take_lane(group) * (TAGS + 1)
+        self._control = self._first_tag + TAGS
+
+    def _take_lane(self, group: dist.ProcessGroup | None) -> int:
+        known = group if group is not None else dist.distributed_c10d._get_default_group()
+        opened = _OPENED.setdefault(known, [])
+        before = opened[-_LANES] if len(opened) >= _LANES else None
+        if before is not None and (other := before()) is not None and not other.closed:
+            raise InputError(f"{_LANES} decentralized optimizers of one group are open; close() those that are done")
+        opened.append(weakref.ref(self))
+        return (len(opened) - 1) % _LANES
 
     def post(self, value: Tensor, tag: int, sources: Sequence[int], targets: Sequence[int]) -> Exchange:
         """Send a value to some ranks, and expect one of the same shape from others.
 
         Args:
             value: a dense tensor; it may be changed afterwards.
-            tag: the same number on both sides, one for each exchange.
+            tag: the same number on both sides, one for each exchange, below `TAGS`.
             sources: ranks that send.
             targets: ranks that receive.
 
         Returns:
             The exchange, to be collected.
         """
+        tag += self._first_tag
         sent = value.detach().clone() if targets else value  # the sender may go on while a slow peer still reads
         incoming = {rank: Receipt(rank, torch.empty_like(value)) for rank in sources}
         outgoing = {rank: Receipt(rank, sent) for rank in targets}
@@ -177,7 +202,7 @@ class Mail:
         """
         for peer in peers:
             receipt = Receipt(peer, torch.tensor([step]))
-            self._start([], [receipt], _CONTROL)
+            self._start([], [receipt], self._control)
             self._sending.append(receipt)
 
     def excused(self, peer: int, since: float) -> bool:
@@ -208,6 +233,7 @@ class Mail:
         Args:
             timeout: seconds to wait for messages to be read, and for the goodbyes of the neighbours.
         """
+        self.closed = True
         deadline = time.monotonic() + timeout
         self.excuse(self._excuses, _BYE)
         self.flush(timeout)
@@ -223,7 +249,7 @@ class Mail:
         buffer = torch.zeros(1, dtype=torch.int64)
         try:
             while int(buffer) != _BYE:
-                work = dist.irecv(buffer, src=peer, group=self.group, tag=_CONTROL)
+                work = dist.irecv(buffer, src=peer, group=self.group, tag=self._control)
                 if work is not None:
                     work.wait(_FOREVER)
                 self._excuses[peer] = time.monotonic()

@@ -16,7 +16,7 @@ from isobatch.errors import InputError, PeerError
 from isobatch.units import finite, whole
 
 OnLoss = Literal["stop", "continue"]
-_TAGS = 1 << 29  # tags of steps lie below, those of exact averages above
+_TAGS = 1 << 26  # tags of steps lie below, those of exact averages above
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Neighbourhood:
         self._averages += 1
         while True:
             root = min(node for node in range(self.size) if node not in self.lost)
-            tag = _TAGS + (self._averages * self.size + root) % (_TAGS - 1)
+            tag = _TAGS + (self._averages * self.size + root) % (_TAGS - 2)
             others = self._ranks([node for node in range(self.size) if node not in (root, self.node)])
             if root == self.node:
                 found = self._collected(self.mail.post(value, tag, others, ()), step)

@@ -137,7 +137,7 @@ class VirtualNodes:
                 f"this model cannot hold a node axis ({str(error).splitlines()[0][:120]}); leave out what writes to "
                 "buffers or reads numbers off tensors in its forward pass, or use real processes"
             ) from error
-        flat = [gradients[name].flatten(1) for name in self._names]
+        flat = [gradients[name].reshape(len(losses), gradients[name][0].numel()) for name in self._names]
         return torch.cat(flat, dim=1), losses
 
     def mix(self, z: Tensor) -> Tensor:
@@ -233,6 +233,8 @@ def _check_models(models: list[nn.Module]) -> None:
     if not models:
         raise InputError("model=[] holds none; give one, or several of one architecture")
     for module in (module for one in models for module in one.modules()):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError("virtual nodes cannot hold a scripted module; give the module that it was made of")
         tracks = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
         if tracks or isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise InputError(

@@ -1,7 +1,7 @@
 """What a plan does to each key of a recipe, in words; the formulas are those of the rules themselves."""
 
 from isobatch.errors import InputError
-from isobatch.rules import OPTIMIZERS, average, batch_norm, betas, lr_rule, momentum, weight_decay
+from isobatch.rules import OPTIMIZERS, average, batch_norm, betas, clip, lr_rule, momentum, weight_decay
 
 SPAN = "span"
 PER_STEP = "per step"
@@ -51,7 +51,7 @@ _EFFECTS: dict[str, tuple[str, str]] = {
         + "; coupled and trust-ratio: kept",
     ),
     "optimizer.decay": ("", CHOOSES),
-    "optimizer.clip": ("of the gradient", KEPT),
+    "optimizer.clip": ("of the gradient", _moved(f"{clip.BY_NOISE.formula} where the noise scale is known; else kept")),
     "optimizer.clip_by": ("", KEPT),
     "optimizer.lr_limit": (PER_STEP, KEPT),
     "optimizer.reference_batch": ("samples", "kept; stamped with batch.size at the first plan of an invariant form"),

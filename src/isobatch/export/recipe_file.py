@@ -1,7 +1,6 @@
 """A plan as a recipe file: the project's own TOML, which reads back to the planned numbers exactly."""
 
 from collections.abc import Collection
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ NUMBERS = frozenset(key for row in OPTIMIZERS.values() for key in row.keys)
 def plan_toml(plan: Plan[Any], source: str = "") -> str:
     """Return the recipe of a plan as TOML, each number that moved beside what it was.
 
-    Left out are settings that stand at their default and that the plan has no row for, and numbers that the optimizer
-    does not have. `[planned]` says where the
+    Left out are settings that stand at their default, but for the optimizer's own numbers, and numbers that it does not
+    have. `[planned]` says where the
     numbers came from, so that a plan of this file goes on from its batch.
 
     Args:
@@ -31,7 +30,8 @@ def plan_toml(plan: Plan[Any], source: str = "") -> str:
         TOML.
     """
     recipe, was = plan.recipe, plan.kept.size
-    values, has = _stated(recipe, _rows(plan)), row_of(recipe).keys
+    always = [key for key in _rows(plan) if key.startswith("optimizer.")]
+    values, has = _stated(recipe, always), row_of(recipe).keys
     values["optimizer"] = {key: value for key, value in values["optimizer"].items() if key in has or key not in NUMBERS}
     if recipe.planned is None and recipe.batch.size != was:
         values["planned"] = Planned(batches=(was, recipe.batch.size)).model_dump()
@@ -72,13 +72,27 @@ def _rows(plan: Plan[Any]) -> dict[str, list[Row]]:
 
 def _notes(plan: Plan[Any]) -> dict[str, str]:
     """Return what stood in place of each value that the file states otherwise."""
-    notes = {}
+    notes, places = {}, {group.name: str(place) for place, group in enumerate(plan.recipe.groups)}
     for key, rows in _rows(plan).items():
+        table, _, rest = key.partition(".")
+        if table == "groups":  # rows call a group by its name, the file by its place
+            name, _, field = rest.partition(".")
+            key = f"groups.{places.get(name, name)}.{field}"
         said = rows[0].said[0]
-        if any(not row.kept for row in rows) or (said and said != reduce(getattr, key.split("."), plan.recipe)):
+        if any(not row.kept for row in rows) or (said and said != _at(plan.recipe, key)):
             before = ", ".join(row.text[0] for row in rows)
             notes[key] = f"was [{before}]" if len(rows) > 1 else f"was {before}"
     return notes
+
+
+def _at(value: Any, key: str) -> Any:
+    """Return what stands at a dotted key, None where nothing does."""
+    for part in key.split("."):
+        if isinstance(value, (list, tuple)):
+            value = value[int(part)] if part.isdecimal() and int(part) < len(value) else None
+        else:
+            value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
+    return value
 
 
 def _stated(part: Part, always: Collection[str], place: str = "") -> dict[str, Any]:

@@ -4,20 +4,34 @@ from isobatch.installed import need
 
 need("torch")
 
+from isobatch.gradients.batch_rows import BatchRows
 from isobatch.gradients.batches import mapped, rebuilt
+from isobatch.gradients.layer_hook import LayerHook
+from isobatch.gradients.pass_norms import PassNorms
+from isobatch.gradients.reductions import Reading, managing
 from isobatch.gradients.rescale_check import RescaleCheck
 from isobatch.gradients.shards import (
     Shards,
     address,
     dressed,
     fitted,
+    in_place,
     local,
+    own_gradient,
     piece,
     refuse_unspreadable,
     settle,
     sharded,
 )
-from isobatch.gradients.tap import Member, Receiver, Tap, Watch, refuse_sparse, refuse_unwatchable
+from isobatch.gradients.tap import (
+    Member,
+    Receiver,
+    Tap,
+    Watch,
+    made_in_inference_mode,
+    refuse_sparse,
+    refuse_unwatchable,
+)
 from isobatch.gradients.wrappers import (
     ALONE,
     Ranks,
@@ -30,8 +44,12 @@ from isobatch.gradients.wrappers import (
 
 __all__ = [
     "ALONE",
+    "BatchRows",
+    "LayerHook",
     "Member",
+    "PassNorms",
     "Ranks",
+    "Reading",
     "Receiver",
     "RescaleCheck",
     "Shards",
@@ -42,8 +60,12 @@ __all__ = [
     "canonical",
     "dressed",
     "fitted",
+    "in_place",
     "local",
+    "made_in_inference_mode",
+    "managing",
     "mapped",
+    "own_gradient",
     "piece",
     "process_group_of",
     "rebuilt",

@@ -11,8 +11,11 @@ from typing import final
 import torch
 from torch import Tensor
 
+from isobatch.gradients.shards import Shards, local, own_gradient
+
 SMALLEST, LONGEST = 2, 1024
-_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+_TOLERANCE, _COARSE = {torch.float64: 1e-8, torch.float32: 1e-3}, 0.05
+_WHOLE = Shards(())
 
 
 @final
@@ -32,6 +35,7 @@ class RescaleCheck:
         self.chosen = [parameters[i] for i in places]
         self._inside = {id(p) for p in self.chosen}
         self._added: dict[int, Tensor] = {}
+        self._coarsest = 0.0
 
     def __contains__(self, parameter: Tensor) -> bool:
         return id(parameter) in self._inside
@@ -46,6 +50,7 @@ class RescaleCheck:
             parameter: one of the chosen.
             gradient: of its shape. Sums are taken as autograd takes them, so that untouched gradients are equal.
         """
+        self._coarsest = max(self._coarsest, _TOLERANCE.get(gradient.dtype, _COARSE))
         known = self._added.get(id(parameter))
         if known is None:
             self._added[id(parameter)] = _few(gradient).clone()
@@ -84,24 +89,32 @@ class RescaleCheck:
         """
         if not self.chosen:
             return torch.zeros(0, dtype=torch.float64, device=device)
-        parts = [torch.zeros(_length(p), device=device) if p.grad is None else _few(p.grad) for p in self.chosen]
+        found = [own_gradient(p) for p in self.chosen]
+        parts = [
+            torch.zeros(_length(p), device=device) if g is None else _few(g)
+            for p, g in zip(self.chosen, found, strict=True)
+        ]
         return torch.cat(parts).double()
 
-    def factor(self, summed: Tensor) -> tuple[Tensor, Tensor]:
+    def factor(self, summed: Tensor, shards: Shards = _WHOLE) -> tuple[Tensor, Tensor]:
         """Return what the gradient was multiplied by since, and whether one factor explains it.
 
         Args:
             summed: the sums, averaged over ranks.
+            shards: how the parameters lie over ranks, each of which looks at its own parts.
 
         Returns:
             The factor (1 where the sums are all 0), and a boolean scalar.
         """
         now = self.now(summed.device)
-        size = summed @ summed
-        factor = torch.where(size > 0, (summed @ now) / size, torch.ones_like(size))
+        size, both = shards.total(torch.stack([summed @ summed, summed @ now]))
+        factor = torch.where(size > 0, both / size, torch.ones_like(size))
         left = torch.linalg.vector_norm(now - factor * summed)
-        tolerance = max(_TOLERANCE.get(p.dtype, 0.05) for p in self.chosen)
-        return factor, left <= tolerance * torch.linalg.vector_norm(now)
+        most = max(self._coarsest, *(_TOLERANCE.get(p.dtype, _COARSE) for p in self.chosen))
+        found = torch.stack([left, torch.linalg.vector_norm(now)])
+        if shards:
+            found = shards.total(found.square()).sqrt()
+        return factor, found[0] <= most * found[1]
 
 
 def _rows(tensor: Tensor) -> int:
@@ -111,6 +124,7 @@ def _rows(tensor: Tensor) -> int:
 
 def _length(tensor: Tensor) -> int:
     """Return how many numbers of a tensor are looked at."""
+    tensor = local(tensor)
     size = tensor.numel()
     return size if size <= LONGEST else min(LONGEST, _rows(tensor) * (size // len(tensor)))
 

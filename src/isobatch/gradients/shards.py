@@ -47,6 +47,42 @@ def local(tensor: Tensor) -> Tensor:
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
+def in_place(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Return this rank's part of a gradient, as its parameter lies; sums that are still to be added up are.
+
+    Args:
+        gradient: of the parameter.
+        parameter: any.
+
+    Returns:
+        A plain tensor.
+
+    Example:
+        >>> gradient = torch.ones(2)
+        >>> in_place(gradient, torch.zeros(2)) is gradient
+        True
+    """
+    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor) and gradient.placements != parameter.placements:
+        gradient = gradient.redistribute(placements=parameter.placements)
+    return local(gradient)
+
+
+def own_gradient(parameter: Tensor) -> Tensor | None:
+    """Return this rank's part of a parameter's `.grad`.
+
+    Args:
+        parameter: any.
+
+    Returns:
+        A plain tensor, None where there is no gradient.
+
+    Example:
+        >>> own_gradient(torch.zeros(2)) is None
+        True
+    """
+    return None if parameter.grad is None else in_place(parameter.grad, parameter)
+
+
 def address(tensor: Tensor) -> int:
     """Return where this rank's part of a tensor begins in memory.
 
@@ -159,7 +195,7 @@ def refuse_unspreadable(name: str, tensor: Tensor) -> None:
     """Refuse a parameter whose parts are no parts of its value, or that FSDP1 flattens.
 
     Args:
-        name: of it.
+        name: the parameter in words.
         tensor: the parameter.
 
     Raises:
@@ -169,10 +205,10 @@ def refuse_unspreadable(name: str, tensor: Tensor) -> None:
         >>> refuse_unspreadable("weight", torch.zeros(1))
     """
     if isinstance(tensor, DTensor) and any(place.is_partial() for place in tensor.placements):
-        raise InputError(f"{name!r} is a sum that is not added up yet ({tensor.placements}); redistribute it first")
+        raise InputError(f"{name} is a sum that is not added up yet ({tensor.placements}); redistribute it first")
     if type(tensor).__name__ == "FlatParameter" or {"_is_flat_param", "_fsdp_flattened"} & vars(tensor).keys():
         raise InputError(
-            f"{name!r} is flattened by FullyShardedDataParallel (FSDP1), whose parts have no names; shard the model "
+            f"{name} is flattened by FullyShardedDataParallel (FSDP1), whose parts have no names; shard the model "
             "with torch.distributed.fsdp.fully_shard (FSDP2), or use DistributedDataParallel"
         )
 
@@ -197,9 +233,10 @@ class Shards:
         if meshes:
             widest = max(meshes, key=DeviceMesh.size)
             dims = [d for d in range(widest.ndim) if widest.size(d) > 1]
-            names = {group.group_name for group in besides}
+            # by ranks: torch may keep an older mesh of the same ranks, whose groups have other names
+            without = [dist.get_process_group_ranks(group) for group in besides]
             found = [widest.get_group(d) for d in dims]
-            self.groups = tuple(group for group in found if group.group_name not in names)
+            self.groups = tuple(group for group in found if dist.get_process_group_ranks(group) not in without)
             self.ranks = math.prod(group.size() for group in self.groups)
 
     def __bool__(self) -> bool:

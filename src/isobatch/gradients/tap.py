@@ -13,9 +13,10 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
-from torch.distributed.tensor import DTensor
 
 from isobatch.errors import InputError
+from isobatch.gradients.reductions import Reading, read_reductions
+from isobatch.gradients.shards import in_place, refuse_unspreadable
 from isobatch.units import finite
 
 _LEAVES: WeakValueDictionary[int, "Leaf"] = WeakValueDictionary()
@@ -27,8 +28,8 @@ _SHORT = {
 class Receiver(Protocol):
     """Takes gradients of backward passes."""
 
-    def receive(self, parameter: Tensor, gradient: Tensor) -> None:
-        """Take what one backward pass adds to a parameter's `.grad`."""
+    def receive(self, parameter: Tensor, gradients: Sequence[Tensor], reading: Reading | None) -> None:
+        """Take what one backward pass adds to `.grad`: one gradient, or with a reading one of each rank."""
         ...
 
 
@@ -53,17 +54,21 @@ class Leaf:
     Args:
         parameter: a leaf tensor; one that is frozen now is seen from its first gradient on.
         tap: who declares its passes.
+        reduced: whether its gradients are read in the reductions of FSDP2, because it accumulates none itself.
     """
 
     __slots__ = ("__weakref__", "_finalizer", "node", "parameter", "receivers", "tap")
 
-    def __init__(self, parameter: Tensor, tap: "Tap"):
-        self.parameter, self.tap = parameter, tap
+    def __init__(self, parameter: Tensor, tap: "Tap", *, reduced: bool = False):
+        self.parameter, self.tap, self.node = parameter, tap, None
         self.receivers: tuple[weakref.ref[Receiver], ...] = ()
-        self._put(_accumulator(parameter))
+        if not reduced:
+            self._put(_accumulator(parameter))
 
     def refresh(self) -> None:
         """Put the hook where gradients arrive now: a parameter that was moved or cast has another node."""
+        if self.node is None:
+            return
         node = _accumulator(self.parameter)
         if node is not self.node:
             self._finalizer()
@@ -79,8 +84,8 @@ class Leaf:
 class Watch:
     """Shows the gradients of some parameters to a receiver, until it is removed or the receiver dies.
 
-    Under DDP the gradient is this rank's own, before any reduction. Hooks of this kind never fire for the sharded
-    parameters of FSDP2.
+    Under DDP the gradient is this rank's own, before any reduction. Under FSDP2 it is this rank's part of what each
+    rank of the shard group adds.
 
     Args:
         receiver: told of each pass; held weakly.
@@ -97,12 +102,12 @@ class Watch:
         Args:
             parameters: leaf tensors of floating type.
         """
-        for parameter in parameters:
-            if id(parameter) in self._leaves:
-                continue
+        fresh = [parameter for parameter in parameters if id(parameter) not in self._leaves]
+        reduced = read_reductions(fresh, _deliver, _wanted)
+        for parameter in fresh:
             leaf = _LEAVES.get(id(parameter))
             if leaf is None:
-                leaf = _LEAVES[id(parameter)] = Leaf(parameter, self._tap)
+                leaf = _LEAVES[id(parameter)] = Leaf(parameter, self._tap, reduced=id(parameter) in reduced)
             else:
                 leaf.refresh()
             leaf.receivers = (*(known for known in leaf.receivers if known() is not None), self._receiver)
@@ -207,13 +212,6 @@ def refuse_unwatchable(what: str, parameter: Tensor) -> None:
     why = None
     if isinstance(parameter, (nn.UninitializedParameter, nn.UninitializedBuffer)):
         why = "has no shape yet (a lazy module); run one forward pass first"
-    elif isinstance(parameter.data, DTensor):
-        why = (
-            "is sharded (DTensor): its own gradients are reduced before any hook can see them; train unsharded or "
-            "with DistributedDataParallel, or measure an unsharded copy with noise.measure"
-        )
-    elif type(parameter).__name__ == "FlatParameter" or "_is_flat_param" in vars(parameter):
-        why = "is flattened (FSDP1), so the gradients of single passes cannot be seen; use DistributedDataParallel"
     elif parameter.is_meta:
         why = "is on the meta device and holds nothing; give the model its weights first (to_empty, load)"
     elif parameter.is_complex():
@@ -222,10 +220,32 @@ def refuse_unwatchable(what: str, parameter: Tensor) -> None:
         why = f"is {parameter.dtype}, in which nothing can be added; keep trainable weights in bfloat16 or wider"
     elif parameter.layout != torch.strided:
         why = f"has the layout {parameter.layout}; give a dense tensor"
-    elif parameter.is_inference():
+    elif made_in_inference_mode(parameter):
         why = "was made in inference mode and takes no gradients; make the model outside torch.inference_mode()"
     if why is not None:
         raise InputError(f"{what} {why}")
+    refuse_unspreadable(what, parameter)
+
+
+def made_in_inference_mode(tensor: Tensor) -> bool:
+    """Whether a tensor was made in inference mode, also where it was given other data since.
+
+    Args:
+        tensor: any.
+
+    Returns:
+        True for one that autograd cannot take.
+
+    Example:
+        >>> made_in_inference_mode(torch.zeros(1))
+        False
+    """
+    if tensor.is_inference():
+        return True
+    try:
+        return tensor._version < 0
+    except RuntimeError:  # cast or moved outside: the data is new, the tensor still counts no versions
+        return True
 
 
 def refuse_sparse(what: str, gradient: Tensor) -> None:
@@ -265,6 +285,20 @@ def _hook(told: "weakref.ref[Leaf]") -> Callable[[tuple[Tensor, ...]], None]:
             for known in leaf.receivers:
                 receiver = known()
                 if receiver is not None:
-                    receiver.receive(leaf.parameter, gradient)
+                    receiver.receive(leaf.parameter, (in_place(gradient, leaf.parameter),), None)
 
     return before_accumulation
+
+
+def _deliver(parameter: Tensor, gradients: Sequence[Tensor], reading: Reading) -> None:
+    """Hand on what each rank adds to this rank's part of a sharded gradient."""
+    leaf = _LEAVES.get(id(parameter))
+    for known in leaf.receivers if leaf is not None else ():
+        receiver = known()
+        if receiver is not None:
+            receiver.receive(parameter, gradients, reading)
+
+
+def _wanted(parameter: Tensor) -> bool:
+    leaf = _LEAVES.get(id(parameter))
+    return leaf is not None and any(known() is not None for known in leaf.receivers)

@@ -7,10 +7,11 @@ from typing import Final, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from isobatch.errors import InputError
+from isobatch.gradients.reductions import copies_group, managing
+from isobatch.gradients.shards import sharded
 
 Ranks = dist.ProcessGroup | Literal["alone"] | None
 ALONE: Final = "alone"
@@ -85,11 +86,12 @@ def bare_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 def process_group_of(
     source: nn.Module | Iterable[Tensor], given: Ranks = None, *, guess: bool = True
 ) -> dist.ProcessGroup | None:
-    """Return the ranks over which the gradients of a model are averaged.
+    """Return the ranks over which the gradients of a model are averaged, whose own gradients this rank does not see.
 
-    In this order: what is given; the group of a DistributedDataParallel around the model (inside or outside of
-    torch.compile), inside it, or anywhere in this process around the same parameters; the mesh of sharded parameters;
-    all ranks, where several run and nothing says more.
+    In this order: the copies of sharded parameters (HSDP's replicas; the ranks of one shard group see each other's
+    gradients, so that FSDP2 alone has none); what is given; the group of a DistributedDataParallel around the model
+    (inside or outside of torch.compile), inside it, or anywhere in this process around the same parameters; all ranks,
+    where several run and nothing says more.
 
     Args:
         source: a model, wrapped or bare, or its parameters.
@@ -100,7 +102,7 @@ def process_group_of(
         The group; None for one process, for a group of one, and without a guess where nothing is known.
 
     Raises:
-        InputError: something else than a group, or shards over a mesh of several dimensions that is not the world.
+        InputError: something else than a group.
 
     Example:
         >>> process_group_of(nn.Linear(1, 1)) is None
@@ -110,12 +112,14 @@ def process_group_of(
         if given != ALONE:
             raise InputError(f'process_group={given!r} must be a process group, "{ALONE}" or None')
         return None
+    tensors = list(source.parameters() if isinstance(source, nn.Module) else source)
+    if any(map(sharded, tensors)):
+        return next(filter(None, map(copies_group, managing(tensors).values())), None)
     if given is not None:
         return given if given.size() > 1 else None
     if world_size() == 1:
         return None
-    tensors = list(source.parameters() if isinstance(source, nn.Module) else source)
-    group = _of_data_parallel(source, tensors) or _of_shards(tensors)
+    group = _of_data_parallel(source, tensors)
     if group is None and guess:
         group = dist.group.WORLD
     return group if group is not None and group.size() > 1 else None
@@ -155,17 +159,3 @@ def _of_data_parallel(source: nn.Module | Iterable[Tensor], tensors: list[Tensor
         if any(id(parameter) in wanted for parameter in wrapper.parameters()):
             return wrapper.process_group
     return None
-
-
-def _of_shards(tensors: list[Tensor]) -> dist.ProcessGroup | None:
-    mesh = next((t.data.device_mesh for t in tensors if isinstance(t.data, DTensor)), None)
-    if mesh is None:
-        return None
-    if mesh.ndim == 1:
-        return mesh.get_group()
-    if mesh.size() != world_size():
-        raise InputError(
-            f"parameters are sharded over a mesh of shape {tuple(mesh.shape)}; give process_group=, the ranks that "
-            "gradients are averaged over"
-        )
-    return dist.group.WORLD

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from isobatch.errors import InputError
-from isobatch.gradients import RescaleCheck, Tap, refuse_sparse
+from isobatch.gradients import LayerHook, Reading, RescaleCheck, Tap, refuse_sparse
 from isobatch.noise.half_batches import length
 from isobatch.noise.pace import Stopwatch
 from isobatch.noise.record import Entry, Record
@@ -101,90 +101,82 @@ class Passes:
         self.units: list[float] = []
         self.sums: dict[Tensor, Tensor] | None = None
         self.cleared = False
+        self.merged: set[int] = set()  # how many undeclared passes FSDP2 has reduced at once
+        self._declared_before = declared.step
         self._calls: dict[Tensor, int] = {}
-        self._waiting: dict[Tensor, Tensor] = {}
+        self._waiting: dict[Tensor, Sequence[Tensor]] = {}
         self._entry: Entry | None = None
+        self._counts: list[list[float]] = []
 
-    def receive(self, parameter: Tensor, gradient: Tensor) -> None:
+    def receive(self, parameter: Tensor, gradients: Sequence[Tensor], reading: Reading | None = None) -> None:
         """Take what one backward pass adds to a parameter's `.grad`.
 
         Args:
             parameter: a watched one.
-            gradient: what is about to be added.
+            gradients: what is about to be added; of each rank of a shard group where FSDP2 reduces.
+            reading: where it reduces.
 
         Raises:
             InputError: a sparse gradient, or passes inside and outside `chunk` in one step.
         """
-        if gradient.layout is not torch.strided:
-            refuse_sparse(f"parameter {self.record.columns.name_of(parameter)!r}", gradient)
+        for gradient in gradients:
+            if gradient.layout is not torch.strided:
+                refuse_sparse(f"parameter {self.record.columns.name_of(parameter)!r}", gradient)
+        if self.record.norms is not None:
+            self.record.norms.arrive()
         declared = self.declared.samples
         if declared is None and self.declared.ever:
             raise InputError("a backward pass outside noise.chunk() follows one inside; declare every pass of a run")
-        if declared == 0:
+        if declared == 0 and reading is None:
             return
         with self.watch, torch.no_grad():
-            self._take(parameter, gradient, 1.0 if declared is None else declared)
+            turn = self._calls.get(parameter, 0)
+            self._calls[parameter] = turn + 1
+            while len(self.units) <= turn:
+                self._counts.append(self._units(declared, len(gradients), reading))
+                self.units.append(sum(self._counts[-1]))
+            self._take(parameter, gradients, turn)
 
-    def _take(self, parameter: Tensor, gradient: Tensor, unit: float) -> None:
-        turn = self._calls.get(parameter, 0)
-        self._calls[parameter] = turn + 1
-        while len(self.units) <= turn:
-            self.units.append(unit)
+    def _units(self, declared: float | None, ranks: int, reading: Reading | None) -> list[float]:
+        """Return what each gradient of a pass, or of a reduction of FSDP2, holds."""
+        if reading is None:
+            return [1.0 if declared is None else declared]
+        if declared is None:
+            self.merged.add(reading.passes)
+            return [1.0] * ranks
+        since, self._declared_before = self.declared.step - self._declared_before, self.declared.step
+        return reading.counts(since)
+
+    def _take(self, parameter: Tensor, gradients: Sequence[Tensor], turn: int) -> None:
         self.cleared = self.cleared or (turn > 0 and parameter.grad is None)
         for check in self.checks:
             if parameter in check:
-                check.add(parameter, gradient)
+                for gradient in gradients:
+                    check.add(parameter, gradient)
         if self.sums is not None:
-            known = self.sums.get(parameter)
+            known, gradient = self.sums.get(parameter), gradients[0]
             self.sums[parameter] = gradient.clone() if known is None else known + gradient
         if self.take == "none" or (self.take == "first" and turn):
             return
+        units = self._counts[turn]
         if len(self.record.entries) <= turn:
             self.flush()
-            self._entry = Entry([unit])
+            self._entry = Entry([unit for unit in units if unit > 0])
             self.record.entries.append(self._entry)
-        if self._entry is None:
+        if self._entry is None or not self._entry.units:
             return
-        if gradient.numel() > _LARGE:
-            self.record.add(self._entry, {parameter: gradient})
+        kept = [gradient for gradient, unit in zip(gradients, units, strict=True) if unit > 0]
+        if gradients[0].numel() * len(kept) > _LARGE:
+            self.record.add(self._entry, {parameter: kept})
         else:
             # The tensor itself, not a view of it: while it is held, autograd copies it into .grad and leaves it alone.
-            self._waiting[parameter] = gradient
+            self._waiting[parameter] = kept
 
     def flush(self) -> None:
         """Take the norms of the small gradients of a pass together."""
         if self._waiting and self._entry is not None:
             self.record.add(self._entry, self._waiting)
         self._waiting = {}
-
-
-@final
-class LayerHook:
-    """A hook on a layer that does nothing where torch.compile traces it, and nothing on a copy of the layer.
-
-    So a compiled graph is never broken by it, and a model that is copied while it is measured drags nothing along.
-
-    Args:
-        act: what the hook does in eager mode; None for nothing.
-    """
-
-    def __init__(self, act: Callable[..., None] | None = None):
-        self.act = act
-
-    def __call__(self, *arguments: Any) -> None:
-        """Act, in eager mode.
-
-        Args:
-            *arguments: as torch hands them to a hook.
-        """
-        if not torch.compiler.is_compiling() and self.act is not None:
-            self.act(*arguments)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "LayerHook":
-        return LayerHook()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return LayerHook, ()
 
 
 @final

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from isobatch.errors import InputError
-from isobatch.gradients import canonical, refuse_unwatchable, unwrap
+from isobatch.gradients import Shards, canonical, process_group_of, refuse_unwatchable, settle, sharded, unwrap
 
 Groups = Literal["layer", "parameter", "optimizer"] | Callable[[str], str] | None
 WHOLE = "model"
@@ -43,6 +43,7 @@ class Columns:
         Raises:
             InputError: no parameter at all, or "optimizer" without one.
         """
+        settle(self.model)
         self._name_of: dict[Tensor, str] = {p: canonical(name) for name, p in self.model.named_parameters()}
         if not self._name_of:
             raise InputError("the model has no parameters; there is no gradient to measure")
@@ -51,6 +52,9 @@ class Columns:
         place = {name: i for i, name in enumerate(self.names) if i}
         self._column: dict[Tensor, int] = {p: place[label] for p, label in labels.items() if label is not None}
         self._indices: dict[tuple[int, ...], Tensor] = {}
+        spread = [p for p in self._name_of if sharded(p)]
+        copies = process_group_of(spread) if spread else None
+        self.shards = Shards(spread, [] if copies is None else [copies])
 
     def __len__(self) -> int:
         return len(self.names)
@@ -64,6 +68,8 @@ class Columns:
         Raises:
             InputError: parameters in place of others that were there at the start.
         """
+        if self.shards:
+            settle(self.model)
         found = [p for p in self.model.parameters() if p.requires_grad]
         if not all(p in self._name_of for p in found):
             here = set(self.model.parameters())
@@ -74,20 +80,33 @@ class Columns:
 
     @property
     def compiled(self) -> bool:
-        """Whether torch.compile runs the model, past the hooks of its layers."""
-        return self._wrapped or self.model._compiled_call_impl is not None
+        """Whether torch.compile or TorchScript runs the model, past the hooks of its layers."""
+        scripted = isinstance(self.model, torch.jit.ScriptModule)
+        return self._wrapped or scripted or self.model._compiled_call_impl is not None
 
     def refuse_unmeasurable(self) -> None:
         """Refuse a model without a gradient to measure, or whose gradients cannot be seen.
 
         Raises:
-            InputError: everything frozen, or parameters that are sharded, complex, lazy, on the meta device or float8.
+            InputError: everything frozen, or parameters of FSDP1, complex, lazy, on the meta device or float8.
         """
         trainable = self.trainable()
         if not trainable:
             raise InputError("the model has no parameter that needs a gradient; unfreeze what is to be measured")
         for parameter in trainable:
             refuse_unwatchable(f"parameter {self.name_of(parameter)!r}", parameter)
+
+    def refuse_shards(self) -> None:
+        """Refuse a sharded model where gradients of whole weights are taken beside the training loop.
+
+        Raises:
+            InputError: naming the way out.
+        """
+        if any(map(sharded, self._name_of)):
+            raise InputError(
+                "the model is sharded, and this takes gradients of whole weights; measure an unsharded copy, or let "
+                "NoiseScale measure the sharded model as it trains"
+            )
 
     def name_of(self, parameter: Tensor) -> str:
         """Return a parameter's canonical name.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from isobatch.errors import InputError
+from isobatch.gradients import local
 
 Name = Literal["euclidean", "adam", "sign"]
 NAMES: tuple[Name, ...] = ("euclidean", "adam", "sign")
@@ -71,6 +72,7 @@ class Geometry:
             return None
         state = self.optimizer.state.get(parameter, {})
         square = state.get("exp_avg_sq", state.get("square_avg"))
+        square = square if square is None else local(square)
         if square is None:
             raise InputError(
                 f"{type(self.optimizer).__name__} holds no second moment (exp_avg_sq, square_avg) for a parameter; "

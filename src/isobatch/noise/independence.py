@@ -18,10 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from isobatch.gradients import Tap, Watch
+from isobatch.gradients import PassNorms, Reading, Tap, Watch, local, own_gradient
 from isobatch.noise.columns import Columns
 from isobatch.noise.geometry import Geometry
-from isobatch.noise.record import Found, Record
+from isobatch.noise.record import Found, Record, send
 from isobatch.noise.statistic import block_spread, ratio_interval
 
 FIRST, LATER, KEPT = 16, 8, 64
@@ -60,6 +60,7 @@ class PairedStep:
         facts: its tr(Sigma), |G|^2, factor, whether it counts, on the device.
         samples: of it.
         trusted: as for `Record`.
+        by_hand: whether ranks are averaged by hand.
     """
 
     def __init__(
@@ -72,22 +73,29 @@ class PairedStep:
         facts: Tensor,
         samples: float,
         trusted: dict[Tensor, Tensor] | None,
+        *,
+        by_hand: bool,
     ):
         self.before, self.facts, self.samples, self.group = before, facts, samples, group
-        self.record = Record(columns, geometry, list(before), trusted)
+        norms = None if by_hand or columns.shards else PassNorms(before)
+        self.record = Record(columns, geometry, list(before), trusted, norms)
         self._watch = Watch(self, tap)
         self._watch.add(self.record.check.chosen)
 
-    def receive(self, parameter: Tensor, gradient: Tensor) -> None:
+    def receive(self, parameter: Tensor, gradients: Sequence[Tensor], reading: Reading | None = None) -> None:
         """Take what one backward pass adds to a parameter's `.grad`.
 
         Args:
             parameter: one of the few that are looked at.
-            gradient: what is about to be added.
+            gradients: what is about to be added; of each rank of a shard group where FSDP2 reduces.
+            reading: not used.
         """
-        if gradient.layout is torch.strided:
-            with torch.no_grad():
-                self.record.check.add(parameter, gradient)
+        if self.record.norms is not None:
+            self.record.norms.arrive()
+        with torch.no_grad():
+            for gradient in gradients:
+                if gradient.layout is torch.strided:
+                    self.record.check.add(parameter, gradient)
 
     def remove(self) -> None:
         """Take the hooks away."""
@@ -104,14 +112,17 @@ class PairedStep:
             Four numbers on the device; None where a gradient is gone.
         """
         self.remove()
-        now = {p: p.grad for p in self.before if p.grad is not None}
-        if len(now) < len(self.before) or not now:
+        now = {p: gradient for p in self.before if (gradient := own_gradient(p)) is not None}
+        missing = float(len(now) < len(self.before) or not now)
+        if missing and self.group is None:
             return None
-        sums = self.record.check.sums(self.facts.device)
+        sums = torch.cat([self.record.check.sums(self.facts.device), send([missing], self.facts.device)])
         if self.group is not None:
             dist.all_reduce(sums, group=self.group)
             sums /= self.group.size()
-        factor, honest = self.record.check.factor(sums)
+            if float(sums[-1]) > 0:
+                return torch.zeros(4, dtype=torch.float64, device=self.facts.device)
+        factor, honest = self.record.factor(sums[:-1])
         trace, signal, before, counts = self.facts
         half = self.record.square({p: self.before[p] / before - now[p] / factor for p in now}) / 2
         if self.record.geometry.by_coordinate:
@@ -121,16 +132,18 @@ class PairedStep:
         return torch.where(torch.isfinite(row).all() & (row[3] > 0), row, torch.zeros_like(row))
 
 
-def copied(covered: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+def copied(covered: Sequence[Tensor], *, all_of_them: bool) -> dict[Tensor, Tensor]:
     """Return copies of gradients.
 
     Args:
         covered: parameters.
+        all_of_them: whether those without a gradient count with zeros, as where other ranks have one.
 
     Returns:
-        By parameter, those that have one.
+        By parameter.
     """
-    return {p: p.grad.detach().clone() for p in covered if p.grad is not None}
+    found = {p: gradient.detach().clone() for p in covered if (gradient := own_gradient(p)) is not None}
+    return {p: found[p] if p in found else torch.zeros_like(local(p)) for p in covered if all_of_them or p in found}
 
 
 def facts_of(found: Found) -> Tensor:

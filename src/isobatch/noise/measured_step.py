@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from isobatch.errors import InputError
-from isobatch.gradients import Tap, Watch
+from isobatch.gradients import PassNorms, Tap, Watch, local
 from isobatch.noise.capture import Declared, Mode, Passes, Rows
 from isobatch.noise.columns import Columns
 from isobatch.noise.geometry import Geometry
@@ -28,6 +28,7 @@ USED_OTHERWISE = (
     "noise.halves or accumulate micro-batches"
 )
 OTHER_SET = "other parameters need gradients than when this step was begun; it is left out"
+UNLIKE = "FSDP2 reduced now one pass and now several at once; declare every pass by noise.chunk(samples)"
 NO_PASS = "no backward pass was seen between two calls of update()"
 
 
@@ -44,6 +45,7 @@ class Setup:
         rows: rows a backward pass that are looked at.
         mode: which chunks are looked at.
         layers: whose rows can be told apart.
+        by_hand: whether ranks are averaged by hand, so that gradients change between backward and update.
     """
 
     tap: Tap
@@ -54,6 +56,7 @@ class Setup:
     rows: int
     mode: Mode
     layers: list[Owner]
+    by_hand: bool = False
 
 
 class Measurement(NamedTuple):
@@ -89,17 +92,20 @@ class MeasuredStep:
 
     def __init__(self, setup: Setup, mode: Mode, turn: int, trusted: dict[Tensor, Tensor] | None):
         self.setup, self.mode = setup, mode
-        self.watch = Stopwatch(next(setup.columns.model.parameters()).device)
+        self.watch = Stopwatch(local(next(setup.columns.model.parameters())).device)
         columns, geometry, declared = setup.columns, setup.geometry, setup.declared
         trainable = columns.trainable()
         self._set = trainable
         self._trainable = sum(p.numel() for p in trainable)
         self.rows: Rows | None = None
         self._watch: Watch | None = None
+        # of a sharded gradient each rank has the norm of its part only
+        norms = None if setup.by_hand or mode == "buckets" or columns.shards else PassNorms(trainable)
         with self.watch:
-            if mode in ("rows", "norms") or (mode == "auto" and setup.group is None):
+            if mode in ("rows", "norms") or (mode == "auto" and setup.group is None and not columns.shards):
                 layers = [layer for layer in map(trainable_part, setup.layers) if layer is not None]
-                record = Record(columns, geometry, [p for layer in layers for p in layer.parameters.values()], trusted)
+                covered = [p for layer in layers for p in layer.parameters.values()]
+                record = Record(columns, geometry, covered, trusted, norms)
                 if layers or mode != "auto":
                     self.rows = Rows(
                         record,
@@ -112,7 +118,8 @@ class MeasuredStep:
                         check=trusted is None,
                     )
             take = {"auto": "all", "chunks": "all", "prefix": "first"}.get(mode, "none")
-            self.record = self.rows.record if self.rows and take == "none" else Record(columns, geometry, trainable)
+            everything = Record(columns, geometry, trainable, norms=norms)
+            self.record = self.rows.record if self.rows and take == "none" else everything
             self.passes = Passes(self.record, declared, self.watch, take)  # ty: ignore[invalid-argument-type]
             if self.rows is not None:
                 self.passes.checks = [self.record.check, self.rows.record.check][: 1 if take == "none" else 2]
@@ -141,8 +148,8 @@ class MeasuredStep:
             if not self.record.entries:
                 self.passes.units.append(self.setup.declared.step or 1.0)
                 self.record.entries.append(Entry([self.passes.units[0]]))
-            found = dict(zip(parameters, (g.detach() for g in gradients), strict=True))
-            for parameter, gradient in found.items():
+            found = {p: [gradient.detach()] for p, gradient in zip(parameters, gradients, strict=True)}
+            for parameter, (gradient,) in found.items():
                 if parameter in self.record.check:
                     self.record.check.add(parameter, gradient)
             with torch.no_grad():
@@ -178,7 +185,9 @@ class MeasuredStep:
                 return Measurement(None, NO_PASS, self.mode, None, 0.0)
             if self.passes.cleared and group is None:
                 return Measurement(None, CLEARED, self.mode, None, 0.0)
-            several = passes > 1 or group is not None
+            if len(self.passes.merged) > 1:
+                return Measurement(None, UNLIKE, self.mode, None, 0.0)
+            several = passes > 1 or group is not None or bool(self.setup.columns.shards)
             mode = self.mode if self.setup.mode != "auto" else ("chunks" if several else "rows")
             if self.rows is not None and (self.mode != "auto" or not several):
                 return self._by_rows(self.rows, samples, passes, mode)
@@ -197,6 +206,9 @@ class MeasuredStep:
             record.trusted = trusted
         if record.trusted is not None:
             record.covered = [p for p in record.covered if p in record.trusted]
+        if self.setup.group is not None:
+            everything = [p for layer in rows.layers for p in layer.parameters.values()]
+            trusted = record.agree(everything, self.setup.group, abstain=passes == 0)
         if not record.covered:
             return Measurement(None, USED_OTHERWISE if record.entries else ONE_CHUNK, mode, None, 0.0)
         found = record.finish(samples, self.setup.group)

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter, process_time
 from types import TracebackType
 from typing import Any, final
@@ -72,13 +72,14 @@ class Later:
 
     Args:
         numbers: this rank's.
-        group: the ranks.
+        groups: the ranks, whose products are all of them.
         device: where their backend wants its message.
     """
 
-    def __init__(self, numbers: list[float], group: dist.ProcessGroup, device: torch.device):
+    def __init__(self, numbers: list[float], groups: Sequence[dist.ProcessGroup], device: torch.device):
         sums = send(numbers, device)
-        dist.all_reduce(sums, group=group)
+        for group in groups:
+            dist.all_reduce(sums, group=group)
         self._host, self._done = sums, None
         if device.type == "cuda":
             self._host = torch.empty(len(numbers), dtype=torch.float64, pin_memory=True)
@@ -157,12 +158,12 @@ class Pace:
         self._watch = watch
         self._ended = self._now()
 
-    def measured(self, watch: Stopwatch, group: dist.ProcessGroup | None, device: torch.device) -> None:
+    def measured(self, watch: Stopwatch, groups: Sequence[dist.ProcessGroup], device: torch.device) -> None:
         """Take the cost of a measurement into account, and choose the next gap; the same on every rank.
 
         Args:
             watch: its time.
-            group: the ranks that must agree; None for one process.
+            groups: the ranks that must agree, whose products are all of them; none for one process.
             device: where their backend wants its message.
         """
         if self._ended is not None:
@@ -175,8 +176,8 @@ class Pace:
         if self.every is not None:
             return
         cost, step = self._typical()
-        if group is not None:
-            before, self._agreed = self._agreed, Later([cost, step], group, device)
+        if groups:
+            before, self._agreed = self._agreed, Later([cost, step], groups, device)
             if before is None:
                 return
             cost, step = before.read()

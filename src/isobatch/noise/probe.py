@@ -173,6 +173,7 @@ def measure(
     """
     columns = Columns(model, groups, optimizer)
     columns.refuse_unmeasurable()
+    columns.refuse_shards()
     coverage(level)
     size = None if data_size is None else finite("data_size", data_size, 2)
     parts = list(chunks)
@@ -277,6 +278,7 @@ def measure_hessian(
     """
     columns = Columns(model)
     columns.refuse_unmeasurable()
+    columns.refuse_shards()
     coverage(level)
     parts = list(chunks)
     sizes = count_chunks(parts, counts)
@@ -325,7 +327,9 @@ def local_lipschitz(loss: Loss, model: nn.Module, batch: Any) -> float | None:
     References:
         arXiv 1901.08256 (You et al.), where it is taken by finite differences.
     """
-    parameters = Columns(model).trainable()
+    columns = Columns(model)
+    columns.refuse_shards()
+    parameters = columns.trainable()
     if not parameters:
         raise InputError("the model has nothing to train; give it a parameter with requires_grad=True")
     with untouched(model):

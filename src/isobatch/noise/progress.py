@@ -199,7 +199,11 @@ def _doubts(found: NoiseEstimate, pairs: Independence, share: float, terms: Term
     if terms.capture not in ("norms", "buckets") and share < LEAST_COVERAGE:
         return f"only {share:.1%} of the trainable parameters can be seen", ()
     if not pairs.known:
-        return "it is not yet known whether the samples of a step are independent", ()
+        told = (
+            f"two steps in a row differ {pairs.ratio:.3g} times as much as independent samples would (95% interval "
+            f"{pairs.low:.3g} to {pairs.high:.3g}): samples may depend on their neighbours, or the weights move fast"
+        )
+        return "it is not yet known whether the samples of a step are independent", (told,)[: math.isfinite(pairs.high)]
     return "", ()
 
 

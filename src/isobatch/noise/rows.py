@@ -66,7 +66,8 @@ def owners(model: nn.Module, *, norms_only: bool = False) -> list[Owner]:
             continue
         rule = _NORMS.get(type(module)) or (None if norms_only else _OTHERS.get(type(module)))
         mine = {k: p for k, p in module.named_parameters(recurse=False) if holders[p] == 1}
-        if rule is not None and mine and not _counts_tokens(module):
+        plain = "weight" in module._parameters and set(module._parameters) <= {"weight", "bias"}  # not pruned, say
+        if rule is not None and mine and plain and not _counts_tokens(module):
             found.append(Owner(name, module, rule, mine))
     return found
 
@@ -146,7 +147,9 @@ def run_again(module: nn.Module, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         bare = _Unhooked(module)
         leaves = {name: p.detach().to(delta.dtype).requires_grad_() for name, p in bare.named_parameters()}
-        found = torch.autograd.grad(functional_call(bare, leaves, (x,)), list(leaves.values()), delta)
+        found = torch.autograd.grad(
+            functional_call(bare, leaves, (x,)), list(leaves.values()), delta, materialize_grads=True
+        )
     return {name.removeprefix("layer."): gradient for name, gradient in zip(leaves, found, strict=True)}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isobatch.errors import InputError
-from isobatch.gradients import Ranks, Tap, process_group_of, world_size
+from isobatch.gradients import Ranks, Tap, dressed, fitted, local, process_group_of, world_size
 from isobatch.noise.capture import MODES, Declared, Mode
 from isobatch.noise.columns import Columns, Groups
 from isobatch.noise.estimate import NoiseEstimate
@@ -56,7 +56,7 @@ class NoiseScale:
             model, "alone" says that each rank trains for itself.
 
     Raises:
-        InputError: a setting outside its range, nothing that trains, or sharded (FSDP2) parameters.
+        InputError: a setting outside its range, nothing that trains, or parameters that cannot be seen (FSDP1).
 
     Example:
         >>> net = nn.Linear(16, 1, bias=False)
@@ -102,15 +102,22 @@ class NoiseScale:
         if half_life is not None and half_life != math.inf:
             finite("half_life", half_life, 0, open_low=True)
         self.history = History(half_life)
-        self._device = next(self.columns.model.parameters()).device
+        self._device = local(next(self.columns.model.parameters())).device
         self.pace = Pace(every, budget, clock_of(self._device))
         self._given: Ranks = process_group
         group = process_group_of(model, process_group, guess=False)
         self._declared = Declared()
+        if self.columns.shards and capture in ("rows", "norms", "buckets"):
+            raise InputError(
+                f'capture="{capture}" looks at whole layers, of which a sharded model has parts; use "chunks" or "auto"'
+            )
         if self.columns.compiled and capture in ("rows", "norms"):
             raise InputError(f'capture="{capture}" puts hooks on layers, which a compiled model passes by; use halves')
         few = whole("rows", rows)
-        self._setup = Setup(Tap(), self.columns, self.geometry, self._declared, group, few, capture, self._layers())
+        by_hand = group is not None and process_group_of(model, guess=False) is None
+        self._setup = Setup(
+            Tap(), self.columns, self.geometry, self._declared, group, few, capture, self._layers(), by_hand
+        )
         self.progress = Progress(capture, mixes_rows(self.columns.model))
         self._loss_checked = False
         self._step: MeasuredStep | None = None
@@ -151,6 +158,8 @@ class NoiseScale:
         Raises:
             InputError: the loss is a sum over rows.
         """
+        if self.columns.shards:
+            raise InputError("halves() does not know what FSDP2 reduces; call backward inside noise.chunk(samples)")
         rows = len(first_tensor(x))
         if not self._loss_checked:
             self._loss_checked = True
@@ -184,7 +193,8 @@ class NoiseScale:
             with step.watch:
                 self._take(outcome, size)
             step.watch.host += extra
-            self.pace.measured(step.watch, self._setup.group, self._device)
+            copies = [] if self._setup.group is None else [self._setup.group]
+            self.pace.measured(step.watch, [*self.columns.shards.groups, *copies], self._device)
         self._declared.step = 0.0
         if self.pace.due(ready=self.geometry.ready):
             self._arm()
@@ -262,7 +272,7 @@ class NoiseScale:
         tensors |= self.progress.tensors(self.columns)
         pair = self._pair
         if pair is not None:
-            tensors |= {f"pair/{self.columns.name_of(p)}": gradient for p, gradient in pair.before.items()}
+            tensors |= {f"pair/{self.columns.name_of(p)}": dressed(part, p) for p, part in pair.before.items()}
             tensors["pair"] = pair.facts
         return {
             "tensors": tensors,
@@ -297,7 +307,9 @@ class NoiseScale:
         if values["clock"].get("pair") is not None:
             named = {self.columns.name_of(p): p for p in self.columns.model.parameters()}
             before: dict[Tensor, Tensor] = {
-                p: tensors[f"pair/{n}"].to(self._device, copy=True) for n, p in named.items() if f"pair/{n}" in tensors
+                p: fitted(tensors[f"pair/{n}"], p, n).to(self._device, copy=True)
+                for n, p in named.items()
+                if f"pair/{n}" in tensors
             }
             self._put_pair(before, tensors["pair"].to(self._device, copy=True), values["clock"]["pair"])
         if values["clock"]["armed"]:
@@ -335,7 +347,8 @@ class NoiseScale:
         self._step = MeasuredStep(self._setup, self.progress.mode, self.progress.turn, self.progress.trusted)
 
     def _layers(self) -> list[Owner]:
-        return [] if self.columns.compiled else owners(self.columns.model, norms_only=self._terms.capture == "norms")
+        hidden = self.columns.compiled or self.columns.shards
+        return [] if hidden else owners(self.columns.model, norms_only=self._terms.capture == "norms")
 
     def _tapped(self) -> None:
         """Share the tap of whoever else watches these parameters."""
@@ -363,7 +376,11 @@ class NoiseScale:
         self.history.add(outcome.found, seen=self.seen, span=self.seen - progress.measured_at, batch=samples)
         progress.measured_at = self.seen
         if len(progress.pairs) < FIRST or progress.turn % LATER == 0:
-            self._put_pair(copied(outcome.record.covered), facts_of(outcome.found), samples)
+            self._put_pair(
+                copied(outcome.record.covered, all_of_them=self._setup.group is not None),
+                facts_of(outcome.found),
+                samples,
+            )
 
     def _put_pair(self, before: dict[Tensor, Tensor], facts: Tensor, samples: float) -> None:
         """Compare the coming step with the one whose gradient this is."""
@@ -372,7 +389,15 @@ class NoiseScale:
             setup = self._setup
             trusted = self.progress.trusted if self.progress.mode in ("rows", "norms") else None
             self._pair = PairedStep(
-                self.columns, self.geometry, setup.group, setup.tap, before, facts, samples, trusted
+                self.columns,
+                self.geometry,
+                setup.group,
+                setup.tap,
+                before,
+                facts,
+                samples,
+                trusted,
+                by_hand=setup.by_hand,
             )
 
     def _finish_pair(self, samples: float) -> float:

@@ -8,7 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from isobatch.errors import InputError
-from isobatch.gradients import RescaleCheck, Tap, Watch, refuse_sparse, refuse_unwatchable
+from isobatch.gradients import (
+    BatchRows,
+    PassNorms,
+    Reading,
+    RescaleCheck,
+    Tap,
+    Watch,
+    managing,
+    refuse_sparse,
+    refuse_unwatchable,
+    sharded,
+)
 from isobatch.optimizers.leaf import Squares
 from isobatch.optimizers.second_moment import NoiseForm
 from isobatch.units import finite
@@ -25,14 +36,17 @@ class Chunks:
     that a chunk of n of W samples adds is c = (n/W) g, and the buffer is the sum of c^2/n.
 
     Args:
-        default_samples: samples of a backward pass outside `chunk`; None where every pass that is stepped on must be
-            declared.
+        default_samples: samples of a full backward pass outside `chunk`, the shorter ones are seen; None where every
+            pass that is stepped on must be declared.
         form: "coordinate" keeps a buffer of the parameter's shape, the other forms only sums.
     """
 
-    def __init__(self, default_samples: float | None, form: NoiseForm):
+    def __init__(self, default_samples: int | None, form: NoiseForm):
         self.form: NoiseForm = form
         self.default_samples = default_samples
+        self.norms = PassNorms()
+        self._rows = None if default_samples is None else BatchRows(default_samples)
+        self._present = 1.0
         self.enabled = True
         self.count = 0
         self.samples = 0.0
@@ -45,6 +59,12 @@ class Chunks:
         self._chunk = 0
         self._looked = False
         self._open: float | None = None
+        self._pending = 0.0  # samples of passes that FSDP2 has not reduced yet
+        self._reduced = 0
+        self._weights: list[float] = []
+        self._under_fsdp: bool | None = None
+        self._spread = False
+        self._doubt = ""
         self._by_hand = False
         self.opened_by: object | None = None
         self._tap: Tap | None = None
@@ -59,19 +79,23 @@ class Chunks:
             parameters: leaf tensors.
 
         Raises:
-            InputError: one whose gradients cannot be seen or squared.
+            InputError: one whose gradients cannot be seen or squared, shards of which more than their own coordinates
+                would be needed, or parameters that FSDP2 does not manage beside some that it does.
         """
-        fresh = [p for p in parameters if id(p) not in self._leaves]
+        numbers = (p for p in parameters if p.is_floating_point() or p.is_complex())  # whole ones have no gradient
+        fresh = [p for p in numbers if id(p) not in self._leaves]
         if not fresh:
             return
         for parameter in fresh:
             refuse_unwatchable(_words(parameter), parameter)
+        self._refuse_shards(fresh)
         if self._tap is None or self._watch is None:
             self._tap = Tap.of(fresh)
             self._tap.join(self)
             self._watch = Watch(self, self._tap)
         self._watch.add(fresh)
         self._leaves |= {id(parameter): Squares(parameter) for parameter in fresh}
+        self.norms.parameters += fresh
 
     def check(self, groups: Sequence[Sequence[Tensor]]) -> None:
         """Choose the parameters of each group by which a factor on its gradients is read.
@@ -87,6 +111,16 @@ class Chunks:
         for found in self._checks:
             for parameter in found.chosen:
                 self._leaves[id(parameter)].check = found
+
+    def look(self) -> None:
+        """See the samples of passes outside `chunk` in what the modules of the parameters are given."""
+        if self._rows is not None:
+            self._rows.look(leaf.parameter for leaf in self._leaves.values())
+
+    @property
+    def doubt(self) -> str:
+        """Why the samples of this step are not known, empty where they are."""
+        return "" if self._rows is None or self.declared else self._rows.doubt or self._doubt
 
     @property
     def checks(self) -> list[RescaleCheck]:
@@ -129,6 +163,7 @@ class Chunks:
         self.declared = True
         self._begin(samples)
         self._open = samples
+        self._pending += samples
 
     def end(self, samples: float) -> None:
         """Count the chunk whose backward pass is done.
@@ -136,7 +171,8 @@ class Chunks:
         Args:
             samples: of the chunk.
         """
-        self._close(samples)
+        if not self._under_fsdp:  # where it does, a chunk is what is reduced, and counted then
+            self._close(samples)
 
     def add(self, parameter: Tensor, gradient: Tensor, samples: float) -> None:
         """Count one chunk's contribution to a parameter's gradient and, while `enabled`, add its square.
@@ -175,7 +211,12 @@ class Chunks:
 
         Yields:
             Nothing.
+
+        Raises:
+            InputError: under FSDP2, whose reductions show the chunks of ranks.
         """
+        if self._under_fsdp:
+            raise InputError("layer_squares does not see shards; under fully_shard call backward inside chunk(samples)")
         with self.chunk(sum(sizes)):
             self._by_hand = True
             try:
@@ -221,11 +262,15 @@ class Chunks:
         self.samples = 0.0
         self.factor = 1.0
         self.rescaled = False
-        self._unit = 0.0
+        self._unit = self._pending = 0.0
+        self._reduced, self._doubt = 0, ""
         self.declared = False
         self._step += 1
         for found in self._checks:
             found.forget()
+        self.norms.forget()
+        if self._rows is not None:
+            self._rows.forget(leaf.parameter for leaf in self._leaves.values())
 
     def release(self) -> None:
         """Free the buffers (they come back when needed)."""
@@ -244,22 +289,35 @@ class Chunks:
             self.count += 1
             self.samples += samples
 
-    def receive(self, parameter: Tensor, gradient: Tensor) -> None:
+    @property
+    def under_fsdp(self) -> bool:
+        """Whether gradients are those of all ranks of a shard group, read as FSDP2 reduces them."""
+        return bool(self._under_fsdp)
+
+    def receive(self, parameter: Tensor, gradients: Sequence[Tensor], reading: Reading | None = None) -> None:
         """Take one backward pass's gradient of a parameter, before it is accumulated.
 
         Args:
             parameter: a watched one.
-            gradient: what the pass adds to `.grad`.
+            gradients: what the pass adds to `.grad`; of each rank of a shard group where FSDP2 reduces.
+            reading: where it reduces.
 
         Raises:
             InputError: a second pass in one chunk, a pass outside when others were declared, cleared or sparse
-                gradients.
+                gradients, or passes that were neither declared nor reduced one by one.
         """
         leaf = self._leaves[id(parameter)]
+        if reading is not None:
+            self._receive_ranks(leaf, gradients, reading)
+            return
+        (gradient,) = gradients
         if gradient.layout is not torch.strided:
             refuse_sparse(_words(parameter), gradient)
-        if leaf.check is not None and self.enabled:
-            leaf.check.add(parameter, gradient)
+        if self.enabled:
+            if not self._spread:
+                self.norms.arrive()
+            if leaf.check is not None:
+                leaf.check.add(parameter, gradient)
         if self._by_hand:
             return
         samples = self._open if self.opened_by is not None else None
@@ -286,15 +344,67 @@ class Chunks:
         else:
             leaf.add(gradient, self._weight, self.form)
 
+    def _receive_ranks(self, leaf: Squares, gradients: Sequence[Tensor], reading: Reading) -> None:
+        """Take what each rank of a shard group adds to this rank's part of a parameter's gradient."""
+        if self._current(leaf).calls == self._reduced:
+            self._reduction(reading, len(gradients))
+        leaf.calls += len(gradients)
+        if not self.enabled:
+            return
+        with torch.no_grad():
+            for place, (gradient, weight) in enumerate(zip(gradients, self._weights, strict=True)):
+                if leaf.check is not None:
+                    leaf.check.add(leaf.parameter, gradient)
+                leaf.add(gradient, weight, self.form, first=place == 0 and leaf.calls == len(gradients))
+
+    def _reduction(self, reading: Reading, ranks: int) -> None:
+        """Open the books for one reduction: each rank's passes since the last one are a chunk of its own."""
+        if self.declared:
+            counts, self._pending = reading.counts(self._pending), 0.0
+        elif reading.passes > 1:
+            raise InputError(
+                f"FSDP2 reduces {reading.passes} passes at once (set_requires_gradient_sync) and none was declared; "
+                "call every backward inside optimizer.chunk(samples)"
+            )
+        else:
+            own = None if self._rows is None else self._rows.samples()
+            counts = reading.counts(-1.0 if own is None else own)
+            if min(counts) < 0:
+                self._doubt, counts = "a rank could not tell what its backward pass holds", [1.0] * ranks
+        self._unit = self._unit or next((n for n in counts if n > 0), 0.0)
+        self._weights = [self._unit / n if n > 0 else 0.0 for n in counts]
+        self._reduced += len(counts)
+        for samples in counts:
+            self._close(samples)
+
+    def _refuse_shards(self, fresh: Sequence[Tensor]) -> None:
+        spread = [p for p in fresh if sharded(p)]
+        self._spread = self._spread or bool(spread)
+        if spread and self.form != "coordinate":
+            raise InputError(
+                f'{_words(spread[0])} is sharded, and noise="{self.form}" adds over what other ranks hold; use '
+                'noise="coordinate", whose buffer is a shard too'
+            )
+        held = managing(spread)
+        under = {id(p) in held for p in fresh if p.requires_grad} | ({self._under_fsdp} - {None})
+        if len(under) > 1:
+            other = next(p for p in fresh if (id(p) in held) is False)
+            raise InputError(
+                f"{_words(other)} is not managed by fully_shard and others are, so its gradient is not averaged with "
+                "them; call fully_shard on the whole model too"
+            )
+        self._under_fsdp = under.pop() if under else self._under_fsdp
+
     def _undeclared(self, leaf: Squares) -> float:
         """Return the samples of a pass outside `chunk`, counted where this parameter is the first to hear of it."""
         if self.declared:
             raise InputError("a backward pass outside optimizer.chunk() follows one inside; declare every pass")
-        samples = self.default_samples or 1.0  # without a default the step refuses what this counts
         if self._current(leaf).calls == self.count:
-            self._begin(samples)
-            self._close(samples)
-        return samples
+            # Where nothing tells, the step refuses what this counts.
+            self._present = (self._rows.samples() if self._rows is not None else None) or 1.0
+            self._begin(self._present)
+            self._close(self._present)
+        return self._present
 
     def _current(self, leaf: Squares) -> Squares:
         """Return the leaf, with its count at 0 where it last heard of another step."""

@@ -1,6 +1,6 @@
 """The invariant forms of AdamW, Adam and RMSprop: what each does with the shared second moment."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any, final
 
 import torch
@@ -17,7 +17,7 @@ def move_adam(
     parameters: Tensors,
     gradients: Tensors,
     roots: Tensors,
-    states: Sequence[dict[str, Any]],
+    states: Sequence[MutableMapping[str, Any]],
     group: dict[str, Any],
     lr: float,
     clock: Clock,
@@ -42,7 +42,7 @@ def move_rmsprop(
     parameters: Tensors,
     gradients: Tensors,
     roots: Tensors,
-    states: Sequence[dict[str, Any]],
+    states: Sequence[MutableMapping[str, Any]],
     group: dict[str, Any],
     lr: float,
     clock: Clock,
@@ -111,7 +111,8 @@ class InvariantAdamW(InvariantOptimizer):
         eps: added to the root of the second moment.
         weight_decay: decoupled, multiplied by lr.
         reference_batch: B_ref, the batch whose second moment is kept, in what `chunk` counts.
-        micro_batch: samples of a backward pass outside `chunk`; None where every pass is declared by it.
+        micro_batch: samples of a full backward pass outside `chunk`, the shorter ones are seen in the input of the
+            model; None where every pass is declared by it.
         noise: "coordinate" (one buffer more than AdamW), or the cheaper "factored" (sums of rows and columns), "row"
             and "tensor"; see `second_moment.spread`.
         variance_every: F; measure the noise at every F-th step only (denser early), and keep it in between.
@@ -175,7 +176,8 @@ class InvariantAdam(InvariantOptimizer):
         eps: added to the root of the second moment.
         weight_decay: L2 factor.
         reference_batch: B_ref, in what `chunk` counts.
-        micro_batch: samples of a backward pass outside `chunk`; None where every pass is declared by it.
+        micro_batch: samples of a full backward pass outside `chunk`, the shorter ones are seen in the input of the
+            model; None where every pass is declared by it.
         noise: "coordinate", "factored", "row" or "tensor".
         variance_every: F, see InvariantAdamW.
         process_group: as for InvariantAdamW.
@@ -233,7 +235,8 @@ class InvariantRMSprop(InvariantOptimizer):
         weight_decay: L2 factor.
         momentum: mu of the coming step.
         reference_batch: B_ref, in what `chunk` counts.
-        micro_batch: samples of a backward pass outside `chunk`; None where every pass is declared by it.
+        micro_batch: samples of a full backward pass outside `chunk`, the shorter ones are seen in the input of the
+            model; None where every pass is declared by it.
         noise: "coordinate", "factored", "row" or "tensor".
         variance_every: F, see InvariantAdamW.
         process_group: as for InvariantAdamW.

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from isobatch.errors import InputError
-from isobatch.gradients import ALONE, Ranks, RescaleCheck, process_group_of, world_size
+from isobatch.gradients import ALONE, Ranks, RescaleCheck, Shards, local, process_group_of, sharded, world_size
 from isobatch.optimizers.chunks import Chunks
+from isobatch.optimizers.parts import Parts
 from isobatch.optimizers.ranks import sum_numbers, sum_tensors_
 from isobatch.optimizers.second_moment import NoiseForm, noise_weight, reduced_square
 from isobatch.optimizers.update import Form, StepBatch, update
@@ -23,6 +24,11 @@ from isobatch.units import finite, whole
 _NOISE_FORMS = ("coordinate", "factored", "row", "tensor")
 _KEPT = ("reference_batch", "noise")
 _ROUNDING = 1e-5
+_CHANGED = (
+    "gradients were changed between backward and step by more than one factor (element-wise or per-layer clipping, "
+    "noise, gradients of an earlier step or of other ranks), so their squares cannot follow; clip by the norm of a "
+    "whole parameter group, or clear with optimizer.zero_grad()"
+)
 
 
 class InvariantOptimizer(Optimizer):
@@ -33,7 +39,8 @@ class InvariantOptimizer(Optimizer):
         defaults: settings of the form, among them lr, eps and weight_decay.
         form: which optimizer it is.
         reference_batch: B_ref, in the samples (or tokens) that `chunk` counts.
-        micro_batch: samples of a backward pass outside `chunk`; None means that every pass is declared.
+        micro_batch: samples of a full backward pass outside `chunk`; those of a shorter one are seen in the input of
+            the model. None means that every pass is declared.
         noise: how finely the noise is kept: "coordinate" (exact), "factored", "row", "tensor".
         variance_every: F; the variance is measured anew at every F-th step, more often early on. 1 keeps no variance.
         process_group: ranks over which gradients are averaged; None takes those of the DistributedDataParallel around
@@ -63,8 +70,18 @@ class InvariantOptimizer(Optimizer):
         self._every = whole("variance_every", variance_every)
         self._given: Ranks = process_group
         self._ranks: dist.ProcessGroup | None = None
+        self._shards = Shards(())
         kept = {"reference_batch": reference_batch, "noise": noise, "updates": 0, "since_variance": 1}
-        super().__init__(params, {**defaults, **kept})
+        self._complete = False
+        given = list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else []
+        if not given:
+            raise InputError(
+                f"params={type(params).__name__} holds no parameters to optimize; give model.parameters() of a model "
+                "that has some, or groups of them"
+            )
+        super().__init__(given, {**defaults, **kept})
+        self._complete = True
+        self.chunks.look()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group and watch its gradients.
@@ -76,13 +93,18 @@ class InvariantOptimizer(Optimizer):
             InputError: parameters whose gradients cannot be squared pass by pass, such as complex or sharded ones; the
                 group is not added.
         """
-        super().add_param_group(param_group)
+        try:
+            super().add_param_group(param_group)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{error}; give leaf tensors, each once") from error
         try:
             self.chunks.attach(self.param_groups[-1]["params"])
         except InputError:
             self.param_groups.pop()
             raise
         self._watch()
+        if self._complete:
+            self.chunks.look()
 
     def chunk(self, samples: float) -> AbstractContextManager[None]:
         """Declare the one backward pass inside `with` as a chunk of so many samples; see `Chunks.chunk`.
@@ -149,9 +171,9 @@ class InvariantOptimizer(Optimizer):
             What the closure returned, None without one.
 
         Raises:
-            InputError: more than a reference batch in one chunk, gradients that were not watched, or were changed
-                since by more than one factor, ranks of which nothing is known, or a reference batch that these steps
-                would never fill.
+            InputError: more than a reference batch in one chunk, passes of unknown samples, gradients that were not
+                watched, or were changed since by more than one factor, ranks of which nothing is known, or a
+                reference batch that these steps would never fill.
         """
         loss = None
         if closure is not None:
@@ -161,6 +183,10 @@ class InvariantOptimizer(Optimizer):
         parameters = [parameter for _, some in work for parameter in some]
         if parameters:
             self._ranks = self._group(parameters)
+            self._shards = Shards(parameters, [] if self._ranks is None else [self._ranks])
+        elif self._ranks is None and isinstance(self._given, dist.ProcessGroup):
+            self._ranks = process_group_of([], self._given)
+        if parameters or self._ranks is not None:  # a rank with nothing still answers the others
             self._apply(work, parameters)
         self._forget()
         self._watch()
@@ -176,7 +202,8 @@ class InvariantOptimizer(Optimizer):
         if self._ranks is not None or self._given == ALONE or world_size() == 1:
             return self._ranks
         found = process_group_of(parameters, self._given, guess=False)
-        if found is None and self._given is None:
+        settled = self.chunks.under_fsdp or Shards(parameters).ranks == world_size()
+        if found is None and self._given is None and not settled:
             raise InputError(
                 f"{world_size()} ranks run and no DistributedDataParallel holds these parameters, so it is not known "
                 "whose gradients are averaged; give process_group=torch.distributed.group.WORLD where all ranks "
@@ -187,6 +214,8 @@ class InvariantOptimizer(Optimizer):
     def _apply(self, work: list[tuple[dict[str, Any], list[Tensor]]], parameters: list[Tensor]) -> None:
         """Update every group, each in cohorts of parameters whose numbers are equal (mostly one)."""
         batch, sums = self._batch(parameters)
+        if batch is None:
+            return
         fresh = self._measures(batch, parameters)
         factors = self._factors(sums, work) if fresh else []
         squares = self._squares(parameters) if fresh else {}
@@ -196,7 +225,10 @@ class InvariantOptimizer(Optimizer):
                 cohorts.setdefault(Clock.of(self.state[parameter]), []).append(parameter)
             here = replace(batch, scale=batch.scale * factors[number] ** 2) if fresh else batch
             for clock, cohort in cohorts.items():
-                states = [self._state_of(parameter, group) for parameter in cohort]
+                states: list[Any] = [self._state_of(parameter, group) for parameter in cohort]
+                if self._shards:
+                    states = [Parts(state, p) if sharded(p) else state for state, p in zip(states, cohort, strict=True)]
+                    torch.autograd.graph.increment_version([p for p in cohort if sharded(p)])
                 update(self._form, group, cohort, states, clock, here, [squares[p] for p in cohort] if fresh else None)
         if self._every == 1:
             return
@@ -222,27 +254,43 @@ class InvariantOptimizer(Optimizer):
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state
 
-    def _batch(self, parameters: list[Tensor]) -> tuple[StepBatch, Tensor]:
-        """Return this step's batch and the sums to read factors from, both over the ranks.
-
-        Gradients set by hand count as one micro-batch a rank.
-        """
-        default = self.chunks.default_samples
-        if default is None and not self.chunks.declared:
-            raise InputError(
-                "the samples of this step are not known; call backward inside optimizer.chunk(samples), "
-                "or build the optimizer with micro_batch=the samples of one backward pass"
-            )
+    def _batch(self, parameters: list[Tensor]) -> tuple[StepBatch | None, Tensor]:
+        """Return this step's batch and the sums to read factors from, over the ranks; no batch without gradients."""
         samples, chunks, ranks = self.chunks.samples, self.chunks.count, 1
-        device = parameters[0].device
+        doubt = self.chunks.doubt
+        if not self.chunks.declared and self.chunks.default_samples is None and (chunks > 0 or self._ranks is None):
+            doubt = "nothing says what its backward passes hold"
+        doubts, empty = float(doubt != ""), float(not parameters)
+        device = self.param_groups[0]["params"][0].device
         sums = torch.cat([check.sums(device) for check in self.chunks.checks]) if self.chunks.enabled else None
         if self._ranks is not None:
             ranks = self._ranks.size()
-            numbers = torch.tensor([samples, chunks], dtype=torch.float64, device=device)
+            numbers = torch.tensor([samples, chunks, doubts, empty], dtype=torch.float64, device=device)
             message = sum_numbers(numbers if sums is None else torch.cat([numbers, sums]), self._ranks)
-            samples, chunks, sums = float(message[0]), int(message[1]), message[2:] / ranks
-        if chunks == 0 and default is not None and not self.chunks.declared:
-            samples, chunks = float(default * ranks), ranks
+            samples, chunks, sums = float(message[0]), int(message[1]), message[4:] / ranks
+            doubts, empty = message[2:4].tolist()
+        if empty == ranks:
+            return None, torch.zeros(0)
+        if empty:
+            raise InputError(
+                f"{empty:g} of {ranks} ranks have no gradients; let a rank without samples run backward inside "
+                "optimizer.chunk(0), or give it zeros to average, so that all take the same step"
+            )
+        if doubts:
+            raise InputError(
+                f"the samples of this step are not known: {doubt or 'another rank could not tell'}; call backward "
+                "inside optimizer.chunk(samples), or build the optimizer with micro_batch=the rows (or tokens) of one "
+                "full pass"
+            )
+        if chunks == 0 and self.chunks.under_fsdp:
+            raise InputError(
+                "no backward pass was seen since the last step: under fully_shard gradients must come from backward()"
+            )
+        if chunks == 0 and not self.chunks.declared:
+            raise InputError(
+                "no backward pass was seen to bring these gradients (set by hand, or of a step before), so their "
+                "samples are not known; compute them inside optimizer.chunk(samples), or clear them with zero_grad()"
+            )
         if samples == 0:
             raise InputError("every chunk of this step has 0 samples, so it has no gradient; drop it with discard()")
         return StepBatch(
@@ -261,17 +309,13 @@ class InvariantOptimizer(Optimizer):
         seen = all(
             not some or any(p.grad is not None for p in c.chosen) for c, (_, some) in zip(checks, work, strict=True)
         )
-        if seen and torch.equal(sums, torch.cat([check.now(sums.device) for check in checks])):
-            return [1.0] * len(work)  # untouched, as mostly
-        table = torch.stack([_read(check, part) for check, part in zip(checks, parts, strict=True)])
+        if seen and not self._shards and torch.equal(sums, torch.cat([check.now(sums.device) for check in checks])):
+            return self._all([1.0] * len(work), work)  # untouched, as mostly
+        table = torch.stack([_read(check, part, self._shards) for check, part in zip(checks, parts, strict=True)])
         factors: list[float | None] = []
         for factor, honest, size in table.tolist():
             if not honest and math.isfinite(size):
-                raise InputError(
-                    "gradients were changed between backward and step by more than one factor (element-wise or "
-                    "per-layer clipping, noise, gradients of an earlier step or of other ranks), so their squares "
-                    "cannot follow; clip by the norm of a whole parameter group, or clear with optimizer.zero_grad()"
-                )
+                raise InputError(_CHANGED)
             factors.append((1.0 if abs(factor - 1) < _ROUNDING else factor) if size > 0 else None)
         known = {factor for factor in factors if factor is not None}
         if any(f is None and some for f, (_, some) in zip(factors, work, strict=True)) and len(known) > 1:
@@ -280,7 +324,18 @@ class InvariantOptimizer(Optimizer):
                 "clip all groups together"
             )
         usual = known.pop() if len(known) == 1 else told
-        return [usual if factor is None else factor for factor in factors]
+        return self._all([usual if factor is None else factor for factor in factors], work)
+
+    def _all(self, factors: list[float], work: list[tuple[dict[str, Any], list[Tensor]]]) -> list[float]:
+        """Return the factors, where they are those of every parameter; ranks that average by hand cannot be asked."""
+        found = [(p, factor) for factor, (_, some) in zip(factors, work, strict=True) for p in some]
+        if self._shards:  # of a sharded gradient each rank has the norm of its part only
+            return factors
+        if self._ranks is None or process_group_of([p for p, _ in found], guess=False) is not None:
+            expected = torch.tensor([factor for _, factor in found], dtype=torch.float64, device=found[0][0].device)
+            if not self.chunks.norms.explained([p for p, _ in found], expected):
+                raise InputError(_CHANGED)
+        return factors
 
     def _local_scale(self) -> float:
         """Return what makes sum c^2/n of this process's squares."""
@@ -308,7 +363,8 @@ class InvariantOptimizer(Optimizer):
         found: dict[Tensor, Tensor] = {}
         for parameter in parameters:
             squares = self.chunks.squares(parameter)
-            found[parameter] = reduced_square(torch.zeros_like(parameter), self._noise) if squares is None else squares
+            none = torch.zeros_like(local(parameter))
+            found[parameter] = reduced_square(none, self._noise) if squares is None else squares
         if self._ranks is not None and self._ranks.size() > 1:
             tensors = list(found.values())
             torch._foreach_mul_(tensors, self._local_scale())
@@ -316,7 +372,7 @@ class InvariantOptimizer(Optimizer):
         return found
 
 
-def _read(check: RescaleCheck, summed: Tensor) -> Tensor:
+def _read(check: RescaleCheck, summed: Tensor, shards: Shards) -> Tensor:
     """Return the factor, whether it explains everything, and the size of what it was read from."""
-    factor, honest = check.factor(summed)
-    return torch.stack([factor, honest.double(), summed.abs().sum()])
+    factor, honest = check.factor(summed, shards)
+    return torch.stack([factor, honest.double(), shards.total(summed.abs().sum())])

@@ -16,32 +16,33 @@ class Squares:
         parameter: a leaf tensor.
     """
 
-    __slots__ = ("buffer", "calls", "check", "chunk", "parameter", "short", "step")
+    __slots__ = ("buffer", "calls", "check", "chunk", "parameter", "step")
 
     def __init__(self, parameter: Tensor):
         self.parameter = parameter
-        self.short = parameter.dtype in (torch.float16, torch.bfloat16)
         self.check: RescaleCheck | None = None
         self.buffer: Tensor | None = None
         self.calls = 0
         self.step = -1
         self.chunk: Any = None
 
-    def add(self, gradient: Tensor, weight: float, form: NoiseForm) -> None:
+    def add(self, gradient: Tensor, weight: float, form: NoiseForm, *, first: bool | None = None) -> None:
         """Add the weighted square of one chunk's gradient; the first of a step overwrites, so nothing is zeroed.
 
         Args:
             gradient: c.
             weight: of its square.
             form: how squares are reduced.
+            first: whether it is the step's first; None where `calls` says so.
         """
-        if self.short:
+        begun = self.calls > 1 if first is None else not first
+        if gradient.dtype in (torch.float16, torch.bfloat16):
             gradient = gradient.float()
-        if form == "coordinate" and self.calls > 1 and self.buffer is not None:
+        if form == "coordinate" and begun and self.buffer is not None:
             self.buffer.addcmul_(gradient, gradient, value=weight)
         elif form != "coordinate":
             squares = reduced_square(gradient, form)
-            if self.calls > 1 and self.buffer is not None:
+            if begun and self.buffer is not None:
                 self.buffer.add_(squares, alpha=weight)
             else:
                 self.buffer = squares.mul_(weight)

@@ -1,12 +1,13 @@
 """One update of parameters that share their numbers: what tells the forms apart, and the arithmetic of a step."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from isobatch.gradients import local, own_gradient
 from isobatch.optimizers.second_moment import (
     NoiseForm,
     Tensors,
@@ -72,7 +73,7 @@ def update(
     form: Form,
     group: dict[str, Any],
     parameters: Tensors,
-    states: Sequence[dict[str, Any]],
+    states: Sequence[MutableMapping[str, Any]],
     clock: Clock,
     batch: StepBatch,
     squares: Tensors | None,
@@ -89,6 +90,7 @@ def update(
         squares: sums of squared chunk gradients, used up here; None where this step needs or has none.
     """
     gradients = gradients_of(parameters)
+    parameters = [local(parameter) for parameter in parameters]
     shrink = group["weight_decay"]
     if form.decoupled and shrink != 0:
         torch._foreach_mul_(parameters, 1 - group["lr"] * shrink)
@@ -113,7 +115,7 @@ def update(
 
 
 def fold_batch(
-    states: Sequence[dict[str, Any]],
+    states: Sequence[MutableMapping[str, Any]],
     inputs: Tensors,
     gradients: Tensors,
     batch: StepBatch,
@@ -158,7 +160,7 @@ def fold_batch(
 
 
 def gradients_of(parameters: Tensors) -> Tensors:
-    """Return the gradients of parameters that have one.
+    """Return this rank's parts of the gradients of parameters that have one.
 
     Args:
         parameters: any.
@@ -166,10 +168,10 @@ def gradients_of(parameters: Tensors) -> Tensors:
     Returns:
         Those `.grad` that are not None.
     """
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return [gradient for parameter in parameters if (gradient := own_gradient(parameter)) is not None]
 
 
-def _kept_variances(states: Sequence[dict[str, Any]], gradients: Tensors, form: NoiseForm) -> Tensors:
+def _kept_variances(states: Sequence[MutableMapping[str, Any]], gradients: Tensors, form: NoiseForm) -> Tensors:
     """Return the kept variances; a parameter that came in since they were measured has 0 until the next measurement."""
     kept = [state.get("variance") for state in states]
     return [
@@ -178,7 +180,7 @@ def _kept_variances(states: Sequence[dict[str, Any]], gradients: Tensors, form: 
     ]
 
 
-def _roots(form: Form, states: Sequence[dict[str, Any]], clock: Clock) -> tuple[Tensors, float]:
+def _roots(form: Form, states: Sequence[MutableMapping[str, Any]], clock: Clock) -> tuple[Tensors, float]:
     """Return sqrt(v), with an open window folded in, and what bias correction divides it by.
 
     lr / (sqrt(v)/c + eps) = c lr / (sqrt(v) + c eps), which saves a pass over the parameters.

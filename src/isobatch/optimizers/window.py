@@ -6,7 +6,7 @@ v_in = (S/N)^2; where the last step overshoots, q - m^2 corrects for it, still u
 is open, what divides the step is v with the window so far folded in.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -70,7 +70,7 @@ def refuse_endless(reference_batch: int, samples: float) -> None:
 
 
 def fold_window(
-    states: Sequence[dict[str, Any]],
+    states: Sequence[MutableMapping[str, Any]],
     gradients: Tensors,
     clock: Clock,
     *,
@@ -124,7 +124,7 @@ def fold_window(
     )
 
 
-def second_so_far(states: Sequence[dict[str, Any]], clock: Clock) -> Tensors:
+def second_so_far(states: Sequence[MutableMapping[str, Any]], clock: Clock) -> Tensors:
     r"""Return v with the open window folded in for now: exp(L) v + (1 - exp(L)) (S/N)^2, L the window's log-decay.
 
     v itself waits for the full window, but what divides the step must know the step's own gradient: where v is stale

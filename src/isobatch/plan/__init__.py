@@ -1,9 +1,9 @@
 """Plans: a recipe at another batch, every number beside the rule that moves it."""
 
-from isobatch.plan.plan import Form, Plan, PlanWarning, Row
+from isobatch.plan.plan import Form, Plan, PlanWarning, Remedy, Row
 from isobatch.plan.recipe import Recipe
-from isobatch.plan.remedies import Remedy, remedies
-from isobatch.plan.settings import Settings, base, coupling_of, moves, row_of, scaled
+from isobatch.plan.settings import Settings, base, coupling_of, moves, of_group, row_of, scaled
+from isobatch.plan.warnings import remedies
 from isobatch.recipe import (
     Adaptive,
     Adversary,
@@ -42,6 +42,7 @@ __all__ = [
     "base",
     "coupling_of",
     "moves",
+    "of_group",
     "remedies",
     "row_of",
     "scaled",

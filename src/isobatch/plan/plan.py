@@ -7,7 +7,6 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from isobatch.plan.remedies import Remedy
 from isobatch.plan.settings import lr_rule_of
 from isobatch.recipe import RecipeData, Split
 from isobatch.rules import Confidence, Severity, Side
@@ -109,6 +108,23 @@ class Form:
     def __str__(self) -> str:
         numbers = ", ".join(f"{key.removeprefix('optimizer.')} {show(value)}" for key, value in self.values.items())
         return f"{numbers}: {self.because}"
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One way to keep a batch useful that is larger than the noise scale.
+
+    Args:
+        name: what it is called.
+        how: where it is switched on.
+        cost: what it takes.
+        evidence: who says that it helps, and which study here asks again.
+    """
+
+    name: str
+    how: str
+    cost: str
+    evidence: str
 
 
 @dataclass(frozen=True)

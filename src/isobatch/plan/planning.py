@@ -6,9 +6,9 @@ from typing import Any
 from isobatch import rules
 from isobatch.curves import Pieces
 from isobatch.errors import InputError
+from isobatch.plan.moving import make_row
 from isobatch.plan.plan import Form, Plan, R, Row
-from isobatch.plan.remedies import remedies
-from isobatch.plan.rows import all_rows, kept_row, make_row, with_rules
+from isobatch.plan.rows import all_rows, kept_row, with_rules
 from isobatch.plan.settings import (
     Moves,
     Settings,
@@ -23,7 +23,7 @@ from isobatch.plan.settings import (
     searched,
     settings_of,
 )
-from isobatch.plan.warnings import warnings_of
+from isobatch.plan.warnings import remedies, warnings_of
 from isobatch.recipe import Batch, Critical, RecipeData, asked_size, in_samples, split_kept, validate
 from isobatch.rules.lr.linear import INVARIANT
 
@@ -194,13 +194,15 @@ def _by_rule(recipe: R, rule: str) -> R:
 
 
 def _with_noise(recipe: R, noise_scale: float) -> R:
-    """Return the recipe with the noise share that a noise scale gives at its batch, where its rate may use one."""
+    """Return the recipe with the noise share that a noise scale gives at its batch, where rate or clip may use it."""
     row, kinds = row_of(recipe), recipe.rules
     share = rules.noise_share(recipe.batch.size, noise_scale)
     word = next(word for word, choice in rules.LEARNING_RATES.items() if choice.share)
-    if not row.adaptive or row.invariant or kinds.lr not in ("auto", word):
+    if row.adaptive and not row.invariant and kinds.lr in ("auto", word):
+        return recipe.model_copy(update={"rules": kinds.model_copy(update={"lr": word, "noise_share": share})})
+    if recipe.optimizer.clip is None:
         return recipe
-    return recipe.model_copy(update={"rules": kinds.model_copy(update={"lr": word, "noise_share": share})})
+    return recipe.model_copy(update={"rules": kinds.model_copy(update={"noise_share": share})})
 
 
 def _by_speed(recipe: R, noise_scale: float | None) -> R:

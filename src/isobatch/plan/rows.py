@@ -3,11 +3,20 @@
 import math
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
 
 from isobatch.curves import Pieces, Staircase
+from isobatch.plan.moving import MEAN, SHARE, curve_rows, group_rows, make_row, ramp_rows, whole_steps
 from isobatch.plan.plan import R, Row, count, show
-from isobatch.plan.settings import Moves, Settings, curve, horizon, lr_rule_of, row_of, scaled
+from isobatch.plan.settings import (
+    Moves,
+    Settings,
+    curve,
+    horizon,
+    lr_rule_of,
+    normalised_over,
+    row_of,
+    scaled,
+)
 from isobatch.recipe import RecipeData, Split
 from isobatch.rules import (
     Confidence,
@@ -16,6 +25,7 @@ from isobatch.rules import (
     noise_share_after,
     optimal_lr,
     recommend,
+    scale_clip,
     scale_momentum,
     surge_lr,
 )
@@ -24,34 +34,12 @@ from isobatch.rules.lr.keep import SEARCHED
 from isobatch.rules.rule import Applied
 from isobatch.units import decay_at, half_life
 
-_MEAN = Rule("samples kept", "indexed by samples, through its mean over each step", "derived", Confidence.DERIVED)
-_SHARE = Rule(
-    "share kept", "a share of the peak, so the final rate moves as the peak does", "derived", Confidence.DERIVED
-)
 _VIEWS = Rule(
     "views kept", "the clock counts samples, so learning rate and views stay", "1901.09335", Confidence.CONVENTION
 )
 _AGE = Rule("steps kept", "how old directions may become in samples is not known", "unknown", Confidence.UNKNOWN)
 _PASSES = Rule("B'/(devices*micro)", "n: passes on each device that are one update", "derived", Confidence.DERIVED)
 _ASKED = Rule("kappa*B", "the batch you ask for", "recipe", Confidence.DERIVED)
-
-
-def make_row(key: str, was: object, becomes: object, rule: Rule, note: str = "", **more: Any) -> Row:
-    """Return a row beside its rule.
-
-    Args:
-        key: the setting.
-        was: its value at the old batch.
-        becomes: its value at the new batch.
-        rule: its words.
-        note: horizons, other forms, consequences.
-        **more: unit, steps and said of a `Row`.
-
-    Returns:
-        The row.
-    """
-    because = f"{rule.because} ({rule.source})" if rule.source not in (rule.because, "recipe") else rule.because
-    return Row(key, was, becomes, rule.formula, because, rule.confidence, note, **more)
 
 
 def all_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings, moved: Moves) -> Iterator[Row]:
@@ -70,8 +58,11 @@ def all_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings
     return chain(
         _batch_rows(recipe, after, old, new),
         _optimizer_rows(recipe, old, new, moved),
+        group_rows(recipe, new.batch),
         _schedule_rows(recipe, old, new),
+        curve_rows(recipe, old, new),
         _average_rows(recipe, after, old, new, moved),
+        ramp_rows(recipe, old, new, moved),
         _augmentation_rows(recipe, int(new.batch)),
         _norm_rows(recipe, after, moved),
     )
@@ -155,7 +146,16 @@ def _optimizer_rows(recipe: RecipeData, old: Settings, new: Settings, moved: Mov
     if o.weight_decay > 0:
         yield row("weight_decay")
     if o.clip is not None:
-        yield row("clip")
+        yield row("clip", _clip_note(moved["clip"]))
+
+
+def _clip_note(found: Applied) -> str:
+    """Say where the norm lies between its limits: kept, and 1/sqrt(kappa) where the gradient is pure noise."""
+    c = found.change
+    limit = scale_clip(c.value, c.kappa, 1.0)
+    if c.share is None:
+        return f"between {show(limit)} (pure noise) and {show(c.value)} (none), by the noise scale: --noise-scale"
+    return f"noise share f = {c.share:.3f}; in pure noise {show(limit)}"
 
 
 def _lr_note(recipe: RecipeData, old: Settings, new: Settings, moved: Moves) -> str:
@@ -241,12 +241,14 @@ def _schedule_rows(recipe: RecipeData, old: Settings, new: Settings) -> Iterator
     if recipe.schedule is None:
         return
     was, becomes, rule = curve(recipe), curve(recipe, new.batch), lr_rule_of(recipe)
-    decay_from = _MEAN if rule.length is None else rule.warmup or _MEAN
+    decay_from = MEAN if rule.length is None else rule.warmup or MEAN
     for key, words in (
-        ("length", rule.length or _MEAN),
-        ("warmup", rule.warmup or _MEAN),
+        ("length", rule.length or MEAN),
+        ("warmup", rule.warmup or MEAN),
         ("decay_from", decay_from),
     ):
+        if key != "length" and isinstance(was, Pieces):  # the segments have rows of their own
+            continue
         before, after = (_start(stairs) if key == "decay_from" else getattr(stairs, key) for stairs in (was, becomes))
         if not before or (key == "decay_from" and was.decay_from is becomes.decay_from is None):
             continue
@@ -258,24 +260,11 @@ def _schedule_rows(recipe: RecipeData, old: Settings, new: Settings) -> Iterator
     if recipe.schedule.final:
         final = recipe.schedule.final
         note = f"the final rate {show(final * old.lr)} becomes {show(final * new.lr)}"
-        yield make_row("schedule.final", final, final, _SHARE, note)
+        yield make_row("schedule.final", final, final, SHARE, note)
 
 
 def _start(stairs: Staircase | Pieces) -> float:
     return stairs.warmup if stairs.decay_from is None else stairs.decay_from
-
-
-def whole_steps(samples: float, settings: Settings) -> int:
-    """Return the optimizer steps that a span takes; the last one may be partly outside.
-
-    Args:
-        samples: of the span.
-        settings: at the batch of the steps.
-
-    Returns:
-        Steps.
-    """
-    return math.ceil(samples / settings.batch - 1e-9)
 
 
 def _average_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings, moved: Moves) -> Iterator[Row]:
@@ -293,6 +282,8 @@ def _average_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Set
             last = moved["ema.final"]
             note = f"1 - decay = {1 - recipe.ema.final:.6g} becomes {1 - last.becomes:.6g}"
             yield make_row("ema.final", recipe.ema.final, last.becomes, last.rule, note)
+        return
+    if recipe.ema.half_life is None:  # a profile, whose row is that of its ramp
         return
     was, becomes = (decay_at(s.half_life, every * s.batch) for s in (old, new))
     note = f"decay per update {show(was)} becomes {show(becomes)}; 1 - decay = {1 - was:.6g} becomes {1 - becomes:.6g}"
@@ -314,7 +305,9 @@ def _augmentation_rows(recipe: RecipeData, size: int) -> Iterator[Row]:
 
 def _norm_rows(recipe: RecipeData, after: RecipeData, moved: Moves) -> Iterator[Row]:
     if recipe.batch_norm is not None:
-        note = f"b = {recipe.batch.per_device} becomes {after.batch.per_device} samples per device and pass"
+        over = normalised_over(recipe), normalised_over(recipe, after.batch)
+        where = "of all devices in a pass" if recipe.batch_norm.synchronised else "per device and pass"
+        note = f"b = {over[0]} becomes {over[1]} samples {where}"
         found = moved["batch_norm"]
         yield make_row("batch_norm.momentum", recipe.batch_norm.momentum, found.becomes, found.rule, note)
 

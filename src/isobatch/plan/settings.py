@@ -18,6 +18,7 @@ from isobatch.rules import (
     clip,
     epsilon,
     momentum,
+    noise_share,
     weight_decay,
 )
 from isobatch.rules.betas import beta_rule
@@ -238,6 +239,21 @@ def lr_rule_of(recipe: RecipeData) -> Rule:
     return guessed(rule) if guessed is not None and only_noise else rule
 
 
+def noise_share_of(recipe: RecipeData) -> float | None:
+    """Return the noise share of the squared gradient at the recipe's batch.
+
+    Args:
+        recipe: its rules.noise_share, or the noise scale that was measured beside its critical batch.
+
+    Returns:
+        f in [0, 1], None where neither says it.
+    """
+    known = recipe.critical
+    if recipe.rules.noise_share is not None or known is None or known.noise_scale is None:
+        return recipe.rules.noise_share
+    return noise_share(recipe.batch.size, known.noise_scale)
+
+
 def _averages_kept(recipe: RecipeData) -> bool:
     """Return whether the averages of the gradient stay per step, or there are none to move."""
     o, kinds = recipe.optimizer, recipe.rules
@@ -337,7 +353,8 @@ def _optimizer(recipe: RecipeData, change: Change) -> Iterator[tuple[str, Applie
     moved = Applied.by(others(decay, "lambda"), seen._replace(value=o.weight_decay))
     yield "weight_decay", summed(moved, "weight_decay")
     if o.clip is not None:
-        yield "clip", summed(Applied.by(clip.KEPT, seen._replace(value=o.clip)), "clip")
+        told = seen._replace(value=o.clip, share=noise_share_of(recipe))
+        yield "clip", summed(Applied.by(others(clip.clip_rule(told), "clip"), told), "clip")
 
 
 def _average(recipe: RecipeData, change: Change) -> Iterator[tuple[str, Applied]]:

@@ -105,9 +105,10 @@ class RecipeData(Part):
             if not 0 <= self.samples(quantity, f"spans.{name}") < math.inf:
                 raise ValueError(f'spans.{name}="{quantity}" must be finite')
         if self.curves.get("lr") is not None and self.schedule is not None:
-            stated = self.schedule.model_fields_set & {"warmup", "shape", "final", "decay_from", "search"}
+            fields, names = Schedule.model_fields, ("warmup", "shape", "final", "decay_from", "search")
+            stated = [name for name in names if getattr(self.schedule, name) != fields[name].default]
             if stated:
-                words = ", ".join(f"schedule.{name}" for name in sorted(stated))
+                words = ", ".join(f"schedule.{name}" for name in stated)
                 raise ValueError(f"curves.lr and {words} both move the learning rate; drop one of them")
         if self.ema is None:
             return

@@ -20,7 +20,7 @@ from isobatch.recipe.autowu import Search
 class Part(BaseModel):
     """Frozen, and strict about keys and numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class Adaptive(Part):

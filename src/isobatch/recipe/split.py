@@ -7,6 +7,9 @@ from isobatch.errors import InputError
 from isobatch.recipe.parts import Batch
 from isobatch.units import whole
 
+_LOOKED_AT = 1_000_000
+"""Sizes of a pass below the one that fits, among which an even one is looked for."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -51,7 +54,7 @@ def split_kept(old: Batch, new: Batch) -> Split:
     fits = None
     if not even and size % devices == 0:
         share = size // devices
-        fits = next(m for m in range(micro, 0, -1) if share % m == 0)
+        fits = next((m for m in range(micro, max(0, micro - _LOOKED_AT), -1) if share % m == 0), None)
     return Split(size, devices, micro, passes, even, fits)
 
 

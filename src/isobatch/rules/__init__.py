@@ -4,6 +4,7 @@ from isobatch.renamed import old_names
 from isobatch.rules.average import lag, scale_decay
 from isobatch.rules.batch_norm import scale_batch_norm
 from isobatch.rules.betas import power, sde
+from isobatch.rules.clip import scale_clip
 from isobatch.rules.critical_batch import optimal_lr, samples_factor, steps_factor, surge_lr
 from isobatch.rules.epsilon import scale_eps
 from isobatch.rules.gain import adascale_gain, efficiency, gain, goodput
@@ -51,6 +52,7 @@ __all__ = [
     "recommend",
     "samples_factor",
     "scale_batch_norm",
+    "scale_clip",
     "scale_decay",
     "scale_eps",
     "scale_momentum",

@@ -49,6 +49,14 @@ NONE = Rule("eps", "this optimizer divides by no second moment", "derived", Conf
 KEPT = Rule("eps", "the second moment does not depend on the batch", "arXiv 2402.18824", Confidence.DERIVED)
 
 
+BESIDE_NOISE = SCALED.but(
+    formula="eps/sqrt(kappa)",
+    because="stays in proportion to sqrt(v) while noise dominates it, whatever the rate",
+    source="derived",
+    number=lambda c: c.value / math.sqrt(c.kappa),
+)
+
+
 def eps_rule(row: OptimizerRow, lr: Rule, rate: str = "eta'", *, inside: bool = False) -> Rule:
     """Return the rule of eps beside a learning-rate rule.
 
@@ -68,6 +76,8 @@ def eps_rule(row: OptimizerRow, lr: Rule, rate: str = "eta'", *, inside: bool = 
     """
     if row.invariant:
         return KEPT
+    if row.normalises_after:
+        return BESIDE_NOISE if not inside else BESIDE_NOISE.but(formula="eps/kappa", number=lambda c: c.value / c.kappa)
     chosen = SCALED if lr.confidence is Confidence.DERIVED and lr.exponent == 0.5 else AS_THE_RATE
     if lr.confidence is Confidence.UNKNOWN:
         chosen = chosen.but(confidence=Confidence.UNKNOWN)

@@ -96,9 +96,15 @@ def beside(rule: Rule) -> Rule:
 
 
 AUTO_HORIZON = 0.01
-"""Share of the run that kappa/(1-mu) steps may span for a momentum per step to be as close as the sample clock."""
-AUTO_STABLE = 0.5
-"""Share of its stability limit past which a form is no longer safe."""
+"""Share of the run that kappa/(1-mu) steps may span for a momentum per step to be as close as the sample clock.
+
+Measured (docs/methods/momentum.md): up to here the kept form costs 0.001 in log loss on average, at 0.05 already 0.03.
+"""
+AUTO_STABLE = 0.3
+"""Share of its stability limit past which the sample clock is no longer safe.
+
+Measured (docs/methods/momentum.md): still the closer form at 0.24, not at 0.40, dead at 0.59.
+"""
 
 
 def horizon_share(c: Change) -> float:

@@ -3,7 +3,7 @@
 import importlib
 import math
 import traceback
-from collections.abc import Callable, Generator, Mapping, Sized
+from collections.abc import Callable, Generator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -53,6 +53,9 @@ class Run:
         needs: what the loss asks of the loop (the average as teacher, the clock), None for a plain loss.
         counts: (batch) -> how many terms the mean of its loss runs over, where these are not its samples: unmasked
             tokens of ragged text. Micro-batches are weighted by it, so that any split gives the batch's own mean.
+        lengths: tokens of each sample, for recipes whose clock counts tokens (batch.unit); the loss is then the mean
+            over them, unless `counts` says otherwise. None where a sample has batch.sequence of them.
+        reads: names of [curves] and [spans] of the recipe that the task itself follows; the loop refuses others.
         declared: what kind each metric is and which one is judged; a verdict needs it, training does not.
 
     Example:
@@ -71,6 +74,8 @@ class Run:
     needs: LossNeeds | None = None
     counts: Callable[[Any], float] | None = None
     declared: Mapping[str, Metric] = field(default_factory=dict)
+    lengths: Sequence[int] | torch.Tensor | None = None
+    reads: tuple[str, ...] = ()
 
     def step(self, batch: Any, context: LossContext | None = None) -> torch.Tensor:
         """Return the mean loss of one (micro-)batch, ready for backward.
@@ -262,12 +267,21 @@ def make_run(settings: Recipe, seed: int) -> Run:
     if not isinstance(run, Run):
         raise InputError(f"task={settings.task!r} returned {type(run).__name__}; it must return isobatch.tasks.Run")
     options.refuse_unread(settings.task)
-    if settings.data_size is not None and len(run.samples) != settings.data_size:
+    held, unit = _epoch(run, settings), settings.batch.unit
+    if settings.data_size is not None and held not in (None, settings.data_size):
         raise InputError(
-            f"data_size={settings.data_size} but task {settings.task!r} has {len(run.samples)} samples; "
-            "correct it in the recipe"
+            f"data_size={settings.data_size} but task {settings.task!r} has {held} {unit}; correct it in the recipe"
         )
     return run
+
+
+def _epoch(run: Run, settings: Recipe) -> int | None:
+    """Return what an epoch counts on the recipe's clock, None where nobody says it."""
+    if settings.batch.unit == "samples":
+        return len(run.samples)
+    if run.lengths is not None:
+        return int(torch.as_tensor(run.lengths).sum())
+    return None if settings.batch.sequence is None else len(run.samples) * settings.batch.sequence
 
 
 def _made(task: str, settings: Recipe, seed: int) -> Any:

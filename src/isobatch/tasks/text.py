@@ -6,8 +6,10 @@ is held out. It moves with the version of Python, so its hash stands beside ever
 
 import hashlib
 import sysconfig
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +23,7 @@ from isobatch.units import whole
 
 WINDOWS, HELD_OUT_WINDOWS, CONTEXT = 8192, 256, 64
 HEADS = 4
+SHORTEST, IGNORED = 8, -100
 DECLARED = {"loss": LOSS, "validation_loss": Metric("ratio", better="lower")}
 _SKIP = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", "ensurepip", "turtledemo"}
 
@@ -158,11 +161,12 @@ def make(settings: Recipe, seed: int) -> Run:
         settings: the recipe; options.width (48) and options.layers (2) set the model, options.biases = false leaves
             only matrices in it (Muon), options.held (256) the windows held out, the first so many of them. With
             options.validation = true "loss" is that of the odd held-out windows, and "validation_loss" that of the
-            even ones chooses settings.
+            even ones chooses settings. options.ragged = true cuts each training window to between 8 and 64 bytes, the
+            rest is padding that the loss leaves out; options.padded = true then lets the clock count 64 for each.
         seed: of the initial weights.
 
     Returns:
-        The run; one sample is one window of 64 bytes.
+        The run; one sample is one window of 64 bytes, and of as many tokens.
     """
     width, layers = (whole(f"options.{n}", settings.options.get(n, d)) for n, d in (("width", 48), ("layers", 2)))
     if width % HEADS:
@@ -185,11 +189,38 @@ def _run(settings: Recipe, model: nn.Module) -> Run:
     if settings.options.get("validation", False):
         parts = {"loss": held[1::2].long(), "validation_loss": held[::2].long()}
 
-    def loss(net: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        tokens = batch[0].long()
-        return F.cross_entropy(net(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-
     def metrics(net: nn.Module) -> dict[str, float]:
-        return {name: float(loss(net, (part.to(device_of(net)),))) for name, part in parts.items()}
+        return {name: float(_mean_loss(net, (part.to(device_of(net)),))) for name, part in parts.items()}
 
-    return Run(model, TensorSamples(train), loss, metrics, {"corpus_sha256": digest}, declared=DECLARED)
+    facts, lengths = {"corpus_sha256": digest}, torch.full((WINDOWS,), CONTEXT)
+    if not settings.options.get("ragged", False):
+        return Run(model, TensorSamples(train), _mean_loss, metrics, facts, declared=DECLARED, lengths=lengths)
+    real = ragged_lengths()
+    counts: Callable[[Any], float] | None = _real_tokens
+    if not settings.options.get("padded", False) and settings.batch.unit == "tokens":
+        lengths, counts = real, None  # what the clock counts is what the mean runs over
+    samples = TensorSamples(train, real)
+    return Run(model, samples, _mean_loss, metrics, facts, counts=counts, declared=DECLARED, lengths=lengths)
+
+
+def ragged_lengths() -> torch.Tensor:
+    """Return how many bytes each window predicts where the text is ragged: 8 to 64, the same for every run.
+
+    Returns:
+        int64 tensor of shape (8192,).
+    """
+    return torch.randint(SHORTEST, CONTEXT + 1, (WINDOWS,), generator=torch.Generator().manual_seed(0))
+
+
+def _real_tokens(batch: tuple[torch.Tensor, ...]) -> float:
+    return float(batch[1].sum())
+
+
+def _mean_loss(net: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Mean over the predicted bytes, those of the padding left out."""
+    tokens = batch[0].long()
+    wanted = tokens[:, 1:]
+    if len(batch) > 1:
+        places = torch.arange(wanted.shape[1], device=wanted.device)
+        wanted = wanted.masked_fill(places >= batch[1][:, None], IGNORED)
+    return F.cross_entropy(net(tokens[:, :-1]).flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)

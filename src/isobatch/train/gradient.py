@@ -1,7 +1,7 @@
 """The gradient of one global batch: micro-batches weighted by their samples, smaller ones when memory runs out."""
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from isobatch.data import Drawing, SampleOrder
 from isobatch.errors import InputError
 from isobatch.optimizers.invariant import InvariantOptimizer
+from isobatch.plan import Recipe
 from isobatch.tasks import LossContext, Run
 from isobatch.train.noise_monitor import NoiseMonitor
 from isobatch.train.sample_clock import SampleClock
@@ -52,6 +54,8 @@ class Accumulator:
         device: where passes run, the CPU unless given.
         monitor: says how a measured step is cut.
         clock: told of every pass; one that drives nothing unless given.
+        drawing: says what samples count, where that is their tokens: sizes are then in tokens, and passes weigh by
+            them.
     """
 
     def __init__(
@@ -62,7 +66,9 @@ class Accumulator:
         device: Device | None = None,
         monitor: NoiseMonitor | None = None,
         clock: SampleClock | None = None,
+        drawing: Drawing | None = None,
     ):
+        self.tokens = drawing if drawing is not None and drawing.tokens is not None else None
         self.clock = clock or SampleClock(noise=monitor, optimizer=optimizer, world=world)
         self.run_, self.optimizer, self.world, self.monitor = run, optimizer, world, monitor
         self.device = device or Device()
@@ -75,7 +81,8 @@ class Accumulator:
         bare = run.model.module if isinstance(run.model, DistributedDataParallel) else run.model
         self.alone = replace(run, model=bare)
         self.limit: int | None = None
-        self.fits = 0 if world.size > 1 else math.inf  # samples of a pass that every rank has had memory for
+        # samples of a pass that every rank has had memory for; shards are exchanged in every pass, so none can be tried
+        self.fits = 0 if world.size > 1 and not world.shards else math.inf
         self.passes: Sequence[ForwardPass] = PLAIN
         self.factor = 1.0  # times the gradient, not the loss
 
@@ -106,7 +113,7 @@ class Accumulator:
         while True:
             chunk = most if self.limit is None else min(most, self.limit)
             trial, state = chunk > self.fits, torch.get_rng_state()
-            loss = self._fitting(indices[:chunk] if trial else indices, size, chunk, context, trial)
+            loss = self._fitting(self._first(indices, chunk) if trial else indices, size, chunk, context, trial)
             if loss is not None and not trial:
                 return loss
             self.clock.discard()
@@ -138,20 +145,34 @@ class Accumulator:
 
     def _parts(self, run: Run, indices: torch.Tensor, size: int, most: int) -> list[tuple[int, torch.Tensor, float]]:
         """Return this rank's micro-batches: first place, samples, and their share of the global batch's mean."""
-        parts = [(place * most, part) for place, part in enumerate(indices.split(most))] if len(indices) else []
+        parts = list(self._cut(indices, most))
         if run.counts is None:
-            found = [(start, part, len(part) / size) for start, part in parts]
+            found = [(start, part, sum(self._sizes(part)) / size) for start, part in parts]
         else:
             own = [float(run.counts(run.samples[part])) for _, part in parts]
             total = self.world.total([sum(own)])[0]
             # a mean over nothing is not a number, whatever it is multiplied with
             found = [(*place, count / total) for place, count in zip(parts, own, strict=True) if count]
+        if self.world.shards:  # every pass is an exchange, so every rank makes as many
+            found += [(0, _stand_in(run), 0.0)] * (self.world.largest(len(found)) - len(found))
         # a rank without samples still takes part in the exchange, with weight 0
         return found if found or self.world.size == 1 else [(0, _stand_in(run), 0.0)]
 
+    def _cut(self, indices: torch.Tensor, most: int) -> Iterator[tuple[int, torch.Tensor]]:
+        if self.tokens is not None:
+            return self.tokens.passes(indices, most)
+        return ((place * most, part) for place, part in enumerate(indices.split(most)) if len(part))
+
+    def _first(self, indices: torch.Tensor, most: int) -> torch.Tensor:
+        """Return the first pass, the largest that a trial asks for."""
+        return next((part for _, part in self._cut(indices, most)), indices)
+
+    def _sizes(self, part: torch.Tensor) -> list[int]:
+        return [1] * len(part) if self.tokens is None else self.tokens.sizes(part)
+
     def _passes(self, run: Run, indices: torch.Tensor, size: int, most: int, context: LossContext | None) -> float:
         if self.monitor is not None:
-            most = self.monitor.passes(len(indices), most)
+            most = self.monitor.passes(sum(self._sizes(indices)), most)
         self.optimizer.zero_grad()
         total = 0.0
         _forget(context)
@@ -161,22 +182,61 @@ class Accumulator:
             here = context
             if context is not None and whole:
                 here = replace(context, places=context.places[start:][: len(part)])
-            share, held = one.weight * whole, len(part) if whole else 0
+            share, held = one.weight * whole, self._sizes(part) if whole else []
             with ExitStack() as stack:
                 stack.enter_context(self._quiet(run.model, number + 1 < len(passes)))
                 stack.enter_context(nullcontext() if whole else _statistics_held(run.model))
                 with self.device.autocast(), one.around():
                     loss = run.step(one.batch(self.device.batch(run.samples[part]), start), here)
                 weight = share * self.world.size * self.factor
-                stack.enter_context(self.clock.micro(held, held))
+                stack.enter_context(self.clock.micro(len(held), self._weights(held)))
                 (loss if weight == 1 else loss * weight).backward()
             total += float(loss.detach()) * share
         if not any(whole for _, _, whole in parts):
             _forget(context)
         return total
 
+    def _weights(self, held: list[int]) -> int | list[int]:
+        """Return what a pass weighs: its samples, or the tokens of each of them."""
+        return len(held) if self.tokens is None or not held else held
+
     def _quiet(self, model: nn.Module, more: bool) -> AbstractContextManager[None]:
         return model.no_sync() if more and isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def make_drawing(run: Run, recipe: Recipe, order: SampleOrder) -> Drawing:
+    """Return the stream of a run's samples on the recipe's clock.
+
+    Args:
+        run: where the clock counts tokens, its lengths say those of each sample; batch.sequence for all otherwise.
+        recipe: its batch.
+        order: of the samples.
+
+    Returns:
+        The stream.
+
+    Raises:
+        InputError: samples whose tokens nobody says, another number of lengths than of samples, or a batch below the
+            longest sample.
+    """
+    batch, count = recipe.batch, len(run.samples)
+    if batch.unit == "samples":
+        return Drawing(order)
+    if run.lengths is None and batch.sequence is None:
+        raise InputError(
+            f"batch.unit = 'tokens', and nobody says how many tokens a sample of task {recipe.task!r} has; give "
+            "batch.sequence, or Run(lengths=...) in the task"
+        )
+    lengths = torch.full((count,), batch.sequence or 1) if run.lengths is None else torch.as_tensor(run.lengths)
+    if lengths.shape != (count,):
+        raise InputError(f"Run(lengths=...) has shape {tuple(lengths.shape)}; give one for each of {count} samples")
+    drawing = Drawing(order, lengths.to(torch.int64))
+    if drawing.longest > batch.size:
+        raise InputError(
+            f"batch.size={batch.size} tokens is below the longest sample of task {recipe.task!r}, {drawing.longest}; "
+            "raise it, or cut the samples"
+        )
+    return drawing
 
 
 def _stand_in(run: Run) -> torch.Tensor:

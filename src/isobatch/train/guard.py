@@ -8,6 +8,8 @@ from enum import StrEnum
 import torch
 from torch import nn
 
+from isobatch.gradients import own_gradient
+
 
 class StepVerdict(StrEnum):
     """What happens to a step."""
@@ -63,7 +65,7 @@ class Guard:
         Returns:
             The judgement.
         """
-        gradients = [g for p in (parameters or model.parameters()) if (g := p.grad) is not None]
+        gradients = [g for p in (parameters or model.parameters()) if (g := own_gradient(p)) is not None]
         if math.isfinite(loss) and all_finite(gradients):
             return _APPLY
         bad = first_bad_gradient(model)
@@ -119,6 +121,7 @@ def first_bad_gradient(model: nn.Module) -> str | None:
         The name, None when all are finite.
     """
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not all_finite([parameter.grad]):
+        gradient = own_gradient(parameter)
+        if gradient is not None and not all_finite([gradient]):
             return name
     return None

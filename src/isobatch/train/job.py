@@ -17,7 +17,7 @@ from isobatch.train.guard import Guard, StepVerdict
 from isobatch.train.loop import Step, Trainer
 from isobatch.train.persistence import restore, seed_rng, state_of
 from isobatch.train.setup import batches
-from isobatch.train.world import Device
+from isobatch.train.world import Device, World
 from isobatch.units import whole
 
 
@@ -128,6 +128,7 @@ class Options:
         asynchronous: write checkpoints in a thread.
         tensorboard: write TensorBoard scalars too.
         device: device and its options in one word, as `Device.parse` reads it.
+        shard: keep a part of the weights on each rank (FSDP2) in place of copies (DDP).
     """
 
     out: Path
@@ -140,6 +141,7 @@ class Options:
     asynchronous: bool = False
     tensorboard: bool = False
     device: str = "cpu"
+    shard: bool = False
 
 
 @dataclass
@@ -184,7 +186,8 @@ def train(recipe: Recipe, options: Options, on_step: Callable[[Step, int, int], 
     """
     device = Device.parse(options.device)
     run, guard = make_run(recipe, options.seed), Guard(options.patience)
-    trainer = Trainer(run, recipe, order_seed=options.order_seed, guard=guard, device=device)
+    world = World.current(shards=options.shard)
+    trainer = Trainer(run, recipe, order_seed=options.order_seed, guard=guard, device=device, world=world)
     if recipe.batch.adaptive is not None and options.batch_size is not None:
         raise InputError(f"batch_size={options.batch_size} and batch.adaptive both set the batch; drop one of them")
     batch_at = trainer.batch_at if options.batch_size is None else batches(recipe, options.batch_size)
@@ -206,7 +209,7 @@ def train(recipe: Recipe, options: Options, on_step: Callable[[Step, int, int], 
         due = (trainer.seen // every + 1) * every
         metrics: dict[str, dict[str, float]] = {}
         while trainer.seen < trainer.length:
-            step = trainer.step(min(batch_at(trainer.seen), trainer.length - trainer.seen))
+            step = trainer.step(batch_at(trainer.seen), trainer.length - trainer.seen)
             _log(log, trainer, step)
             store.check()
             if store.cold:

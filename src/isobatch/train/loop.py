@@ -11,19 +11,20 @@ from torch import nn
 
 from isobatch import rules
 from isobatch.curves import AutoWU, Pieces, Staircase
-from isobatch.data import SampleOrder, shard
+from isobatch.data import Drawn, SampleOrder, shard
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.optimizers import write_prepared
 from isobatch.optimizers.invariant import InvariantOptimizer
-from isobatch.plan import Recipe, Settings, scaled
+from isobatch.plan import Recipe, Settings, base, scaled
 from isobatch.renamed import OldAttribute
 from isobatch.tasks import LossContext, Run
 from isobatch.train.forward_passes import ForwardPasses
-from isobatch.train.gradient import Accumulator
+from isobatch.train.gradient import Accumulator, make_drawing
 from isobatch.train.guard import Guard, Judgement, StepVerdict
 from isobatch.train.noise_monitor import NoiseMonitor
 from isobatch.train.sample_clock import SampleClock
 from isobatch.train.setup import (
+    Followed,
     batches,
     check_trainable,
     make_average,
@@ -100,12 +101,16 @@ class Trainer:
         device: Device | None = None,
         world: World | None = None,
     ):
-        check_trainable(recipe)
+        check_trainable(recipe, run.reads)
         self.run, self.recipe, self.guard, self.world = run, recipe, guard or Guard(), world or World.current()
         self.device = device or Device()
         self.device.place(run)
+        if self.world.shards and recipe.schedule is not None and recipe.schedule.searches:
+            raise InputError("--shard and a rate that is searched for (AutoWU) do not go together; drop one of them")
+        self.world.shard(run.model, self.device.name)
         self.schedule = recipe.staircase()
         self.order = SampleOrder(len(run.samples), order_seed)
+        self.drawing = make_drawing(run, recipe, self.order)
         extras = recipe.augment is not None or recipe.adversary is not None
         self.passes = ForwardPasses(run, recipe, self.order, self.world, self.device) if extras else None
         self.optimizer = make_optimizer(run.model, recipe, self.world)
@@ -113,15 +118,16 @@ class Trainer:
         if self.average is None and run.needs is not None and run.needs.teacher is not None:
             raise InputError("this task's loss uses the weight average as its teacher; add [ema] to the recipe")
         self.average_schedule = recipe.average_schedule()
+        self.followed = Followed(recipe)
         self.search = make_search(recipe, run.model, self.optimizer, self.average, self.world)
         model = self.world.wrap(run.model)
         measured = recipe.noise is not None or recipe.batch.adaptive is not None
-        self.monitor = NoiseMonitor(model, self.optimizer, recipe, self.world, len(run.samples)) if measured else None
+        self.monitor = NoiseMonitor(model, self.optimizer, recipe, self.world, self.drawing.epoch) if measured else None
         self.clock = SampleClock(
             average=self.average, noise=self.monitor, optimizer=self.optimizer, unit="samples", world=self.world
         )
         self.gradient = Accumulator(
-            replace(run, model=model), self.optimizer, self.world, self.device, self.monitor, self.clock
+            replace(run, model=model), self.optimizer, self.world, self.device, self.monitor, self.clock, self.drawing
         )
         self.skipped_in_a_row = 0
         self.noise_share = 1.0 if recipe.rules.noise_share is None else recipe.rules.noise_share
@@ -151,15 +157,19 @@ class Trainer:
 
     def settings(self, batch: int) -> Settings:
         """Return the numbers of a step of `batch` samples, without the schedule's factor."""
-        if batch not in self._settings:
+        if batch not in self._settings and self.recipe.batch.schedule_lr == "keep":
+            self._settings[batch] = replace(base(self.recipe), batch=batch)
+        elif batch not in self._settings:
             self._settings[batch] = scaled(self.recipe, batch, self._per_device(batch))
         return self._settings[batch]
 
-    def step(self, batch: int | None = None) -> Step:
+    def step(self, batch: int | None = None, left: int | None = None) -> Step:
         """Draw one batch, and update unless the guard says no.
 
         Args:
-            batch: samples; the recipe's batch unless given.
+            batch: samples (or tokens, where the clock counts them: as many samples as fit); the recipe's batch unless
+                given.
+            left: to a stop, None for no end; the last batch is cut to fit. Tokens may pass it by part of one sample.
 
         Returns:
             What happened.
@@ -168,15 +178,17 @@ class Trainer:
             InputError: a batch that is not a positive whole number.
             NonFiniteError: the guard stopped the run; nothing was applied.
         """
-        size = whole("batch", batch) if batch is not None else self.recipe.batch.size
+        asked = whole("batch", batch) if batch is not None else self.recipe.batch.size
         if self.clock.pending:  # an error ended the step before
             self.clock.discard()
+        drawn = self.drawing.take(self.drawn, asked, left)
+        size = drawn.size
         statistics = [(buffer, buffer.clone()) for norm in self._norms for buffer in norm.buffers()]
-        self._set_batch_norm(self.settings(size))
-        mine = self._mine(self.order.indices(self.drawn, size))
+        self._set_batch_norm(self.settings(drawn.batch))
         if self.passes is not None:
             self.passes.begin(self.gradient, self.drawn, size, self.seen, self._per_device(size))
-        loss = self.gradient.run(mine, size, self._per_device(size), statistics, self._context(size))
+        mine, most = self._mine(drawn.indices), self._per_device(drawn.batch)
+        loss = self.gradient.run(mine, size, most, statistics, self._context(drawn))
         judgement = self._judge(loss)
         if judgement.verdict is not StepVerdict.APPLY:
             for buffer, before in statistics:
@@ -192,23 +204,23 @@ class Trainer:
             self.clock.skipped(rows=size)
             self.skipped_in_a_row += 1
             return Step(size, loss, 0.0, judgement.verdict, judgement.reason)
-        lr = self._apply(size)
+        lr = self._apply(drawn)
         self.skipped_in_a_row = 0
         if self.search is not None:
             self.search.observe(loss, self.seen - size, self.seen)
         if self.monitor is not None:
-            self.monitor.applied(self.seen, self.settings(size), lr)
+            self.monitor.applied(self.seen, self.settings(drawn.batch), lr)
         return Step(size, loss, lr, judgement.verdict)
 
     def train_to(self, seen: int, on_step: Callable[[Step], None] | None = None) -> None:
-        """Train until exactly `seen` samples have been applied; the last batch is cut to fit.
+        """Train until `seen` samples have been applied; the last batch is cut to fit (tokens to the end of a sample).
 
         Args:
             seen: samples on the clock.
             on_step: called after each step.
         """
         while self.seen < seen:
-            step = self.step(min(self.batch_at(self.seen), seen - self.seen))
+            step = self.step(self.batch_at(self.seen), seen - self.seen)
             if on_step is not None:
                 on_step(step)
 
@@ -235,18 +247,19 @@ class Trainer:
     def _mine(self, positions: torch.Tensor) -> torch.Tensor:
         return positions if self.world.size == 1 else shard(positions, self.world.rank, self.world.size)[0]
 
-    def _context(self, size: int) -> LossContext | None:
+    def _context(self, drawn: Drawn) -> LossContext | None:
         """Return what the loss may know: the average after the last step, the clock, and this rank's places."""
         needs = self.run.needs
         if needs is None:
             return None
-        places = self._mine(torch.arange(self.drawn, self.drawn + size))
+        sizes = torch.tensor(self.drawing.sizes(drawn.indices))
+        places = self._mine(self.drawn + sizes.cumsum(0) - sizes)
         if not len(places):
             places = torch.zeros(1, dtype=torch.int64)
         average = None
         if needs.teacher is not None and self.average is not None:
             average = self.device.teacher(self.average.teacher(needs.teacher))
-        return LossContext(self.seen, size, self.length, places, needs.means, average)
+        return LossContext(self.seen, drawn.size, self.length, places, needs.means, average)
 
     def _judge(self, loss: float) -> Judgement:
         judgement = self.guard.judge(loss, self.run.model, self.skipped_in_a_row, self._parameters)
@@ -256,28 +269,29 @@ class Trainer:
         # another rank saw what this one did not: the same verdict follows from the same count of skips
         return self.guard.refuse("another rank's step is not finite", self.skipped_in_a_row) if apply else judgement
 
-    def _apply(self, size: int) -> float:
+    def _apply(self, drawn: Drawn) -> float:
+        size, end = drawn.batch, self.seen + drawn.size
         new = self.settings(size)
-        self.clock.ready(rows=size)
+        self.clock.ready(rows=drawn.size)
         if self.passes is not None:
             self.passes.applied()
-        if size != self.last_batch:
+        if size != self.last_batch and self.recipe.batch.schedule_lr != "keep":
             rescale_state(self.optimizer, self.settings(self.last_batch), new, self.noise_share)
             self.noise_share = rules.noise_share_after(self.noise_share, size / self.last_batch)
             self.last_batch = size
-        if self.recipe.optimizer.clip is not None:
-            self._clip(self.recipe.optimizer.clip)
-        lr = new.lr * self._factor(size).mean(self.seen, self.seen + size)
+        if new.clip is not None:
+            self._clip(new.clip)
+        lr = new.lr * self.followed.factor(new, self.seen, self._factor(size).mean(self.seen, end))
         if size not in self._groups:
             self._groups[size] = prepare_groups(self.optimizer, self.recipe, new)
-        write_prepared(self.optimizer, self._groups[size], lr)
+        write_prepared(self.optimizer, self.followed.rows(self._groups[size], new, self.seen), lr)
         self.optimizer.step()
         schedule = self.average_schedule
-        span = schedule.half_life(self.seen, self.seen + size) if schedule else new.half_life
+        span = schedule.half_life(self.seen, end) if schedule else new.half_life
         self.clock.applied(half_life=span)
         for mean in self.run.needs.means.values() if self.run.needs is not None else ():
             self.world.pool(mean)
-            mean.commit(samples=size)
+            mean.commit(samples=drawn.size)
         return lr
 
     def _factor(self, size: int) -> Staircase | Pieces | AutoWU:
@@ -288,6 +302,9 @@ class Trainer:
         return self._stairs[size]
 
     def _clip(self, most: float) -> None:
+        if self.recipe.optimizer.clip_by == "value":
+            nn.utils.clip_grad_value_(self._parameters, most)
+            return
         nn.utils.clip_grad_norm_(self._parameters, most)
 
     def _set_batch_norm(self, settings: Settings) -> None:

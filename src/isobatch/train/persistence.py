@@ -15,10 +15,12 @@ from isobatch.checkpoint import (
     load_optimizer,
     model_state,
     optimizer_state,
+    placed,
     rng_state,
     set_rng_state,
 )
 from isobatch.errors import InputError
+from isobatch.gradients import canonical
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.tasks.stream import Stream
 from isobatch.train.loop import Trainer
@@ -29,7 +31,8 @@ _COUNTERS = ("seen", "drawn", "steps", "skipped", "skipped_in_a_row", "noise_sha
 def state_of(trainer: Trainer) -> dict[str, Any]:
     """Return a run's state at a step boundary: tensors and plain values, all by name.
 
-    Ranks hold the same weights, so the first one stores them and the others only their own random numbers.
+    Ranks hold the same weights, so the first one stores them and the others only their own random numbers. Where the
+    weights are sharded, every rank stores its part, and what is not sharded counts as the first one has it.
 
     Args:
         trainer: between two steps.
@@ -40,9 +43,9 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     own = {"rng": rng_state(), "world": trainer.world.size}
     if trainer.passes is not None:
         own["turns"] = trainer.passes.state_dict()
-    if trainer.world.rank > 0:
-        return own
     model = trainer.run.model
+    if trainer.world.rank > 0 and not trainer.world.shards:
+        return own
     state = {
         **own,
         "clock": {name: getattr(trainer, name) for name in _COUNTERS},
@@ -80,7 +83,7 @@ def restore(trainer: Trainer, state: dict[str, Any], own: dict[str, Any] | None 
     load_model(trainer.run.model, state["model"])
     load_optimizer(trainer.optimizer, trainer.run.model, state["optimizer"])
     if trainer.average is not None:
-        trainer.average.load_state_dict(stored)
+        trainer.average.load_state_dict(placed(stored, trainer.average.state_dict()))
     if trainer.search is not None:
         trainer.search.load_state_dict(state["search"])
     means = trainer.run.needs.means if trainer.run.needs is not None else {}
@@ -91,7 +94,8 @@ def restore(trainer: Trainer, state: dict[str, Any], own: dict[str, Any] | None 
     if isinstance(trainer.run.samples, Stream):
         trainer.run.samples.load_state_dict(state["stream"])
     if trainer.monitor is not None:
-        trainer.monitor.load_state_dict(state["noise" if "noise" in state else "follower"], same_world=own is not None)
+        noise = state["noise" if "noise" in state else "follower"]
+        trainer.monitor.load_state_dict(placed(noise, _pairs(trainer)), same_world=own is not None)
     if trainer.passes is not None:
         trainer.passes.load_state_dict((own or state)["turns"], same_world=own is not None)
     for name in _COUNTERS:
@@ -102,6 +106,12 @@ def restore(trainer: Trainer, state: dict[str, Any], own: dict[str, Any] | None 
         set_rng_state(own["rng"])
     else:
         seed_rng(trainer.order.seed, trainer.world.rank, trainer.seen)
+
+
+def _pairs(trainer: Trainer) -> dict[str, Any]:
+    """Return where a kept gradient goes: it lies over ranks as its parameter does."""
+    named = trainer.run.model.named_parameters()
+    return {"noise": {"tensors": {f"pair/{canonical(name)}": parameter for name, parameter in named}}}
 
 
 def seed_rng(*words: int) -> None:

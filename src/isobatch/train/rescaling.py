@@ -230,6 +230,7 @@ def _share(optimizer: torch.optim.Optimizer, given: float | None, noise: Measure
 
 
 def _write(optimizer: torch.optim.Optimizer, recipe: Recipe, old: Settings, new: Settings, *, scaled_lr: bool) -> None:
+    decay = new.weight_decay / old.weight_decay if old.weight_decay else _decay_factor(recipe, old, new)
     for group in optimizer.param_groups:
         for key in row_of(recipe).keys:
             if key not in group:
@@ -238,10 +239,19 @@ def _write(optimizer: torch.optim.Optimizer, recipe: Recipe, old: Settings, new:
                 if scaled_lr:
                     assign(group, key, group[key] * (new.lr / old.lr))
             elif key == "weight_decay":
-                if old.weight_decay:
-                    assign(group, key, group[key] * (new.weight_decay / old.weight_decay))
+                assign(group, key, group[key] * decay)
+            elif key == "eps" and recipe.groups and old.eps:
+                assign(group, key, group[key] * (new.eps / old.eps))
             else:
                 assign(group, key, getattr(new, key))
+
+
+def _decay_factor(recipe: Recipe, old: Settings, new: Settings) -> float:
+    """Return what weight decay is multiplied by where only groups have one."""
+    if all(not group.weight_decay for group in recipe.groups):
+        return 1.0
+    one = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"weight_decay": 1.0})})
+    return scaled(one, new.batch).weight_decay / scaled(one, old.batch).weight_decay
 
 
 def _copied(group: dict[str, Any]) -> dict[str, Any]:

@@ -123,6 +123,15 @@ class SampleClock:
         """Whether micro-batches were counted, or a step was ready, and nobody has said yet what became of it."""
         return self._micro > 0 or self._ready is not None
 
+    @property
+    def ready_size(self) -> float:
+        """Samples of the step that is ready, in the clock's unit.
+
+        Raises:
+            InputError: ready() was not called.
+        """
+        return self._counted()
+
     def micro(self, rows: float, weight: float | Sequence[float] | None = None) -> AbstractContextManager[None]:
         """Count one micro-batch of this rank; it is open until the block ends, the next one begins, or ready().
 

@@ -1,23 +1,29 @@
 """What a recipe builds: its optimizer, its average, and the numbers of a step written into the optimizer."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from isobatch.average import ModelEMA
+from isobatch.average import CopyUntil, ModelEMA, Ramp, StepWarmup
+from isobatch.average.warmup import Warmup
 from isobatch.control import BatchSchedule
+from isobatch.curves import DecayCurve, mean_over
 from isobatch.errors import InputError
 from isobatch.gradients import ALONE
 from isobatch.optimizers import build, prepare_settings
-from isobatch.plan import Recipe, Search, Settings, coupling_of, row_of
-from isobatch.recipe import MOVED
+from isobatch.plan import Recipe, Search, Settings, coupling_of, of_group, row_of, scaled
+from isobatch.recipe import LAWS, MOVED
 from isobatch.rules import OPTIMIZERS, OptimizerRow, StateChange, state_factors
+from isobatch.rules.average import scale_inv_gamma
 from isobatch.rules.optimizers import row_of_class, trained
 from isobatch.train.rate_search import RateSearch, copy_of, put_back
 from isobatch.train.world import World
-from isobatch.units import whole
+from isobatch.units import decay_at, whole
+
+_GROUP = "isobatch_group"
 
 
 def prepare_groups(optimizer: torch.optim.Optimizer, recipe: Recipe, settings: Settings) -> list[dict[str, Any]]:
@@ -25,51 +31,196 @@ def prepare_groups(optimizer: torch.optim.Optimizer, recipe: Recipe, settings: S
 
     Args:
         optimizer: the recipe's optimizer.
-        recipe: names the optimizer, whose row says which numbers its groups hold.
+        recipe: names the optimizer, whose row says which numbers its groups hold; a group of its own has its own.
         settings: numbers at the batch of the steps.
 
     Returns:
         Numbers by group, all but the learning rate.
     """
-    return prepare_settings(optimizer, {key: getattr(settings, key) for key in row_of(recipe).keys if key != "lr"})
+    keys = [key for key in row_of(recipe).keys if key != "lr"]
+    size = recipe.batch.size if recipe.batch.schedule_lr == "keep" else settings.batch
+    rows = {"": prepare_settings(optimizer, {key: getattr(settings, key) for key in keys})}
+    for group in recipe.groups:
+        own = scaled(of_group(recipe, group), size)
+        rows[group.name] = prepare_settings(optimizer, {key: getattr(own, key) for key in keys})
+    return [rows[group.get(_GROUP, "")][index] for index, group in enumerate(optimizer.param_groups)]
 
 
-def check_trainable(recipe: Recipe) -> None:
+def parameter_groups(model: nn.Module, recipe: Recipe) -> Iterable[Any]:
+    """Return a model's parameters as the recipe's [[groups]] divide them.
+
+    Args:
+        model: whose parameters are trained.
+        recipe: its groups.
+
+    Returns:
+        The parameters; with groups one torch group for each, and for each layer of a layer_decay.
+
+    Raises:
+        InputError: a parameter that two groups take, or a group that takes none.
+    """
+    if not recipe.groups:
+        return model.parameters()
+    found: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        takers = [group for group in recipe.groups if group.takes(name, parameter.ndim)]
+        if len(takers) > 1:
+            one, other = takers[0], takers[1]
+            raise InputError(
+                f"groups.{one.name} (match={one.match!r}) and groups.{other.name} (match={other.match!r}) both take "
+                f"{name!r}; narrow one of them"
+            )
+        ratio, label = 1.0, ""
+        for group in takers:
+            ratio = group.scale_of(name) * group.of(recipe.optimizer).lr / recipe.optimizer.lr
+            label = group.name
+        found.setdefault((label, ratio), []).append(parameter)
+    for group in recipe.groups:
+        if all(label != group.name for label, _ in found):
+            names = ", ".join(list(dict(model.named_parameters()))[:3])
+            raise InputError(
+                f"groups.{group.name} (match={group.match!r}, dims={group.dims!r}) takes no parameter; the model's are "
+                f"called {names}, ...; mend match, or remove the group"
+            )
+    return [
+        {"params": parameters, "lr_ratio": ratio, "weight_decay_ratio": 1.0, _GROUP: label}
+        for (label, ratio), parameters in found.items()
+    ]
+
+
+class Followed:
+    """The curves of weight decay and momentum, as numbers of one step.
+
+    A step of B samples takes the mean share of weight decay over its samples, and the momentum whose logarithm is the
+    mean one times what the rule makes of it: at the reference batch the reference's own. Where the momentum of heavy
+    ball moves by the sample clock, eta/(1-mu) is what keeps its sum over the samples.
+
+    Args:
+        recipe: its curves.
+    """
+
+    def __init__(self, recipe: Recipe):
+        self.decay, share = recipe.curve("weight_decay"), recipe.curve("momentum")
+        self.heavy = recipe.optimizer.momentum > 0
+        self.moving: DecayCurve | None = None
+        if share is not None:
+            reference = scaled(recipe, share.stair)
+            start = reference.momentum if self.heavy else reference.betas[0]
+            self.moving = DecayCurve(start, share, share.stair)
+        self.clocked = self.heavy and not row_of(recipe).normalises_after
+        self.curve = recipe.staircase() if self.moving is not None else None
+
+    def rows(self, rows: list[dict[str, Any]], settings: Settings, seen: int) -> list[dict[str, Any]]:
+        """Return the numbers of a step as its curves have them.
+
+        Args:
+            rows: from `prepare_groups`.
+            settings: at the batch of the step.
+            seen: samples before it.
+
+        Returns:
+            Numbers by group.
+        """
+        if self.decay is None and self.moving is None:
+            return rows
+        found = [dict(row) for row in rows]
+        stop = seen + settings.batch
+        share = 1.0 if self.decay is None else self.decay.mean(seen, stop)
+        mu = self.momentum(settings, seen)
+        for row in found:
+            row["weight_decay"] *= share
+            if mu is not None and self.heavy:
+                row["momentum"] = mu
+            elif mu is not None:
+                row["betas"] = (mu, row["betas"][1])
+        return found
+
+    def momentum(self, settings: Settings, seen: float) -> float | None:
+        """Return the momentum (or beta1) of a step; None where it does not move.
+
+        Args:
+            settings: at the batch of the step.
+            seen: samples before it.
+
+        Returns:
+            mu in [0, 1).
+        """
+        if self.moving is None:
+            return None
+        span = self.moving.half_life(seen, seen + settings.batch)
+        return decay_at(span, self.moving.stair * self._power(settings)) if span else 0.0
+
+    def factor(self, settings: Settings, seen: float, plain: float) -> float:
+        """Return the factor on the learning rate of a step.
+
+        Args:
+            settings: at the batch of the step.
+            seen: samples before it.
+            plain: mean of the curve of the learning rate alone.
+
+        Returns:
+            The factor on settings.lr.
+        """
+        if self.moving is None or self.curve is None or not self.clocked or self._power(settings) == 1:
+            return plain
+        curve, moving, stair = self.curve, self.moving, self.moving.stair
+        stairs = max(1, math.ceil(curve.length / stair))
+        summed = mean_over(
+            lambda index: curve.at(index * stair) / (1 - moving.at(index)), seen, seen + settings.batch, stair, stairs
+        )
+        now = self.momentum(settings, seen) or 0.0
+        return summed * (1 - now) * (1 - moving.decay) / (1 - settings.momentum)
+
+    def _power(self, settings: Settings) -> float:
+        """Return the power by which the rule takes the reference's momentum to this batch: kappa, or 1 where kept."""
+        mu = self.moving.decay if self.moving is not None else 0.0
+        new = settings.momentum if self.heavy else settings.betas[0]
+        return 1.0 if new == mu or not 0 < mu < 1 or not 0 < new < 1 else math.log(new) / math.log(mu)
+
+
+def check_trainable(recipe: Recipe, reads: Collection[str] = ()) -> None:
     """Refuse a recipe that the loop would train as another one.
 
     Args:
         recipe: the recipe.
+        reads: names of curves and spans that the task itself follows.
 
     Raises:
         InputError: something that can be planned but not trained; its key and the way out.
     """
-    for key, way in _untrained(recipe):
+    for key, way in _untrained(recipe, reads):
         raise InputError(f"{key} can be planned but not trained by this loop; {way}")
 
 
-def _untrained(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _untrained(recipe: Recipe, reads: Collection[str]) -> Iterator[tuple[str, str]]:
     o, batch, ema = recipe.optimizer, recipe.batch, recipe.ema
     if o.clip_by == "module":
         yield 'optimizer.clip_by = "module"', 'use "norm" or "value", or your own loop'
     if o.eps_inside or any(group.eps_inside for group in recipe.groups):
         yield "optimizer.eps_inside", "torch's optimizers add eps outside the root; remove it, or use your own loop"
     if batch.summed:
-        lr = f"the mean's: lr = {o.lr * batch.size:g} for sgd"
-        yield f'batch.reduction = "{batch.reduction}"', f"the loop takes the mean; write the recipe by {lr}"
+        way = "the loop takes the mean of the loss; write the recipe for it, where a proportional step has lr x batch"
+        yield f'batch.reduction = "{batch.reduction}"', way
     if recipe.batch_norm is not None and recipe.batch_norm.synchronised and batch.devices > 1:
         yield "batch_norm.synchronised", "the loop's batch norm sees the samples of one pass; set batch.devices = 1"
-    for name in recipe.curves:
-        if name not in ("lr", "ema"):
-            way = "remove it" if name in MOVED else "read it in your task by recipe.curve(...) and leave it out here"
-            yield f"curves.{name}", way
-    for name in recipe.spans:
-        yield f"spans.{name}", "the loop does nothing at a named span; make it an option of your task"
+    for part in ("augment", "adversary"):
+        if batch.unit == "tokens" and getattr(recipe, part) is not None:
+            yield f'[{part}] beside batch.unit = "tokens"', "views and adversaries count samples; remove one of them"
+    for kind, names in (("curves", set(recipe.curves) - set(MOVED)), ("spans", set(recipe.spans))):
+        for name in sorted(names - set(reads)):
+            way = f"have the task read it and say so, Run(reads=({name!r},)), or remove it"
+            yield f"{kind}.{name}", way
+    if "momentum" in recipe.curves and o.nesterov:
+        yield "curves.momentum beside optimizer.nesterov", "drop one of them"
     for group in recipe.groups:
-        yield f"groups.{group.name}", "remove it"
-    if ema is not None and (ema.start is not None or ema.ramp is not None):
-        yield "ema.start and ema.ramp", "remove them"
-    if batch.schedule_lr == "keep":
-        yield 'batch.schedule_lr = "keep"', "remove it"
+        for field in ("optimizer", "momentum", "betas", "alpha", "nesterov", "decay"):
+            if getattr(group, field) is not None:
+                way = "one torch optimizer with one set of moments is trained; remove it, or use your own loop"
+                yield f"groups.{group.name}.{field}", way
+    if ema is not None and ema.ramp is not None and ema.ramp.by == "post-hoc":
+        yield 'ema.ramp by = "post-hoc"', "use isobatch.average.PowerEMA in your own loop"
+    if ema is not None and ema.ramp is not None and ema.ramp.by == "ratio" and ema.start is not None:
+        yield 'ema.start beside ema.ramp by = "ratio"', "drop one of them"
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, world: World | None = None) -> torch.optim.Optimizer:
@@ -95,7 +246,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, world: World | None = None)
         )
     return build(
         o.name,
-        model.parameters(),
+        parameter_groups(model, recipe),
         lr=o.lr,
         momentum=o.momentum,
         nesterov=o.nesterov,
@@ -121,8 +272,45 @@ def make_average(model: nn.Module, recipe: Recipe) -> ModelEMA | None:
     """
     if recipe.ema is None:
         return None
+    stair, ema = recipe.staircase().stair, recipe.ema
+    return ModelEMA(
+        model,
+        half_life=recipe.half_life,
+        batch_size=stair,
+        kind=ema.kind,
+        cadence=ema.every,
+        warmup=make_warmup(recipe),
+    )
+
+
+def make_warmup(recipe: Recipe) -> Warmup | None:
+    """Build the start and the ramp of the recipe's average, in the reference's own updates.
+
+    Args:
+        recipe: its [ema].
+
+    Returns:
+        The warm-up, exact for any batch; None where there is neither.
+    """
+    ema = recipe.ema
+    if ema is None:
+        return None
+    start = 0.0 if ema.start is None else recipe.samples(ema.start, "ema.start")
+    if ema.ramp is None or ema.ramp.by == "post-hoc":
+        return CopyUntil(start) if start else None
+    if ema.ramp.by == "ratio":
+        return Ramp(ema.ramp.ratio or 0.0)
     stair = recipe.staircase().stair
-    return ModelEMA(model, half_life=recipe.half_life, batch_size=stair, kind=recipe.ema.kind, cadence=recipe.ema.every)
+    span = stair * ema.every
+    scale = ema.ramp.scale
+    if ema.ramp.tau is not None:
+        scale = recipe.samples(ema.ramp.tau, "ema.ramp.tau") / span
+    elif ema.ramp.by == "power":
+        scale = scale_inv_gamma(scale, ema.ramp.exponent, stair / recipe.batch.size)
+    first = 1 if ema.ramp.by in ("exp", "tensorflow") else 0
+    copies = math.ceil(start / span - 1e-9)
+    law: Any = LAWS[ema.ramp.by]
+    return StepWarmup(law, scale, ema.ramp.exponent, first=first, copies=copies, batch_size=span)
 
 
 def make_search(

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from isobatch.average import ObservedMean
@@ -24,17 +26,26 @@ class World:
         rank: of this process.
         size: processes.
         ranks: the group they form, where it is not that of the whole job.
+        shards: whether each rank holds a part of the weights (FSDP2) in place of a copy.
     """
 
     rank: int = 0
     size: int = 1
     ranks: dist.ProcessGroup | None = None
+    shards: bool = False
 
     @classmethod
-    def current(cls) -> "World":
-        """Return the world of the default process group, or a world of one."""
+    def current(cls, *, shards: bool = False) -> "World":
+        """Return the world of the default process group, or a world of one.
+
+        Args:
+            shards: whether the weights are sharded over it; a world of one has nothing to shard.
+
+        Returns:
+            The world.
+        """
         if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size())
+            return cls(dist.get_rank(), dist.get_world_size(), shards=shards and dist.get_world_size() > 1)
         return cls()
 
     @property
@@ -42,9 +53,32 @@ class World:
         """The process group over which gradients are averaged, None for one process."""
         return (self.ranks or dist.group.WORLD) if self.size > 1 else None
 
+    def shard(self, model: nn.Module, device: str = "cpu") -> None:
+        """Shard a model over the ranks where this world does: the parts of its lists one by one, then the rest.
+
+        Args:
+            model: on its device, before its optimizer is made.
+            device: where the group sends tensors from.
+        """
+        if not self.shards:
+            return
+        mesh = init_device_mesh(torch.device(device).type, (self.size,))
+        holders: dict[int, int] = {}
+        for module in model.modules():
+            for parameter in module.parameters(recurse=False):
+                holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+        for owner in reversed([m for m in model.modules() if isinstance(m, nn.Sequential | nn.ModuleList)]):
+            for part in owner:
+                own = list(part.parameters())
+                whole = not isinstance(part, nn.Sequential | nn.ModuleList)  # a list has no forward of its own
+                if whole and own and all(holders[id(parameter)] == 1 for parameter in own):
+                    fully_shard(part, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model wrapped for data-parallel training, or itself in a world of one."""
-        return DistributedDataParallel(model, process_group=self.group) if self.size > 1 else model
+        """Return the model wrapped for data-parallel training, or itself where it is sharded or alone."""
+        alone = self.size == 1 or self.shards
+        return model if alone else DistributedDataParallel(model, process_group=self.group)
 
     @property
     def place(self) -> torch.device:
@@ -66,6 +100,21 @@ class World:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.place)
         dist.all_reduce(tensor, group=self.group)
         return tensor.tolist()
+
+    def largest(self, number: int) -> int:
+        """Return the largest number of any rank.
+
+        Args:
+            number: this rank's.
+
+        Returns:
+            The same on every rank.
+        """
+        if self.size == 1:
+            return number
+        tensor = torch.tensor([number], device=self.place)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
+        return int(tensor)
 
     def pool(self, mean: ObservedMean) -> None:
         """Let a running mean count what every rank observed.

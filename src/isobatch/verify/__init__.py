@@ -4,6 +4,7 @@ from isobatch.installed import need
 
 need("torch", "verify")
 
+from isobatch.split import split
 from isobatch.verify.advice import next_actions
 from isobatch.verify.comparison import Comparisons, run
 from isobatch.verify.design import ABLATIONS, arms
@@ -27,5 +28,6 @@ __all__ = [
     "margin_of",
     "next_actions",
     "run",
+    "split",
     "to_dict",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from isobatch.errors import InputError
 from isobatch.plan import Plan, Recipe
+from isobatch.rules import scale_clip
 from isobatch.tasks.metric import Metric
 from isobatch.units import decay_at, whole
 from isobatch.verify import equivalence
@@ -13,7 +14,7 @@ from isobatch.verify.equivalence import Level, Looks
 from isobatch.verify.judging import ArmTest, judge
 from isobatch.verify.workers import Curve, Job
 
-ABLATIONS = ("lr-only", "ema-only", "unscaled")
+ABLATIONS = ("lr-only", "ema-only", "unscaled", "clip")
 MEANING = {
     "reference": "the recipe as it is",
     "plan": "every number by the plan",
@@ -21,6 +22,7 @@ MEANING = {
     "lr-only": "optimizer by the plan, weight average left as it was",
     "ema-only": "weight average by the plan, optimizer left as it was",
     "unscaled": "nothing scaled but the schedule's samples",
+    "clip": "the plan with the clipping norm kept; its pure-noise limit where the plan keeps it",
     "naive": "a switch that moves the learning rate only",
 }
 MARKS = 10
@@ -157,11 +159,20 @@ def arms(
         "ema-only": _without(recipe, plan, optimizer=True),
         "unscaled": _without(recipe, plan, average=True, optimizer=True),
     }
-    wanted = {name: made[name] for name in ABLATIONS if name in ablate}
+    wanted = {name: made[name] for name in ABLATIONS if name in ablate and name in made}
     if recipe.ema is None:
         wanted = {name: arm for name, arm in wanted.items() if name == "unscaled"}
+    if recipe.optimizer.clip is not None and "clip" in ablate:
+        wanted["clip"] = _clipping_otherwise(recipe, plan)
     beside = {"square root": recipe.at(batch_size).recipe} if optimizer else {}
     return {"reference": recipe, "plan": plan, **beside, **wanted}
+
+
+def _clipping_otherwise(recipe: Recipe, plan: Recipe) -> Recipe:
+    """The plan by the other norm: kept where the plan moves it, 1/sqrt(kappa) of it where the plan keeps it."""
+    norm, kappa = recipe.optimizer.clip or 0.0, plan.batch.size / recipe.batch.size
+    other = scale_clip(norm, kappa, 1.0) if plan.optimizer.clip == norm else norm
+    return plan.model_copy(update={"optimizer": plan.optimizer.model_copy(update={"clip": other})})
 
 
 def sizes(recipe: Recipe) -> set[int]:

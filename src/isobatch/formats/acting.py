@@ -1,0 +1,55 @@
+"""Which keys of a file act on what a batch touches, told by the words in their names."""
+
+import re
+from typing import Any
+
+_WORDS = re.compile(
+    r"(?:^|[_.\-/])(?:"
+    r"lr|lrs|blr|lrf|lr\d|min_?lr|max_?lr|learning_?rates?|rate|peak_?lr|base_?lr|eta_?min|eta_?max|"
+    r"batch|batch_?size|bs|bsz|micro_?batch\w*|global_?batch\w*|mini_?batch\w*|samples_?per_?gpu|ims_per_batch|nbs|"
+    r"accum\w*|accumulat\w*|grad_?accum\w*|update_?freq|iters?_to_accumulate|"
+    r"warm_?ups?|warmup\w*|ramp\w*|anneal\w*|cooldown\w*|cool_?down\w*|decay\w*|sched|schedules?|scheduler\w*|lrs?_?sched\w*|"
+    r"momentum\w*|beta\d?s?|betas|adam\w*|eps|epsilon|ema\w*|averag\w*|swa\w*|polyak|tau|half_?life\w*|teacher\w*|"
+    r"wd|weight_?decay\w*|l2|clip\w*|clipping|max_?(?:grad_?)?norm|grad_?norm|"
+    r"epochs?|epoches|steps?|iters?|iterations|updates?|max_?iters?|max_?steps?|milestones?|gamma|"
+    r"optim\w*|optimi[sz]er\w*|opt|loss_?reduction|reduction|total_?tokens|train_?tokens|train_?samples|"
+    r"layer_?decay|layerwise\w*|lr_?mult\w*|no_?decay\w*|freeze\w*|bn_?momentum|bn_?mom|sync_?bn|auto_?scale\w*|auto_?find\w*|"
+    r"rollout\w*|num_?generations|temp\w*|temperature"
+    r")(?=$|[_.\-/\[\d])"
+)
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_NEVER = re.compile(
+    r"(?:log|logging|save|saving|print|eval_batch|eval_bs|test_|val_batch|valid|wandb|tensorboard|ckpt|checkpoint|"
+    r"seed|port|dir|path|file|name|project|report|profil|visual|output|input|resume|dtype|device_map|workers|timeout|"
+    r"per_device_eval|eval_accumulation|dataloader_|dataset_path|use_fast|flash|quantiz|rope|image_|img_|export|predict)",
+    re.I,
+)
+
+
+def acts(key: str, value: Any) -> bool:
+    """Return whether a key's name says that it acts on rates, averages, batches or spans.
+
+    Args:
+        key: as people write it.
+        value: as it stands; None and an empty value do not act.
+
+    Returns:
+        True for what must be read or named.
+
+    Example:
+        >>> acts("optim.layerwise_decay", 0.9), acts("model.num_heads", 12), acts("save_steps", 100)
+        (True, False, False)
+    """
+    if value is None or value is False or value == "" or value in ([], {}):
+        return False
+    text = _CAMEL.sub("_", key).lower()
+    last = re.sub(r"\[\d+\]", "", text).rsplit(".", 1)[-1]
+    if _NEVER.search(last):
+        return False
+    return bool(_WORDS.search(last) or (_WORDS.search(text) and _number_like(value)))
+
+
+def _number_like(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(_number_like(item) for item in value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

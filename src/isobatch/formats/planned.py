@@ -1,0 +1,342 @@
+"""A plan in the words of a file: which keys change, from what to what, why; and the file with them in it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isobatch.errors import InputError
+from isobatch.formats.ledger import Change, Ledger, same
+from isobatch.formats.show import render, to_dict, to_json, to_markdown
+from isobatch.formats.split import asked_batch
+from isobatch.formats.stamp import SIDECAR, Stamp, stamped
+from isobatch.formats.texts import Key, write_text
+from isobatch.formats.view import View
+from isobatch.plan import Plan, Recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+_SPLIT = ("batch.size", "batch.micro", "batch.devices", "accumulation", "nbs")
+_RULED = {
+    "curves.weight_decay": "optimizer.weight_decay",
+    "curves.lr": "optimizer.lr",
+    "schedule.final": "optimizer.lr",
+}
+"""Shares of a number follow the rule of that number."""
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """One key of the file that changes.
+
+    Args:
+        key: as the file spells it.
+        was: its value in the file, or the trainer's default.
+        becomes: what to write.
+        path: the number of the recipe that it is.
+        rule: the formula.
+        because: why, with the source.
+        confidence: how sure the rule is.
+        origin: where the old value comes from: file, default, an included file, an answer.
+        note: rounding, conversion.
+    """
+
+    key: str
+    was: Any
+    becomes: Any
+    path: str
+    rule: str
+    because: str
+    confidence: str
+    origin: str = "file"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """A plan of a file.
+
+    Args:
+        plan: the plan of its recipe.
+        reference: the recipe that was read.
+        ledger: which key is which number.
+        changes: keys that change.
+        kept: keys that change where the batch is kept on the new devices instead; None where the file cannot say that.
+        again: reads a planned text again.
+    """
+
+    plan: Plan[Recipe]
+    reference: Recipe
+    ledger: Ledger
+    changes: tuple[Change, ...]
+    kept: tuple[Change, ...] | None
+    again: Callable[[str, Stamp], Any] | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe at the new batch."""
+        return self.plan.recipe
+
+    @property
+    def by_own_rule(self) -> tuple[str, float, float] | None:
+        """Key, value in the plan, and value by the plan's own rule of the rate, where the trainer's is another one."""
+        link = next((one for one in self.ledger.links if one.path == "optimizer.lr"), None)
+        if self.ledger.own_rule is None or link is None or self.plan.kappa == 1:
+            return None
+        free = self.reference.model_copy(
+            update={"rules": self.reference.rules.model_copy(update={"lr": "auto", "momentum": "sample-clock"})}
+        )
+        batch = self.recipe.batch
+        view = View(
+            free.at(batch.size, devices=batch.devices, micro=batch.micro).recipe, self.ledger.spans, self.reference
+        )
+        stated, wanted = link.back(View(self.recipe, self.ledger.spans, self.reference)), link.back(view)
+        return None if same(stated, wanted) else (link.name, stated, wanted)
+
+    @property
+    def rows(self) -> tuple[FileRow, ...]:
+        """The keys that change, in the order of the file."""
+        return tuple(self._row(change) for change in self.changes)
+
+    @property
+    def unsaid(self) -> tuple[FileRow, ...]:
+        """Numbers that move and that the file cannot say: constants of the trainer's code."""
+        found = []
+        new = View(self.recipe, self.ledger.spans, self.reference)
+        for fixed in self.ledger.fixed:
+            becomes = _number_at(new, fixed.path)
+            if becomes is not None and not same(becomes, fixed.value):
+                rule, because, confidence = self._why(fixed.path)
+                found.append(
+                    FileRow(fixed.path, fixed.value, becomes, fixed.path, rule, because, confidence, fixed.where)
+                )
+        return tuple(found)
+
+    @property
+    def stamp(self) -> Stamp:
+        """What the planned file says of itself."""
+        batch, before = self.recipe.batch, self.ledger.stamp
+        exact = {change.link.name: change.exact for change in self.changes if change.exact is not None}
+        return Stamp(
+            before.reference if before is not None else self.reference.batch.size,
+            batch.size, batch.devices, batch.per_device, dict(self.ledger.answers), exact,
+        )  # fmt: skip
+
+    def text(self) -> str:
+        """Return the file with the planned values in it; the very same text where nothing changes.
+
+        The result is read again and compared with the plan, so that no file says something else than its plan.
+
+        Returns:
+            The text.
+
+        Raises:
+            InputError: a value that cannot be written there.
+        """
+        source = self.ledger.source
+        if source.kind == "object":
+            raise InputError("a config object has no text; use isobatch.formats.scale_config, which returns a new one")
+        if not self.changes:
+            return source.text
+        text = stamped(source.edit(self.edits()), self.stamp, source)
+        self._check(text)
+        return text
+
+    def edits(self) -> dict[Key, Any]:
+        """Return what is written where; a list that the file does not have yet is written whole."""
+        found: dict[Key, Any] = {}
+        source = self.ledger.source
+        moved = {change.link.key: change.becomes for change in self.changes}
+        for key, value in moved.items():
+            parent = key[:-1]
+            whole = not isinstance(source.get(parent), list) or (parent in source.spots and key not in source.spots)
+            if isinstance(key[-1], int) and whole:
+                items = {
+                    link.key[-1]: moved.get(link.key, link.value)
+                    for link in self.ledger.links
+                    if link.key[:-1] == parent
+                }
+                found[parent] = [items[index] for index in sorted(items, key=int)]
+            else:
+                found[key] = value
+        return found
+
+    def _check(self, text: str) -> None:
+        if self.again is None:
+            return
+        found = self.again(text, self.stamp)
+        before = View(self.recipe, self.ledger.spans, self.reference)
+        after = View(found.recipe, found.ledger.spans)
+        for change in self.changes:
+            link = change.link
+            wanted = link.back(before)
+            got = next(
+                (other for other in found.ledger.links if other.key == link.key and other.path == link.path), None
+            )
+            value = None if got is None else got.back(after)
+            close = same(wanted, value) or (change.exact is not None and same(change.becomes, value))
+            if not close and not _near(wanted, value):
+                raise InputError(
+                    f"{link.name} would be read as {value!r} where the plan says {wanted!r}; change it by hand"
+                )
+
+    def diff(self) -> str:
+        """Return the change of the file as a unified diff; "" where nothing changes."""
+        name = str(self.ledger.source.path or self.ledger.source.name)
+        old, new = self.ledger.source.text.splitlines(keepends=True), self.text().splitlines(keepends=True)
+        lines = difflib.unified_diff(old, new, f"a/{name}", f"b/{name}")
+        return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+    def patch(self, out: str | Path | None = None) -> Path:
+        """Write the file with the planned values, whole or not at all.
+
+        Args:
+            out: another file; the file itself unless given.
+
+        Returns:
+            The file that was written; an unchanged one is not touched.
+
+        Raises:
+            InputError: a value that cannot be written there, or a file that cannot be written.
+        """
+        path = self.ledger.source.path
+        if path is None and out is None:
+            raise InputError("a recipe that was no file needs a file to be written to; give one")
+        target, text = Path(out) if out is not None else Path(path or ""), self.text()
+        if not self.changes and out is None:
+            return target
+        write_text(target, text)
+        if self.ledger.source.kind == "json" and self.changes:
+            write_text(target.with_name(target.name + SIDECAR), f"# {self.stamp.line()}\n")
+        return target
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values, as docs/plan.schema.json describes them."""
+        return to_dict(self)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON for programs."""
+        return to_json(self)
+
+    def to_markdown(self) -> str:
+        """Return the plan as Markdown."""
+        return to_markdown(self)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=140)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from render(self, options.max_width)
+
+    def explain(self, key: str) -> str:
+        """Return where a number came from, and where it goes.
+
+        Args:
+            key: of the file, or of the recipe.
+
+        Returns:
+            Text.
+
+        Raises:
+            InputError: a key that was not read.
+        """
+        for item in self.ledger.unread:
+            if key in (item.key, item.key.rsplit(".", 1)[-1]):
+                return f"{item.key} = {item.value!r} acts and was not read: {item.why}"
+        for fixed in self.ledger.fixed:
+            if key == fixed.path:
+                return f"{fixed.path} = {fixed.value!r} stands in no file: {fixed.where}"
+        link = self.ledger.link(key)
+        rows = {change.link.key: change for change in self.changes}
+        lines = [f"{link.name} = {link.value!r} ({link.origin})", f"  is {link.path} of the recipe"]
+        if link.words:
+            lines.append(f"  by {link.words}")
+        change = rows.get(link.key)
+        rule, because, confidence = self._why(link.path)
+        if change is None:
+            lines.append("  stays at this batch")
+        else:
+            lines.append(
+                f"  becomes {change.becomes!r}" + (f", made whole from {change.exact!r}" if change.exact else "")
+            )
+        if rule:
+            lines.append(f"  rule {rule}: {because} ({confidence})")
+        own = self.ledger.own_rule
+        if own is not None and link.path == "optimizer.lr":
+            lines.append(f"  the trainer's own rule stays on: {own.formula} ({own.key})")
+        return "\n".join(lines)
+
+    def _why(self, path: str) -> tuple[str, str, str]:
+        if path.startswith("groups["):
+            path = f"optimizer.{path.rsplit('.', 1)[1]}"
+        path = _RULED.get(path, path)
+        heads = (path, path.split("[")[0], path.rsplit(".", 1)[0])
+        for row in self.plan.rows:
+            if row.key in heads or row.key.split("[")[0] == heads[1]:
+                return row.rule, row.because, str(row.confidence)
+        if path in _SPLIT:
+            return "B = micro x devices x n", "what was asked for", "derived"
+        return "steps/kappa", "a span stays the same in samples", "derived"
+
+    def _row(self, change: Change) -> FileRow:
+        link = change.link
+        rule, because, confidence = self._why(link.path)
+        notes = [link.words] if link.words else []
+        if change.exact is not None:
+            notes.append(f"made whole from {change.exact:.6g}")
+        if link.origin.startswith("include"):
+            notes.append(f"overrides the {link.origin}")
+        if link.origin == "default":
+            notes.append("added: the trainer's default stood here")
+        return FileRow(
+            link.name, link.value, change.becomes, link.path, rule, because, confidence, link.origin, "; ".join(notes)
+        )
+
+
+def plan_file(
+    recipe: Recipe,
+    ledger: Ledger,
+    batch_size: int | None,
+    devices: int | None,
+    micro: int | None,
+    keep_batch: bool,
+    ways: Mapping[str, Any],
+) -> FilePlan:
+    """Plan a file; see `Loaded.at`."""
+    asked = asked_batch(recipe, ledger, batch_size, devices, micro, keep_batch)
+    plan = recipe.at(asked.size, devices=asked.devices, micro=asked.micro, **ways)
+    changes = ledger.changes(View(plan.recipe, ledger.spans, recipe))
+    kept: tuple[Change, ...] | None = None
+    if plan.kappa != 1:
+        try:
+            same_batch = asked_batch(recipe, ledger, None, asked.devices, None, True)
+            held = recipe.at(same_batch.size, devices=same_batch.devices, micro=same_batch.micro)
+            kept = ledger.changes(View(held.recipe, ledger.spans, recipe))
+        except InputError:
+            kept = None
+    return FilePlan(plan, recipe, ledger, changes, kept)
+
+
+def _number_at(view: View, path: str) -> Any:
+    try:
+        return view[path]
+    except (KeyError, AttributeError, IndexError):
+        return None
+
+
+def _near(one: Any, other: Any) -> bool:
+    """Whether two numbers agree but for what a whole span, or a sum of conversions, costs."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(_near(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, bool) or not isinstance(one, (int, float)) or not isinstance(other, (int, float)):
+        return one == other
+    return abs(one - other) <= 1e-9 * max(abs(one), abs(other), 1e-300)

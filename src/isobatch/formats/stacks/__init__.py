@@ -1,0 +1,53 @@
+"""One file a format; their order is that of the documentation."""
+
+from isobatch.formats.format import Format
+from isobatch.formats.stacks import (
+    composer,
+    detectron2,
+    dfine,
+    diffusers,
+    dino,
+    edm,
+    hf,
+    lightning,
+    litgpt,
+    mae,
+    megatron,
+    mmengine,
+    nanogpt,
+    neox,
+    open_clip,
+    timm,
+    torchtune,
+    ultralytics,
+    verl,
+)
+
+FORMATS: tuple[Format, ...] = (
+    hf.FORMAT,
+    nanogpt.FORMAT,
+    litgpt.FORMAT,
+    megatron.FORMAT,
+    neox.NEOX,
+    neox.DEEPSPEED,
+    timm.FORMAT,
+    dino.V1,
+    dino.V2,
+    dino.V3,
+    mae.MAE,
+    mae.MOCO,
+    dfine.FORMAT,
+    dfine.RFDETR,
+    ultralytics.FORMAT,
+    mmengine.FORMAT,
+    detectron2.FORMAT,
+    lightning.FORMAT,
+    composer.FORMAT,
+    edm.FORMAT,
+    diffusers.FORMAT,
+    open_clip.FORMAT,
+    torchtune.FORMAT,
+    verl.FORMAT,
+)
+
+__all__ = ["FORMATS"]

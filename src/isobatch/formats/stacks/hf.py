@@ -1,0 +1,183 @@
+"""Hugging Face `TrainingArguments` and what speaks its words: LLaMA-Factory, axolotl, TRL."""
+
+from isobatch.formats.format import Format
+from isobatch.formats.reader import Found, Reader
+from isobatch.formats.stacks.words import betas, clip, launched_devices, optimizer, per_device_batch
+
+_INERT = (
+    "beta average_tokens_across_devices adapter optim_target_modules eval_batch_size max_length loss_type "
+    "temperature logging_steps train_on_inputs group_by_length num_beams epsilon_high evals_per_epoch "
+    "saves_per_epoch"
+)
+
+
+def _axolotl(reader: Reader) -> bool:
+    return reader.has("micro_batch_size", "base_model", "sequence_len", "num_epochs")
+
+
+def read(reader: Reader) -> None:
+    """Read the arguments."""
+    axolotl = _axolotl(reader)
+    micro = reader.whole("per_device_train_batch_size", "per_gpu_train_batch_size", "micro_batch_size",
+                         default=1 if axolotl else 8, low=1)  # fmt: skip
+    passes = reader.whole("gradient_accumulation_steps", default=1, low=1)
+    if axolotl and reader.has("batch_size") and not reader.has("gradient_accumulation_steps"):
+        total = reader.whole("batch_size", low=1)
+        reader.ask("gradient_accumulation_steps", f"axolotl no longer takes batch_size={total.value}", 1)
+    per_device_batch(reader, micro, passes, reader.devices(default=launched_devices(reader)))
+    if reader.find("auto_find_batch_size").value:
+        reader.unread(
+            "auto_find_batch_size", "halves the batch when memory runs out, and nothing else with it; turn it off"
+        )
+    _optimizer(reader, axolotl)
+    _length(reader, axolotl)
+    _schedule(reader, axolotl)
+    for name, key in (("checkpoints", "save_steps"), ("evaluation", "eval_steps")):
+        found = reader.number(key)
+        if found.value and found.value >= 1:
+            reader.span(name, found, "steps", least=1)
+    if reader.find("packing", "sample_packing").value:
+        reader.note("samples are packed sequences here: the data size is the number of packs, and a batch counts packs")
+    reader.inert(_INERT)
+    for key in ("deepspeed", "fsdp", "optim_args"):
+        if reader.find(key).value:
+            reader.unread(key, "may set rates, batches or clipping of its own")
+
+
+def _optimizer(reader: Reader, axolotl: bool) -> None:
+    lr = reader.number("learning_rate", default=None if axolotl or _trl(reader) else 5e-5,
+                       ask="each trainer has a default of its own, and the file names none")  # fmt: skip
+    default = "adamw_torch_fused" if axolotl else "adamw_torch"
+    if reader.find("adafactor").value:
+        optimizer(reader, Found(("adafactor",), "adafactor"))
+    name = optimizer(reader, reader.word("optim", "optimizer", default=default))
+    reader.say("lr", lr)
+    reader.say("weight_decay", reader.number("weight_decay", default=0.0))
+    if name not in ("sgd", "rmsprop"):
+        betas(reader, reader.number("adam_beta1", default=0.9), reader.number("adam_beta2", default=0.999))
+        reader.say("eps", reader.number("adam_epsilon", default=1e-8))
+    clip(reader, reader.number("max_grad_norm", default=1.0))
+
+
+def _trl(reader: Reader) -> bool:
+    """TRL's configs have other default rates, one for each trainer."""
+    return reader.has("dataset_name", "model_name_or_path", "max_prompt_length", "loss_type", "num_generations")
+
+
+def _length(reader: Reader, axolotl: bool) -> None:
+    steps = reader.number("max_steps", default=-1, low=-1)
+    epochs = reader.number("num_train_epochs", "num_epochs", default=1 if axolotl else 3.0)
+    if steps.value > 0:
+        reader.span("length", steps, "steps", least=1)
+        reader.inert("num_train_epochs", "num_epochs")
+    else:
+        reader.span("length", epochs, "epochs")
+
+
+def _schedule(reader: Reader, axolotl: bool) -> None:
+    draft = reader.draft
+    steps, share = reader.number("warmup_steps", default=0), reader.number("warmup_ratio", default=0.0)
+    if axolotl and not steps.said and not share.said:
+        steps = Found(("warmup_steps",), 0, "default")
+        reader.note(
+            "axolotl warms up for min(100, 3% of the run) where the file is silent; state warmup_steps to plan it"
+        )
+        reader.ask("warmup_steps", "axolotl warms up for min(100, 3% of the run) steps where neither is given", 0)
+        steps = reader.number("warmup_steps", default=0)
+    if steps.value >= 1:
+        reader.span("warmup", steps, "steps", least=1)
+    elif steps.value > 0:
+        reader.span("warmup", steps, "length")
+    elif share.value:
+        reader.span("warmup", share, "length")
+    kind = reader.word("lr_scheduler_type", "lr_scheduler", default="cosine" if axolotl else "linear")
+    word = str(kind.value).lower().removeprefix("schedulertype.")
+    if word == "linear":
+        draft.rest = [{"by": "linear", "to": 0.0}]
+    elif word == "cosine":
+        draft.rest = [{"by": "cosine", "to": _least(reader)}]
+    elif word in ("constant", "constant_with_warmup"):
+        draft.rest = [{"by": "hold"}]
+        if word == "constant" and "warmup" in draft.spans:
+            reader.note("lr_scheduler_type = constant has no warm-up, so that the stated one does not act")
+            del draft.spans["warmup"]
+            reader.links[:] = [link for link in reader.links if link.path != "schedule.warmup"]
+    elif word in ("cosine_with_min_lr", "cosine_warmup_with_min_lr"):
+        draft.rest = [{"by": "cosine", "to": _least(reader)}]
+    elif word == "inverse_sqrt":
+        draft.rest = [{"by": "inverse", **({} if "warmup" in draft.spans else {"scale": "10000 steps"})}]
+        if "warmup" not in draft.spans:
+            reader.unread("lr_scheduler_type", "inverse_sqrt without a warm-up takes 10,000 steps as its time scale")
+    elif word == "polynomial":
+        end = reader.number("lr_scheduler_kwargs.lr_end", default=1e-7)
+        power = reader.number("lr_scheduler_kwargs.power", default=1.0)
+        share_left = end.value / draft.values["lr"]
+        how = {"by": "linear"} if power.value == 1 else {"by": "power", "p": power.value}
+        draft.rest = [{**how, "to": share_left}]
+        if end.said:
+            reader.link("curves.lr", end, lambda view: view["lr"] * share_left, words="share of the peak kept")
+        elif share_left > 1e-12:
+            reader.note("the end of the polynomial schedule is the trainer's fixed 1e-7, not a share of the rate")
+    elif word in ("warmup_stable_decay", "wsd"):
+        _stable(reader)
+    else:
+        why = f"{kind.name} = {kind.value!r} is a schedule of its own here"
+        chosen = reader.ask("schedule", f"{why}; which of linear, cosine, constant is nearest?", "cosine",
+                            "--set schedule=cosine")  # fmt: skip
+        draft.rest = [{"by": {"constant": "hold"}.get(chosen, chosen), **({} if chosen == "constant" else {"to": 0.0})}]
+    reader.inert("lr_scheduler_kwargs.num_cycles", "lr_scheduler_kwargs.min_lr", "lr_scheduler_kwargs.min_lr_rate")
+
+
+def _least(reader: Reader) -> float:
+    """Return the share of the peak at which a cosine ends."""
+    share = reader.number("lr_scheduler_kwargs.min_lr_rate", "cosine_min_lr_ratio", default=None)
+    if share.value is not None:
+        return share.value
+    least = reader.number("lr_scheduler_kwargs.min_lr", default=None)
+    if least.value is None:
+        return 0.0
+    part = least.value / reader.draft.values["lr"]
+    reader.link("curves.lr", least, lambda view: view["lr"] * part, words="share of the peak kept")
+    return part
+
+
+def _stable(reader: Reader) -> None:
+    draft = reader.draft
+    decay = reader.number("lr_scheduler_kwargs.num_decay_steps",
+                          ask="warmup_stable_decay needs the steps of its decay")  # fmt: skip
+    ratio = reader.number("lr_scheduler_kwargs.min_lr_ratio", default=0.0)
+    word = str(reader.word("lr_scheduler_kwargs.decay_type", default="cosine").value)
+    reader.span("decay", decay, "steps", least=1)
+    stable = reader.number("lr_scheduler_kwargs.num_stable_steps", default=None)
+    by = {"1-sqrt": "minus-sqrt"}.get(word, word)
+    if stable.value is not None:
+        reader.span("stable", stable, "steps")
+    else:
+        left = draft.samples("length") - draft.samples("decay")
+        left -= draft.samples("warmup") if "warmup" in draft.spans else 0
+        draft.spans["stable"] = f"{max(left, 0.0):.17g} {draft.unit}"
+    draft.rest = [{"span": "stable", "by": "hold"}, {"span": "decay", "by": by, "to": ratio.value}]
+    draft.rest.append({"by": "hold"})
+
+
+FORMAT = Format(
+    "hf",
+    "Hugging Face TrainingArguments (also LLaMA-Factory, axolotl, TRL)",
+    {
+        "per_device_train_batch_size": 4,
+        "per_gpu_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 1,
+        "lr_scheduler_type": 1,
+        "learning_rate": 1,
+        "base_model": 2,
+        "micro_batch_size": 2,
+        "num_epochs": 1,
+        "adam_beta2": 1,
+        "max_grad_norm": 1,
+        "not:train_batch_size": 3,
+        "not:parallelism": 9,
+    },
+    read,
+    "transformers@00349ae8 training_args.py; axolotl utils/schemas/training.py; LLaMA-Factory@ff6d4d1 (2026-11)",
+)

@@ -1,0 +1,121 @@
+"""LightningCLI: trainer, optimizer and data as classes with init_args; the batch lives in the datamodule."""
+
+from isobatch.formats.format import Format
+from isobatch.formats.reader import Reader
+from isobatch.formats.stacks.words import clip, has, launched_devices, optimizer, per_device_batch
+
+_INERT = (
+    "trainer.log_every_n_steps trainer.check_val_every_n_epoch trainer.callbacks trainer.logger "
+    "trainer.gradient_clip_algorithm trainer.num_sanity_val_steps trainer.limit_train_batches "
+    "trainer.precision lr_scheduler.class_path data.init_args.num_workers trainer.overfit_batches "
+    "trainer.strategy optimizer.class_path trainer.max_time model.class_path"
+)
+_BATCH = (
+    "data.init_args.batch_size",
+    "data.batch_size",
+    "data.init_args.train_batch_size",
+    "model.init_args.batch_size",
+)
+_RATE = (
+    "optimizer.init_args.lr",
+    "model.init_args.lr",
+    "model.init_args.learning_rate",
+    "model.lr",
+    "model.learning_rate",
+)
+
+
+def read(reader: Reader) -> None:
+    """Read the config."""
+    draft = reader.draft
+    micro = reader.whole(*_BATCH, ask="the batch per device stands in the user's datamodule", low=1)
+    passes = reader.whole("trainer.accumulate_grad_batches", default=1, low=1)
+    count, nodes = reader.find("trainer.devices").value, reader.find("trainer.num_nodes", default=1).value
+    count = len(count) if isinstance(count, list) else count
+    told = (
+        count * nodes if isinstance(count, int) and count > 0 and isinstance(nodes, int) else launched_devices(reader)
+    )
+    per_device_batch(reader, micro, passes, reader.devices('trainer.devices is not a number ("auto")', default=told))
+    if isinstance(reader.find("trainer.devices").value, int) and told:
+        reader.link("devices", reader.find("trainer.devices"), lambda view: view.devices / nodes, whole=True, least=1)
+    name = optimizer(reader, reader.word("optimizer.class_path", ask_default(reader), default="torch.optim.AdamW"))
+    reader.say("lr", reader.number(*_RATE, ask="the rate stands in the user's module"))
+    decay = reader.number(
+        "optimizer.init_args.weight_decay", "model.init_args.weight_decay", default=0.01 if name == "adamw" else 0.0
+    )
+    reader.say("weight_decay", decay)
+    if has(name, "betas"):
+        one, two = reader.pair("optimizer.init_args.betas", default=(0.9, 0.999))
+        reader.say("beta1", one)
+        reader.say("beta2", two)
+        reader.say("eps", reader.number("optimizer.init_args.eps", default=1e-8))
+    else:
+        reader.say("momentum", reader.number("optimizer.init_args.momentum", default=0.0))
+    clip(reader, reader.number("trainer.gradient_clip_val", default=None))
+    if (
+        draft.values.get("clip")
+        and str(reader.find("trainer.gradient_clip_algorithm", default="norm").value) == "value"
+    ):
+        draft.values["clip_by"] = "value"
+    _length(reader)
+    _schedule(reader)
+    every = reader.find("trainer.val_check_interval", default=None)
+    if isinstance(every.value, int) and not isinstance(every.value, bool) and every.value > 1:
+        reader.note("trainer.val_check_interval counts passes, not optimizer steps; it is left as it is")
+        reader.inert("trainer.val_check_interval")
+    reader.inert(_INERT)
+
+
+def ask_default(reader: Reader) -> str:
+    """Return another place where some modules name their optimizer."""
+    return "model.init_args.optimizer" if reader.has("model.init_args.optimizer") else "model.optimizer"
+
+
+def _length(reader: Reader) -> None:
+    steps = reader.whole("trainer.max_steps", default=-1, low=-1)
+    if steps.value > 0:
+        reader.span("length", steps, "steps", least=1)
+        return
+    epochs = reader.number("trainer.max_epochs", default=None, low=-1)
+    if epochs.value is None or epochs.value <= 0:
+        epochs = reader.number("max_epochs", ask="neither trainer.max_epochs nor trainer.max_steps is given")
+    reader.span("length", epochs, "epochs")
+
+
+def _schedule(reader: Reader) -> None:
+    """The interval of a scheduler stands in code: its counts are asked for where they act."""
+    draft = reader.draft
+    kind = str(reader.word("lr_scheduler.class_path", default="").value or "").rsplit(".", 1)[-1]
+    draft.rest = [{"by": "hold"}]
+    warm = reader.number("model.init_args.warmup_steps", "model.warmup_steps", default=None)
+    if warm.value:
+        reader.span("warmup", warm, "steps", least=1)
+    if kind == "CosineAnnealingLR":
+        draft.rest = [{"by": "cosine", "to": 0.0}]
+        reader.note("LightningCLI steps a scheduler once an epoch: T_max counts epochs, which stay")
+        reader.inert("lr_scheduler.init_args")
+    elif kind in ("ReduceLROnPlateau", ""):
+        reader.inert("lr_scheduler.init_args")
+    else:
+        reader.unread("lr_scheduler.init_args", f"{kind}: its counts are epochs under LightningCLI, and steps where "
+                      'the module says interval = "step"; then divide them by kappa')  # fmt: skip
+
+
+FORMAT = Format(
+    "lightning",
+    "LightningCLI",
+    {
+        "trainer.max_epochs": 2,
+        "trainer.accumulate_grad_batches": 2,
+        "trainer.devices": 1,
+        "optimizer.init_args": 2,
+        "data.init_args": 1,
+        "trainer.gradient_clip_val": 1,
+        "model.class_path": 1,
+        "trainer.max_steps": 1,
+        "not:train.global_batch_size": 4,
+        "not:actor_rollout_ref": 9,
+    },
+    read,
+    "Lightning-AI/pytorch-lightning@7f0c3436 trainer.py 102-120 (2026-07-20)",
+)

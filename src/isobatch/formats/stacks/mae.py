@@ -1,0 +1,117 @@
+"""MAE (per GPU, accumulating, rate at 256) and MoCo v3 (whole batch, rate at 256, momentum encoder)."""
+
+from isobatch.formats.format import Format
+from isobatch.formats.reader import Found, Reader
+from isobatch.formats.stacks.words import (
+    clip,
+    global_batch,
+    launched_devices,
+    optimizer,
+    per_device_batch,
+    share_of_peak,
+)
+
+
+def read_mae(reader: Reader) -> None:
+    """Read main_pretrain.py's and main_finetune.py's arguments."""
+    draft = reader.draft
+    tuned = "finetune" in reader.source.extra.get("program", "") or reader.has("finetune", "layer_decay")
+    micro = reader.whole("batch_size", default=64, low=1)
+    passes = reader.whole("accum_iter", default=1, low=1)
+    nodes, each = reader.find("nodes", default=1).value, reader.find("ngpus", default=None).value
+    submitted = "submitit" in reader.source.extra.get("program", "")
+    told = launched_devices(reader)
+    if submitted:
+        told = nodes * (each or 8) if isinstance(nodes, int) else None
+    per_device_batch(reader, micro, passes, reader.devices(default=told))
+    if submitted:
+        reader.note("the GPUs are nodes x ngpus, which the plan does not write; give them when you submit")
+    size = draft.values["batch"]
+    reader.data_size("its epochs are passes over the data")
+    optimizer(reader, Found(("optimizer",), "adamw", "default"))
+    lr = reader.number("lr", default=None)
+    base = reader.number("blr", default=1e-3)
+    if lr.value is not None:
+        reader.say("lr", lr)
+        reader.inert("blr")
+    else:
+        reader.say("lr", base, base.value * size / 256, words="blr * batch/256",
+                   back=lambda view: view["lr"] * 256 / view.batch)  # fmt: skip
+        reader.rule("linear", "blr", "blr * batch/256, accumulation counted", 256)
+        reader.reference = 4096
+    for path, value in (("beta1", 0.9), ("beta2", 0.999 if tuned else 0.95), ("eps", 1e-8)):
+        reader.fix(path, value, "main_finetune.py's AdamW" if tuned else "main_pretrain.py's AdamW")
+    reader.say("weight_decay", reader.number("weight_decay", default=0.05))
+    clip(reader, reader.number("clip_grad", default=None))
+    reader.span("length", reader.number("epochs", default=50 if tuned else 400), "epochs")
+    reader.span("warmup", reader.number("warmup_epochs", default=5 if tuned else 40), "epochs")
+    least = reader.number("min_lr", default=1e-6 if tuned else 0.0)
+    end = share_of_peak(reader, "schedule.final", least) if least.value else 0.0
+    draft.rest = [{"by": "cosine", "to": end}]
+    if reader.number("layer_decay", default=None).value:
+        reader.note("layer_decay is a ratio of rates between layers, which no batch moves")
+    reader.inert("mask_ratio", "norm_pix_loss", "drop_path", "smoothing", "nodes", "ngpus", "start_epoch")
+
+
+def read_moco(reader: Reader) -> None:
+    """Read main_moco.py's arguments (v3)."""
+    draft = reader.draft
+    size = reader.whole("batch_size", "b", default=4096, low=1)
+    told = launched_devices(reader) or _spawned(reader)
+    global_batch(reader, size, reader.devices(default=told, assume=1))
+    reader.data_size("its epochs are passes over the data")
+    name = optimizer(reader, reader.word("optimizer", default="lars"))
+    lr = reader.number("learning_rate", "lr", default=0.6)
+    reader.say(
+        "lr", lr, lr.value * size.value / 256, words="lr * batch/256", back=lambda view: view["lr"] * 256 / view.batch
+    )
+    reader.rule("linear", "main_moco.py (always)", "lr * batch/256", 256)
+    reader.reference = 4096
+    if name == "lars":
+        reader.say("momentum", reader.number("momentum", default=0.9))
+    else:
+        for path, value in (("beta1", 0.9), ("beta2", 0.999), ("eps", 1e-8)):
+            reader.fix(path, value, "torch's AdamW, which main_moco.py leaves at its default")
+        reader.inert("momentum")
+    reader.say("weight_decay", reader.number("weight_decay", "wd", default=1e-6))
+    reader.span("length", reader.number("epochs", default=100), "epochs")
+    reader.span("warmup", reader.number("warmup_epochs", default=10), "epochs")
+    draft.rest = [{"by": "cosine", "to": 0.0}]
+    reader.say("ema", reader.number("moco_m", default=0.99))
+    if reader.flag("moco_m_cos").value:
+        draft.values["ema_final"] = 1.0
+    reader.note("batch norm of the projector is synchronised; negatives are those of the whole batch, so that another "
+                "batch is another loss")  # fmt: skip
+    reader.inert(
+        "moco_t", "stop_grad_conv1", "moco_m_cos", "start_epoch", "moco_dim", "moco_mlp_dim", "world_size", "rank"
+    )
+
+
+def _spawned(reader: Reader) -> int | None:
+    """Return the GPUs of --multiprocessing-distributed: nodes x 8 where nodes are said."""
+    world = reader.find("world_size").value
+    return world * 8 if isinstance(world, int) and world > 0 and reader.has("multiprocessing_distributed") else None
+
+
+MAE = Format(
+    "mae",
+    "MAE (main_pretrain.py, main_finetune.py)",
+    {
+        "blr": 5,
+        "accum_iter": 3,
+        "mask_ratio": 1,
+        "program:main_pretrain.py": 3,
+        "program:main_finetune.py": 3,
+        "program:submitit_pretrain.py": 3,
+        "program:submitit_finetune.py": 3,
+    },
+    read_mae,
+    "facebookresearch/mae@efb2a80 main_pretrain.py 40-180",
+)
+MOCO = Format(
+    "mocov3",
+    "MoCo v3 (main_moco.py)",
+    {"program:main_moco.py": 3, "moco_m": 3, "moco_m_cos": 2, "moco_mlp_dim": 1, "moco_t": 1, "not:moco_k": 9},
+    read_moco,
+    "facebookresearch/moco-v3 main_moco.py 65-191",
+)

@@ -1,0 +1,61 @@
+"""open_clip: a command; a batch per GPU, warm-up in steps, a loss that sees the whole batch."""
+
+from isobatch.formats.format import Format
+from isobatch.formats.reader import Reader
+from isobatch.formats.stacks.words import clip, launched_devices, optimizer, per_device_batch
+
+_INERT = (
+    "lr_cooldown_end lr_cooldown_power log_every_n_steps save_frequency val_frequency precision "
+    "lock_image_unlocked_groups zeroshot_frequency epochs_cooldown lr_scheduler opt_kwargs warmup"
+)
+
+
+def read(reader: Reader) -> None:
+    """Read the flags."""
+    draft = reader.draft
+    micro = reader.whole("batch_size", default=64, low=1)
+    passes = reader.whole("accum_freq", default=1, low=1)
+    per_device_batch(reader, micro, passes, reader.devices(default=launched_devices(reader)))
+    count = reader.whole("train_num_samples", default=None, low=1)
+    draft.data_size = count.value or reader.data_size("its epochs are passes over the data")
+    optimizer(reader, reader.word("opt", default="adamw"))
+    vit = "vit" in str(reader.find("model", default="RN50").value).lower()
+    reader.say("lr", reader.number("lr", default=5e-4))
+    reader.say("beta1", reader.number("beta1", default=0.9))
+    reader.say("beta2", reader.number("beta2", default=0.98 if vit else 0.999))
+    reader.say("eps", reader.number("eps", default=1e-6 if vit else 1e-8))
+    reader.say("weight_decay", reader.number("wd", default=0.2))
+    clip(reader, reader.number("grad_clip_norm", default=None))
+    reader.span("length", reader.number("epochs", default=32), "epochs")
+    warm = reader.whole("warmup", default=10000)
+    if warm.value:
+        reader.span("warmup", warm, "steps", least=1)
+    kind = str(reader.word("lr_scheduler", default="cosine").value)
+    if kind == "cosine":
+        draft.rest = [{"by": "cosine", "to": 0.0}]
+    elif kind == "const":
+        draft.rest = [{"by": "hold"}]
+    else:
+        reader.unread("lr_scheduler", f"{kind} has a cooldown of its own, in epochs, which stay")
+        draft.rest = [{"by": "hold"}]
+    reader.note("contrastive loss: negatives are those of the whole batch, so that another batch is another loss")
+    reader.inert(_INERT)
+
+
+FORMAT = Format(
+    "openclip",
+    "open_clip",
+    {
+        "program:open_clip": 3,
+        "program:training.main": 2,
+        "train_num_samples": 3,
+        "accum_freq": 3,
+        "grad_clip_norm": 1,
+        "local_loss": 1,
+        "gather_with_grad": 1,
+        "warmup": 1,
+        "wd": 1,
+    },
+    read,
+    "mlfoundations/open_clip src/open_clip_train/params.py 272-627",
+)

@@ -1,0 +1,196 @@
+"""timm's train.py: `args.yaml` or its command line; a rate before or after scaling, epochs, one average."""
+
+import math
+
+from isobatch.formats.format import Format
+from isobatch.formats.reader import Found, Reader
+from isobatch.formats.stacks.words import (
+    clip,
+    has,
+    launched_devices,
+    milestones,
+    optimizer,
+    per_device_batch,
+    share_of_peak,
+)
+from isobatch.rules import OPTIMIZERS
+
+_INERT = (
+    "lr_cycle_mul lr_cycle_decay lr_cycle_limit lr_k_decay lr_base_scale lr_noise_pct lr_noise_std "
+    "patience_epochs decay_rate warmup_prefix bn_eps model_ema_force_cpu mixup_off_epoch start_epoch "
+    "validation_batch_size smoothing eval_metric log_interval recovery_interval opt_foreach amp_dtype "
+    "decay_epochs decay_milestones lr_noise torchcompile drop_path crop_pct distributed local_rank "
+    "lr_base_size grad_checkpointing world_size cooldown_epochs epoch_interval checkpoint_hist "
+    "color_jitter reprob remode recount aug_repeats train_interpolation clip_mode"
+)
+
+
+def read(reader: Reader) -> None:
+    """Read the arguments."""
+    micro = reader.whole("batch_size", "b", default=128, low=1)
+    passes = reader.whole("grad_accum_steps", default=1, low=1)
+    world = reader.find("world_size").value
+    told = launched_devices(reader) or (world if isinstance(world, int) and world > 1 else None)
+    per_device_batch(reader, micro, passes, reader.devices(default=told))
+    reader.data_size("its spans are in epochs")
+    _optimizer(reader)
+    _schedule(reader)
+    _average(reader)
+    for key in ("layer_decay", "lr_noise"):
+        reader.unread(key, "multiplies rates in a way of its own; ratios stay as they are")
+    reader.inert(_INERT)
+
+
+def _optimizer(reader: Reader) -> None:
+    draft = reader.draft
+    word = reader.word("opt", default="sgd")
+    text = str(word.value).lower().removeprefix("fused").removeprefix("bnb")
+    name = optimizer(reader, word)
+    _rate(reader, str(word.value).lower())
+    reader.say("weight_decay", reader.number("weight_decay", default=2e-5))
+    moment = reader.number("momentum", default=0.9)
+    reader.inert("opt_betas")
+    eps = reader.number("opt_eps", default=None)
+    if has(name, "momentum"):
+        reader.say("momentum", moment)
+        draft.values["nesterov"] = (text in ("sgd", "nesterov", "sgdw", "nlars") and moment.value > 0) or None
+    if has(name, "betas"):
+        usual = (0.9, 0.99) if OPTIMIZERS[name].normalises_after else (0.9, 0.999)
+        one, two = reader.pair("opt_betas", default=usual)
+        reader.say("beta1", one)
+        reader.say("beta2", two)
+        usual_eps = Found(eps.key, 1e-6 if name == "lamb" else 1e-8, "default")
+        reader.say("eps", eps if eps.value is not None else usual_eps)
+    if name == "rmsprop":
+        reader.fix("alpha", 0.9, "timm's RMSprop, which --opt-* cannot set without --opt-kwargs")
+        reader.say(
+            "eps", eps if eps.value is not None else Found(eps.key, 1e-10 if text == "rmsproptf" else 1e-8, "default")
+        )
+        draft.values["eps_inside"] = text == "rmsproptf" or None
+    norm = reader.number("clip_grad", default=None)
+    clip(reader, norm)
+    mode = str(reader.word("clip_mode", default="norm").value)
+    if norm.value and mode == "value":
+        draft.values["clip_by"] = "value"
+    elif norm.value and mode == "agc":
+        draft.values.pop("clip", None)
+        reader.links[:] = [link for link in reader.links if link.path != "optimizer.clip"]
+        reader.unread("clip_grad", "adaptive clipping goes by the norm of each weight, whatever the batch; it stays")
+
+
+def _rate(reader: Reader, word: str) -> None:
+    """Enter the learning rate: as it is, or timm's lr_base, whose scaling stays on."""
+    draft, size = reader.draft, reader.draft.values["batch"]
+    lr = reader.number("lr", default=None)
+    base = reader.number("lr_base", default=0.1)
+    reference = reader.number("lr_base_size", default=256, low=1)
+    scale = str(reader.word("lr_base_scale", default="").value or "")
+    if lr.value is not None:
+        reader.say("lr", lr)
+        if base.said and reader.source.kind != "yaml":  # args.yaml writes every default out
+            reader.doubt("lr and lr_base are both given: lr is taken as it is, and the scaling of lr_base does not act")
+        return
+    scale = scale or ("sqrt" if any(part in word for part in ("ada", "lamb")) else "linear")
+    power = 0.5 if scale == "sqrt" else 1.0
+    how = f"lr_base * (batch/{reference.value:g})" + ("**0.5" if power < 1 else "")
+    reader.say("lr", base, base.value * (size / reference.value) ** power, words=how,
+               back=lambda view: view["lr"] / (view.batch / reference.value) ** power)  # fmt: skip
+    reader.reference = reference.value
+    reader.rule(scale, "lr_base", how, reference.value)
+    if not draft.values["lr"]:
+        reader.ask("lr", "lr_base is 0", 0.1)
+
+
+def _schedule(reader: Reader) -> None:
+    draft = reader.draft
+    epochs = reader.number("epochs", default=300)
+    cooldown = reader.number("cooldown_epochs", default=0)
+    total = Found(epochs.key, epochs.value + cooldown.value, epochs.origin)
+    draft.spans["length"] = f"{total.value:g} epochs"
+    reader.link("length", epochs, lambda view: view.samples("length") / (draft.data_size or 1) - cooldown.value)
+    warm = reader.number("warmup_epochs", default=5)
+    if warm.value:
+        reader.span("warmup", warm, "epochs")
+        start = reader.number("warmup_lr", default=1e-5)
+        draft.warmup_from = share_of_peak(reader, "curves.lr", start)
+    least = reader.number("min_lr", default=0)
+    end = share_of_peak(reader, "schedule.final", least) if least.value else 0.0
+    if not reader.flag("sched_on_updates").value:
+        draft.stair = float(draft.data_size or 1)
+    kind = str(reader.word("sched", default="cosine").value).lower()
+    size = draft.data_size or 1
+    if kind in ("cosine", "poly"):
+        segment = {"by": "cosine", "to": end} if kind == "cosine" else {"by": "power", "to": end, "p": 0.5}
+        left = epochs.value - warm.value
+        draft.spans["fall"] = f"{max(left, 0) * size:.17g} samples"
+        draft.rest = [segment] if not cooldown.value else [{"span": "fall", **segment}, {"by": "hold"}]
+        if warm.value and not reader.flag("warmup_prefix").value:
+            reader.note("timm's curve counts from epoch 0 and is only overlaid by the warm-up; drawn from its end here")
+    elif kind == "step":
+        every, rate = reader.number("decay_epochs", default=90, low=1e-9), reader.number("decay_rate", default=0.1)
+        _every(reader, every.value, rate.value, warm.value)
+    elif kind == "multistep":
+        rate = reader.number("decay_rate", default=0.1)
+        held = reader.find("decay_milestones", default=[90, 180, 270]).value
+        marks = [m * size for m in (held if isinstance(held, list) else [held]) if isinstance(m, (int, float))]
+        milestones(reader, marks, rate.value)
+    elif kind in ("none", "constant"):
+        draft.rest = [{"by": "hold"}]
+    else:
+        reader.unread("sched", f"{kind} has a course of its own; it stays as it is, in epochs")
+        draft.rest = [{"by": "hold"}]
+
+
+def _every(reader: Reader, every: float, rate: float, warm: float) -> None:
+    """Enter steps that are counted from epoch 0, whatever the warm-up covers of them."""
+    done = math.floor(warm / every + 1e-9)
+    after = (done + 1) * every - warm
+    reader.draft.rest = [
+        {"span": f"{after:.12g} epochs", "by": "step", "to": rate**done},
+        {"by": "step", "start": rate ** (done + 1), "every": f"{every:.12g} epochs", "gamma": rate},
+    ]
+
+
+def _average(reader: Reader) -> None:
+    if reader.flag("model_ema").value:
+        reader.say("ema", reader.number("model_ema_decay", default=0.9998))
+        if reader.flag("model_ema_warmup").value:
+            reader.draft.average["ramp"] = {"by": "power", "inv_gamma": 1.0, "power": 2 / 3}
+            reader.note(
+                "model_ema_warmup ramps by update with a scale that no flag sets; the nearest that a file can say"
+            )
+    else:
+        reader.inert("model_ema_decay", "model_ema_warmup")
+    moment = reader.number("bn_momentum", default=None)
+    if moment.value is not None:
+        reader.say("batch_norm", moment)
+        reader.draft.values["synchronised"] = reader.flag("sync_bn").value
+    else:
+        reader.note(
+            "batch norm's momentum is the model's own where --bn-momentum is not given; the plan does not move it"
+        )
+        reader.inert("sync_bn")
+
+
+FORMAT = Format(
+    "timm",
+    "timm train.py",
+    {
+        "lr_base": 2,
+        "lr_base_size": 1,
+        "sched": 2,
+        "warmup_lr": 1,
+        "opt": 2,
+        "model_ema": 1,
+        "model_ema_decay": 1,
+        "drop_path": 1,
+        "grad_accum_steps": 1,
+        "cooldown_epochs": 1,
+        "program:train.py": 1,
+        "program:distributed_train.sh": 3,
+        "not:blr": 5,
+        "not:accum_iter": 5,
+    },
+    read,
+    "huggingface/pytorch-image-models@aa4b585 train.py (2026-08-08)",
+)

@@ -1,0 +1,102 @@
+"""verl: prompts, rollouts, the optimizer's batch and micro-batches of reinforcement learning on language models."""
+
+from isobatch.formats.format import Format
+from isobatch.formats.reader import Found, Reader
+from isobatch.formats.stacks.words import clip
+
+_ACTOR = "actor_rollout_ref.actor"
+_INERT = (
+    "actor_rollout_ref.rollout actor_rollout_ref.ref algorithm reward_model critic data.val_batch_size "
+    "trainer.save_freq trainer.test_freq trainer.total_epochs data.max_prompt_length "
+    "actor_rollout_ref.actor.clip_ratio custom_reward_function actor_rollout_ref.actor.clip_ratio_low "
+    "actor_rollout_ref.actor.clip_ratio_high actor_rollout_ref.actor.ppo_epochs "
+    "actor_rollout_ref.actor.loss_agg_mode actor_rollout_ref.actor.kl_loss_coef actor_rollout_ref.model "
+    "trainer.total_training_steps"
+)
+
+
+def read(reader: Reader) -> None:
+    """Read the overrides or the YAML: samples of the clock are responses."""
+    draft = reader.draft
+    prompts = reader.whole("data.train_batch_size", default=1024, low=1)
+    answers = reader.whole("actor_rollout_ref.rollout.n", default=1, low=1)
+    update = reader.whole(f"{_ACTOR}.ppo_mini_batch_size", default=256, low=1)
+    micro = reader.whole(f"{_ACTOR}.ppo_micro_batch_size_per_gpu", default=None)
+    count, nodes = (
+        reader.whole("trainer.n_gpus_per_node", default=None),
+        reader.whole("trainer.nnodes", default=1, low=1),
+    )
+    told = count.value * nodes.value if count.value else None
+    devices = reader.devices("micro-batches are per GPU", default=told)
+    n = answers.value
+    draft.values |= {"batch": update.value * n, "devices": devices, "name": "adamw"}
+    if micro.value:
+        draft.values["micro"] = micro.value
+        reader.link("micro", micro, lambda view: view.micro, whole=True, least=1)
+    if count.said:
+        reader.link("devices", count, lambda view: view.devices / nodes.value, whole=True, least=1)
+    reader.keeps_batch, reader.per_device = True, False
+    reader.link(
+        "batch",
+        update,
+        lambda view: view.batch / n,
+        words=f"prompts of one update, {n} responses each",
+        whole=True,
+        least=1,
+    )
+    ratio = prompts.value / update.value
+    reader.link("rollout", prompts, lambda view: view.batch / n * ratio, words="prompts of a rollout: the updates of a "
+                "rollout stay, so that data are as old as before", whole=True, least=1)  # fmt: skip
+    reader.say("lr", reader.number(f"{_ACTOR}.optim.lr", default=1e-6))
+    one, two = reader.pair(f"{_ACTOR}.optim.betas", default=(0.9, 0.999))
+    reader.say("beta1", one)
+    reader.say("beta2", two)
+    reader.fix("eps", 1e-8, "torch's AdamW")
+    reader.say("weight_decay", reader.number(f"{_ACTOR}.optim.weight_decay", default=0.01))
+    clip(reader, reader.number(f"{_ACTOR}.grad_clip", default=1.0))
+    _length(reader, prompts, n, ratio)
+    reader.note(
+        f"one rollout is {prompts.value} prompts x {n} responses, in {ratio:g} updates of {update.value * n} responses"
+    )
+    if "critic" in reader.source.tree:
+        reader.note("the critic has an optimizer and batches of its own (critic.*); it is left as it is")
+    reader.inert(_INERT)
+
+
+def _length(reader: Reader, prompts: Found, n: int, ratio: float) -> None:
+    draft = reader.draft
+    steps = reader.whole("trainer.total_training_steps", default=None)
+    rollout = prompts.value * n
+    if steps.value:
+        draft.spans["length"] = f"{steps.value * rollout} samples"
+        reader.link("length", steps, lambda view: view.steps("length") / ratio, words="rollouts", whole=True, least=1)
+    else:
+        epochs = reader.number("trainer.total_epochs", default=30)
+        size = reader.data_size("total_epochs are passes over the prompts; how many prompts")
+        draft.data_size = size * n
+        draft.spans["length"] = f"{epochs.value:g} epochs"
+    warm = reader.number(f"{_ACTOR}.optim.lr_warmup_steps", default=-1, low=-1)
+    share = reader.number(f"{_ACTOR}.optim.lr_warmup_steps_ratio", default=0.0)
+    if warm.value > 0:
+        draft.spans["warmup"] = f"{warm.value * draft.values['batch']:.17g} samples"
+        reader.link("warmup", warm, lambda view: view.steps("warmup"), words="updates", whole=True, least=1)
+    elif share.value:
+        reader.span("warmup", share, "length")
+    kind = str(
+        reader.find(f"{_ACTOR}.optim.warmup_style", f"{_ACTOR}.optim.lr_scheduler_type", default="constant").value
+    )
+    draft.rest = [{"by": "cosine", "to": 0.0} if kind == "cosine" else {"by": "hold"}]
+
+
+FORMAT = Format(
+    "verl",
+    "verl",
+    {
+        "actor_rollout_ref.actor.ppo_mini_batch_size": 4,
+        "actor_rollout_ref": 3,
+        "data.train_batch_size": 1,
+        "algorithm.adv_estimator": 1,
+    },
+    read,
+    "verl-project/verl ppo_trainer.yaml (2026-11)",
+)

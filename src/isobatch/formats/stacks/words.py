@@ -1,0 +1,181 @@
+"""Words that several stacks share: names of optimizers, clipping, where a launcher says its devices."""
+
+import re
+
+from isobatch.formats.reader import Found, Reader
+from isobatch.rules import OPTIMIZERS
+
+_AROUND = re.compile(
+    r"^(?:paged_|decoupled_?|fused_?|bnb_?|ao_|default_|apex_|low_precision_|nl?skipstep|skipstep)+|"
+    r"(?:_?(?:8bit|4bit|32bit|fp8|torch|hf|apex|anyprecision|fused|legacy|xla|npu|config|bnb|tf|c|l2))+$"
+)
+_OTHERS = {"nesterov": "sgd", "momentum": "sgd", "sgdw": "sgd", "sgdp": "sgd", "nadam": "nadamw"}
+
+
+def known_name(word: str) -> str | None:
+    """Return the optimizer that a stack means by a name: its own name without what says how it is computed.
+
+    Args:
+        word: such as "torch.optim.AdamW" or "paged_adamw_8bit".
+
+    Returns:
+        A name in `isobatch.rules.OPTIMIZERS`; None for one that has no row.
+
+    Example:
+        >>> known_name("paged_adamw_8bit"), known_name("FusedAdam"), known_name("RMSpropTF"), known_name("adafactor")
+        ('adamw', 'adam', 'rmsprop', None)
+    """
+    bare = word.strip().lower().rsplit(".", 1)[-1].replace("decoupledadamw", "adamw")
+    for text in (bare, _AROUND.sub("", bare), _AROUND.sub("", _AROUND.sub("", bare))):
+        for name in (text, _OTHERS.get(text, ""), text.removesuffix("w"), text.removesuffix("sgd")):
+            if name in OPTIMIZERS:
+                return name
+    return None
+
+
+def optimizer(reader: Reader, found: Found, *, adam: str = "adamw") -> str:
+    """Enter an optimizer by the name that a stack gives it; ask where nobody knows what its rules would be.
+
+    Args:
+        reader: of the file.
+        found: the name.
+        adam: what the stack means by "adam".
+
+    Returns:
+        The name in `isobatch.rules.OPTIMIZERS`.
+    """
+    if "optimizer" in reader.answers:
+        reader.used.add("optimizer")
+    name = known_name(str(reader.answers.get("optimizer", found.value)))
+    if name == "adam" and adam != "adam" and "optimizer" not in reader.answers:
+        name = adam
+    if name is None:
+        known = ", ".join(OPTIMIZERS)
+        why = f"{found.name} = {found.value!r} has no rules of its own here; which of {known} does it behave as?"
+        name = reader.ask("optimizer", why, "adamw", "--set optimizer=adamw")
+    reader.draft.values["name"] = name
+    return name
+
+
+def betas(reader: Reader, one: Found, two: Found) -> None:
+    """Enter Adam's moments."""
+    reader.say("beta1", one)
+    reader.say("beta2", two)
+
+
+def clip(reader: Reader, found: Found) -> None:
+    """Enter the largest norm of the gradient; 0 and nothing mean none."""
+    if found.value:
+        reader.say("clip", found)
+
+
+_COUNTS = ("nproc_per_node", "num_processes", "num_gpus", "gpus_per_node", "ngpus")
+
+
+def launched_devices(reader: Reader, split: int = 1) -> int | None:
+    """Return the data-parallel devices that a command's launcher says, and enter them into the ledger.
+
+    Args:
+        reader: of the file.
+        split: devices that hold one model together.
+
+    Returns:
+        Devices; None where the launcher does not say them.
+    """
+    launcher = reader.source.extra.get("launcher", {})
+    for name in _COUNTS:
+        count = launcher.get(name)
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            continue
+        nodes = (
+            1
+            if name == "num_processes"
+            else launcher.get("nnodes", launcher.get("num_nodes", launcher.get("nodes", 1)))
+        )
+        if not isinstance(nodes, int) or nodes < 1 or count * nodes % split:
+            return None
+        if "devices" not in reader.answers or reader.answers["devices"] == count * nodes // split:
+            found = Found(("launcher", name), count, "launcher")
+            per = split / nodes
+            reader.link(
+                "devices",
+                found,
+                lambda view, per=per: view.devices * per,
+                words="of the launcher",
+                whole=True,
+                least=1,
+            )
+        return count * nodes // split
+    return None
+
+
+def per_device_batch(
+    reader: Reader, micro: Found, passes: Found | None, devices: int, *, sequence: int | None = None
+) -> None:
+    """Enter a batch that the file gives per device: micro x passes x devices.
+
+    Args:
+        reader: of the file.
+        micro: samples per device and pass.
+        passes: of each device in one update; None for a trainer that cannot accumulate.
+        devices: data-parallel devices.
+        sequence: tokens in a sample, where the recipe's clock counts tokens.
+    """
+    grain = sequence or 1
+    n = 1 if passes is None else passes.value
+    reader.accumulates = passes is not None
+    values = reader.draft.values
+    values |= {"batch": int(micro.value) * n * devices * grain, "devices": devices, "micro": int(micro.value) * grain}
+    reader.link("micro", micro, lambda view: view.micro / grain, whole=True, least=1)
+    if passes is not None:
+        reader.link("accumulation", passes, lambda view: view.accumulation, whole=True, least=1)
+
+
+def global_batch(reader: Reader, found: Found, devices: int = 1) -> None:
+    """Enter a batch that the file gives for all devices together, by a trainer that cannot accumulate."""
+    reader.accumulates, reader.per_device = False, False
+    reader.draft.values |= {"batch": found.value, "devices": devices}
+    reader.link("batch", found, lambda view: view.batch, whole=True, least=1)
+
+
+def milestones(reader: Reader, at: list[float], gamma: float) -> None:
+    """Enter a curve that is multiplied by gamma at some samples, counted from the start of the run.
+
+    Args:
+        reader: of the file.
+        at: milestones in samples.
+        gamma: factor of each.
+    """
+    draft = reader.draft
+    passed = draft.samples("warmup") if "warmup" in draft.spans else 0.0
+    run, rest, level = draft.samples("length"), [], 1.0
+    for index, mark in enumerate(sorted(at)):
+        if mark >= run:
+            break
+        span = {} if mark <= passed else {"span": f"{mark - passed:.17g} {draft.unit}"}
+        if span:
+            rest.append({**span, **({"by": "step", "to": level} if rest or level != 1 else {"by": "hold"})})
+        passed, level = max(mark, passed), gamma ** (index + 1)
+    draft.rest = [*rest, {"by": "step", "to": level} if level != 1 else {"by": "hold"}]
+
+
+def share_of_peak(reader: Reader, path: str, found: Found) -> float:
+    """Enter a rate that stays the same share of the peak, and return that share."""
+    part = found.value / reader.draft.values["lr"]
+    reader.link(path, found, lambda view: view["lr"] * part, words="share of the peak kept")
+    return part
+
+
+def share_of_decay(reader: Reader, found: Found) -> float:
+    """Enter a weight decay that stays the same share of the first one, and return that share."""
+    start = reader.draft.values["weight_decay"]
+    part = found.value / start if start else 1.0
+    reader.link(
+        "curves.weight_decay", found, lambda view: view["weight_decay"] * part, words="share of weight_decay kept"
+    )
+    return part
+
+
+def has(name: str, moment: str) -> bool:
+    """Return whether an optimizer has a moment: betas, momentum or alpha."""
+    return moment in OPTIMIZERS[name].moments

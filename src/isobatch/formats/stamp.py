@@ -1,0 +1,96 @@
+"""Stamp: what a plan writes into the file that it makes, so that nothing is scaled twice."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from isobatch.errors import InputError
+from isobatch.formats.texts import Source
+
+_MARK = "isobatch-plan:"
+_LINE = re.compile(r"^[ \t]*(?:#|//)[ \t]*" + _MARK + r"[ \t]*(\{.*\})[ \t]*$", re.M)
+SIDECAR = ".isobatch.json"
+"""What is added to the name of a JSON file, which has no comments, to hold its stamp."""
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a planned file says of itself.
+
+    Args:
+        reference: global batch of the recipe that was planned first.
+        batch: global batch that the file is for.
+        devices: data-parallel devices that the file is for.
+        micro: samples per device and pass.
+        answers: what was asked of the reference, such as the data size.
+        exact: keys whose numbers were made whole -> the number before.
+    """
+
+    reference: int
+    batch: int
+    devices: int
+    micro: int
+    answers: Mapping[str, Any] = field(default_factory=dict)
+    exact: Mapping[str, float] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """Return the stamp as one line, without its comment sign."""
+        values = {"reference": self.reference, "batch": self.batch, "devices": self.devices, "micro": self.micro}
+        answers, exact = dict(self.answers), dict(self.exact)
+        return f"{_MARK} " + json.dumps(values | {"answers": answers, "exact": exact}, sort_keys=True)
+
+
+def read_stamp(text: str, name: str) -> Stamp | None:
+    """Return the stamp of a file's text, None where it has none.
+
+    Args:
+        text: of the file, or of the file beside a JSON file.
+        name: for messages.
+
+    Returns:
+        The stamp.
+
+    Raises:
+        InputError: two stamps, or one that was damaged.
+    """
+    lines = [match[1] for match in _LINE.finditer(text)]
+    if not lines:
+        return None
+    try:
+        if len(lines) > 1:
+            raise ValueError("two stamps")
+        values = json.loads(lines[0])
+        whole = {key: values[key] for key in ("reference", "batch", "devices", "micro")}
+        if not all(type(number) is int and number > 0 for number in whole.values()):
+            raise ValueError("numbers")
+        exact = {str(key): float(number) for key, number in values["exact"].items()}
+        return Stamp(**whole, answers=dict(values["answers"]), exact=exact)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(
+            f"{name}: its isobatch-plan line is damaged, so that it is not known what was planned; put the line back, "
+            "or remove it and say the file's own batch"
+        ) from None
+
+
+def stamped(text: str, stamp: Stamp, source: Source) -> str:
+    """Return a text with a stamp in place of its old one; JSON, which has no comments, stays as it is.
+
+    Args:
+        text: of the planned file.
+        stamp: what it is for.
+        source: the file as it was.
+
+    Returns:
+        The text.
+    """
+    if source.kind == "json":
+        return text
+    line = f"# {stamp.line()}"
+    if _LINE.search(text):
+        return _LINE.sub(lambda _: line, text, count=1)
+    end = "\r\n" if "\r\n" in text else "\n"
+    head = text[: text.index("\n") + 1] if text.startswith("#!") and "\n" in text else ""
+    mark = "\ufeff" if text.startswith("\ufeff") else ""
+    return mark + head + line + end + text[len(mark) + len(head) :]

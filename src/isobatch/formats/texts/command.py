@@ -1,0 +1,194 @@
+"""Command lines and the shell scripts around them: flags with the place of each value; nothing is run.
+
+Variables and arrays that a script assigns once, as plain text, are followed to where their text stands. What only a
+shell could tell (`$(...)`, `$1`, a variable assigned twice) is `Unknown`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from isobatch.errors import InputError
+from isobatch.formats.texts.shell import ASSIGN, Shell, Word
+from isobatch.formats.texts.source import Key, Source, Spot, Unknown, newline, replaced
+from isobatch.formats.texts.yaml import plain
+
+_OVERRIDE = re.compile(r"^[+~]{0,2}([A-Za-z_][\w.\[\]/@-]*)=(.*)$", re.S)
+_NUMBER = re.compile(r"^-(?:\d|\.\d)")
+_RUNS = re.compile(
+    r"(\.py$|\.sh$|lerobot-train$|^-m$|^yolo$|^torchrun$|^python\d?(\.\d+)?$|^accelerate$|^deepspeed$|^tune$|^axolotl$|^trl$)"
+)
+_LISTS = re.compile(r"(args|kwargs|options|opts)$")
+
+
+def read_command(text: str, name: str) -> Source:
+    """Read a command line, or a script that holds one.
+
+    Args:
+        text: the text.
+        name: for messages.
+
+    Returns:
+        The source: flags by name with `_` for `-`, overrides `a.b=c` as nested keys; `extra` holds the launcher's
+        flags, the program, and where the command ends.
+
+    Raises:
+        InputError: no command, several of them, or an open quote.
+    """
+    commands = [c for c in Shell(text, name).commands() if any(_RUNS.search(word.text) for word in c)]
+    commands = [c for c in commands if sum(w.text.startswith("-") or "=" in w.text for w in c)] or commands
+    if not commands:
+        raise InputError(f"{name} holds no training command; give the line that starts the training")
+    most = max(commands, key=lambda c: len(_flags(_split(c)[1])))
+    rivals = [c for c in commands if c is not most and len(_flags(_split(c)[1])) * 2 > len(_flags(_split(most)[1]))]
+    if rivals:
+        lines = ", ".join(str(text.count("\n", 0, c[0].start) + 1) for c in (most, *rivals))
+        raise InputError(f"{name} holds {1 + len(rivals)} training commands (lines {lines}); keep one in the file")
+    launcher, rest, program = _split(most)
+    tree: dict[str, Any] = {}
+    spots: dict[Key, Spot] = {}
+    for flag, values in _flags(rest).items():
+        _set(tree, spots, flag, values, name)
+    for flag, values in _flags(launcher).items():
+        if len(values) == 1 and values[0].own:
+            spots["launcher", flag] = Spot(values[0].start, values[0].end)
+    if program.endswith(".sh") and rest and rest[0].text.isdigit() and rest[0].own:
+        spots["launcher", "nproc_per_node"] = Spot(rest[0].start, rest[0].end)
+        launcher = [Word("--nproc_per_node", 0, 0), rest[0]]
+    extra = {
+        "launcher": {flag: _plain(values) for flag, values in _flags(launcher).items()},
+        "program": program,
+        "end": most[-1].end,
+        "dashes": {flag: values[0].text for flag, values in _flags(rest, raw=True).items()},
+        "words": tuple(word.text for word in rest if not word.text.startswith("-") and "=" not in word.text),
+        "environment": {w.text.partition("=")[0]: w.text.partition("=")[2] for w in most if ASSIGN.match(w.text)},
+    }
+    return Source(name, "command", text, tree, spots, _rewrite, extra)
+
+
+def _split(words: list[Word]) -> tuple[list[Word], list[Word], str]:
+    """Return the launcher's words, the program's, and the program."""
+    last = -1
+    for index, word in enumerate(words):
+        previous = words[index - 1].text if index else ""
+        if word.text.endswith(".py") or previous == "-m":
+            last = index
+            if not word.text.endswith(("run.py", "launch.py")) and "distributed" not in word.text:
+                break
+    if last < 0:
+        last = next((i for i, word in enumerate(words) if word.text.endswith(".sh")), -1)
+    if last < 0:
+        at = next((i for i, word in enumerate(words) if _RUNS.search(word.text)), 0)
+        while at + 1 < len(words) and not words[at + 1].text.startswith("-") and "=" not in words[at + 1].text:
+            at += 1
+        start = next(i for i, w in enumerate(words) if _RUNS.search(w.text)) if words else 0
+        return [], words[at + 1 :], " ".join(w.text for w in words[start : at + 1])
+    return words[:last], words[last + 1 :], words[last].text
+
+
+def _flags(words: list[Word], *, raw: bool = False) -> dict[str, list[Word]]:
+    """Return the values of each flag; the last of several wins, as for argparse."""
+    found: dict[str, list[Word]] = {}
+    shown: dict[str, list[Word]] = {}
+    flag: str | None = None
+    for word in words:
+        text = word.text
+        override = _OVERRIDE.match(text)
+        if text.startswith("-") and not _NUMBER.match(text) and text.strip("-"):
+            head, sign, tail = text.partition("=")
+            flag = head.lstrip("-").replace("-", "_")
+            shown[flag] = [Word(head, word.start, word.start + len(head))]
+            found[flag] = []
+            if sign:
+                found[flag] = [Word(tail, word.end - len(tail), word.end, word.known, word.own)]
+                flag = None
+        elif override and (flag is None or found[flag] or not _LISTS.search(flag)):
+            flag = None
+            tail = override[2]
+            found[override[1]] = [Word(tail, word.end - len(tail), word.end, word.known, word.own)]
+            shown[override[1]] = [Word(override[1] + "=", word.start, word.start)]
+        elif flag is not None:
+            found[flag].append(word)
+    if flag is not None and len(found[flag]) > 1 and found[flag][-1].text.startswith(("/", "./", "../", "~")):
+        found[flag].pop()  # the data, behind the last flag
+    return shown if raw else found
+
+
+def _plain(values: list[Word]) -> Any:
+    plains = [plain(word.text) if word.known else Unknown(word.text) for word in values]
+    if not plains:
+        return True
+    return plains[0] if len(plains) == 1 else plains
+
+
+def _set(tree: dict[str, Any], spots: dict[Key, Spot], flag: str, values: list[Word], name: str) -> None:
+    key: Key = tuple(flag.split(".")) if "." in flag else (flag,)
+    table = tree
+    for part in key[:-1]:
+        inner = table.setdefault(str(part), {})
+        if not isinstance(inner, dict):
+            raise InputError(f"{name}: {flag} stands beside a value of {part}; keep one of them")
+        table = inner
+    value = _plain(values)
+    if len(values) == 1 and isinstance(value, str) and value[:1] == "[" and value[-1:] == "]":
+        value = [plain(item.strip()) for item in value[1:-1].split(",")]
+    table[str(key[-1])] = value
+    if len(values) == 1 and values[0].own:
+        spots[key] = Spot(values[0].start, values[0].end)
+    for index, word in enumerate(values):
+        if word.own and len(values) > 1:
+            spots[(*key, index)] = Spot(word.start, word.end)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(_literal(item) for item in value)
+    return str(value) if isinstance(value, str) else repr(value)
+
+
+def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
+    pieces: list[tuple[int, int, str]] = []
+    added = ""
+    for key, value in changes.items():
+        spot = source.spots.get(key)
+        whole = spot is not None and isinstance(value, (list, tuple))
+        if whole and spot is not None:
+            pieces.append((spot.start, spot.end, "[" + ",".join(_literal(item) for item in value) + "]"))
+        elif spot is not None:
+            pieces.append((spot.start, spot.end, _literal(value)))
+        elif isinstance(value, (list, tuple)) and isinstance(source.get(key), list):
+            places = [source.spots.get((*key, index)) for index in range(len(value))]
+            if any(place is None for place in places):
+                raise InputError(f"--{key[-1]} is built by the shell; write its numbers out")
+            pieces += [(p.start, p.end, _literal(v)) for p, v in zip(places, value, strict=True) if p is not None]
+        elif source.get(key) is not None or key[0] == "launcher":
+            raise InputError(f"--{'.'.join(map(str, key))} is built by the shell; write the number out")
+        else:
+            flag = _flag(source, key)
+            listed = flag.endswith("=") and isinstance(value, (list, tuple))
+            added += f" {flag}" + (f"[{','.join(map(_literal, value))}]" if listed else _literal(value))
+    if added:
+        pieces.append((source.extra["end"], source.extra["end"], _closed(source, added)))
+    return replaced(source.text, pieces)
+
+
+def _closed(source: Source, added: str) -> str:
+    """Return flags to add behind the last word, past the quote that the word may stand in."""
+    return added
+
+
+def _flag(source: Source, key: Key) -> str:
+    """Return a new flag as this command spells its others: dashes, underscores, or an override."""
+    shown = source.extra["dashes"]
+    name = ".".join(str(part) for part in key)
+    if shown and all(text.endswith("=") for text in shown.values()):
+        return f"{name}="
+    dashed = any("-" in text.lstrip("-") for text in shown.values())
+    return f"--{name.replace('_', '-') if dashed else name} "
+
+
+def lines_of(source: Source) -> str:
+    """Return a command in one line that can be pasted; the text itself where it is a script around one."""
+    text = source.text.replace("\\\r\n", " ").replace("\\\n", " ").strip()
+    body = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    return " ".join(" ".join(body).split()) if len(body) == 1 else newline(source.text).join(body)

@@ -1,0 +1,324 @@
+"""Python configs: assignments of constants and of calls that build settings, read from the syntax tree, never run."""
+
+import ast
+import operator
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from isobatch.errors import InputError
+from isobatch.formats.texts.source import DEEPEST, Key, Source, Spot, Unknown, newline, replaced, spelled
+
+_BINARY: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+_BRANCHES = (ast.If, ast.For, ast.While, ast.Try, ast.With)
+CALLED = "type"
+"""The key under which the name of a call stands beside its arguments, as mmengine writes it."""
+
+
+def read_python(text: str, name: str) -> Source:
+    """Read a Python config from its syntax tree.
+
+    Args:
+        text: the text.
+        name: for messages.
+
+    Returns:
+        The source: names assigned at the top level, and under the name of a function what it returns.
+
+    Raises:
+        InputError: no Python.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        where = f" line {error.lineno}:" if isinstance(error, SyntaxError) and error.lineno else ""
+        raise InputError(f"{name} is not Python:{where} {getattr(error, 'msg', error)}; mend the file") from None
+    reader = _Reader(text)
+    try:
+        for statement in module.body:
+            reader.statement(statement)
+        reader.call_of_training(module)
+    except RecursionError:
+        raise InputError(f"{name}: nested deeper than {DEEPEST} levels; a recipe is not") from None
+    extra = {} if reader.call is None else {"call": reader.end_of(reader.call)}
+    return Source(name, "python", text, reader.tree, reader.spots, _rewrite, extra)
+
+
+class _Reader:
+    """Values of one module.
+
+    Args:
+        text: of the module.
+    """
+
+    def __init__(self, text: str):
+        self.tree: dict[str, Any] = {}
+        self.spots: dict[Key, Spot] = {}
+        self._bytes = text.encode("utf-8")
+        self._text = text
+        starts, at = [0], 0
+        for line in self._bytes.splitlines(keepends=True):
+            at += len(line)
+            starts.append(at)
+        self._starts = starts
+        self._ascii = text.isascii()
+        self.call: ast.Call | None = None
+
+    def statement(self, node: ast.stmt) -> None:
+        """Take in one statement of the top level."""
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                self._assign(target, node.value)
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            self._assign(node.target, node.value)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            self._function(node)
+        elif isinstance(node, ast.ClassDef):
+            fields = [n for n in node.body if isinstance(n, (ast.Assign, ast.AnnAssign)) and n.value is not None]
+            if fields:
+                self.tree[node.name] = {}
+            for item in fields:
+                target = item.targets[0] if isinstance(item, ast.Assign) else item.target
+                if isinstance(target, ast.Name) and item.value is not None:
+                    self.tree[node.name][target.id] = self.value(item.value, (node.name, target.id))
+        elif isinstance(node, (*_BRANCHES, ast.AugAssign, ast.Delete, ast.Expr)):
+            self._uncertain(node)
+
+    def call_of_training(self, module: ast.Module) -> None:
+        """Take in the arguments of the one call `something.train(...)` of a script as its settings."""
+        calls = [
+            node
+            for node in ast.walk(module)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "train"
+            and node.keywords
+        ]  # fmt: skip
+        if len(calls) != 1:
+            return
+        for keyword in calls[0].keywords:
+            if keyword.arg is not None and not isinstance(self.tree.get(keyword.arg), (int, float, dict)):
+                self._forget((keyword.arg,))
+                self.tree[keyword.arg] = self.value(keyword.value, (keyword.arg,))
+        self.call = calls[0]
+
+    def _assign(self, target: ast.expr, value: ast.expr) -> None:
+        if isinstance(target, ast.Name):
+            self._forget((target.id,))
+            self.tree[target.id] = self.value(value, (target.id,))
+        elif isinstance(target, (ast.Attribute, ast.Subscript)):
+            key = self._place(target)
+            if key is not None:
+                self._put(key, value)
+        elif isinstance(target, (ast.Tuple, ast.List)):
+            same = isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts)
+            for index, item in enumerate(target.elts):
+                if isinstance(item, ast.Name):
+                    inner = value.elts[index] if same and isinstance(value, (ast.Tuple, ast.List)) else None
+                    self._forget((item.id,))
+                    found = Unknown(item.id) if inner is None else self.value(inner, (item.id,))
+                    self.tree[item.id] = found
+
+    def _put(self, key: Key, value: ast.expr) -> None:
+        """Take in `a.b.c = value` or `a["b"] = value`."""
+        table: Any = self.tree
+        for part in key[:-1]:
+            if isinstance(table, dict):
+                table = table.setdefault(part, {})
+        if isinstance(table, dict):
+            self._forget(key)
+            table[key[-1]] = self.value(value, key)
+
+    def _forget(self, key: Key) -> None:
+        for old in [spot for spot in self.spots if spot[: len(key)] == key]:
+            del self.spots[old]
+
+    def _place(self, node: ast.expr) -> Key | None:
+        if isinstance(node, ast.Name):
+            return (node.id,)
+        if isinstance(node, ast.Attribute):
+            head = self._place(node.value)
+            return None if head is None else (*head, node.attr)
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            head, part = self._place(node.value), node.slice.value
+            return (*head, part) if head is not None and isinstance(part, (str, int)) else None
+        return None
+
+    def _uncertain(self, node: ast.stmt) -> None:
+        """Names that a branch, a loop or an update may set are not known."""
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Name) and isinstance(inner.ctx, (ast.Store, ast.Del)):
+                self._forget((inner.id,))
+                self.tree[inner.id] = Unknown(f"{inner.id}, set on line {node.lineno} in a way that only running tells")
+
+    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        returns = [n for n in ast.walk(node) if isinstance(n, ast.Return) and n.value is not None]
+        if len(returns) == 1 and isinstance(returns[0].value, (ast.Call, ast.Dict)):
+            self.tree[node.name] = self.value(returns[0].value, (node.name,))
+
+    def value(self, node: ast.expr, key: Key) -> Any:
+        """Return a plain value of an expression, noting where it stands."""
+        if len(key) > DEEPEST:
+            raise RecursionError
+        self.spots[key] = self._spot(node)
+        if isinstance(node, ast.Dict):
+            return self._table(node, key)
+        if isinstance(node, (ast.List, ast.Tuple)):
+            return [self.value(item, (*key, index)) for index, item in enumerate(node.elts)]
+        if isinstance(node, ast.Call):
+            return self._call(node, key)
+        return self._constant(node)
+
+    def _table(self, node: ast.Dict, key: Key) -> dict[str, Any]:
+        table: dict[str, Any] = {}
+        for name, item in zip(node.keys, node.values, strict=True):
+            label = name.value if isinstance(name, ast.Constant) else ast.unparse(name) if name else "**"
+            table[str(label)] = self.value(item, (*key, str(label)))
+        return table
+
+    def _call(self, node: ast.Call, key: Key) -> dict[str, Any]:
+        table: dict[str, Any] = {}
+        called = self._name(node.func)
+        if called not in ("dict", "L", "LazyCall", "partial"):
+            table[CALLED] = called
+        for index, item in enumerate(node.args):
+            table[f"#{index}"] = self.value(item, (*key, f"#{index}"))
+        for keyword in node.keywords:
+            label = keyword.arg or "**"
+            table[label] = self.value(keyword.value, (*key, label))
+        return table
+
+    def _name(self, node: ast.expr) -> str:
+        try:
+            return ast.unparse(node)
+        except (RecursionError, ValueError):
+            return "?"
+
+    def _constant(self, node: ast.expr) -> Any:
+        if isinstance(node, ast.Constant):
+            value = node.value
+            return value if isinstance(value, (bool, int, float, str)) or value is None else Unknown(repr(value))
+        if isinstance(node, ast.Name) and node.id in self.tree:
+            return self.tree[node.id]
+        if isinstance(node, (ast.Attribute, ast.Subscript)):
+            found = self._looked_up(node)
+            if not isinstance(found, Unknown):
+                return found
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+            value = self._constant(node.operand)
+            if _number(value):
+                return -value if isinstance(node.op, ast.USub) else value
+        if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
+            left, right = self._constant(node.left), self._constant(node.right)
+            if _number(left) and _number(right):
+                return self._computed(node, left, right)
+        return Unknown(self._said(node))
+
+    def _looked_up(self, node: ast.expr) -> Any:
+        key = self._place(node)
+        found: Any = self.tree
+        for part in key or ("\0",):
+            if not (isinstance(found, dict) and part in found):
+                return Unknown(self._said(node))
+            found = found[part]
+        return found
+
+    def _computed(self, node: ast.BinOp, left: Any, right: Any) -> Any:
+        small = abs(left) < 1e12 and abs(right) < 1e12 and not (isinstance(node.op, ast.Pow) and abs(right) > 64)
+        try:
+            value = _BINARY[type(node.op)](left, right) if small else None
+        except (ArithmeticError, ValueError):
+            value = None
+        return value if _number(value) else Unknown(self._said(node))
+
+    def _said(self, node: ast.expr) -> str:
+        spot = self._spot(node)
+        text = " ".join(self._text[spot.start : spot.end].split())
+        return text if len(text) <= 60 else text[:57] + "..."
+
+    def end_of(self, node: ast.expr) -> int:
+        """Return one past the last character of an expression."""
+        return self._spot(node).end
+
+    def _spot(self, node: ast.expr) -> Spot:
+        start = self._starts[node.lineno - 1] + node.col_offset
+        end = self._starts[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
+        if not self._ascii:
+            start = len(self._bytes[:start].decode("utf-8", "replace"))
+            end = len(self._bytes[:end].decode("utf-8", "replace"))
+        quote = self._text[start : start + 1]
+        return Spot(start, end, quote if quote in "'\"" else "")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _literal(value: Any, old: str) -> str:
+    if isinstance(value, (list, tuple)):
+        inside = ", ".join(_literal(item, "") for item in value)
+        return f"({inside})" if old[:1] == "(" else f"[{inside}]"
+    text = repr(value)
+    if isinstance(value, str) and old[:1] == '"' and '"' not in value and "\\" not in text:
+        return f'"{value}"'
+    return text
+
+
+def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
+    pieces, added = [], []
+    for key, value in changes.items():
+        spot = source.spots.get(key)
+        if spot is not None:
+            pieces.append((spot.start, spot.end, _literal(value, source.text[spot.start : spot.end])))
+        elif len(key) == 1 and "call" in source.extra:
+            pieces.append(_inserted(source.text, source.extra["call"] - 1, f"{key[0]}={_literal(value, '')}"))
+        elif len(key) == 1:
+            added.append(f"{key[0]} = {_literal(value, '')}")
+        else:
+            pieces.append(_argument(source, key, value))
+    text = replaced(source.text, _joined(pieces))
+    if added:
+        end = newline(text)
+        text += ("" if text.endswith("\n") or not text else end) + end.join(added) + end
+    return text
+
+
+def _argument(source: Source, key: Key, value: Any) -> tuple[int, int, str]:
+    """Return the piece that adds an argument to a call, or a key to a dict, that stands in the file."""
+    spot, table = source.spots.get(key[:-1]), source.get(key[:-1])
+    if spot is None or not isinstance(table, dict):
+        raise InputError(f"{spelled(key)} has no place in {source.name}; add {spelled(key)} = {value!r} by hand")
+    text, at = source.text, spot.end - 1
+    closing = text[at]
+    if closing not in ")}":
+        raise InputError(f"{spelled(key)} has no place in {source.name}; add {spelled(key)} = {value!r} by hand")
+    name = f"{key[-1]}=" if closing == ")" else f"{str(key[-1])!r}: "
+    return _inserted(text, at, f"{name}{_literal(value, '')}")
+
+
+def _inserted(text: str, at: int, argument: str) -> tuple[int, int, str]:
+    """Return the piece that adds an argument before a closing bracket."""
+    while text[at - 1] in " \t\r\n":
+        at -= 1
+    lead = " " if text[at - 1] == "," else "" if text[at - 1] in "({" else ", "
+    return at, at, f"{lead}{argument}"
+
+
+def _joined(pieces: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Return pieces with those that are added at one place as one piece."""
+    found: dict[tuple[int, int], str] = {}
+    for start, end, new in pieces:
+        before = found.get((start, end))
+        if before is None or start != end:
+            found[start, end] = new
+        else:
+            found[start, end] = before + (new if new.startswith(",") else f", {new.strip()}")
+    return [(start, end, new) for (start, end), new in found.items()]

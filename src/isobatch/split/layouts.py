@@ -1,0 +1,244 @@
+"""Running a trainer's updates in one layout: so many parts, from the same state, with what is to be observed."""
+
+import random
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from isobatch.errors import InputError, IsobatchError
+from isobatch.gradients import canonical, unwrap
+from isobatch.split.found import holdings
+from isobatch.split.observe import Observer, Update
+from isobatch.split.quiet import Quiet
+from isobatch.split.sketch import Named, sketches
+from isobatch.split.target import Subject, made, told
+
+EPS = 2.0**-52
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How some updates are made.
+
+    Args:
+        batch: samples an update.
+        parts: micro-batches an update (on each process).
+        first: sample to begin with.
+        updates: how many.
+        seed: of the random numbers during the updates.
+        quiet: hold random numbers at their mean.
+        double: in float64.
+        nudge: relative change of the weights, for the noise floor.
+        turned: take the samples of a batch in the reverse order.
+        amplify: factor on the gradients.
+        poison: make one sample of the batch infinite.
+        twice: take the first half of a batch twice instead of the whole.
+        disturb: path of other state to change after the first update.
+        counted: count random operations and find the coarsest type that is computed in.
+    """
+
+    batch: int
+    parts: int = 1
+    first: int = 0
+    updates: int = 3
+    seed: int = 1
+    quiet: bool = False
+    double: bool = True
+    nudge: float = 0.0
+    turned: bool = False
+    amplify: float = 1.0
+    poison: bool = False
+    twice: bool = False
+    counted: bool = False
+    disturb: str = ""
+
+    def but(self, **changes: Any) -> "Layout":
+        """Return this layout with some changes.
+
+        Args:
+            **changes: fields.
+
+        Returns:
+            Another layout.
+        """
+        return replace(self, **changes)
+
+    def __str__(self) -> str:
+        return f"1 x {self.batch}" if self.parts == 1 else f"{self.parts} x {self.batch / self.parts:g}"
+
+
+@dataclass
+class Record:
+    """What was observed in one layout.
+
+    Args:
+        layout: how the updates were made.
+        updates: what each did.
+        start: weights at the start.
+        data: a sketch of the first batch.
+        failed: why the updates could not be made, empty where they could.
+        operations: random operations of torch, where they were counted.
+        coarsest: eps of the coarsest type that was computed in, where it was looked for.
+        drift: largest relative distance between the weights of two processes.
+        scaled: whether a gradient scaler was found.
+    """
+
+    layout: Layout
+    updates: list[Update] = field(default_factory=list)
+    start: Named = field(default_factory=dict)
+    data: Named = field(default_factory=dict)
+    failed: str = ""
+    operations: int = 0
+    coarsest: float = EPS
+    drift: float = 0.0
+    scaled: bool = False
+
+
+def run_layout(make: Callable[..., Any], layout: Layout, seed: int = 0) -> Record:
+    """Make a trainer and let it make its updates in a layout; random numbers and torch's settings are given back.
+
+    Args:
+        make: makes the trainer.
+        layout: how.
+        seed: under which it is made.
+
+    Returns:
+        What was observed; an exception of the update is told in `failed`.
+
+    Raises:
+        InputError: make raised, or gave something that cannot be checked.
+    """
+    with given_back(layout.double):
+        subject = made(make, seed)
+        indices = _indices(subject, layout)
+        subject.open(indices, layout.parts)
+        if layout.double:
+            _to_double(subject)
+        if layout.poison:
+            subject.convert(lambda tensor: _poisoned(tensor, indices[0]))
+        if layout.nudge:
+            _nudge(subject.model, layout.nudge, layout.seed)
+        record = Record(layout, start=sketches((canonical(n), p) for n, p in unwrap(subject.model).named_parameters()))
+        record.data = _batch_sketch(subject, indices[0])
+        record.scaled = bool(_scaler(subject))
+        _observe(subject, indices, layout, record)
+    return record
+
+
+def _observe(subject: Subject, indices: list[Tensor], layout: Layout, record: Record) -> None:
+    _seed(layout.seed)
+    quiet = Quiet(layout.quiet) if layout.quiet or layout.counted else None
+    observer = Observer(subject, layout.amplify, layout.disturb)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(observer)
+            if quiet is not None:
+                stack.enter_context(quiet)
+            subject.run(indices, layout.parts, observer)
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except InputError:
+        raise
+    except BaseException as error:
+        record.failed = told(error)
+    record.updates = observer.updates
+    if not record.failed and len(record.updates) != len(indices):
+        record.failed = f"{len(record.updates)} of {len(indices)} updates were made"
+    if quiet is not None:
+        record.operations, record.coarsest = quiet.count, quiet.coarsest
+
+
+@contextmanager
+def given_back(double: bool) -> Generator[None]:
+    """Restore random generators, torch's default type and determinism afterwards; what is printed goes to stderr.
+
+    Args:
+        double: make tensors in float64 meanwhile.
+
+    Yields:
+        None.
+    """
+    import sys
+
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        if double:
+            torch.set_default_dtype(torch.float64)
+        np.random.seed(0)  # noqa: NPY002
+        random.seed(0)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(states[2])
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
+
+
+def _indices(subject: Subject, layout: Layout) -> list[Tensor]:
+    rows = subject.rows()
+    if rows < layout.batch:
+        raise InputError(
+            f"{rows} samples are less than a batch of {layout.batch}; give more, or a smaller --batch-size (at least 4)"
+        )
+    found = [
+        (layout.first + torch.arange(u * layout.batch, (u + 1) * layout.batch)) % rows for u in range(layout.updates)
+    ]
+    if layout.turned:
+        found = [one.flip(0) for one in found]
+    if layout.twice:  # the first half of each batch, twice
+        found = [one[: len(one) // 2].repeat(2) for one in found]
+    return found
+
+
+def _to_double(subject: Subject) -> None:
+    subject.model.double()
+    for module in holdings(subject.model, subject.roots(), (subject.samples, subject)).modules.values():
+        module.double()
+    subject.convert(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
+def _poisoned(tensor: Tensor, rows: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    tensor = tensor.clone()
+    tensor[rows[1]] = float("inf")
+    return tensor
+
+
+def _nudge(model: nn.Module, size: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            sign = torch.rand(parameter.shape, generator=generator, dtype=torch.float32).to(parameter.device) - 0.5
+            parameter.mul_(1 + size * sign.sign().to(parameter.dtype))
+
+
+def _batch_sketch(subject: Subject, rows: Tensor) -> Named:
+    found: list[Tensor] = []
+    try:
+        from isobatch.gradients import mapped
+
+        mapped(subject.batch(rows), lambda tensor: found.append(tensor) or tensor)
+    except (IsobatchError, TypeError, AttributeError, KeyError, IndexError):
+        return {}
+    return sketches((str(i), tensor) for i, tensor in enumerate(found))
+
+
+def _scaler(subject: Subject) -> dict[str, float]:
+    return holdings(subject.model, subject.roots(), (subject.samples, subject)).numbers.get("scaler", {})

@@ -1,0 +1,204 @@
+"""Forked processes with a deadline: a world of ranks as torchrun starts it, or one check that may hang or be killed."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from datetime import timedelta
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from isobatch.errors import InputError, IsobatchError
+from isobatch.split.compare import distance
+from isobatch.split.layouts import Layout, Record, run_layout
+from isobatch.split.observe import Pass, Update
+from isobatch.split.sketch import joined
+from isobatch.split.target import told
+
+PATIENCE = 300.0
+_INSIDE: list[bool] = []  # not empty in a process that was forked here
+_KINDS = {kind.__name__: kind for kind in (Layout, Record, Update, Pass)}
+
+
+def apart(actions: Sequence[Callable[[], Any]], seconds: float = PATIENCE) -> list[Any]:
+    """Run actions at the same time, each in a forked process of its own, and end all of them when one fails.
+
+    Args:
+        actions: each gives plain values.
+        seconds: after which everything is ended.
+
+    Returns:
+        What each gave.
+
+    Raises:
+        InputError: one raised, was killed, or did not end in time.
+    """
+    forks = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory(prefix="isobatch-split-") as folder:
+        files = [Path(folder) / f"{index}.json" for index in range(len(actions))]
+        processes = [forks.Process(target=_child, args=pair) for pair in zip(actions, files, strict=True)]
+        try:
+            for process in processes:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads
+                    process.start()
+            _watch(processes, files, seconds)
+            return [json.loads(file.read_text())["value"] for file in files]
+        finally:
+            for process in processes:
+                _end(process)
+
+
+def _child(action: Callable[[], Any], file: Path) -> None:
+    if not _INSIDE:
+        os.setsid()  # so that what it starts, other ranks among them, can be ended with it
+    _INSIDE.append(True)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        text = json.dumps({"value": action()})
+    except IsobatchError as error:
+        text = json.dumps({"error": str(error)})
+    except BaseException as error:
+        text = json.dumps({"error": told(error)})
+    part = file.with_suffix(".part")
+    part.write_text(text)
+    part.replace(file)
+
+
+def _watch(processes: Sequence[Any], files: Sequence[Path], seconds: float) -> None:
+    began = time.monotonic()
+    running = list(processes)
+    while running:
+        left = seconds - (time.monotonic() - began)
+        wait([process.sentinel for process in running], max(left, 0.0))
+        for process, file in zip(processes, files, strict=True):
+            if process in running and process.exitcode is not None:
+                running.remove(process)
+                _told_by(process, file)
+        if running and time.monotonic() - began >= seconds:
+            raise InputError(
+                f"the check hung: no end within {seconds:g} s; all its processes were ended. Give it longer with "
+                "--timeout, or look for a collective that not all processes join"
+            )
+
+
+def _told_by(process: Any, file: Path) -> None:
+    if not file.exists():
+        code = process.exitcode
+        how = f"was killed by signal {-code}" if code < 0 else f"left with exit code {code}"
+        more = "; out of memory? check a smaller model or a smaller --batch-size" if code == -signal.SIGKILL else ""
+        raise InputError(f"a process of the check {how} before it was done{more}")
+    told_ = json.loads(file.read_text())
+    if "error" in told_:
+        raise InputError(told_["error"])
+
+
+def _end(process: Any) -> None:
+    if process.pid is None:
+        return
+    if process.exitcode is None:
+        process.kill()
+    if not _INSIDE:
+        with suppress(ProcessLookupError, PermissionError):  # nothing is left of its session
+            os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    process.close()
+
+
+def world(make: Callable[..., Any], count: int, seed: int, seconds: float) -> Callable[[list[Layout]], list[Record]]:
+    """Return what makes layouts on several processes, with the environment that torchrun gives them.
+
+    Args:
+        make: makes the trainer.
+        count: of processes.
+        seed: under which it is made.
+        seconds: after which a run is ended.
+
+    Returns:
+        A function of layouts; every process takes its part of each batch.
+    """
+
+    def rank(index: int, port: int, layouts: list[Layout]) -> Any:
+        names = {
+            "RANK": index,
+            "LOCAL_RANK": index,
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
+            "MASTER_PORT": port,
+        }
+        os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
+        try:
+            return [_plain(run_layout(make, layout, seed)) for layout in layouts]
+        finally:
+            dist.destroy_process_group()
+
+    def run(layouts: list[Layout]) -> list[Record]:
+        port = _free_port()
+        ranks = apart([lambda index=index: rank(index, port, layouts) for index in range(count)], seconds)
+        return [_merged([_back(one[place]) for one in ranks]) for place in range(len(layouts))]
+
+    return run
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _merged(records: list[Record]) -> Record:
+    """One record of a world: counts of the first rank, passes and rows of all."""
+    first, others = records[0], records[1:]
+    for one in (each for record in records for update in record.updates for each in update.passes):
+        one.loss /= len(records)  # what all of them train is the mean
+    first.failed = next((one.failed for one in records if one.failed), "")
+    for place, update in enumerate(first.updates):
+        for other in others:
+            mine = other.updates[place]
+            update.passes += mine.passes
+            update.rows += mine.rows
+            for name, rows in mine.outputs.items():
+                update.outputs.setdefault(name, []).extend(rows)
+            first.drift = max(
+                first.drift, distance(joined(mine.after, update.after), joined(update.after, update.after))
+            )
+        reported = [one.updates[place].reported for one in records]
+        if all(one is not None for one in reported):
+            update.reported = sum(one for one in reported if one is not None) / len(records)
+    return first
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"": "Tensor", "of": value.tolist()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"": type(value).__name__, "of": {one.name: _plain(getattr(value, one.name)) for one in fields(value)}}
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _back(value: Any) -> Any:
+    if isinstance(value, dict):
+        kind = value.get("")
+        if kind == "Tensor":
+            return torch.tensor(value["of"], dtype=torch.float64)
+        if kind is not None:
+            return _KINDS[kind](**{key: _back(one) for key, one in value["of"].items()})
+        return {key: _back(one) for key, one in value.items()}
+    return [_back(one) for one in value] if isinstance(value, list) else value

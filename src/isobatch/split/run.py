@@ -1,0 +1,150 @@
+"""split(make, ...): the check as a function."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from isobatch.errors import InputError
+from isobatch.split.check import check, runner
+from isobatch.split.processes import PATIENCE, apart, world
+from isobatch.split.result import SplitReport
+from isobatch.split.target import told
+from isobatch.units import whole
+
+
+def split(
+    make: Callable[..., Any],
+    parts: int | Sequence[int] = (2, 4),
+    *,
+    batch_size: int = 8,
+    processes: int = 1,
+    seed: int = 0,
+    float64: bool | None = None,
+    timeout: float | None = None,
+) -> SplitReport:
+    """Check whether one update of a batch is the same in parts.
+
+    Runs the same samples as 1 x B, as k x B/k for several k, as uneven parts and, with `processes`, on
+    several processes, for three updates from the same state; compares loss, gradient, update, moments, averages,
+    schedulers, buffers and counts to a measured noise floor.
+
+    Args:
+        make: of no argument, of (seed), or of (settings, seed) as a task's; gives a Subject, a wrapper, or an object
+            with model, samples and update(batch, parts).
+        parts: numbers of equal parts; one number is checked beside its half.
+        batch_size: samples an update, at least 4 and a multiple of every number of parts.
+        processes: processes to spread the batch over, beside one.
+        seed: under which the trainer is made.
+        float64: compute in float64 (True), in the trainer's own types (False), or in float64 where it is possible.
+        timeout: seconds after which everything is ended; without it the check runs in this process.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: make or the update raised, its data differ from call to call, the check hung or was killed.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from isobatch.split import Subject
+        >>> def make():
+        ...     x, net = torch.randn(24, 3), nn.Linear(3, 1)
+        ...     sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        ...     def update(batch, parts):
+        ...         for piece in batch.chunk(parts):
+        ...             net(piece).square().mean().backward()  # never divided by parts
+        ...         sgd.step()
+        ...         sgd.zero_grad()
+        ...     return Subject(net, update, x)
+        >>> split(make).causes[0].name
+        'missing-division'
+    """
+    batch_size = whole("batch_size", batch_size, 4)
+    numbers, processes = _parts(parts, batch_size), whole("processes", processes)
+    if batch_size % processes:
+        raise InputError(f"processes={processes} must divide batch_size={batch_size}; give a multiple")
+    if timeout is not None and not timeout > 0:
+        raise InputError(f"timeout={timeout!r} must be seconds above 0, such as 300")
+
+    def whole_check() -> SplitReport:
+        patience = timeout or PATIENCE
+        worlds = {processes: world(make, processes, seed, patience)} if processes > 1 else {}
+        return check(runner(make, seed), numbers, batch_size, worlds, float64)
+
+    if timeout is None:
+        return whole_check()
+    return SplitReport.from_dict(apart([lambda: whole_check().to_dict()], timeout)[0])
+
+
+def target(name: str) -> Callable[..., Any]:
+    """Return the function that a target on the command line names.
+
+    Args:
+        name: "module:make", "path/to/file.py:make", or a task's name.
+
+    Returns:
+        make.
+
+    Raises:
+        InputError: no such file, module or function, or one that raises when it is imported.
+
+    Example:
+        >>> target("collections:OrderedDict").__name__
+        'OrderedDict'
+    """
+    module, colon, function = name.rpartition(":")
+    if not colon:
+        from isobatch.tasks import find
+
+        return find(name)
+    try:
+        found = _file(module) if module.endswith(".py") else importlib.import_module(module)
+    except InputError:
+        raise
+    except BaseException as error:  # whatever the user's module does on import, an exit too
+        raise InputError(f"target={name!r} cannot be imported: {told(error)}") from error
+    make = getattr(found, function, None)
+    if not callable(make):
+        raise InputError(f"target={name!r}: {module} has no function {function!r}")
+    return make
+
+
+def _file(name: str) -> Any:
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"target {name!r} is no file; give module:make or path/to/file.py:make")
+    sys.path.insert(0, str(path.parent.resolve()))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"target {name!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def launched() -> int:
+    """Return how many processes torchrun started this one with, 1 without torchrun.
+
+    Returns:
+        WORLD_SIZE of the environment.
+    """
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _parts(parts: int | Sequence[int], batch: int) -> list[int]:
+    given = [parts, parts // 2] if isinstance(parts, int) and parts > 3 and parts % 2 == 0 else parts
+    numbers = sorted({whole("parts", one) for one in ([given] if isinstance(given, int) else given)})
+    if not numbers or numbers[0] < 2:
+        raise InputError(f"parts={parts!r} must be numbers of at least 2, such as 4 or (2, 4)")
+    for one in numbers:
+        if batch % one:
+            raise InputError(
+                f"parts={one} must divide batch_size={batch}; give a multiple (uneven parts are added by themselves)"
+            )
+    return numbers

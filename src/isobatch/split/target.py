@@ -1,0 +1,309 @@
+"""What is checked: a trainer with an update that takes a batch and a number of parts."""
+
+import inspect
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from isobatch.errors import InputError, IsobatchError
+from isobatch.gradients import mapped, world_size
+
+
+class Steps(Protocol):
+    """Who is told where an update begins and ends."""
+
+    def begin(self) -> None:
+        """Note that an update begins."""
+        ...
+
+    def end(self, reported: Any = None) -> None:
+        """Note that an update is over.
+
+        Args:
+            reported: the loss that the trainer reports for it.
+        """
+        ...
+
+    def report(self, loss: Any) -> None:
+        """Note a loss that is reported after its update.
+
+        Args:
+            loss: a number or a tensor.
+        """
+        ...
+
+    def watch(self, **roots: Any) -> None:
+        """Add what comes into being late.
+
+        Args:
+            **roots: name -> object.
+        """
+        ...
+
+
+class Subject:
+    """A trainer to check: its model, its samples, and the update as it stands in your code.
+
+    Args:
+        model: what is trained, wrapped or bare.
+        update: (batch, parts) -> the loss as your trainer reports it, or None. One optimizer step from `parts`
+            micro-batches; sizes may differ where `parts` does not divide the batch.
+        samples: tensors with a common first dimension in any nest (tuple, dict), or an object whose
+            `samples[indices]` gives a batch.
+        **watched: what else is compared: optimizer, scheduler, scaler, average. What the update itself reaches
+            (its closure, its object) is found without being named.
+
+    Example:
+        >>> x = torch.randn(16, 3)
+        >>> net = nn.Linear(3, 1)
+        >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> def update(batch, parts):
+        ...     total = 0.0
+        ...     for piece in pieces(batch, parts):
+        ...         loss = net(piece).square().mean() * len(piece) / len(batch)
+        ...         loss.backward()
+        ...         total += loss.item()
+        ...     sgd.step()
+        ...     sgd.zero_grad()
+        ...     return total
+        >>> Subject(net, update, x).rows()
+        16
+    """
+
+    def __init__(self, model: nn.Module, update: Callable[[Any, int], Any], samples: Any, **watched: Any):
+        self.model = model
+        self.update = update
+        self.samples = samples
+        self.watched = watched
+
+    def open(self, indices: Sequence[Tensor], parts: int) -> None:
+        """Get ready for some updates, before anything is observed.
+
+        Args:
+            indices: the samples of each update.
+            parts: how many parts an update has.
+        """
+
+    def roots(self) -> dict[str, Any]:
+        """Return what is looked through for optimizers, averages and other state.
+
+        Returns:
+            Name -> object.
+        """
+        return {**self.watched, "update": self.update}
+
+    def rows(self) -> int:
+        """Return how many samples there are.
+
+        Returns:
+            A count.
+        """
+        return _rows(self.samples)
+
+    def batch(self, indices: Tensor) -> Any:
+        """Return the batch of some samples.
+
+        Args:
+            indices: int64.
+
+        Returns:
+            A nest of the samples' form.
+        """
+        return _taken(self.samples, indices)
+
+    def convert(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Change the samples, such as to another dtype.
+
+        Args:
+            function: of a tensor.
+        """
+        self.samples = _changed(self.samples, function)
+
+    def run(self, indices: Sequence[Tensor], parts: int, steps: Steps) -> None:
+        """Make the updates.
+
+        Args:
+            indices: the samples of each update.
+            parts: micro-batches an update.
+            steps: told where each begins and ends.
+        """
+        for rows in indices:
+            batch = self.batch(_mine(rows))
+            steps.begin()
+            steps.end(self.update(batch, parts))
+
+
+class Loop(Subject):
+    """A plain loop over a loader, as it stands in your code: `train(loader, parts)`, one epoch being one update.
+
+    Args:
+        model: what is trained.
+        train: (loader, parts) -> the loss as it is reported, or None. The loader yields the micro-batches of one
+            update; `parts` is your accumulation number.
+        samples: as in Subject, or a sequence of samples beside `collate`.
+        collate: (list of samples) -> batch, for a sequence of samples; None keeps tensors as they are.
+        **watched: as in Subject.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Callable[[list[Any], int], Any],
+        samples: Any,
+        collate: Callable[[list[Any]], Any] | None = None,
+        **watched: Any,
+    ):
+        super().__init__(model, train, samples, **watched)
+        self.collate = collate
+
+    def run(self, indices: Sequence[Tensor], parts: int, steps: Steps) -> None:
+        """Make the updates, each an epoch of the loop.
+
+        Args:
+            indices: the samples of each update.
+            parts: micro-batches an update.
+            steps: told where each begins and ends.
+        """
+        for whole in indices:
+            rows = _mine(whole)
+            size = -(-len(rows) // parts)
+            if self.collate is None:
+                loader = [self.batch(one) for one in rows.split(size)]
+            else:
+                loader = [self.collate([self.samples[int(i)] for i in one]) for one in rows.split(size)]
+            steps.begin()
+            steps.end(self.update(loader, parts))
+
+
+def pieces(batch: Any, parts: int) -> list[Any]:
+    """Return a batch in parts, the first ones a row larger where it does not divide.
+
+    Args:
+        batch: tensors with a common first dimension, in any nest.
+        parts: how many.
+
+    Returns:
+        Batches of the same form.
+
+    Example:
+        >>> [len(piece) for piece in pieces(torch.zeros(8, 2), 3)]
+        [3, 3, 2]
+    """
+    rows = torch.arange(_rows(batch)).tensor_split(parts)
+    return [_taken(batch, one) for one in rows]
+
+
+def made(make: Callable[..., Any], seed: int) -> Subject:
+    """Return a fresh trainer.
+
+    Args:
+        make: of no argument, of (seed), or of (settings, seed) as a task's; settings are an empty mapping.
+        seed: of the random numbers while it is made.
+
+    Returns:
+        The subject; an object with `model`, `samples` and `update(batch, parts)` becomes one.
+
+    Raises:
+        InputError: make raised, or returned something else.
+    """
+    takes = _takes(make)
+    torch.manual_seed(seed)
+    try:
+        given = make(*((), (seed,), (_Settings(), seed))[takes])
+    except IsobatchError:
+        raise
+    except Exception as error:
+        raise InputError(f"make raised {told(error)}") from error
+    if isinstance(given, Subject):
+        return given
+    model, update, samples = (getattr(given, name, None) for name in ("model", "update", "samples"))
+    if not isinstance(model, nn.Module) or not callable(update) or samples is None:
+        raise InputError(
+            f"make returned {type(given).__name__}; it must return isobatch.split.Subject, a wrapper, or an object "
+            "with model, samples and update(batch, parts)"
+        )
+    return Subject(model, update, samples)
+
+
+class _Settings(dict[str, Any]):
+    """Settings of a task that is checked: no options, nothing else said."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {}
+
+
+def _takes(make: Callable[..., Any]) -> int:
+    try:
+        wanted = [p for p in inspect.signature(make).parameters.values()
+                  if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]  # fmt: skip
+    except (TypeError, ValueError):
+        return 0
+    if len(wanted) > 2:
+        raise InputError(f"make takes {len(wanted)} arguments; it must take none, (seed), or (settings, seed)")
+    return len(wanted)
+
+
+def told(error: BaseException) -> str:
+    """Return an exception in one line: type, message, place in the user's code, and a way out where one is known.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        Text.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((f for f in reversed(frames) if "/torch/" not in f.filename), frames[-1] if frames else None)
+    where = f" ({place.filename}:{place.lineno}, in {place.name})" if place is not None else ""
+    text = (str(error).strip() or "no message").splitlines()[0][:300]
+    return f"{type(error).__name__}: {text}{where}{_way_out(error)}"
+
+
+def _way_out(error: BaseException) -> str:
+    text = str(error).lower()
+    full = ("not enough memory", "out of memory", "allocate memory", "invalid buffer size")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in text for word in full):
+        return "; out of memory: check a smaller model or a smaller --batch-size"
+    if any(word in text for word in ("cuda", "nvidia", "gpu", "hip")) and not torch.cuda.is_available():
+        return "; it needs a GPU and there is none here: let make choose the device (cpu where cuda is not available)"
+    return ""
+
+
+def _mine(rows: Tensor) -> Tensor:
+    """Return this process's part of the samples of an update."""
+    if world_size() == 1:
+        return rows
+    return rows.tensor_split(world_size())[torch.distributed.get_rank()]
+
+
+def _rows(batch: Any) -> int:
+    if isinstance(batch, Tensor):
+        return len(batch)
+    found: list[int] = []
+    mapped(batch, lambda tensor: found.append(len(tensor)) or tensor)
+    if found and len(set(found)) == 1:
+        return found[0]
+    if not found:
+        try:
+            return len(batch)
+        except TypeError:
+            pass
+    raise InputError(f"samples of lengths {sorted(set(found))} must share one first dimension")
+
+
+def _taken(samples: Any, indices: Tensor) -> Any:
+    if isinstance(samples, Tensor | tuple | list | Mapping) or not callable(getattr(samples, "__getitem__", None)):
+        return mapped(samples, lambda tensor: tensor[indices])
+    return samples[indices]
+
+
+def _changed(samples: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    tensors = getattr(samples, "tensors", None)
+    if isinstance(tensors, tuple):  # as TensorSamples and TensorDataset hold them
+        samples.tensors = tuple(function(tensor) for tensor in tensors)
+        return samples
+    return mapped(samples, function)

@@ -1,0 +1,1 @@
+collect_ignore = ["files"]  # recipes of other stacks: read, never imported

@@ -1,0 +1,1 @@
+accelerate launch --num_processes=4 train_text_to_image_lora.py --pretrained_model_name_or_path=a --train_batch_size=4 --gradient_accumulation_steps=2 --max_train_steps=15000 --learning_rate=1e-04 --max_grad_norm=1 --lr_scheduler=cosine --lr_warmup_steps=300 --checkpointing_steps=500 --seed=1337

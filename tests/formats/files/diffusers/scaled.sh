@@ -1,0 +1,1 @@
+accelerate launch --num_processes=8 train_dreambooth.py --pretrained_model_name_or_path=a --train_batch_size=2 --max_train_steps=800 --learning_rate=5e-7 --scale_lr --lr_scheduler=linear --lr_warmup_steps=100

@@ -1,0 +1,1 @@
+torchrun --standalone --nproc_per_node=32 train.py --outdir=out --data=in64.zip --cond=1 --arch=adm --duration=2500 --batch=4096 --batch-gpu=32 --lr=1e-4 --ema=50 --dropout=0.10 --augment=0 --fp16=1 --ls=100 --tick=200

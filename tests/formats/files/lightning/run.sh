@@ -1,0 +1,1 @@
+python main.py fit --trainer.max_steps=5000 --trainer.devices=2 --trainer.accumulate_grad_batches=4 --data.init_args.batch_size=8 --optimizer.class_path=torch.optim.AdamW --optimizer.init_args.lr=1e-4 --model.class_path=M

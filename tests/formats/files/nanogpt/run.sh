@@ -1,0 +1,1 @@
+torchrun --standalone --nproc_per_node=4 train.py config/train_gpt2.py --batch_size=16 --gradient_accumulation_steps=32 --block_size=1024 --max_iters=200000 --lr_decay_iters=180000 --learning_rate=3e-4 --min_lr=3e-5 --warmup_iters=1000 --eval_iters=100

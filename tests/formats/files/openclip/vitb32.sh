@@ -1,0 +1,1 @@
+srun python -m open_clip_train.main --train-data x --train-num-samples 135646078 --batch-size 512 --accum-freq 2 --beta2 0.95 --warmup 2000 --epochs 96 --lr 5e-4 --wd 0.2 --grad-clip-norm 1.0 --model ViT-B-32 --local-loss --gather-with-grad

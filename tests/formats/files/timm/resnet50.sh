@@ -1,0 +1,1 @@
+torchrun --nproc_per_node=4 train.py --data-dir /imagenet --model resnet50 --batch-size 256 --opt sgd --lr 1.0 --momentum 0.9 --weight-decay 2e-5 --sched cosine --epochs 200 --warmup-epochs 5 --warmup-lr 0.05 --sync-bn --bn-momentum 0.1 --grad-accum-steps 2

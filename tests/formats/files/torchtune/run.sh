@@ -1,0 +1,1 @@
+tune run --nproc_per_node 4 full_finetune_distributed --config llama3/8B_full batch_size=4 gradient_accumulation_steps=2 optimizer._component_=torch.optim.AdamW optimizer.lr=1e-5 max_steps_per_epoch=500 epochs=3 model._component_=m

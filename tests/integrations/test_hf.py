@@ -1,0 +1,247 @@
+"""The callback in a real HF Trainer against the loop written out by hand."""
+
+import copy
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from tests.integrations.hf_models import InOrder, Texts, arguments, by_hand, llama
+from transformers import TrainerCallback
+
+import isobatch as ib
+from isobatch.errors import InputError
+from isobatch.integrations.hf import IsobatchCallback, IsobatchTrainerMixin
+
+
+def trained(
+    folder, callback=None, *, resume=None, kind=InOrder, model=None, rows=54, prepare=None, others=(), **changes
+):
+    callback = callback or IsobatchCallback(50, noise={"every": 1}, quiet=True)
+    trainer = kind(
+        model or llama(),
+        arguments(folder, **changes),
+        train_dataset=Texts(rows),
+        eval_dataset=Texts(8),
+        callbacks=[callback, *others],
+    )
+    if prepare is not None:
+        prepare(trainer)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, callback
+
+
+def same(callback, model, ema, noise, tolerance=1e-6):
+    assert callback.ema.seen == ema.seen
+    assert callback.noise.seen == noise.seen
+    for name, tensor in ema.average().items():
+        torch.testing.assert_close(callback.ema.average()[name], tensor, rtol=tolerance, atol=tolerance)
+    mine, theirs = callback.noise.estimate(), noise.estimate()
+    assert (mine.measurements, mine.excluded) == (theirs.measurements, theirs.excluded)
+    assert mine.trace == pytest.approx(theirs.trace, rel=tolerance * 10)
+    assert mine.gradient_squared == pytest.approx(theirs.gradient_squared, rel=1e-4, abs=tolerance * theirs.trace)
+
+
+def test_the_callback_is_the_loop_by_hand_with_accumulation_clipping_and_uneven_last_batches(tmp_path, capsys):
+    trainer, callback = trained(
+        tmp_path, IsobatchCallback(50, noise={"every": 1}), logging_strategy="steps", logging_steps=2
+    )
+    model, ema, noise = by_hand()
+    for one, other in zip(model.parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    same(callback, model, ema, noise)
+    assert callback.sentence in capsys.readouterr().out
+    assert callback.sentence.startswith("Is a larger batch worth it?")
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all(entry["isobatch/half_life"] == 50 for entry in logged)
+    assert logged[-1]["isobatch/noise_scale_identified"] in (0.0, 1.0)
+
+
+class Looks(TrainerCallback):
+    """Notes the weights that an evaluation and what comes after it sees."""
+
+    def __init__(self, of):
+        self.of, self.evaluated, self.saved = of, [], []
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self.evaluated.append(self.of.ema._engine.buffers.exchanged)
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saved.append(self.of.ema._engine.buffers.exchanged)
+
+
+def test_evaluation_in_between_sees_the_average_and_changes_nothing(tmp_path):
+    callback = IsobatchCallback(50, noise={"every": 1}, quiet=True)
+    looks = Looks(callback)
+    trainer, _ = trained(tmp_path, callback, others=[looks], eval_strategy="steps", eval_steps=2)
+    same(callback, *by_hand())
+    assert looks.evaluated
+    assert all(looks.evaluated)
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    with callback.ema.applied(trainer.model):
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[-1], rel=1e-4)
+
+
+def test_a_resume_in_the_middle_of_an_epoch_goes_on_as_if_nothing_had_happened(tmp_path):
+    changes = {"save_strategy": "steps", "save_steps": 3}
+    _, whole = trained(tmp_path / "whole")
+    trained(tmp_path / "half", max_steps=3, **changes)
+    trainer, again = trained(tmp_path / "half", resume=str(tmp_path / "half" / "checkpoint-3"), **changes)
+    assert trainer.state.global_step == 10
+    same(again, *by_hand())
+    assert again.clock.steps == whole.clock.steps
+
+
+@pytest.mark.slow
+def test_a_resume_without_a_state_is_refused_and_one_from_elsewhere_taken(tmp_path):
+    trained(tmp_path, max_steps=3, save_strategy="steps", save_steps=3)
+    (tmp_path / "checkpoint-3" / "isobatch.safetensors").rename(tmp_path / "isobatch.safetensors")
+    checkpoint = str(tmp_path / "checkpoint-3")
+    with pytest.raises(InputError, match="resume_from=FOLDER"):
+        trained(tmp_path, resume=checkpoint)
+    found = IsobatchCallback(50, noise={"every": 1}, resume_from=tmp_path, quiet=True)
+    trained(tmp_path, found, resume=checkpoint)
+    same(found, *by_hand())
+
+
+def scaler(trainer):
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, backoff_factor=2.0**-110)
+
+
+def test_steps_that_a_scaler_skips_move_no_average(tmp_path):
+    _, callback = trained(tmp_path, prepare=scaler, max_grad_norm=0)
+    _, ema, _ = by_hand(skips=(0,), clip=1e9)
+    assert (callback.clock.skips, callback.clock.steps) == (1, 9)
+    assert callback.clock.drawn == 108
+    assert callback.ema.seen == ema.seen == 96
+    for name, tensor in ema.average().items():
+        torch.testing.assert_close(callback.ema.average()[name], tensor, rtol=1e-5, atol=1e-6)
+    assert callback.noise.estimate().excluded == 1
+
+
+@pytest.mark.slow
+def test_tokens_count_where_the_half_life_is_in_tokens(tmp_path):
+    callback = IsobatchCallback("400 tokens", noise={"every": 1}, quiet=True)
+    trained(tmp_path, callback)
+    same(callback, *by_hand(half_life=400, unit="tokens"))
+
+
+@pytest.mark.slow
+def test_epochs_recipes_and_plan_files_give_the_half_life(tmp_path):
+    recipe = ib.Recipe.parse({
+        "data_size": 54, "batch": {"size": 12}, "optimizer": {"name": "sgd", "lr": 0.1},
+        "schedule": {"length": "2 epochs"}, "ema": {"half_life": "108 samples"}, "noise": {"every": 1},
+    })  # fmt: skip
+    (tmp_path / "plan.json").write_text(recipe.at(batch_size=24).to_json())
+    found = [IsobatchCallback("2 epochs", quiet=True), IsobatchCallback(recipe=recipe, quiet=True),
+             IsobatchCallback(recipe=tmp_path / "plan.json", quiet=True)]  # fmt: skip
+    for callback in found:
+        trained(tmp_path, callback, num_train_epochs=1)
+        assert callback.ema.half_life == pytest.approx(108)
+    assert found[0].noise is None
+    assert found[1].noise.estimate().measurements == 5
+
+
+class Smoothed(IsobatchTrainerMixin, InOrder):
+    pass
+
+
+@pytest.mark.slow
+def test_labels_that_vanish_are_refused_without_the_mixin_and_counted_with_it(tmp_path):
+    with pytest.raises(InputError, match="IsobatchTrainerMixin"):
+        trained(tmp_path, label_smoothing_factor=0.1)
+    _, rows = trained(tmp_path, IsobatchCallback(50, quiet=True), label_smoothing_factor=0.1)
+    assert rows.ema.seen == 108
+    _, callback = trained(tmp_path, kind=Smoothed, label_smoothing_factor=0.1)
+    assert callback.noise.seen == by_hand()[2].seen
+
+
+@pytest.mark.slow
+def test_the_mixin_evaluates_with_the_average_and_gives_the_weights_back_after_an_exception(tmp_path):
+    trainer, callback = trained(tmp_path, kind=Smoothed, eval_strategy="epoch")
+    raw = copy.deepcopy(trainer.model.state_dict())
+    inside = trainer.evaluate()["eval_loss"]
+    with callback.ema.applied(trainer.model):
+        assert InOrder.evaluate(trainer)["eval_loss"] == pytest.approx(inside)
+
+    def broken(*args, **kwargs):
+        assert not torch.equal(trainer.model.model.embed_tokens.weight, raw["model.embed_tokens.weight"])
+        raise ValueError("broken")
+
+    trainer.prediction_step = broken
+    with pytest.raises(ValueError, match="broken"):
+        trainer.evaluate()
+    assert all(torch.equal(raw[name], tensor) for name, tensor in trainer.model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_export_leaves_the_average_in_the_model(tmp_path):
+    callback = IsobatchCallback(50, export="average", quiet=True)
+    trainer, _ = trained(tmp_path, callback)
+    for name, tensor in callback.ema.average().items():
+        assert torch.equal(dict(trainer.model.named_parameters())[name], tensor)
+
+
+def scheduled(*stages):
+    return ib.Recipe.parse({
+        "data_size": 48, "batch": {"size": 8, "schedule": stages}, "optimizer": {"name": "sgd", "lr": 0.1},
+        "schedule": {"length": "3 epochs"}, "ema": {"half_life": "50 samples"},
+    })  # fmt: skip
+
+
+def grown(folder, recipe, **changes):
+    model, callback = llama(), IsobatchCallback(recipe=recipe, quiet=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scheduler = ib.SampleScheduler(torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0), batch_size=8)
+    given = {"gradient_accumulation_steps": 2, "num_train_epochs": 3} | changes
+    trainer = InOrder(
+        model,
+        arguments(folder, **given),
+        train_dataset=Texts(48),
+        callbacks=[callback],
+        optimizers=(optimizer, scheduler),
+    )
+    trainer.train()
+    return trainer, callback, optimizer
+
+
+def test_a_batch_schedule_raises_the_accumulation_at_epochs_and_moves_the_settings(tmp_path):
+    trainer, callback, optimizer = grown(tmp_path, scheduled(["0 epochs", 8], ["1 epoch", 16], ["2 epochs", 24]))
+    assert (callback.ema.seen, callback.clock.steps) == (144, 6 + 3 + 2)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3)
+    assert trainer.args.gradient_accumulation_steps == 2
+
+
+@pytest.mark.parametrize(("stages", "changes", "why"), [
+    ([["0 epochs", 8], ["60 samples", 16]], {}, "middle of an epoch"),
+    ([["0 epochs", 8], ["1 epoch", 4]], {}, "falls from 8 to 4"),
+    ([["0 epochs", 8], ["1 epoch", 10]], {}, "no multiple of 4"),
+    ([["0 epochs", 8], ["1 epoch", 16]], {"gradient_accumulation_steps": 1}, "make them agree"),
+])  # fmt: skip
+def test_batch_schedules_that_the_trainer_cannot_follow_are_refused(tmp_path, stages, changes, why):
+    with pytest.raises(InputError, match=why):
+        grown(tmp_path, scheduled(*stages), **changes)
+
+
+@pytest.mark.slow
+def test_a_batch_schedule_beside_a_scheduler_that_counts_steps_is_refused(tmp_path):
+    callback = IsobatchCallback(recipe=scheduled(["0 epochs", 8], ["1 epoch", 16]))
+    with pytest.raises(InputError, match="SampleScheduler"):
+        trained(tmp_path, callback, rows=48, gradient_accumulation_steps=2)
+
+
+@pytest.mark.parametrize(("given", "why"), [
+    ({}, "nothing to do"),
+    ({"half_life": 5, "decay": 0.9, "batch_size": 8}, "give one of them"),
+    ({"half_life": "5 steps"}, "batch_size"),
+    ({"half_life": "5 tokens", "unit": "samples"}, "counts tokens"),
+    ({"half_life": 5, "unit": "rows"}, "must be"),
+    ({"half_life": 5, "evaluate": "ema"}, "must be"),
+    ({"half_life": 5, "recipe": "examples/digits.toml"}, "or a recipe"),
+    ({"recipe": "nowhere.json"}, "cannot read"),
+])  # fmt: skip
+def test_settings_that_contradict_each_other_are_refused(given, why):
+    with pytest.raises(InputError, match=why):
+        IsobatchCallback(**given)

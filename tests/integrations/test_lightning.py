@@ -1,0 +1,271 @@
+"""The callback in a real Lightning Trainer against the loop written out by hand."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("lightning")
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+import isobatch as ib
+from isobatch.average import CopyUntil
+from isobatch.errors import InputError
+from isobatch.integrations.lightning import IsobatchCallback
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:.*(num_workers|many workers|logging interval|litlogger|ckpt_path|val_dataloader)"
+    ),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # Lightning's own, with this torch
+]
+
+
+class Net(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+        self.validated = []
+
+    def loss(self, batch):
+        return (self.net(batch[0]).squeeze(-1) - batch[1]).square().mean()
+
+    def training_step(self, batch, place):
+        return self.loss(batch)
+
+    def validation_step(self, batch, place):
+        self.validated.append(float(self.loss(batch)))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.05)
+
+
+def loader(rows=54, seed=0):
+    x = torch.randn(rows, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, x.sum(1)), 8)
+
+
+def fit(folder, callback, module=None, *, checkpoint=None, others=(), data=None, **changes):
+    given = {"default_root_dir": folder, "max_epochs": 4, "accelerator": "cpu", "devices": 1, "logger": False,
+             "enable_progress_bar": False, "enable_model_summary": False,
+             "enable_checkpointing": any(isinstance(o, ModelCheckpoint) for o in others)}  # fmt: skip
+    module = module or Net()
+    trainer = pl.Trainer(**given | changes, callbacks=[callback, *others])
+    trainer.fit(module, data or loader(), loader(16, 1), ckpt_path=checkpoint, weights_only=True)
+    return module, trainer
+
+
+def by_hand(epochs=4, accumulate=1, clip=None, half_life=60.0, scale=1.0):
+    module = Net()
+    optimizer = torch.optim.SGD(module.parameters(), 0.05)
+    ema, noise = ib.ModelEMA(module, half_life=half_life), ib.NoiseScale(module, every=1)
+    for _ in range(epochs):
+        batches = list(loader())
+        for start in range(0, len(batches), accumulate):
+            group = batches[start : start + accumulate]
+            for batch in group:
+                (module.loss(batch) / accumulate).backward()
+            rows = sum(len(batch[0]) for batch in group)
+            noise.update(samples=rows)
+            if clip:
+                nn.utils.clip_grad_norm_(module.parameters(), clip)
+            if any((p.grad * scale).isinf().any() for p in module.parameters()):
+                scale *= 2.0**-112
+            else:
+                optimizer.step()
+                ema.update(samples=rows)
+            optimizer.zero_grad()
+    return module, ema, noise
+
+
+def ours(**changes):
+    return IsobatchCallback(60, noise={"every": 1}, quiet=True, **changes)
+
+
+def same(callback, ema, noise, tolerance=1e-6):
+    assert (callback.ema.seen, callback.noise.seen) == (ema.seen, noise.seen)
+    for name, tensor in ema.average().items():
+        torch.testing.assert_close(callback.ema.average()[name], tensor, rtol=tolerance, atol=tolerance)
+    mine, theirs = callback.noise.estimate(), noise.estimate()
+    assert (mine.measurements, mine.excluded) == (theirs.measurements, theirs.excluded)
+    assert mine.trace == pytest.approx(theirs.trace, rel=tolerance)
+    assert mine.gradient_squared == pytest.approx(theirs.gradient_squared, rel=tolerance)
+
+
+@pytest.mark.parametrize(("accumulate", "clip"), [(1, None), (4, 0.5)])
+def test_the_callback_is_the_loop_by_hand_with_validation_in_between(tmp_path, accumulate, clip):
+    callback = ours()
+    module, _ = fit(tmp_path, callback, accumulate_grad_batches=accumulate, gradient_clip_val=clip)
+    _, ema, noise = by_hand(accumulate=accumulate, clip=clip)
+    same(callback, ema, noise)
+    with torch.no_grad():
+        raw = [float(module.loss(batch)) for batch in loader(16, 1)]
+        with callback.ema.applied(module):
+            averaged = [float(module.loss(batch)) for batch in loader(16, 1)]
+    assert module.validated[-2:] == averaged != raw
+
+
+def test_a_resume_goes_on_as_if_nothing_had_happened(tmp_path):
+    keep = ModelCheckpoint(dirpath=tmp_path, save_last=True)
+    fit(tmp_path, ours(), others=[keep], max_epochs=2)
+    callback = ours()
+    fit(tmp_path, callback, checkpoint=str(tmp_path / "last.ckpt"))
+    same(callback, *by_hand()[1:])
+
+
+class Resumable:
+    """A loader that knows its place, as Lightning asks for in the middle of an epoch."""
+
+    def __init__(self):
+        self.batches, self.at = list(loader()), 0
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        self.at %= len(self.batches)
+        while self.at < len(self.batches):
+            self.at += 1
+            yield self.batches[self.at - 1]
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+
+def test_a_resume_in_the_middle_of_an_epoch(tmp_path):
+    keep = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=10, save_top_k=-1, filename="{step}")
+    fit(tmp_path, ours(), others=[keep], max_epochs=2, data=Resumable())
+    callback = ours()
+    fit(tmp_path, callback, checkpoint=str(tmp_path / "step=10.ckpt"), data=Resumable())
+    same(callback, *by_hand()[1:])
+
+
+@pytest.mark.parametrize("export", ["raw", "average"])
+def test_what_a_checkpoint_and_the_module_hold_afterwards(tmp_path, export):
+    callback = ours(export=export)
+    keep = ModelCheckpoint(dirpath=tmp_path, save_last=True)
+    module, _ = fit(tmp_path, callback, others=[keep], max_epochs=2)
+    raw, ema, _ = by_hand(epochs=2)
+    stored = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    wanted = raw.state_dict() if export == "raw" else ema.average()
+    for name, tensor in module.state_dict().items():
+        torch.testing.assert_close(stored["state_dict"][name], wanted[name])
+        torch.testing.assert_close(tensor, wanted[name])
+    again = ours(export=export)
+    fit(tmp_path, again, checkpoint=str(tmp_path / "last.ckpt"))
+    same(again, *by_hand()[1:])
+
+
+def test_steps_that_a_scaler_skips_move_no_average(tmp_path):
+    callback = ours()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-112)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    plugin.autocast_context_manager = lambda: torch.autocast("cpu", enabled=False)
+    fit(tmp_path, callback, plugins=[plugin])
+    _, ema, _ = by_hand(scale=2.0**127)
+    assert callback.clock.skips == 1
+    assert callback.ema.seen == ema.seen < 4 * 54
+    for name, tensor in ema.average().items():
+        torch.testing.assert_close(callback.ema.average()[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+class Broken(Net):
+    def validation_step(self, batch, place):
+        if self.trainer.global_step:
+            raise ValueError("broken")
+
+
+def test_an_exception_in_validation_gives_the_raw_weights_back(tmp_path):
+    callback, module = ours(), Broken()
+    with pytest.raises(ValueError, match="broken"):
+        fit(tmp_path, callback, module)
+    for name, tensor in by_hand(epochs=1)[0].state_dict().items():
+        torch.testing.assert_close(module.state_dict()[name], tensor)
+    callback.state_dict()
+
+
+class Players(pl.LightningModule):
+    def __init__(self, every=1):
+        super().__init__()
+        torch.manual_seed(0)
+        self.automatic_optimization = False
+        self.g, self.d, self.every = nn.Linear(8, 8), nn.Linear(8, 1), every
+
+    def training_step(self, batch, place):
+        x, _ = batch
+        for number, optimizer in enumerate(self.optimizers()):
+            self.toggle_optimizer(optimizer)
+            fake = self.g(x) if number == 0 else self.g(x).detach()
+            loss = self.d(fake).mean() if number == 0 else -self.d(fake).square().mean()
+            self.manual_backward(loss / self.every)
+            if (place + 1) % self.every == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+            self.untoggle_optimizer(optimizer)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.g.parameters(), 0.01), torch.optim.SGD(self.d.parameters(), 0.01)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_manual_optimization_with_two_optimizers_counts_each_sample_once(tmp_path, every):
+    callback, module = ours(), Players(every)
+    fit(tmp_path, callback, module, data=loader(48), limit_val_batches=0)
+    assert callback.ema.seen == callback.clock.drawn == 4 * 48
+    assert [noise.seen for noise in callback.clock.noises] == [4 * 48] * 2
+    measured = [noise.estimate().measurements > 0 for noise in callback.clock.noises]
+    # without micro-batches the second player's layers are used in the first one's turn too: rows cannot be told apart
+    assert measured == [True, every > 1]
+    assert callback.clock.steps == 4 * 6 // every
+
+
+def test_the_average_is_lightnings_own_at_its_own_settings(tmp_path):
+    own = EMAWeightAveraging(decay=0.9)
+    mine = IsobatchCallback(decay=0.9, batch_size=8, average={"warmup": CopyUntil(1)}, evaluate="raw", quiet=True)
+    fit(tmp_path, mine, others=[own], data=loader(56), max_epochs=2, limit_val_batches=0)
+    for name, tensor in mine.ema.average().items():
+        torch.testing.assert_close(own._average_model.module.state_dict()[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_the_logger_and_the_last_line(tmp_path, capsys):
+    callback = IsobatchCallback("2 epochs", noise={"every": 1})
+    fit(tmp_path, callback, logger=CSVLogger(tmp_path), log_every_n_steps=2, max_epochs=2)
+    metrics = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text()
+    assert "isobatch/half_life" in metrics
+    assert "isobatch/noise_scale" in metrics
+    assert callback.ema.half_life == 108
+    assert callback.sentence in capsys.readouterr().out
+
+
+def test_weights_under_their_own_names_in_one_file(tmp_path):
+    callback = ours()
+    module, _ = fit(tmp_path, callback, max_epochs=1)
+    from safetensors.torch import load_file
+
+    stored = load_file(callback.save_average(tmp_path / "average.safetensors"))
+    fresh = Net()
+    fresh.load_state_dict(stored)
+    for name, tensor in callback.ema.average().items():
+        assert torch.equal(copy.deepcopy(dict(fresh.named_parameters())[name]), tensor)
+    assert module.training is not None
+
+
+@pytest.mark.parametrize(("given", "why"), [
+    ({}, "nothing to do"),
+    ({"half_life": "1e6 tokens"}, "count=lambda"),
+    ({"half_life": 1, "export": "both"}, "must be"),
+])  # fmt: skip
+def test_refusals(given, why):
+    with pytest.raises(InputError, match=why):
+        IsobatchCallback(**given)

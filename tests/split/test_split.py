@@ -1,0 +1,133 @@
+"""The check as a function and a command: verdicts, exit codes, what cannot be checked, several processes."""
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+from tests.split import targets
+
+from isobatch import cli, testing, verify
+from isobatch.errors import InputError
+from isobatch.split import SplitReport, split
+
+HERE = str(Path(__file__).with_name("targets.py"))
+
+
+def test_a_right_trainer_is_invariant_and_a_wrong_one_is_named():
+    assert verify.split(targets.good).invariant
+    report = verify.split(targets.bad, parts=4)
+    assert [cause.name for cause in report.causes] == ["missing-division", "mean-of-means"]
+    assert report["gradient at the step"].ratio == pytest.approx(4)
+    assert report["update"].verdict == "DIFFERENT"
+    assert SplitReport.from_dict(json.loads(json.dumps(report.to_dict()))).to_dict() == report.to_dict()
+
+
+def test_markdown_holds_the_table_the_cause_and_the_advice():
+    text = split(targets.bad).to_markdown()
+    assert "| gradient at the step | DIFFERENT | x 4 |" in text
+    assert "**missing division by accumulation** (measured)" in text
+    assert "divide each micro-batch's mean loss" in text
+
+
+def test_the_helper_of_test_suites():
+    assert testing.assert_batch_invariant(targets.good, 2).invariant
+    with pytest.raises(AssertionError, match="missing division by accumulation"):
+        testing.assert_batch_invariant(targets.bad)
+    assert testing.assert_batch_invariant(targets.bad, allow=["missing-division", "mean-of-means"]).exit_code == 4
+
+
+def test_a_trainer_that_never_splits_is_not_comparable():
+    report = split(targets.never_splits)
+    assert report.exit_code == 3
+    assert "does update use `parts`" in report["update"].reason
+    with pytest.raises(AssertionError, match="not comparable"):
+        testing.assert_batch_invariant(targets.never_splits)
+
+
+def test_non_determinism_is_said_and_nothing_is_accused():
+    report = split(targets.not_deterministic)
+    assert [cause.name for cause in report.causes] == ["non-determinism"]
+    assert report.exit_code == 3
+
+
+UNABLE = [
+    ("raises", "make raised RuntimeError: no data here"),
+    ("update_raises", "raised ValueError: a shape that does not fit"),
+    ("other_data", "make gives other samples each time"),
+    ("needs_gpu", "needs a GPU"),
+    ("too_large", "out of memory"),
+    ("few_rows", "5 samples are less than a batch of 8"),
+    ("nothing", "make returned int"),
+]
+
+
+@pytest.mark.parametrize(("name", "said"), UNABLE)
+def test_what_cannot_be_checked_is_bad_input(name, said):
+    with pytest.raises(InputError, match=said):
+        split(getattr(targets, name))
+
+
+@pytest.mark.parametrize(("name", "said"), [("hangs", "the check hung"), ("killed", "killed by signal 9")])
+def test_what_hangs_or_is_killed_leaves_no_process(name, said, capsys):
+    assert cli.run(["verify", "split", f"{HERE}:{name}", "--timeout", "2"]) == 2
+    assert said in capsys.readouterr().err
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("name", "code"), [("good", 0), ("bad", 4), ("raises", 2), ("never_splits", 3)])
+def test_the_command_leaves_with_the_verdict(name, code, capsys, tmp_path):
+    assert cli.run(["verify", "split", f"{HERE}:{name}", "--json", "--out", str(tmp_path / "out")]) == code
+    shown = capsys.readouterr()
+    if code == 2:
+        assert "no data here" in shown.err
+        return
+    data = json.loads(shown.out)
+    assert (data["exit_code"], data["invariant"]) == (code, code == 0)
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["headline"] == data["headline"]
+    assert (tmp_path / "out" / "report.md").read_text().startswith("**")
+
+
+def test_the_command_prints_for_people(capsys):
+    assert cli.run(["verify", "split", f"{HERE}:bad"]) == 4
+    assert "missing division by accumulation (measured)" in capsys.readouterr().out
+    assert cli.run(["verify", "split", f"{HERE}:bad", "--markdown"]) == 4
+    assert capsys.readouterr().out.startswith("**missing division")
+
+
+@pytest.mark.parametrize("words", [
+    [f"{HERE}:absent"], ["nowhere.py:make"], ["no.such.module:make"], [f"{HERE}:good", "--parts", "3"],
+    [f"{HERE}:good", "--parts", "1"], [f"{HERE}:good", "--batch-size", "2"], [f"{HERE}:good", "--processes", "3"],
+    [f"{HERE}:good", "--timeout", "0"], [f"{HERE}:good", "--json", "--markdown"],
+])  # fmt: skip
+def test_bad_words_are_bad_input(words, capsys):
+    assert cli.run(["verify", "split", *words]) == 2
+    assert capsys.readouterr().err.startswith("isobatch: ")
+
+
+@pytest.mark.parametrize(("name", "causes"), [
+    ("data_parallel", []), ("sharded", []), ("data_parallel_sums", ["sum-instead-of-mean"]),
+    ("ranks_apart", ["processes-apart"]),
+])  # fmt: skip
+def test_on_two_processes(name, causes):
+    report = split(getattr(targets, name), 2, processes=2, timeout=100)
+    assert [cause.name for cause in report.causes] == causes, str(report)
+    assert "2 processes x 4" in report.layouts
+
+
+def test_a_rank_that_hangs_ends_all():
+    with pytest.raises(InputError, match="the check hung"):
+        split(targets.one_rank_hangs, 2, processes=2, timeout=6)
+    assert not multiprocessing.active_children()
+    assert [pid for pid in Path("/proc").glob("[0-9]*") if _session_of_a_check(pid)] == []
+
+
+def _session_of_a_check(process):
+    """Whether a process was forked by a check of this one: same command, another session, gone from its parent."""
+    try:
+        words = (process / "stat").read_text().rsplit(")", 1)[1].split()
+        same = (process / "cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes()
+    except (OSError, IndexError):
+        return False
+    return same and words[0] != "Z" and process.name != str(os.getpid()) and int(words[3]) != os.getsid(0)
