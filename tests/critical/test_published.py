@@ -5,6 +5,8 @@ import pytest
 from benchmarks.published import PAGE, fits, page
 from tests.reference import critical as slow
 
+from isobatch import published
+
 
 @pytest.fixture(scope="module")
 def found():
@@ -51,3 +53,22 @@ def test_every_row_has_repository_commit_and_path(found):
         assert "@" in entry["source"]
         assert entry["source"].split(": ")[1].endswith((".json", ".ipynb"))
         assert all(np.isfinite(p["lr"]) for p in entry["points"])
+
+
+def test_the_registry_has_the_same_rates_and_critical_batches(found):
+    by_source = {e["source"]: (e, f) for e, f in found if not e["source"].endswith("ipynb")}
+    by_source |= {f"{e['name']}".lower().replace(" ", "-"): (e, f) for e, f in found if e["source"].endswith("ipynb")}
+    checked = 0
+    for name in published.names():
+        own = published.load(name)
+        entry, fit = by_source.get(own.source) or by_source.get(name, (None, None))
+        if entry is None:
+            assert own.critical is None
+            continue
+        checked += 1
+        assert [(b, p["lr"]) for b, p in own.points.items()] == [(p["batch"], p["lr"]) for p in entry["points"]]
+        c = fit.hyperbola.critical
+        if own.critical is not None:
+            assert own.critical == pytest.approx((c.value, c.low, c.high), rel=5e-3)
+        assert (own.critical is not None) == fit.hyperbola.identified
+    assert checked == 23
