@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE, STUDIES = ROOT / "src" / "isobatch", ROOT / "studies" / "src" / "isobatch_studies"
 FLOORS = (
     ("errors", "installed", "renamed", "results", "student"),
-    ("units", "curves", "recipe", "rules", "plan", "export", "formats", "control", "schedules"),
+    ("units", "curves", "recipe", "rules", "plan", "published", "export", "formats", "control", "schedules"),
     ("gradients", "modules", "average", "noise", "augment", "optimizers"),
     ("data", "checkpoint", "decentralized", "topologies"),
     ("tasks", "train"),

@@ -41,6 +41,8 @@ def add(commands: Any) -> None:
     form.add_argument("--snippet", choices=["torch", "hf", "lightning"], help=text)
     text = "print every key of a recipe, what it means, its unit, and what a plan does to it (no recipe needed)"
     form.add_argument("--keys", action="store_true", help=text)
+    text = "start from a published recipe instead of a file, at its batch nearest to --batch-size or at BATCH"
+    command.add_argument("--like", metavar="NAME[@BATCH]", help=text + "; --like list prints the names")
     add_file_options(command)
     command.set_defaults(call=plan)
 
@@ -62,6 +64,8 @@ def plan(chosen: argparse.Namespace) -> int:
 
         say(keys_table())
         return 0
+    if chosen.like is not None:
+        return _plan_like(chosen)
     if chosen.recipe is None:
         raise InputError("plan needs a recipe file: isobatch plan recipe.toml --batch-size 512; or --keys alone")
     if chosen.noise_scale is not None:
@@ -73,23 +77,55 @@ def plan(chosen: argparse.Namespace) -> int:
             raise InputError(f"--snippet is for isobatch's own TOML; {chosen.recipe} is written back by --patch")
         return plan_file(chosen)
     recipe = Recipe.load(chosen.recipe)
-    made = recipe.at(
-        chosen.batch_size,
-        micro=chosen.micro,
-        devices=_devices(chosen, recipe.batch.devices),
-        noise_scale=chosen.noise_scale,
-        optimizer=chosen.optimizer,
-        rule=chosen.rule,
-        goal=chosen.goal,
-    )
+    devices = _devices(chosen, recipe.batch.devices, str(chosen.recipe))
+    made = recipe.at(chosen.batch_size, micro=chosen.micro, devices=devices, **_how(chosen))
+    _write(chosen, made, chosen.recipe.name)
+    if chosen.json:
+        say(made.to_json())
+    else:
+        _print(chosen, made)
+    return 0
+
+
+def _plan_like(chosen: argparse.Namespace) -> int:
+    """Plan from a published recipe."""
+    from isobatch.cli.plan_like import add_gaps, like, listed, say_gaps
+
+    if chosen.recipe is not None:
+        raise InputError(f"--like {chosen.like} takes the place of the recipe file {chosen.recipe}; give one of them")
+    if chosen.like == "list":
+        say(listed())
+        return 0
+    found, start = like(chosen.like, chosen.batch_size)
+    recipe, how = found.recipe(start), _how(chosen)
+    devices = _devices(chosen, recipe.batch.devices, f"--like {chosen.like}")
+    made = recipe.at(chosen.batch_size, micro=chosen.micro, devices=devices, **how)
+    _write(chosen, made, f"{found.name}@{start}")
+    gaps = found.gaps(start, **how)
+    if chosen.json:
+        say(add_gaps(made.to_dict(), found, start, gaps))
+        return 0
+    _print(chosen, made)
+    if chosen.snippet is None:
+        say_gaps(found, start, gaps, markdown=chosen.markdown)
+    return 0
+
+
+def _how(chosen: argparse.Namespace) -> dict[str, Any]:
+    names = ("noise_scale", "optimizer", "rule", "goal")
+    return {name: getattr(chosen, name) for name in names}
+
+
+def _write(chosen: argparse.Namespace, made: Any, source: str) -> None:
     if chosen.write is not None:
         from isobatch.export import write_plan
 
-        write_plan(made, chosen.write, source=chosen.recipe.name, overwrite=chosen.overwrite)
+        write_plan(made, chosen.write, source=source, overwrite=chosen.overwrite)
         sys.stderr.write(f"isobatch: written {chosen.write}\n")
-    if chosen.json:
-        say(made.to_json())
-    elif chosen.snippet is not None:
+
+
+def _print(chosen: argparse.Namespace, made: Any) -> None:
+    if chosen.snippet is not None:
         from isobatch.export import snippet
 
         say(snippet(made, chosen.snippet).rstrip())
@@ -99,19 +135,16 @@ def plan(chosen: argparse.Namespace) -> int:
         from rich.console import Console
 
         Console().print(made)
-    return 0
 
 
-def _devices(chosen: argparse.Namespace, have: int) -> int | None:
+def _devices(chosen: argparse.Namespace, have: int, source: str) -> int | None:
     """Return the devices of a plan of isobatch's own TOML, which says those that it is for."""
     for name in ("set", "patch", "diff", "explain", "check", "plot", "keep_batch"):
-        if getattr(chosen, name):
-            raise InputError(
-                f"--{name.replace('_', '-')} is for files of other stacks; {chosen.recipe} is isobatch's own TOML"
-            )
+        if getattr(chosen, name) not in (None, False, []):  # an empty --patch is in place
+            raise InputError(f"--{name.replace('_', '-')} is for files of other stacks; {source} is isobatch's own")
     old, new = devices_of(chosen.devices)
     if new is None:
         return old
     if old not in (None, have):
-        raise InputError(f"--devices {chosen.devices}: {chosen.recipe} is for {have} devices, not {old}")
+        raise InputError(f"--devices {chosen.devices}: {source} is for {have} devices, not {old}")
     return new
