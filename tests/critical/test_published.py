@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from benchmarks import league
 from benchmarks.published import PAGE, fits, page
 from tests.reference import critical as slow
 
-from isobatch import published
+from isobatch import published, rules
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +73,27 @@ def test_the_registry_has_the_same_rates_and_critical_batches(found):
             assert own.critical == pytest.approx((c.value, c.low, c.high), rel=5e-3)
         assert (own.critical is not None) == fit.hyperbola.identified
     assert checked == 23
+
+
+def test_the_league_by_hand(found):
+    batches, rates = [1.0, 4.0, 16.0], [1.0, 2.0, 4.0]
+    assert league.errors(batches, rates, 8.0, "sqrt") == pytest.approx(0)
+    assert league.errors(batches, rates, 8.0, "linear") == pytest.approx(np.var(np.log(rates)))
+    for b in (2.0, 8.0, 64.0):
+        share = rules.noise_share(1.0, 8.0)
+        aware = np.exp(league.RULES["noise-aware"](b, 8.0) - league.RULES["noise-aware"](1.0, 8.0))
+        assert aware == pytest.approx(rules.noise_aware(1.0, b, share))
+        for word, power in (("1/2", 0.5), ("3/4", 0.75), ("1", 1.0)):
+            shape = league.RULES[f"saturating {word}"]
+            assert shape(b, 8.0) - shape(1.0, 8.0) == pytest.approx(-power * np.log((1 + 8 / b) / 9))
+    assert league.part([1, 8, 64], [1, 2, 3], 8.0, "below") == ([1, 8], [1, 2])
+    assert league.part([1, 8, 64], [1, 2, 3], 8.0, "above") == ([8, 64], [2, 3])
+
+
+def test_what_the_league_is_quoted_for(found):
+    every = league.table(found, "all")
+    scores = league.scores(every)
+    assert min(scores, key=lambda rule: scores[rule].value) == "saturating 1/2"
+    for rule in ("kept", "linear", "noise-aware", "saturating 1"):
+        assert league.against(every, rule, "saturating 1/2").low > 0
+    assert league.apart(found) == 0
