@@ -41,3 +41,11 @@ class PeerError(IsobatchError):
         super().__init__(message)
         self.node = node
         self.step = step
+
+
+class WorkerLost(IsobatchError):
+    """The process or machine that made a call is gone; the call may be made again elsewhere."""
+
+
+class EngineError(IsobatchError):
+    """What spreads runs over machines is gone; finished runs are kept, and the command line exits with 1."""

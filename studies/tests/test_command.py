@@ -14,7 +14,7 @@ from isobatch.installed import announced
 from isobatch_studies import catalogue
 
 NAMES = [one.name for one in vars(catalogue).values() if isinstance(one, catalogue.Study)]
-SHARED = {"quick", "out", "workers", "budget", "on_estimate", "on_done"}
+SHARED = {"quick", "out", "workers", "executor", "budget", "on_estimate", "on_done"}
 
 
 def test_every_study_is_found_by_its_entry_point_under_its_own_name():

@@ -16,19 +16,19 @@ OPTIONS = {
     "--markdown --micro --noise-scale --optimizer --overwrite --patch --plot --reference --rule --set --snippet "
     "--write recipe",
     "verify run": "--ablate --allow-failures --batch-size --budget --device --expect --json --margin --max-kappa "
-    "--mend --metric --optimizer --out --seed-from --seeds --workers recipe",
+    "--mend --metric --on --optimizer --out --seed-from --seeds --workers recipe",
     "verify split": "--batch-size --json --markdown --out --own-types --parts --processes --seed --timeout target",
-    "verify characteristic": "--batch-size --device --json --out --sample --seeds --workers recipe",
+    "verify characteristic": "--batch-size --device --json --on --out --sample --seeds --workers recipe",
     "train": "--adaptive --async-save --batch-size --device --every --json --noise --order-seed --out --patience "
     "--resume --seed --shard --tensorboard recipe",
-    "study": "--budget --device --json --out --quick --simulate-nodes --workers name",
+    "study": "--budget --device --json --on --out --quick --simulate-nodes --workers name",
     "noise measure": "--device --geometry --json --marks --out --samples --seed recipe",
-    "noise branch": "--budget --checkpoint --device --factors --json --metric --out --seeds --smoothing --span --start "
-    "--tolerance --workers recipe",
+    "noise branch": "--budget --checkpoint --device --factors --json --metric --on --out --seeds --smoothing --span "
+    "--start --tolerance --workers recipe",
     "noise advise": "--bandwidth --critical --device --devices --extra --fits --gradient-bytes --json --latency --most "
     "--noise-scale --out --overlap --samples --throughput recipe",
     "noise fit": "--advise --batch --draws --json --keep-outliers --level --out --round --size --unit --value table",
-    "noise sweep": "--batches --budget --calibrate --device --goals --json --limit --lrs --metric --out --seeds "
+    "noise sweep": "--batches --budget --calibrate --device --goals --json --limit --lrs --metric --on --out --seeds "
     "--smoothing --workers recipe",
 }
 

@@ -10,7 +10,7 @@ FLOORS = (
     ("units", "curves", "recipe", "rules", "plan", "published", "export", "formats", "control", "schedules"),
     ("gradients", "modules", "average", "noise", "augment", "optimizers"),
     ("data", "checkpoint", "decentralized", "topologies"),
-    ("tasks", "train"),
+    ("tasks", "train", "executors"),
     ("report", "split", "testing", "verify", "critical"),
     ("cli", "integrations"),
 )

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from tests.recipes import recipe
 
 from isobatch.errors import InputError
+from isobatch.executors import as_done, map_jobs
 from isobatch.plan import scaled
 from isobatch.verify import ABLATIONS, arms
 from isobatch.verify.campaign import Campaign
 from isobatch.verify.comparison import run
 from isobatch.verify.design import design_of, looks_of, sizes, stops_for
-from isobatch.verify.workers import Job, as_done, map_jobs, train_curve
+from isobatch.verify.workers import Job, train_curve
 
 QUADRATIC = {
     "task": "quadratic",

@@ -373,12 +373,9 @@ def tell_changes(before: set[str], after: set[str]) -> None:
     """
     added, removed = sorted(after - before), sorted(before - after)
     if added or removed:
-        said = [
-            f"averages of {names[:5]} {what}"
-            for names, what in ((added, "start at their present values"), (removed, "were dropped"))
-            if names
-        ]
-        warnings.warn(f"the model's tensors changed: {', '.join(said)}", stacklevel=5)
+        fates = ((added, "start at their present values"), (removed, "were dropped"))
+        said = ", ".join(f"averages of {names[:5]} {fate}" for names, fate in fates if names)
+        warnings.warn(f"the model's tensors changed: {said}", stacklevel=5)
 
 
 def _constant(tensor: Tensor) -> bool:

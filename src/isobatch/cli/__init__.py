@@ -1,7 +1,7 @@
 """The command line: parse, call, print.
 
-Exit codes: 0 done or SAME, 1 internal error, 2 bad input, 3 UNDECIDED, 4 DIFFERENT, 130 interrupted, 143 ended by
-SIGTERM. argparse and late imports keep `isobatch plan` quick.
+Exit codes: 0 done or SAME, 1 internal error or an engine that is gone, 2 bad input, 3 UNDECIDED, 4 DIFFERENT,
+130 interrupted, 143 ended by SIGTERM. argparse and late imports keep `isobatch plan` quick.
 """
 
 import argparse
@@ -15,14 +15,14 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 from isobatch.cli import noise, plan, study, train, verify
 from isobatch.cli.options import Ended
-from isobatch.errors import IsobatchError
+from isobatch.errors import EngineError, IsobatchError
 from isobatch.installed import VERSION
 
 CODES = (
-    "exit codes: 0 done or SAME, 1 internal error, 2 bad input, 3 UNDECIDED, 4 DIFFERENT, 130 interrupted, "
-    "143 ended by SIGTERM"
+    "exit codes: 0 done or SAME, 1 internal error or an engine that is gone, 2 bad input, 3 UNDECIDED, 4 DIFFERENT, "
+    "130 interrupted, 143 ended by SIGTERM"
 )
-INPUT, INTERRUPTED, ENDED = 2, 130, 143
+GONE, INPUT, INTERRUPTED, ENDED = 1, 2, 130, 143
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
         if os.environ.get("ISOBATCH_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exception(error)
         sys.stderr.write(f"isobatch: {error}\n")
-        return INPUT
+        return GONE if isinstance(error, EngineError) else INPUT
     except Ended:
         sys.stderr.write("isobatch: asked to end; what was finished is kept, nothing half-written was left\n")
         return ENDED

@@ -6,7 +6,18 @@ from typing import Any
 
 from isobatch.cli.noise_advice import add_advise, add_branch
 from isobatch.cli.noise_fit import add_fit
-from isobatch.cli.options import DEVICE, add_output, folder_name, numbers, prepare, print_table, progress, say, seconds
+from isobatch.cli.options import (
+    DEVICE,
+    add_output,
+    executor_of,
+    folder_name,
+    numbers,
+    prepare,
+    print_table,
+    progress,
+    say,
+    seconds,
+)
 
 
 def add(commands: Any) -> None:
@@ -120,7 +131,7 @@ def sweep(chosen: argparse.Namespace) -> int:
     recipe, folder, budget = Recipe.load(chosen.recipe), prepare(chosen.out), seconds(chosen.budget)
     batches = [int(b) for b in numbers("--batches", chosen.batches, whole=True)]
     rates = numbers("--lrs", chosen.lrs) if chosen.lrs is not None else None
-    with progress(chosen.json) as (estimated, done):
+    with executor_of(chosen) as executor, progress(chosen.json) as (estimated, done):
         found = critical.sweep(
             recipe,
             goals=numbers("--goals", chosen.goals),
@@ -132,6 +143,7 @@ def sweep(chosen: argparse.Namespace) -> int:
             smoothing=chosen.smoothing,
             out=folder,
             workers=chosen.workers,
+            executor=executor,
             budget=budget,
             device=chosen.device,
             on_estimate=estimated,

@@ -5,7 +5,18 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isobatch.cli.options import DEVICE, add_output, folder_name, numbers, prepare, print_table, progress, say, seconds
+from isobatch.cli.options import (
+    DEVICE,
+    add_output,
+    executor_of,
+    folder_name,
+    numbers,
+    prepare,
+    print_table,
+    progress,
+    say,
+    seconds,
+)
 from isobatch.errors import InputError
 from isobatch.units import whole
 
@@ -53,7 +64,7 @@ def branch(chosen: argparse.Namespace) -> int:
     from isobatch.plan import Recipe
 
     recipe, folder, budget = Recipe.load(chosen.recipe), prepare(chosen.out), seconds(chosen.budget)
-    with progress(chosen.json) as (estimated, done):
+    with executor_of(chosen) as executor, progress(chosen.json) as (estimated, done):
         found = critical.branch(
             recipe,
             start=None if chosen.start is None else math.ceil(recipe.samples(chosen.start, "--start")),
@@ -66,6 +77,7 @@ def branch(chosen: argparse.Namespace) -> int:
             checkpoint=chosen.checkpoint,
             out=folder,
             workers=chosen.workers,
+            executor=executor,
             budget=budget,
             device=chosen.device,
             on_estimate=estimated,

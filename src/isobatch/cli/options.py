@@ -5,7 +5,9 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ STYLES = {
     "NOT COMPARABLE": "yellow",
 }  # fmt: skip
 DEVICE = "cpu, cuda or cuda:1, then options after commas: bf16, channels-last, compile; such as cuda,bf16,compile (cpu)"
+_SILENT = 60.0
+"""Seconds between lines of progress in a log file."""
 _BUDGET = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smh])$")
 
 
@@ -39,7 +43,9 @@ def add_output(command: argparse.ArgumentParser) -> None:
     Args:
         command: the command's parser.
     """
-    command.add_argument("--workers", type=int, help="processes; one a core unless given")
+    command.add_argument("--workers", type=int, help="processes; one a core, or a GPU, unless given")
+    text = "where runs train: local, dask://host:8786, ray, ray://host:10001, slurm:partition=NAME, module:executor"
+    command.add_argument("--on", default="local", metavar="WHERE", help=f"{text} (local)")
     command.add_argument("--out", type=folder_name, help="folder for result.json, pictures and pages")
     command.add_argument("--json", action="store_true", help="print JSON for programs")
 
@@ -123,8 +129,27 @@ def ending() -> Generator[None]:
 
 
 @contextmanager
+def executor_of(chosen: argparse.Namespace) -> Generator[Executor | None]:
+    """Open what `--on` names.
+
+    Args:
+        chosen: parsed arguments.
+
+    Yields:
+        The executor; None for processes of this machine.
+    """
+    if chosen.on == "local":
+        yield None
+        return
+    from isobatch.executors import opened
+
+    with opened(chosen.on, workers=chosen.workers, device=chosen.device) as executor:
+        yield executor
+
+
+@contextmanager
 def progress(quiet: bool) -> Generator[tuple[Callable[[float, int], None], Callable[[Any], None]]]:
-    """Show a bar on stderr while runs are trained.
+    """Show a bar on stderr while runs are trained; a line a minute where stderr is no terminal.
 
     Args:
         quiet: show nothing.
@@ -142,18 +167,30 @@ def progress(quiet: bool) -> Generator[tuple[Callable[[float, int], None], Calla
         TimeRemainingColumn,
     )
 
+    from isobatch.executors.progress import State, watching
+
     console = Console(stderr=True, quiet=quiet)
     hidden = quiet or not console.is_terminal
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("training runs", total=None)
 
-        def estimated(time: float, runs: int) -> None:
-            about = f"estimated {time / 60:.1f} minutes for " if time else ""
+        def estimated(expected: float, runs: int) -> None:
+            about = f"estimated {expected / 60:.1f} minutes for " if expected else ""
             console.print(f"{about}{runs} runs")
             bar.update(task, total=runs)
 
-        yield estimated, lambda _: bar.advance(task)
+        said = time.monotonic()
+
+        def show(state: State) -> None:
+            nonlocal said
+            bar.update(task, description=f"{state.running} running, {state.waiting} waiting")
+            if not console.is_terminal and not quiet and time.monotonic() - said > _SILENT:
+                said = time.monotonic()
+                console.print(f"isobatch: {state}", highlight=False)
+
+        with watching(show):
+            yield estimated, lambda _: bar.advance(task)
 
 
 def print_table(title: str, rows: list[list[str]]) -> None:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Protocol
 
-from isobatch.cli.options import DEVICE, add_output, prepare, print_table, progress, say, seconds
+from isobatch.cli.options import DEVICE, add_output, executor_of, prepare, print_table, progress, say, seconds
 from isobatch.errors import InputError
 from isobatch.installed import announced
 from isobatch.units import whole
@@ -140,11 +140,12 @@ def study(chosen: argparse.Namespace) -> int:
         whole("workers", chosen.workers)
     _check_free(folder, chosen.name, quick=chosen.quick)
     extra = options(chosen.name, one.takes, chosen.device, chosen.simulate_nodes)
-    with progress(chosen.json) as (estimated, done):
+    with executor_of(chosen) as executor, progress(chosen.json) as (estimated, done):
         data = one.run(
             quick=chosen.quick,
             out=folder,
             workers=chosen.workers,
+            executor=executor,
             budget=budget,
             on_estimate=estimated,
             on_done=done,

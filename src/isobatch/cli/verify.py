@@ -9,6 +9,7 @@ from isobatch.cli.options import (
     add_output,
     add_recipe,
     ending,
+    executor_of,
     prepare,
     print_table,
     progress,
@@ -117,7 +118,7 @@ def run(chosen: argparse.Namespace) -> int:
     recipe, budget, ablate = Recipe.load(chosen.recipe), seconds(chosen.budget), _ablations(chosen.ablate)
     wanted = _expectations(chosen.expect, verify.arms(recipe, chosen.batch_size, ablate, chosen.optimizer))
     folder = prepare(chosen.out)
-    with ending(), progress(chosen.json) as (estimated, done):
+    with ending(), executor_of(chosen) as executor, progress(chosen.json) as (estimated, done):
         result = verify.run(
             recipe,
             chosen.batch_size,
@@ -129,6 +130,7 @@ def run(chosen: argparse.Namespace) -> int:
             allow_failures=chosen.allow_failures,
             budget=budget,
             workers=chosen.workers,
+            executor=executor,
             optimizer=chosen.optimizer,
             mend=chosen.mend,
             device=chosen.device,
@@ -141,7 +143,7 @@ def run(chosen: argparse.Namespace) -> int:
         if chosen.max_kappa:
             from isobatch.verify.largest import largest_kappa
 
-            largest = largest_kappa(result, workers=chosen.workers, on_done=done)
+            largest = largest_kappa(result, workers=chosen.workers, executor=executor, on_done=done)
     data = _data(result, largest)
     if chosen.json:
         from isobatch.results import dump
@@ -191,13 +193,14 @@ def characteristic(chosen: argparse.Namespace) -> int:
     from isobatch.verify.characteristic import measure, table
 
     recipe, folder = Recipe.load(chosen.recipe), prepare(chosen.out)
-    with ending(), progress(chosen.json) as (estimated, done):
+    with ending(), executor_of(chosen) as executor, progress(chosen.json) as (estimated, done):
         data = measure(
             recipe,
             chosen.batch_size,
             seeds=chosen.seeds,
             sample=chosen.sample,
             workers=chosen.workers,
+            executor=executor,
             device=chosen.device,
             out=folder,
             on_estimate=estimated,

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +15,10 @@ from isobatch.critical.branch_runs import MARKS, BranchCurves, BranchJob, file_n
 from isobatch.critical.trial import plain_recipe, sign_of, smoothed
 from isobatch.critical.words import branch_sentence
 from isobatch.errors import InputError
+from isobatch.executors import width
 from isobatch.plan import Recipe
 from isobatch.units import finite, whole
 from isobatch.verify.cells import run_all
-from isobatch.verify.workers import processes
 
 _DRAWS = 2000
 
@@ -83,6 +84,7 @@ def branch(
     checkpoint: Path | None = None,
     out: Path | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     budget: float | None = None,
     device: str = "cpu",
     level: float = 0.95,
@@ -107,6 +109,7 @@ def branch(
         checkpoint: folder of a run's checkpoints, as `isobatch train --out DIR` writes to DIR/checkpoints.
         out: folder whose `cells` keep finished jobs.
         workers: processes, one a core unless given.
+        executor: trains the runs, any `concurrent.futures.Executor`; None for processes of this machine.
         budget: seconds after which no further job is begun.
         device: where the runs compute, and how: "cuda,bf16".
         level: coverage of the interval.
@@ -133,18 +136,19 @@ def branch(
     if on_estimate is not None:
         on_estimate(0.0, count)
     trained: list[BranchCurves] = []
-    began, width = time.monotonic(), processes(workers)
-    for first in range(0, count, width):
+    began, group = time.monotonic(), width(executor, workers, device)
+    for first in range(0, count, group):
         trained += (
             run_all(
                 train_branches,
-                jobs[first : first + width],
+                jobs[first : first + group],
                 out,
                 name=file_name,
                 read=lambda values: BranchCurves(**values),
                 workers=workers,
+                executor=executor,
                 start=budget is None or time.monotonic() - began < budget,
-                fork=device.partition(",")[0] == "cpu",
+                device=device,
                 on_done=on_done,
             )
             or []

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -116,6 +117,7 @@ def sweep(
     smoothing: float = 0.5,
     out: Path | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     budget: float | None = None,
     device: str = "cpu",
     level: float = 0.95,
@@ -139,6 +141,7 @@ def sweep(
         smoothing: share of the old in the average over evaluations.
         out: folder whose `cells` keep finished runs, so that a second call goes on.
         workers: processes, one a core unless given.
+        executor: trains the runs, any `concurrent.futures.Executor`; None for processes of this machine.
         budget: seconds after which no further learning rate is begun.
         device: where the runs compute, and how: "cuda,bf16".
         level: coverage of the intervals.
@@ -163,7 +166,7 @@ def sweep(
         on_estimate(0.0, sum(len(lrs[b]) if lrs and b in lrs else 5 for b in sizes) * count)
     began = time.monotonic()
     ends_at = math.inf if budget is None else began + budget
-    runs = _Runs(recipe, wanted, metric, sign, smoothing, count, ends, out, workers, ends_at, on_done, device)
+    runs = _Runs(recipe, wanted, metric, sign, smoothing, count, ends, out, workers, executor, ends_at, on_done, device)
     scores: dict[int, dict[float, Sequence[float]]] = {}
     centre, before = recipe.optimizer.lr, recipe.batch.size
     for batch in sizes:
@@ -190,6 +193,7 @@ class _Runs:
     limit: int
     out: Path | None
     workers: int | None
+    executor: Executor | None
     ends_at: float
     on_done: Callable[[Track], None] | None
     device: str
@@ -218,8 +222,9 @@ class _Runs:
             name=file_name,
             read=lambda values: Track(**values),
             workers=self.workers,
+            executor=self.executor,
             start=time.monotonic() < self.ends_at,
-            fork=self.device.partition(",")[0] == "cpu",
+            device=self.device,
             on_done=self.on_done,
         )
         if found is None:

@@ -178,7 +178,7 @@ class LightningFit(Subject):
         given |= self.settings
         given |= {"max_epochs": len(indices), "accumulate_grad_batches": parts}
         given["callbacks"] = [*self.callbacks, _lightning_watcher(steps, self.reported)]
-        trainer = import_module("lightning").Trainer(**given)
+        trainer: Any = import_module("lightning").Trainer(**given)
         trainer.fit(self.model, train_dataloaders=Epochs(updates))
 
 

@@ -20,25 +20,58 @@ def source_of(recipe: Recipe) -> str:
     Returns:
         16 digits; "" for a task of this package, or one whose file cannot be found.
     """
+    module = module_of(recipe)
+    if not module:
+        return ""
+    _, files = files_of(module)
+    try:
+        found = [files[name].read_bytes() for name in sorted(files)]
+    except OSError:
+        return ""
+    return hashlib.sha256(b"\0".join(found)).hexdigest()[:16] if found else ""
+
+
+def module_of(recipe: Recipe) -> str:
+    """Return the module of a user's task.
+
+    Args:
+        recipe: names the task.
+
+    Returns:
+        Its dotted name; "" for a task of this package.
+    """
     task = recipe.task or ""
     module = (task if ":" in task else named().get(task, "")).partition(":")[0]
-    if not module or module.split(".")[0] == "isobatch":
-        return ""
+    return "" if module.split(".")[0] == "isobatch" else module
+
+
+def files_of(module: str) -> tuple[Path, dict[str, Path]]:
+    """Return the files of a module: its own, and those beside it or of its package that it imports.
+
+    Args:
+        module: dotted name.
+
+    Returns:
+        The folder that imports start from, and dotted name -> file; none where the module cannot be found.
+    """
     try:
         found = importlib.util.find_spec(module)
         origin = None if found is None else found.origin
-        if origin is None:
-            return ""
-        files = _files(module, Path(origin))
-        return hashlib.sha256(b"\0".join(files[name].read_bytes() for name in sorted(files))).hexdigest()[:16]
+        if origin is None or Path(origin).suffix != ".py" or not Path(origin).is_file():
+            return Path(), {}
+        path = Path(origin)
+        return _root(module, path), _files(module, path)
     except Exception:  # whatever the user's package does on import: making the run says it better
-        return ""
+        return Path(), {}
+
+
+def _root(module: str, path: Path) -> Path:
+    return path.parents[len(module.split(".")) - (0 if path.name == "__init__.py" else 1)]
 
 
 def _files(module: str, path: Path) -> dict[str, Path]:
     """The modules that a module reaches without leaving its folder, or its package where others are installed there."""
-    package = path.name == "__init__.py"
-    root = path.parents[len(module.split(".")) - (0 if package else 1)]
+    root = _root(module, path)
     installed = root.name in ("site-packages", "dist-packages")
     found, todo = {}, {module}
     while todo:

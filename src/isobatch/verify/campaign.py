@@ -1,14 +1,16 @@
 """Training the runs of a comparison: cost known before, every finished run kept, the reference first."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from isobatch.executors import Session, map_jobs, width
 from isobatch.verify.cells import name, run_all
 from isobatch.verify.design import Criteria
 from isobatch.verify.judging import RecipeFails, check_percent, check_values, failures
-from isobatch.verify.workers import Curve, Job, Probe, map_jobs, probe, processes, read_curve, train_curve
+from isobatch.verify.workers import Curve, Job, Probe, probe, read_curve, train_curve
 
 _TIMED = 20
 Kind = tuple[int, str]
@@ -21,13 +23,32 @@ class Campaign:
 
     Args:
         folder: where finished runs are kept.
-        workers: processes; one a core unless given, one on a GPU.
+        workers: processes; one a core or a GPU unless given.
         on_done: called with each finished curve.
+        executor: trains the runs, any `concurrent.futures.Executor`; None for processes of this machine.
     """
 
     folder: Path | None = None
     workers: int | None = None
     on_done: Callable[[Curve], None] | None = None
+    executor: Executor | None = None
+    _session: Session | None = field(default=None, init=False, repr=False)
+
+    def __enter__(self) -> "Campaign":
+        """Keep runs in flight between calls of `train`.
+
+        Returns:
+            Itself.
+        """
+        if self.executor is not None:
+            self._session = Session(self.executor, workers=self.workers)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Cancel what nobody has waited for."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
     def probe(self, jobs: Sequence[Job]) -> dict[Kind, Probe]:
         """Evaluate one run of every batch and optimizer before its first step, and time a few steps.
@@ -39,7 +60,9 @@ class Campaign:
             Probes by `kind`.
         """
         kinds = {kind(job): replace(job, limit=_TIMED) for job in reversed(jobs)}
-        found = map_jobs(probe, list(kinds.values()), workers=self._width(jobs), fork=_forks(jobs))
+        found = map_jobs(
+            probe, list(kinds.values()), workers=self.workers, executor=self.executor, device=_device(jobs)
+        )
         return dict(zip(kinds, found, strict=True))
 
     def seconds(self, probes: Mapping[Kind, Probe], jobs: Sequence[Job]) -> float:
@@ -58,14 +81,15 @@ class Campaign:
             steps = job.stops[-1] / job.recipe.batch.size
             total += found.making + found.step * steps + found.evaluation * len(job.stops)
         loading = max((found.loading for found in probes.values()), default=0.0)
-        return loading + total / min(processes(self._width(jobs)), len(jobs)) if jobs else 0.0
+        return loading + total / min(width(self.executor, self.workers, _device(jobs)), len(jobs)) if jobs else 0.0
 
-    def train(self, jobs: Sequence[Job], rule: Criteria) -> dict[str, list[Curve]]:
+    def train(self, jobs: Sequence[Job], rule: Criteria, ahead: Sequence[Job] = ()) -> dict[str, list[Curve]]:
         """Train runs, those of the reference first: where it fails, nothing else is trained.
 
         Args:
             jobs: of some arms and seeds.
             rule: what a failure is.
+            ahead: jobs of later looks, trained by an executor's workers that have nothing else to do.
 
         Returns:
             arm -> curves by seed.
@@ -82,8 +106,11 @@ class Campaign:
                 self.folder,
                 name=name,
                 read=partial(read_curve, stops=len(rule.stops)),
-                workers=self._width(jobs),
-                fork=_forks(jobs),
+                workers=self.workers,
+                executor=self.executor,
+                device=_device(jobs),
+                session=self._session,
+                ahead=ahead if self._session is not None and group and group[0].arm != "reference" else (),
                 on_done=lambda curve: self._arrived(curve, rule),
             )
             for job, curve in zip(group, trained or (), strict=True):
@@ -100,9 +127,6 @@ class Campaign:
         if self.on_done is not None:
             self.on_done(curve)
 
-    def _width(self, jobs: Sequence[Job]) -> int | None:
-        return self.workers if _forks(jobs) or self.workers is not None else 1
-
 
 def kind(job: Job) -> Kind:
     """Return what decides the cost of a run's step.
@@ -116,5 +140,5 @@ def kind(job: Job) -> Kind:
     return job.recipe.batch.size, job.recipe.optimizer.name
 
 
-def _forks(jobs: Sequence[Job]) -> bool:
-    return all(job.device.partition(",")[0] == "cpu" for job in jobs)
+def _device(jobs: Sequence[Job]) -> str:
+    return jobs[0].device if jobs else "cpu"

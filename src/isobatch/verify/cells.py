@@ -4,19 +4,23 @@ import hashlib
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from concurrent.futures import Executor
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
+from isobatch.executors import Session
 from isobatch.plan import Recipe
 from isobatch.report import prepare, write
-from isobatch.verify.workers import Curve, Job, as_done, read_curve, train_curve
+from isobatch.verify.workers import Curve, Job, read_curve, train_curve
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_Key = tuple[str, int]
 
 
 def train_all(
@@ -24,6 +28,7 @@ def train_all(
     folder: Path | None,
     *,
     workers: int | None = None,
+    executor: Executor | None = None,
     budget: float | None = None,
     on_done: Callable[[Curve], None] | None = None,
     checkpoints: bool = False,
@@ -34,9 +39,11 @@ def train_all(
         groups: runs that belong together, each with its own (arm, seed); no group is begun after the budget.
         folder: where curves are kept; None keeps nothing.
         workers: processes, one a core unless given.
+        executor: trains the runs, any `concurrent.futures.Executor`; None for processes of this machine.
         budget: seconds; groups that it does not reach are left for the next call.
         on_done: called with each curve, found or trained.
-        checkpoints: keep a run at each of its stops too, in the folder's `unfinished`; for runs of many minutes.
+        checkpoints: keep a run at each of its stops too, in the folder's `unfinished`, by workers that share its disk;
+            for runs of many minutes.
 
     Returns:
         arm -> curves by seed, of complete groups only.
@@ -52,8 +59,9 @@ def train_all(
             name=name,
             read=read_curve,
             workers=workers,
+            executor=executor,
+            device=jobs[0].device if jobs else "cpu",
             start=left is None or left >= 0,
-            fork=all(job.device.partition(",")[0] == "cpu" for job in jobs),
             on_done=on_done,
         )
         for curve in sorted(found or (), key=lambda curve: (curve.arm, curve.seed)):
@@ -74,7 +82,8 @@ def train_on(job: Job, folder: Path) -> Curve:
     Returns:
         Its curve.
     """
-    return train_curve(job, _unfinished(job, folder))
+    shared = folder.is_dir()  # made by the caller: a worker on another disk keeps nothing, and starts again when lost
+    return train_curve(job, _unfinished(job, folder) if shared else None)
 
 
 def _unfinished(job: Job, folder: Path) -> Path:
@@ -89,8 +98,11 @@ def run_all(
     name: Callable[[_Item], str],
     read: Callable[[dict[str, Any]], _Result],
     workers: int | None = None,
+    executor: Executor | None = None,
+    device: str = "cpu",
+    session: Session | None = None,
+    ahead: Sequence[_Item] = (),
     start: bool = True,
-    fork: bool = True,
     on_done: Callable[[_Result], None] | None = None,
 ) -> list[_Result] | None:
     """Run the jobs whose results are not kept in a folder yet, and keep theirs.
@@ -102,35 +114,55 @@ def run_all(
         name: file name of a job's result: a hash of everything that decides it. The caller's process alone writes.
         read: a result from its plain values; ValueError or TypeError means that the job is run again.
         workers: processes, one a core unless given.
+        executor: runs the jobs, any `concurrent.futures.Executor`; None for processes of this machine.
+        device: where the jobs compute.
+        session: of an executor, kept open by the caller, instead of one for this call.
+        ahead: jobs that a later call with the same session will want: they run where nothing else waits.
         start: whether anything missing may be run.
-        fork: as in map_jobs.
         on_done: called with each result, found or new.
 
     Returns:
         Results in the order of the jobs; None where some are missing and must not be run.
     """
     place = None if folder is None else prepare(folder / "cells")
-    results: dict[int, _Result] = {}
+    results: dict[_Key, _Result] = {}
+    wanted, later = _keyed(jobs, name), _keyed(ahead, name)
 
-    def arrived(index: int, result: _Result) -> None:
-        results[index] = result
+    def arrived(key: _Key, result: _Result) -> None:
+        results[key] = result
         if on_done is not None:
             on_done(result)
 
-    for index, job in enumerate(jobs):
-        found = None if place is None else _read(place / name(job), read)
-        if found is not None:
-            arrived(index, found)
-    missing = [index for index in range(len(jobs)) if index not in results]
-    if missing and not start:
-        return None
-    with closing(as_done(function, [jobs[index] for index in missing], workers=workers, fork=fork)) as made:
-        for position, result in made:
-            index = missing[position]
+    with ExitStack() as stack:
+        made = session or stack.enter_context(closing(Session(executor, workers=workers, device=device)))
+        for key in wanted:
+            found = made.early.pop(key, None) or (None if place is None else _read(place / key[0], read))
+            if found is not None:
+                arrived(key, found)
+        if len(results) < len(wanted) and not start:
+            return None
+        for key, job in {**wanted, **later}.items():
+            if key not in results and not (key in later and place is not None and _read(place / key[0], read)):
+                made.add(key, function, job)
+        for key, result in made.done(key for key in wanted if key not in results):
             if place is not None:
-                write(place / name(jobs[index]), json.dumps(asdict(cast(Any, result))))
-            arrived(index, result)
-    return [results[index] for index in range(len(jobs))]
+                write(place / key[0], json.dumps(asdict(result)))
+            if key in wanted:
+                arrived(key, result)
+            else:
+                made.early[key] = result
+    return [results[key] for key in wanted]
+
+
+def _keyed(jobs: Sequence[_Item], name: Callable[[_Item], str]) -> dict[_Key, _Item]:
+    """Jobs by file name, and by a number where several are one run under other names."""
+    seen: Counter[str] = Counter()
+    keyed = {}
+    for job in jobs:
+        file = name(job)
+        keyed[file, seen[file]] = job
+        seen[file] += 1
+    return keyed
 
 
 def missing(jobs: Sequence[Job], folder: Path) -> list[Job]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def measure(
     seeds: int = 40,
     sample: int = 10,
     workers: int | None = None,
+    executor: Executor | None = None,
     device: str = "cpu",
     out: Path | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
@@ -62,6 +64,7 @@ def measure(
         seeds: seeds per arm, at least 40.
         sample: seeds per simulated verdict, drawn without replacement.
         workers: processes, one a core unless given.
+        executor: trains the runs, any `concurrent.futures.Executor`; None for processes of this machine.
         device: as in `run`.
         out: as in `run`.
         on_estimate: as in `run`.
@@ -81,6 +84,7 @@ def measure(
         seeds=seeds,
         ablate=(),
         workers=workers,
+        executor=executor,
         device=device,
         out=out,
         extra=planted(recipe, batch_size),

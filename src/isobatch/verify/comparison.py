@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def run(
     allow_failures: int = 0,
     budget: float | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     optimizer: str | None = None,
     extra: dict[str, Recipe] | None = None,
     mend: bool = False,
@@ -135,7 +137,8 @@ def run(
         metric: judged instead of the task's headline.
         allow_failures: failed seeds of an arm beside which SAME is still possible.
         budget: refuse to start when the estimate exceeds this many seconds.
-        workers: processes, one a core unless given; one on a GPU.
+        workers: processes, one a core or a GPU unless given.
+        executor: trains the runs, any `concurrent.futures.Executor`; None for processes of this machine.
         optimizer: "invariant" plans for the batch-size invariant form of the recipe's optimizer.
         extra: further arms by name.
         mend: where the plan is not SAME, try what should mend it.
@@ -155,7 +158,7 @@ def run(
     """
     began, model = time.perf_counter(), headline_model(recipe)
     design = design_of(recipe, batch_size, seeds, seed_from, ablate, optimizer, extra, device)
-    work = Campaign(None, workers, on_done)
+    work = Campaign(None, workers, on_done, executor)
     probes = work.probe(design.jobs([design.seed_from]))
     rule = _rule(design, probes, metric, {} if margin is None else {model: margin}, allow_failures)
     home = _Home(rule, optimizer, extra, out, chosen=seeds is None and budget is not None)
@@ -170,7 +173,8 @@ def run(
         on_folder(work.folder, reused)
     if on_estimate is not None:
         on_estimate(left(design), len(design.jobs(design.seeds)))
-    curves, table, level = _trained(design, work, rule, model)
+    with work:
+        curves, table, level = _trained(design, work, rule, model)
     lost = failures(curves["reference"], rule.metrics, rule.metric, rule.stops)
     conclusion = conclude(table, model, lost, controls=design.controls)
     store.note_judged(which, len(curves["reference"]), str(conclusion.verdict))
@@ -248,11 +252,12 @@ def _within(design: Design, left: Callable[[Design], float], budget: float | Non
 def _trained(
     design: Design, work: Campaign, rule: Criteria, model: str
 ) -> tuple[dict[str, list[Curve]], dict[str, dict[str, ArmTest]], Level]:
-    """Train up to each look, until the plan's verdict is reached."""
+    """Train up to each look, until the plan's verdict is reached; workers with nothing to do go ahead."""
     curves: dict[str, list[Curve]] = {name: [] for name in design.arms}
     for index, count in enumerate(design.looks.seeds):
         fresh = range(design.seed_from + len(curves["reference"]), design.seed_from + count)
-        for arm, runs in work.train(design.jobs(fresh), rule).items():
+        ahead = design.jobs(range(fresh.stop, design.seed_from + design.looks.seeds[-1]))
+        for arm, runs in work.train(design.jobs(fresh), rule, sorted(ahead, key=lambda job: job.seed)).items():
             curves[arm] += runs
         level = design.looks.level(index)
         table = rule.judge(curves, level)

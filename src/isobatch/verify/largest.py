@@ -1,6 +1,7 @@
 """The largest kappa that is still SAME, by bisection over powers of two."""
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from isobatch.verify.campaign import Campaign
@@ -28,7 +29,11 @@ class Largest:
 
 
 def largest_kappa(
-    result: Comparisons, *, workers: int | None = None, on_done: Callable[[Curve], None] | None = None
+    result: Comparisons,
+    *,
+    workers: int | None = None,
+    executor: Executor | None = None,
+    on_done: Callable[[Curve], None] | None = None,
 ) -> Largest:
     """Bisect between the reference batch and the batch of a finished comparison, in factors of two.
 
@@ -38,6 +43,7 @@ def largest_kappa(
     Args:
         result: a finished comparison, whose batch is the far end.
         workers: processes, one a core unless given.
+        executor: trains the runs, any `concurrent.futures.Executor`; None for processes of this machine.
         on_done: called with each finished curve.
 
     Returns:
@@ -56,7 +62,7 @@ def largest_kappa(
         return Largest(far / base, tried, worst)
     if cannot_tell(end, {arm: models[result.headline] for arm, models in result.table.items()}):
         return Largest(1.0, tried, worst)  # a test that tells nothing apart would call every batch the same
-    work, design = Campaign(result.folder, workers, on_done), result.design
+    work, design = Campaign(result.folder, workers, on_done, executor), result.design
     while high - low > 1:
         middle = (low + high) // 2
         kappa = grid[middle] / base

@@ -1,27 +1,19 @@
-"""Training many short runs: one process a core, one thread a process."""
+"""One run to train, and what it gave."""
 
 import math
-import multiprocessing
-import os
-import signal
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.plan import Recipe
 from isobatch.tasks.isolation import alone, named, one_thread, seed_all
 from isobatch.tasks.metric import Metric, declarations
-from isobatch.units import whole
 
 _ARM_STRIDE = 1_000_003
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -230,107 +222,3 @@ def _unfinished(folder: Path, trainer: Any) -> Any:
     from isobatch.train.persistence import Unfinished
 
     return Unfinished(folder, trainer)
-
-
-def processes(workers: int | None) -> int:
-    """Return how many processes to use.
-
-    Args:
-        workers: as asked; None for one a core.
-
-    Returns:
-        At least 1.
-
-    Raises:
-        InputError: not a positive whole number.
-    """
-    if workers is not None:
-        return whole("workers", workers)
-    return len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
-
-
-def map_jobs(
-    function: Callable[[_Item], _Result],
-    jobs: Iterable[_Item],
-    *,
-    workers: int | None = None,
-    on_done: Callable[[_Result], None] | None = None,
-    fork: bool = True,
-) -> list[_Result]:
-    """Run jobs in parallel processes of one thread each.
-
-    Args:
-        function: of one job; it must be importable by name.
-        jobs: the jobs; the longest should come first.
-        workers: processes; one a core unless given, 1 stays in this process.
-        on_done: called in this process with each result as it comes.
-        fork: fork processes where the system can; a GPU needs them spawned.
-
-    Returns:
-        Results in the order of the jobs.
-    """
-    todo = list(jobs)
-    results: dict[int, _Result] = {}
-    for index, result in as_done(function, todo, workers=workers, fork=fork):
-        results[index] = result
-        if on_done is not None:
-            on_done(result)
-    return [results[index] for index in range(len(todo))]
-
-
-def as_done(
-    function: Callable[[_Item], _Result], jobs: Sequence[_Item], *, workers: int | None = None, fork: bool = True
-) -> Generator[tuple[int, _Result]]:
-    """Run jobs as `map_jobs` does and yield each result as it comes; whoever stops early ends what still runs.
-
-    Args:
-        function: of one job.
-        jobs: the jobs.
-        workers: processes.
-        fork: as in `map_jobs`.
-
-    Yields:
-        Index of the job and its result.
-    """
-    count = processes(workers)
-    if not jobs:
-        return
-    if count == 1:
-        for index, job in enumerate(jobs):
-            yield index, function(job)
-        return
-    method = "fork" if fork and "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    if method == "fork":
-        _load()
-    context = multiprocessing.get_context(method)
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(min(count, len(jobs)), mp_context=context, initializer=_one_thread) as pool:
-        try:
-            futures = {pool.submit(function, job): index for index, job in enumerate(jobs)}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool:
-            raise InputError(
-                "a process that trained was ended from outside, by the system where memory ran out or by the task "
-                "itself; what was finished is kept: call again with fewer --workers"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in set(multiprocessing.active_children()) - others:
-                child.terminate()
-            raise
-
-
-def _load() -> None:
-    """Load torch and what its optimizers load on first use, once here instead of once a process."""
-    import torch
-
-    torch.optim.SGD([torch.zeros(1)], lr=0.1)
-
-
-def _one_thread() -> None:
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)

@@ -23,7 +23,7 @@ class Study:
         """Train, judge and write.
 
         Args:
-            **options: quick, out, workers, budget, on_estimate, on_done, and those that the study takes.
+            **options: quick, out, workers, executor, budget, on_estimate, on_done, and those that the study takes.
 
         Returns:
             What goes into result.json.

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 from scipy import stats
 
+from isobatch.executors import map_jobs
 from isobatch.plan import Recipe
 from isobatch.report import prepare, write, write_result
 from isobatch.tasks import LOSS
 from isobatch.verify.cells import train_all
 from isobatch.verify.judging import judge
-from isobatch.verify.workers import Curve, map_jobs
+from isobatch.verify.workers import Curve
 from isobatch_studies.adam import grid as layout
 from isobatch_studies.adam.page import html, picture
 from isobatch_studies.adam.quadratic import sweep
@@ -31,6 +33,7 @@ def run(
     quick: bool = False,
     out: Path | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     budget: float | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Curve], None] | None = None,
@@ -41,6 +44,7 @@ def run(
         quick: the small grid of criteria.json; claims it cannot judge stay null.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
+        executor: trains the runs, as in `isobatch.verify.run`.
         budget: seconds after which no further cell is begun; the next call goes on with the rest.
         on_estimate: called with seconds (0: unknown) and the number of runs.
         on_done: called with each finished run.
@@ -53,14 +57,14 @@ def run(
     tasks = [task for task in plan if task != "quadratic"]
     references = [(task, batch) for task in tasks for batch in plan[task]["batches"]]
     recipes = [layout.reference(task, batch, plan[task]) for task, batch in references]
-    shares = dict(zip(references, _measured(recipes, out, workers), strict=True))
+    shares = dict(zip(references, _measured(recipes, out, workers, executor), strict=True))
     groups = []
     # the largest reference batches take the fewest steps: a budget then judges the most cells
     for task, batch in sorted(references, key=lambda reference: -reference[1]):
         groups += layout.groups(task, batch, plan[task], seeds, shares[task, batch].noise_scale)
     if on_estimate is not None:
         on_estimate(0.0, sum(map(len, groups)))
-    curves = train_all(groups, out, workers=workers, budget=budget, on_done=on_done)
+    curves = train_all(groups, out, workers=workers, executor=executor, budget=budget, on_done=on_done)
     listed = [cell for task in tasks for cell in layout.cells(task, plan[task])]
     arms = [(cell, [rule for rule in layout.RULES if cell.label(rule) in curves]) for cell in listed]
     wanted = sum(len(plan[cell.task].get("rules", layout.RULES)) for cell in listed)
@@ -84,13 +88,15 @@ def run(
     return data
 
 
-def _measured(recipes: list[Recipe], out: Path | None, workers: int | None) -> list[Shares]:
+def _measured(recipes: list[Recipe], out: Path | None, workers: int | None, executor: Executor | None) -> list[Shares]:
     """Measure the noise shares of the references, or read what an earlier call measured."""
     files = [prepare(out / "cells") / shares_name(recipe) if out else None for recipe in recipes]
     found = {n: Shares.read(file) for n, file in enumerate(files) if file is not None and file.exists()}
     missing = [n for n in range(len(recipes)) if n not in found]
     measure = partial(measure_shares, seeds=2)
-    for n, made in zip(missing, map_jobs(measure, [recipes[n] for n in missing], workers=workers), strict=True):
+    for n, made in zip(
+        missing, map_jobs(measure, [recipes[n] for n in missing], workers=workers, executor=executor), strict=True
+    ):
         found[n] = made
         file = files[n]
         if file is not None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path as Folder
 from typing import Any
 
@@ -38,6 +39,7 @@ def run(
     quick: bool = False,
     out: Folder | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     budget: float | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Any], None] | None = None,
@@ -48,6 +50,7 @@ def run(
         quick: fewer seeds and fixed batches.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
+        executor: trains the runs, as in `isobatch.verify.run`.
         budget: seconds after which no further arm is begun.
         on_estimate: called with seconds (0: unknown) and the number of runs.
         on_done: called with each finished run.
@@ -65,7 +68,17 @@ def run(
     for stream, (arm, recipe) in enumerate(recipes.items()):
         jobs = [Drive(arm, recipe, seed, stream, rules["look_every"]) for seed in range(seeds)]
         start = budget is None or time.monotonic() - began < budget
-        done = run_all(drive, jobs, out, name=file_name, read=_read, workers=workers, start=start, on_done=on_done)
+        done = run_all(
+            drive,
+            jobs,
+            out,
+            name=file_name,
+            read=_read,
+            workers=workers,
+            executor=executor,
+            start=start,
+            on_done=on_done,
+        )
         if done is not None:
             paths[arm] = done
     table = rows(paths, rules["goal"], SMALL.format(part["fixed"][0]))

@@ -1,6 +1,7 @@
 """isobatch study autowu: a peak found without tuning against one chosen by validation, and a short budget."""
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def run(
     quick: bool = False,
     out: Path | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     budget: float | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Curve], None] | None = None,
@@ -32,6 +34,7 @@ def run(
         quick: five seeds, the short budget and one cell.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
+        executor: trains the runs, as in `isobatch.verify.run`.
         budget: seconds after which no further seed is begun.
         on_estimate: called with seconds (0: unknown) and the number of runs.
         on_done: called with each finished run.
@@ -47,13 +50,20 @@ def run(
     rows = []
     for cell in plan:
         tried = train_all(
-            [layout.selection(cell, peaks, repeats)], out, workers=workers, budget=budget, on_done=on_done
+            [layout.selection(cell, peaks, repeats)],
+            out,
+            workers=workers,
+            executor=executor,
+            budget=budget,
+            on_done=on_done,
         )
         if not tried:
             continue
         scores = _scores(cell, peaks, tried)
         best = {fold: choose(found) for fold, found in scores.items()}
-        runs = train_all(layout.reported(cell, best, seeds), out, workers=workers, budget=budget, on_done=on_done)
+        runs = train_all(
+            layout.reported(cell, best, seeds), out, workers=workers, executor=executor, budget=budget, on_done=on_done
+        )
         if runs:
             rows.append(_row(cell, scores, best, runs))
     data = {

@@ -1,6 +1,7 @@
 """isobatch study batch-augmentation: M views of each sample in one update, and the same images spent otherwise."""
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def run(
     quick: bool = False,
     out: Path | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     budget: float | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Curve], None] | None = None,
@@ -35,6 +37,7 @@ def run(
         quick: one seed a fold.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
+        executor: trains the runs, as in `isobatch.verify.run`.
         budget: seconds after which no further seed is begun.
         on_estimate: called with seconds (0: unknown) and the number of runs.
         on_done: called with each finished run.
@@ -49,12 +52,19 @@ def run(
     if on_estimate is not None:
         on_estimate(0.0, len(select) + seeds * (len(rules["views"]) + len(layout.CONTROLS) + 1))
     rates, runs, measured = {}, {}, []
-    tried = train_all([select], out, workers=workers, budget=budget, on_done=on_done)
+    tried = train_all([select], out, workers=workers, executor=executor, budget=budget, on_done=on_done)
     if tried:
         rates = chosen(tried, rules["rates"], lambda rate: f"select {rate:g}")
         for group in variance.jobs(rates, seeds):
-            measured += _measured(group, out, workers, on_done)
-        runs = train_all(layout.reported(rules, rates, seeds), out, workers=workers, budget=budget, on_done=on_done)
+            measured += _measured(group, out, workers, executor, on_done)
+        runs = train_all(
+            layout.reported(rules, rates, seeds),
+            out,
+            workers=workers,
+            executor=executor,
+            budget=budget,
+            on_done=on_done,
+        )
     row = _accuracy(rules, runs) if runs else None
     law = _law(rules, measured) if measured else None
     data = {
@@ -76,7 +86,11 @@ def run(
 
 
 def _measured(
-    group: list[Any], out: Path | None, workers: int | None, on_done: Callable[[Curve], None] | None
+    group: list[Any],
+    out: Path | None,
+    workers: int | None,
+    executor: Executor | None,
+    on_done: Callable[[Curve], None] | None,
 ) -> list[Curve]:
     found = run_all(
         variance.measured,
@@ -85,6 +99,7 @@ def _measured(
         name=lambda job: hashed("variance", name(job)),
         read=lambda values: Curve(**values),
         workers=workers,
+        executor=executor,
         on_done=on_done,
     )
     return list(found or ())

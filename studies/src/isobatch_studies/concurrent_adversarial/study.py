@@ -1,6 +1,7 @@
 """isobatch study concurrent-adversarial: adversaries of every age, their controls, and the time that they cost."""
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def run(
     quick: bool = False,
     out: Path | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     budget: float | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Curve], None] | None = None,
@@ -35,6 +37,7 @@ def run(
         quick: one seed a fold and fewer rounds of timing.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
+        executor: trains the runs, as in `isobatch.verify.run`.
         budget: seconds after which no further seed is begun.
         on_estimate: called with seconds (0: unknown) and the number of runs.
         on_done: called with each finished run.
@@ -49,16 +52,16 @@ def run(
     if on_estimate is not None:
         on_estimate(0.0, 3 * len(first) + seeds * (len(rules["taus"]) + 1 + len(layout.CONTROLS)) + 1)
     rates, eps, noise, runs = {}, {}, {}, {}
-    tried = train_all([first], out, workers=workers, budget=budget, on_done=on_done)
+    tried = train_all([first], out, workers=workers, executor=executor, budget=budget, on_done=on_done)
     if tried:
         rates = chosen(tried, rules["rates"], lambda rate: f"select {rate:g}")
         second = layout.eps_selection(rules, rates, repeats)
-        tried = train_all([second], out, workers=workers, budget=budget, on_done=on_done)
+        tried = train_all([second], out, workers=workers, executor=executor, budget=budget, on_done=on_done)
     if eps_tried := tried if rates and tried and f"adversary {rules['eps'][0]:g}" in tried else {}:
         eps = chosen(eps_tried, rules["eps"], lambda size: f"adversary {size:g}")
         noise = chosen(eps_tried, rules["noise_eps"], lambda size: f"noise {size:g}")
         groups = layout.reported(rules, rates, eps, noise, seeds)
-        runs = train_all(groups, out, workers=workers, budget=budget, on_done=on_done)
+        runs = train_all(groups, out, workers=workers, executor=executor, budget=budget, on_done=on_done)
     row = _accuracy(rules, runs) if runs else None
     times = _times(rules, rules["quick"]["rounds"] if quick else rules["overlap"]["rounds"], out, on_done)
     data = {

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,7 @@ def train_cells(
     wanted: Iterable[Cell],
     folder: Path | None,
     workers: int | None,
+    executor: Executor | None,
     due: Callable[[], bool],
     on_done: Callable[[Any], None] | None,
 ) -> list[Trained]:
@@ -111,6 +113,7 @@ def train_cells(
         wanted: in order.
         folder: where results are kept; None keeps nothing.
         workers: processes.
+        executor: trains the runs, as in `isobatch.verify.run`.
         due: whether the budget is spent; no further cell is begun then.
         on_done: called with each cell.
 
@@ -121,7 +124,7 @@ def train_cells(
     for cell in wanted:
         found += run_all(
             train_cell, [cell], folder, name=lambda cell: hashed(asdict(cell)), read=lambda values: Trained(**values),
-            workers=workers, start=not due(), on_done=on_done,
+            workers=workers, executor=executor, start=not due(), on_done=on_done,
         ) or ()  # fmt: skip
     return found
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ def run(
     quick: bool = False,
     out: Path | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     budget: float | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Any], None] | None = None,
@@ -36,6 +38,7 @@ def run(
         quick: the small grid of criteria.json.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes for the digits, one a core unless given.
+        executor: trains the runs, as in `isobatch.verify.run`.
         budget: seconds after which no further digits cell is begun.
         on_estimate: called with seconds (0: unknown) and the number of digits cells.
         on_done: called with each finished cell.
@@ -59,9 +62,9 @@ def run(
     wanted = cells(plan["digits"], seeds)
     if on_estimate is not None:
         on_estimate(0.0, len(wanted))
-    data |= _least_squares(plan, seeds, out, workers)
+    data |= _least_squares(plan, seeds, out, workers, executor)
     trained = train_cells(
-        wanted, out, workers, lambda: budget is not None and time.monotonic() - began > budget, on_done
+        wanted, out, workers, executor, lambda: budget is not None and time.monotonic() - began > budget, on_done
     )
     data["digits"] = [asdict(cell) for cell in trained]
     data["cells"] = {"complete": len(trained), "of": len(wanted)}
@@ -110,7 +113,9 @@ def least_squares(name: str, plan: dict[str, Any], seeds: int) -> Part:
     return Part(name, bias.rates(problem, rates["horizons"], rates["noise"], rates["gammas"]))
 
 
-def _least_squares(plan: dict[str, Any], seeds: int, out: Path | None, workers: int | None) -> dict[str, Any]:
+def _least_squares(
+    plan: dict[str, Any], seeds: int, out: Path | None, workers: int | None, executor: Executor | None
+) -> dict[str, Any]:
     part = plan["least_squares"]
     keys = {"bias": part, "batch": part, "rates": plan["rates"]}
     found = run_all(
@@ -120,6 +125,7 @@ def _least_squares(plan: dict[str, Any], seeds: int, out: Path | None, workers: 
         name=lambda name: hashed(name, keys[name], seeds),
         read=lambda values: Part(**values),
         workers=workers,
+        executor=executor,
     )
     return {"betas": part["betas"], "batches": part["batches"], **{one.name: one.values for one in found or ()}}
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def run(
     quick: bool = False,
     out: Path | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     budget: float | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Curve], None] | None = None,
@@ -36,6 +38,7 @@ def run(
         quick: five seeds of the row LSTM alone.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
+        executor: trains the runs, as in `isobatch.verify.run`.
         budget: seconds after which no further seed is begun.
         on_estimate: called with seconds (0: unknown) and the number of runs.
         on_done: called with each finished run.
@@ -53,13 +56,18 @@ def run(
     rows = []
     for task, part in tasks.items():
         select = layout.selection(task, part, repeats)
-        tried = train_all([select], out, workers=workers, budget=budget, on_done=on_done)
+        tried = train_all([select], out, workers=workers, executor=executor, budget=budget, on_done=on_done)
         if not tried:
             continue
         scores = _scores(task, part, tried)
         rates = {fold: choose(found) for fold, found in scores.items()}
         runs = train_all(
-            layout.reported(task, part, rates, seeds), out, workers=workers, budget=budget, on_done=on_done
+            layout.reported(task, part, rates, seeds),
+            out,
+            workers=workers,
+            executor=executor,
+            budget=budget,
+            on_done=on_done,
         )
         if runs:
             rows.append(_row(task, part, scores, rates, runs))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def critical(
     seeds: int,
     out: Path | None,
     workers: int | None,
+    executor: Executor | None,
     budget: float | None,
     on_done: Callable[[Any], None] | None,
 ) -> Sweep:
@@ -73,6 +75,7 @@ def critical(
         seeds: runs at each.
         out: folder of the study.
         workers: processes.
+        executor: trains the runs, as in `isobatch.verify.run`.
         budget: seconds that are left, None for no limit.
         on_done: called with each run.
 
@@ -88,6 +91,7 @@ def critical(
         metric=domain.metric,
         out=out,
         workers=workers,
+        executor=executor,
         budget=budget,
         on_done=on_done,
     )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def run(
     quick: bool = False,
     out: Path | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     budget: float | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Any], None] | None = None,
@@ -31,6 +33,7 @@ def run(
         quick: the small grid of criteria.json.
         out: folder for cells, result.json, pictures and page; nothing is kept without it.
         workers: processes, one a core unless given.
+        executor: trains the runs, as in `isobatch.verify.run`.
         budget: seconds after which no further batch is begun.
         on_estimate: called with seconds (0: unknown) and the number of runs, about.
         on_done: called with each finished run.
@@ -50,7 +53,9 @@ def run(
     def follow(probes: list[NoiseProbe]) -> list[NoiseCurve] | None:
         start = left() is None or bool(left())
         name, read = file_name, _read
-        return run_all(probe, probes, out, name=name, read=read, workers=workers, start=start, on_done=on_done)
+        return run_all(
+            probe, probes, out, name=name, read=read, workers=workers, executor=executor, start=start, on_done=on_done
+        )
 
     # The two questions beside the table first: they are cheap, and a budget that ends in a sweep leaves them answered.
     rows, beside = [], {}
@@ -59,7 +64,7 @@ def run(
         if readings is not None:
             beside[name] = {label: [r for r in readings if r.label == label] for label in {p.label for p in probes}}
     for domain in known:
-        found = layout.critical(domain, seeds, out, workers, left(), on_done)
+        found = layout.critical(domain, seeds, out, workers, executor, left(), on_done)
         point = layout.nearest(found) if not found.left else None
         readings = follow(layout.along(domain, point, seeds, count)) if point is not None else None
         rows.append(row(domain, found, point, readings))

@@ -1,6 +1,7 @@
 """isobatch study polyak: the average that only watches, how wide the place is where it sits, what it teaches."""
 
 import math
+from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,14 @@ def same_at_16(rows: Rows) -> Judged:
 
 
 def width(
-    part: dict[str, Any], seeds: int, start: bool, *, out: Path | None, workers: int | None, device: str
+    part: dict[str, Any],
+    seeds: int,
+    start: bool,
+    *,
+    out: Path | None,
+    workers: int | None,
+    executor: Executor | None,
+    device: str,
 ) -> dict[str, Any]:
     """Measure how wide the place of raw and averaged weights is, and what the average teaches.
 
@@ -55,15 +63,26 @@ def width(
         start: whether runs that are missing may be trained.
         out: folder of the study.
         workers: processes.
+        executor: trains the runs, as in `isobatch.verify.run`.
         device: where runs are trained.
 
     Returns:
         "width": figures by variant; "judged": the claim.
     """
-    fork, table = device.partition(",")[0] == "cpu", {}
+    table = {}
     for variant in part["variants"]:
         jobs = width_jobs(part, variant, seeds, device)
-        found = run_all(measure, jobs, out, name=file_name, read=_read, workers=workers, start=start, fork=fork)
+        found = run_all(
+            measure,
+            jobs,
+            out,
+            name=file_name,
+            read=_read,
+            workers=workers,
+            executor=executor,
+            start=start,
+            device=device,
+        )
         if found is not None:
             table[variant] = compared(found, variant)
     if not table:

@@ -1,6 +1,7 @@
 """isobatch study progressive: fixed small, fixed large, naive switch and switch by the plan, up and down."""
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def run(
     quick: bool = False,
     out: Path | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     budget: float | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Curve], None] | None = None,
@@ -34,6 +36,7 @@ def run(
         quick: the small grid of criteria.json.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
+        executor: trains the runs, as in `isobatch.verify.run`.
         budget: seconds after which no further arm is begun.
         on_estimate: called with seconds (0: unknown) and the number of runs.
         on_done: called with each finished run.
@@ -46,7 +49,7 @@ def run(
     groups = [group for task, part in plan.items() for group in layout.groups(task, part, seeds)]
     if on_estimate is not None:
         on_estimate(0.0, sum(map(len, groups)))
-    curves = train_all(groups, out, workers=workers, budget=budget, on_done=on_done)
+    curves = train_all(groups, out, workers=workers, executor=executor, budget=budget, on_done=on_done)
     rows = [_row(arm, curves) for task, part in plan.items() for arm in layout.arms(task, part) if arm.label in curves]
     data = {
         "study": NAME,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def run(
     quick: bool = False,
     out: Path | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     budget: float | None = None,
     device: str = "cpu",
     on_estimate: Callable[[float, int], None] | None = None,
@@ -38,6 +40,7 @@ def run(
         quick: the small grid of criteria.json.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
+        executor: trains the runs, as in `isobatch.verify.run`.
         budget: seconds after which no further arm is begun.
         device: device and its options in one word.
         on_estimate: called with seconds (0: unknown) and the number of runs.
@@ -60,7 +63,7 @@ def run(
 
     def train(chosen: list[layout.Arm], seconds: float | None) -> dict[str, list[Curve]]:
         jobs = layout.groups(part, seeds, chosen, device)
-        return train_all(jobs, out, workers=workers, budget=seconds, on_done=on_done)
+        return train_all(jobs, out, workers=workers, executor=executor, budget=seconds, on_done=on_done)
 
     start = layout.Arm("control", layout.REFERENCE, base)
     curves = train([start], budget)

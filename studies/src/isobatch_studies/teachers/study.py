@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from isobatch.executors import width
 from isobatch.report import prepare, write, write_result
 from isobatch.tasks import LOSS, PERCENT
 from isobatch.train import Device
 from isobatch.verify.cells import train_all
-from isobatch.verify.workers import Curve, Job, processes
+from isobatch.verify.workers import Curve, Job
 from isobatch_studies.claims import as_dict, claims, criteria, outcome
 from isobatch_studies.tasks.images import images
 from isobatch_studies.teachers import grid as layout
@@ -30,6 +32,7 @@ def run(
     quick: bool = False,
     out: Path | None = None,
     workers: int | None = None,
+    executor: Executor | None = None,
     budget: float | None = None,
     device: str = "cpu",
     on_estimate: Callable[[float, int], None] | None = None,
@@ -44,11 +47,12 @@ def run(
         quick: the small grid of criteria.json.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
+        executor: trains the runs, as in `isobatch.verify.run`.
         budget: seconds after which no further arm is begun.
         device: where the runs are trained, in the word of `Device.parse`.
         on_estimate: called with seconds (0: unknown) and the number of runs.
         on_done: called with each finished run.
-        extra: further measurements: (grid, seeds, whether the budget allows runs, out=, workers=, device=) -> values
+        extra: further measurements: (grid, seeds, whether runs may start, out=, workers=, executor=, device=) -> values
             for the result, "judged" among them by claim id.
 
     Returns:
@@ -63,10 +67,14 @@ def run(
     groups = [group for variant in part["variants"] for group in layout.groups(part, variant, seeds, device)]
     if on_estimate is not None:
         on_estimate(0.0, sum(map(len, groups)))
-    curves = _train(part, groups, out, workers, budget, on_done)
+    curves = _train(part, groups, out, workers, executor, budget, on_done)
     rows = _rows(part, curves)
     started = budget is None or time.monotonic() - began < budget
-    more = extra(part, seeds, started, out=out, workers=workers, device=device) if extra is not None else {}
+    more = (
+        extra(part, seeds, started, out=out, workers=workers, executor=executor, device=device)
+        if extra is not None
+        else {}
+    )
     judged = {claim: judge(rows) for claim, judge in judges.items()} | more.pop("judged", {})
     known = claims(name)
     data = {
@@ -93,14 +101,17 @@ def _train(
     groups: list[list[Job]],
     out: Path | None,
     workers: int | None,
+    executor: Executor | None,
     budget: float | None,
     on_done: Callable[[Curve], None] | None,
 ) -> dict[str, list[Curve]]:
     """Train arm by arm, or where the grid says so seed by seed; then a run is kept at its stops, and counts alone."""
     if part.get("order") != "seeds":
-        return train_all(groups, out, workers=workers, budget=budget, on_done=on_done)
-    side_by_side = layout.seed_by_seed(groups, processes(workers))
-    curves = train_all(side_by_side, out, workers=workers, budget=budget, on_done=on_done, checkpoints=True)
+        return train_all(groups, out, workers=workers, executor=executor, budget=budget, on_done=on_done)
+    side_by_side = layout.seed_by_seed(groups, width(executor, workers))
+    curves = train_all(
+        side_by_side, out, workers=workers, executor=executor, budget=budget, on_done=on_done, checkpoints=True
+    )
     return curves if out is None else train_all(layout.seed_by_seed(groups, 1), out, budget=-1.0)
 
 
