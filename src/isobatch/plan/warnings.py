@@ -137,7 +137,7 @@ def _ramped(recipe: RecipeData, stated: float, length: float) -> float:
     return half_life(decay, span)
 
 
-CRITICAL = "arXiv 1812.06162; past it the best rate hardly moves (2405.14578)"
+CRITICAL = "arXiv 1812.06162; docs/evidence.md: in published runs no rule of the rate can be told from another there"
 
 
 def _kinds(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings) -> Iterator[PlanWarning]:
