@@ -30,6 +30,7 @@ FORBIDDEN = {"hasattr", "print", "exit", "quit", "breakpoint", "eval", "exec", "
              "os._exit", "os.system", "sys.exit"}  # fmt: skip
 ALLOWED = {("isobatch.cli", "sys.exit")}
 UNTRUSTED = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal"}
+MESSAGES = {"isobatch.executors.remote"}  # what a caller and its own workers send each other; no file is read so
 
 
 def test_no_probing_printing_leaving_or_pickling():
@@ -40,6 +41,8 @@ def test_no_probing_printing_leaving_or_pickling():
         found += [f"{name} calls {call}" for call in calls & FORBIDDEN if (name, call) not in ALLOWED]
         roots = {target.split(".")[0] for target in imported(tree)}
         found += [f"{name} imports {root}" for root in roots & UNTRUSTED]
+        picklers = {word for word in ast.unparse(tree).replace("(", ".").split(".") if word.endswith("Pickler")}
+        found += [f"{name} uses {word}" for word in picklers if name not in MESSAGES]
     assert not found
 
 
