@@ -88,7 +88,7 @@ def try_files(form, count, folder, monkeypatch, seed):
 
 @pytest.mark.parametrize("form", BY_FORMAT)
 def test_mutants(form, tmp_path, monkeypatch):
-    try_files(form, 50, tmp_path, monkeypatch, 0)
+    try_files(form, 20, tmp_path, monkeypatch, 0)
 
 
 @pytest.mark.slow

@@ -116,6 +116,7 @@ def test_two_ranks(tmp_path):
     world(2, tmp_path, act)
 
 
+@pytest.mark.slow
 def test_four_ranks(tmp_path):
     def act(rank):
         same_as_one_process("hsdp", 4, ["even", "uneven", "held back"])

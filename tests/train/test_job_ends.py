@@ -52,7 +52,7 @@ def test_a_signal_from_outside_ends_the_command_with_143(tmp_path):
     words = ["train", str(file), "--every", "60 samples", "--out"]
     assert run(lambda: exits(cli.run([*words, str(tmp_path / "whole"), "--json"]), 0)) == 0
     out, slow = tmp_path / "cut", job.Trainer.step
-    job_step = lambda self, batch=None: (time.sleep(0.05), slow(self, batch))[1]  # noqa: E731
+    job_step = lambda self, *given: (time.sleep(0.05), slow(self, *given))[1]  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job.Trainer, "step", job_step)
         pid = fork(lambda: exits(cli.run([*words, str(out), "--json"]), 143))

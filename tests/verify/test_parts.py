@@ -15,12 +15,13 @@ from tests.recipes import recipe
 from isobatch.errors import InputError
 from isobatch.executors import as_done, map_jobs
 from isobatch.plan import scaled
-from isobatch.verify import ABLATIONS, arms
+from isobatch.verify import arms
 from isobatch.verify.campaign import Campaign
 from isobatch.verify.comparison import run
 from isobatch.verify.design import design_of, looks_of, sizes, stops_for
 from isobatch.verify.workers import Job, train_curve
 
+UNCLIPPED = ("lr-only", "ema-only", "unscaled")  # of a recipe without a clip
 QUADRATIC = {
     "task": "quadratic",
     "data_size": 256,
@@ -59,13 +60,13 @@ def test_the_arms_leave_out_what_their_names_say():
     made = recipe(optimizer={"momentum": 0.9, "weight_decay": 0.1}, batch_norm={"momentum": 0.1})
     found = arms(made, 32)
     plan, old = made.at(32).recipe, made.optimizer
-    assert list(found) == ["reference", "plan", *ABLATIONS]
+    assert list(found) == ["reference", "plan", *UNCLIPPED]
     assert found["reference"] == made
     assert found["plan"] == plan
     assert (found["lr-only"].optimizer, found["lr-only"].ema.decay) == (plan.optimizer, 0.99)
     assert (found["ema-only"].optimizer, found["ema-only"].ema) == (old, plan.ema)
     assert (found["unscaled"].optimizer, found["unscaled"].ema.decay) == (old, 0.99)
-    for name in ABLATIONS:
+    for name in UNCLIPPED:
         assert found[name].batch.size == 32
         assert found[name].schedule == plan.schedule
 
@@ -199,7 +200,7 @@ def test_jobs_of_a_design_give_every_arm_the_seeds_and_an_order_of_its_own():
     assert {(j.arm, j.seed) for j in jobs} == {(arm, seed) for arm in design.arms for seed in (3, 4)}
     assert len({j.order_seed for j in jobs}) == len(jobs)
     assert [j.recipe.batch.size for j in jobs] == sorted(j.recipe.batch.size for j in jobs)
-    assert design.controls == ABLATIONS
+    assert design.controls == UNCLIPPED
 
 
 @pytest.mark.parametrize(("seeds", "least", "most"), [(8, 8, 8), (20, 20, 20), ((10, 40), 10, 40), ((8, 8), 8, 8)])

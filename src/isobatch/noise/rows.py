@@ -66,8 +66,9 @@ def owners(model: nn.Module, *, norms_only: bool = False) -> list[Owner]:
             continue
         rule = _NORMS.get(type(module)) or (None if norms_only else _OTHERS.get(type(module)))
         mine = {k: p for k, p in module.named_parameters(recurse=False) if holders[p] == 1}
-        plain = "weight" in module._parameters and set(module._parameters) <= {"weight", "bias"}  # not pruned, say
-        if rule is not None and mine and plain and not _counts_tokens(module):
+        if rule is None or not mine or _counts_tokens(module):
+            continue
+        if "weight" in module._parameters and set(module._parameters) <= {"weight", "bias"}:  # not pruned, say
             found.append(Owner(name, module, rule, mine))
     return found
 
