@@ -20,6 +20,7 @@ from isobatch.plan import Recipe
 from isobatch.train import make_average
 from isobatch.units import to_samples
 
+Weights = Literal["raw", "average"]
 Unit = Literal["samples", "tokens"]
 
 
@@ -188,6 +189,23 @@ class Following:
             word = self.half_life.strip().rstrip("s").rstrip()
             return "tokens" if word.endswith("token") else "samples" if word.endswith("sample") else None
         return None
+
+
+def refuse_other_weights(**choices: str) -> None:
+    """Refuse a choice of weights that is neither "raw" nor "average".
+
+    Args:
+        **choices: by the name of the argument.
+
+    Raises:
+        InputError: another word.
+
+    Example:
+        >>> refuse_other_weights(evaluate="average", export="raw")
+    """
+    for name, value in choices.items():
+        if value not in ("raw", "average"):
+            raise InputError(f'{name}={value!r} must be "raw" or "average"')
 
 
 def recipe_of(source: Recipe | str | Path) -> Recipe:

@@ -4,7 +4,7 @@ import gc
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from transformers import Trainer, TrainerCallback
@@ -16,10 +16,8 @@ from isobatch.integrations.export import STATE, load_state, save_average, save_s
 from isobatch.integrations.hf.batches import BatchStages
 from isobatch.integrations.hf.counting import Counted, Counting
 from isobatch.integrations.report import answer, entries, say
-from isobatch.integrations.settings import Following, Unit
+from isobatch.integrations.settings import Following, Unit, Weights, refuse_other_weights
 from isobatch.train import SampleClock, SampleScheduler
-
-Weights = Literal["raw", "average"]
 
 
 class IsobatchCallback(TrainerCallback):
@@ -65,9 +63,7 @@ class IsobatchCallback(TrainerCallback):
         resume_from: str | Path | None = None,
         quiet: bool = False,
     ):
-        for name, value in (("evaluate", evaluate), ("export", export)):
-            if value not in ("raw", "average"):
-                raise InputError(f'{name}={value!r} must be "raw" or "average"')
+        refuse_other_weights(evaluate=evaluate, export=export)
         self.asked = Following(half_life, decay, batch_size, recipe, noise, unit, average or {})
         if not self.asked.averages and not self.asked.measures:
             raise InputError("nothing to do: give half_life, decay or a recipe with [ema], or noise=True")

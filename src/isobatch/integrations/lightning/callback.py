@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -17,10 +17,9 @@ from isobatch.gradients import bare_optimizer
 from isobatch.integrations.export import save_average
 from isobatch.integrations.lightning.parts import part_of
 from isobatch.integrations.report import answer, entries, say
-from isobatch.integrations.settings import Following, Unit
+from isobatch.integrations.settings import Following, Unit, Weights, refuse_other_weights
 from isobatch.train import SampleClock, SampleScheduler
 
-Weights = Literal["raw", "average"]
 _RAW = "current_model_state"
 """Where a checkpoint keeps the weights that train when `state_dict` holds the average, as Lightning's own does."""
 
@@ -67,9 +66,7 @@ class IsobatchCallback(Callback):
         count: Callable[[Any], float] | None = None,
         quiet: bool = False,
     ):
-        for name, value in (("evaluate", evaluate), ("export", export)):
-            if value not in ("raw", "average"):
-                raise InputError(f'{name}={value!r} must be "raw" or "average"')
+        refuse_other_weights(evaluate=evaluate, export=export)
         self.asked = Following(half_life, decay, batch_size, recipe, noise, unit, average or {})
         if not self.asked.averages and not self.asked.measures:
             raise InputError("nothing to do: give half_life, decay or a recipe with [ema], or noise=True")
