@@ -158,6 +158,7 @@ def test_a_run_that_was_ended_goes_on_from_its_last_stop(tmp_path, monkeypatch):
     whole = train_on(job, tmp_path / "whole")
     from isobatch.train import Trainer
 
+    (tmp_path / "cut").mkdir()  # by the caller, whose disk a worker shares
     evaluate, calls = Trainer.evaluate, []
 
     def ended(self):
