@@ -7,7 +7,7 @@ need("torch")
 
 from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.tasks.metric import LOSS, PERCENT, Metric
-from isobatch.tasks.task import SHIPPED, Make, Run, Samples, TensorSamples, device_of, find, make_run, seeded
+from isobatch.tasks.task import SHIPPED, Make, Run, Samples, TensorSamples, device_of, find, from_file, make_run, seeded
 
 __all__ = [
     "LOSS",
@@ -22,6 +22,7 @@ __all__ = [
     "TensorSamples",
     "device_of",
     "find",
+    "from_file",
     "make_run",
     "seeded",
 ]
