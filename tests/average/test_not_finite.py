@@ -331,6 +331,7 @@ def _as_they_are(average):
 def test_what_was_not_touched_by_a_bad_weight_goes_on_bit_for_bit(small_shares):
     module, twin = model(), model()
     average, whole = ModelEMA(module, half_life=50), ModelEMA(twin, half_life=50)
+    step(module, 9), step(twin, 9)
     updates(average, 1, 8), updates(whole, 1, 8)
     poison(module, math.inf)
     with average._engine.buffers.check.paused():
