@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from benchmarks import league
+from benchmarks.league import title
 from benchmarks.prose import prose
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,10 +41,6 @@ def tables() -> list[tuple[dict[str, Any], Table]]:
         )
         found.append((entry, Table(title(entry), entry["unit"], tuple(points), entry.get("size"))))
     return found
-
-
-def title(entry: dict[str, Any]) -> str:
-    return f"{entry['name']}, {entry['round']}"
 
 
 def fits() -> list[tuple[dict[str, Any], TableFit]]:

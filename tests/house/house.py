@@ -6,8 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE, STUDIES = ROOT / "src" / "isobatch", ROOT / "studies" / "src" / "isobatch_studies"
 FLOORS = (
-    ("errors", "installed", "renamed", "results", "student"),
-    ("units", "curves", "recipe", "rules", "plan", "published", "export", "formats", "control", "schedules"),
+    ("errors", "installed", "markup", "renamed", "results", "student"),
+    ("units", "curves", "recipe", "rules", "plan", "published", "formats", "export", "control", "schedules"),
     ("gradients", "modules", "average", "noise", "augment", "optimizers"),
     ("data", "checkpoint", "decentralized", "topologies"),
     ("tasks", "train", "executors"),

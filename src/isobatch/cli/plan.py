@@ -7,6 +7,7 @@ from typing import Any
 
 from isobatch.cli.options import add_recipe, say
 from isobatch.cli.plan_file import add_file_options, devices_of, is_own, plan_file
+from isobatch.cli.plan_html import write_page
 from isobatch.errors import InputError
 
 
@@ -33,7 +34,10 @@ def add(commands: Any) -> None:
     command.add_argument("--goal", choices=["equivalence", "speed"], default="equivalence", help=text)
     text = "write the planned recipe to a new TOML file, stamped so that a plan of it goes on from there"
     command.add_argument("--write", type=Path, metavar="FILE", help=text)
-    command.add_argument("--overwrite", action="store_true", help="let --write replace a file that exists")
+    text = "write a page with a plan for each batch of a slider, with curves, cautions and the planned file to copy"
+    command.add_argument("--html", type=Path, metavar="FILE", help=text)
+    text = "let --write and --html replace a file that exists"
+    command.add_argument("--overwrite", action="store_true", help=text)
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON for programs")
     form.add_argument("--markdown", action="store_true", help="print a Markdown table to paste")
@@ -77,6 +81,10 @@ def plan(chosen: argparse.Namespace) -> int:
             raise InputError(f"--snippet is for isobatch's own TOML; {chosen.recipe} is written back by --patch")
         return plan_file(chosen)
     recipe = Recipe.load(chosen.recipe)
+    if chosen.html is not None and write_page(
+        chosen, recipe, _devices(chosen, recipe.batch.devices, str(chosen.recipe))
+    ):
+        return 0
     devices = _devices(chosen, recipe.batch.devices, str(chosen.recipe))
     made = recipe.at(chosen.batch_size, micro=chosen.micro, devices=devices, **_how(chosen))
     _write(chosen, made, chosen.recipe.name)
@@ -96,6 +104,10 @@ def _plan_like(chosen: argparse.Namespace) -> int:
     if chosen.like == "list":
         say(listed())
         return 0
+    if chosen.html is not None:
+        raise InputError(
+            f"--html slides the batch of a file; write --like {chosen.like} to one with --write, then plan that"
+        )
     found, start = like(chosen.like, chosen.batch_size)
     recipe, how = found.recipe(start), _how(chosen)
     devices = _devices(chosen, recipe.batch.devices, f"--like {chosen.like}")

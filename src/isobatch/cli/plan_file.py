@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from isobatch.cli.options import say
+from isobatch.cli.plan_html import write_page
 from isobatch.errors import InputError
 
 DEPARTS = 4
@@ -100,6 +101,8 @@ def plan_file(chosen: argparse.Namespace) -> int:
     if chosen.check:
         return _checked(chosen, file)
     asked = (chosen.batch_size, new, chosen.micro)
+    if chosen.html is not None and write_page(chosen, file, new):
+        return 0
     size = chosen.batch_size
     if asked == (None, None, None):
         size = file.recipe.batch.size

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
 
-from isobatch.curves.shapes import SHAPES, mean_over, stairs_of
+from isobatch.curves.shapes import SHAPES, Stairs, stairs_of
 from isobatch.errors import InputError
 from isobatch.units import finite
 
@@ -116,7 +116,7 @@ def factor(piece: Piece, passed: float) -> float:
 
 
 @dataclass(frozen=True)
-class Pieces:
+class Pieces(Stairs):
     """Factor on a setting as a step function of samples, made of pieces; with the face of a `Staircase`.
 
     Stair k covers the samples [k*stair, (k+1)*stair) and holds the value at its left end; a fall or rise that begins
@@ -158,29 +158,6 @@ class Pieces:
         object.__setattr__(self, "_ends", ends)
         object.__setattr__(self, "_stairs", stairs_of(self.length, self.stair))
 
-    def at(self, seen: float) -> float:
-        """Return the reference factor of the stair that holds sample `seen`.
-
-        Args:
-            seen: samples of applied updates, not negative.
-
-        Returns:
-            The factor.
-        """
-        return self._value(min(int(seen / self.stair), self._stairs - 1))
-
-    def mean(self, start: float, stop: float) -> float:
-        """Return the mean factor over the samples [start, stop).
-
-        Args:
-            start: samples seen before the step.
-            stop: samples seen after it, greater than start.
-
-        Returns:
-            The mean of the stairs, weighted by their overlap.
-        """
-        return mean_over(self._value, start, stop, self.stair, self._stairs)
-
     @property
     def shape(self) -> str:
         """How the pieces run, one after the other."""
@@ -219,6 +196,9 @@ class Pieces:
             The factor.
         """
         return factor(piece, piece.samples)
+
+    def _grid(self) -> tuple[float, int]:
+        return self.stair, self._stairs
 
     def _value(self, index: int) -> float:
         position = index * self.stair

@@ -1,6 +1,7 @@
 """The shapes of a curve, each one function of the progress of its decay, and the one mean over a step's samples."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 
@@ -128,3 +129,40 @@ def stairs_of(length: float, stair: float) -> int:
     if not math.isfinite(stairs):
         raise InputError(f"schedule.stair={stair:g} samples is too small for a run of {length:g}; give a larger one")
     return max(1, math.ceil(stairs))
+
+
+class Stairs(ABC):
+    """A step function of samples: stair k covers [k*stair, (k+1)*stair); beyond the run the last stair holds.
+
+    A subclass says how long a stair is and how many there are, in `_grid()`, and what each holds, in `_value(index)`.
+    """
+
+    def at(self, seen: float) -> float:
+        """Return the reference factor of the stair that holds sample `seen`.
+
+        Args:
+            seen: samples of applied updates, not negative.
+
+        Returns:
+            The factor.
+        """
+        stair, stairs = self._grid()
+        return self._value(min(int(seen / stair), stairs - 1))
+
+    def mean(self, start: float, stop: float) -> float:
+        """Return the mean factor over the samples [start, stop).
+
+        Args:
+            start: samples seen before the step.
+            stop: samples seen after it, greater than start.
+
+        Returns:
+            The mean of the stairs, weighted by their overlap.
+        """
+        return mean_over(self._value, start, stop, *self._grid())
+
+    @abstractmethod
+    def _grid(self) -> tuple[float, int]: ...
+
+    @abstractmethod
+    def _value(self, index: int) -> float: ...

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from isobatch.curves.pieces import Pieces
-from isobatch.curves.shapes import SHAPES, cosine, mean_over, shape_of, stairs_of
+from isobatch.curves.shapes import SHAPES, Stairs, cosine, mean_over, shape_of, stairs_of
 from isobatch.errors import InputError
 from isobatch.units import finite
 
 
 @dataclass(frozen=True)
-class Staircase:
+class Staircase(Stairs):
     """Factor on a setting as a step function of samples: warm-up, then a decay to `final`.
 
     Stair k covers the samples [k*stair, (k+1)*stair) and holds (k+1)/W in a warm-up of W stairs, afterwards the shape
@@ -57,28 +57,8 @@ class Staircase:
             finite("schedule.decay_from", self.decay_from, 0, self.length)
         object.__setattr__(self, "_stairs", stairs_of(self.length, self.stair))
 
-    def at(self, seen: float) -> float:
-        """Return the reference factor of the stair that holds sample `seen`.
-
-        Args:
-            seen: samples of applied updates, not negative.
-
-        Returns:
-            The factor, in [0, 1].
-        """
-        return self._value(min(int(seen / self.stair), self._stairs - 1))
-
-    def mean(self, start: float, stop: float) -> float:
-        """Return the mean factor over the samples [start, stop).
-
-        Args:
-            start: samples seen before the step.
-            stop: samples seen after it, greater than start.
-
-        Returns:
-            The mean of the stairs, weighted by their overlap.
-        """
-        return mean_over(self._value, start, stop, self.stair, self._stairs)
+    def _grid(self) -> tuple[float, int]:
+        return self.stair, self._stairs
 
     def _value(self, index: int) -> float:
         position = index * self.stair

@@ -29,15 +29,33 @@ def plan_toml(plan: Plan[Any], source: str = "") -> str:
     Returns:
         TOML.
     """
+    recipe = plan.recipe
+    origin = f" from {source}" if source else ""
+    head = f"# isobatch {VERSION}: planned{origin} for batch {recipe.batch.size}, kappa = {plan.kappa:g}\n"
+    return head + toml_text(plan_values(plan), _notes(plan)) + "\n"
+
+
+def plan_values(plan: Plan[Any]) -> dict[str, Any]:
+    """Return the recipe of a plan as plain values, as `plan_toml` writes them.
+
+    Args:
+        plan: the plan.
+
+    Returns:
+        Tables of values.
+
+    Example:
+        >>> from isobatch.plan import Recipe
+        >>> plan_values(Recipe.load("examples/digits.toml").at(128))["optimizer"]["lr"]
+        0.32
+    """
     recipe, was = plan.recipe, plan.kept.size
     always = [key for key in _rows(plan) if key.startswith("optimizer.")]
     values, has = _stated(recipe, always), row_of(recipe).keys
     values["optimizer"] = {key: value for key, value in values["optimizer"].items() if key in has or key not in NUMBERS}
     if recipe.planned is None and recipe.batch.size != was:
         values["planned"] = Planned(batches=(was, recipe.batch.size)).model_dump()
-    origin = f" from {source}" if source else ""
-    head = f"# isobatch {VERSION}: planned{origin} for batch {recipe.batch.size}, kappa = {plan.kappa:g}\n"
-    return head + toml_text(values, _notes(plan)) + "\n"
+    return values
 
 
 def write_plan(plan: Plan[Any], path: str | Path, *, source: str = "", overwrite: bool = False) -> Path:

@@ -5,7 +5,7 @@ from isobatch.formats.texts.json import read_json
 from isobatch.formats.texts.python import read_python
 from isobatch.formats.texts.source import Key, Source, Spot, Unknown, leaves, read_text, spelled, write_text
 from isobatch.formats.texts.toml import read_toml_text
-from isobatch.formats.texts.yaml import read_yaml
+from isobatch.formats.texts.yaml import read_yaml, yaml_text
 
 __all__ = [
     "Key",
@@ -21,4 +21,5 @@ __all__ = [
     "read_yaml",
     "spelled",
     "write_text",
+    "yaml_text",
 ]
