@@ -13,7 +13,8 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from benchmarks import league
+from benchmarks import league, published_averages
+from benchmarks.league import title
 from benchmarks.prose import prose
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,10 +41,6 @@ def tables() -> list[tuple[dict[str, Any], Table]]:
         )
         found.append((entry, Table(title(entry), entry["unit"], tuple(points), entry.get("size"))))
     return found
-
-
-def title(entry: dict[str, Any]) -> str:
-    return f"{entry['name']}, {entry['round']}"
 
 
 def fits() -> list[tuple[dict[str, Any], TableFit]]:
@@ -92,6 +89,7 @@ def page(found: list[tuple[dict[str, Any], TableFit]]) -> str:
         *_left_out(found),
         *_bends(found),
         *league.section(found),
+        *published_averages.section(found),
         *_expected(found),
         "## Sources",
         "Figures only, of these files:",

@@ -9,7 +9,7 @@ LR_ROWS = {
     "linear": {"sgd": (4, 1 / 4), "adamw": (4, 1 / 4)},
     "sqrt": {"sgd": (2, 1 / 2), "adamw": (2, 1 / 2)},
     "noise-aware": {"sgd": (4 * sqrt(0.55), sqrt(2.8) / 4), "adamw": (4 * sqrt(0.55), sqrt(2.8) / 4)},
-    "speed": {"sgd": (6 / 2.25, 6 / 21), "adamw": (48 / 8 / (72 / 16), 48 / 8 / (42 / 4))},
+    "speed": {"sgd": (6 / 2.25, 6 / 21), "adamw": (sqrt(6 / 2.25), sqrt(6 / 21))},
     "legw": {"sgd": (2, 1 / 2), "adamw": (2, 1 / 2)},
     "keep": {"sgd": (1, 1), "adamw": (1, 1)},
 }

@@ -56,13 +56,14 @@ NOT_INVARIANT = ("sqrt(kappa)*eta", "does not depend on the batch here, so a squ
 AWARE = ("kappa*eta*sqrt((1-f)+f/kappa)", "keeps the drift", "derived")
 NO_V = ("kappa*eta*sqrt((1-f)+f/kappa)", "f says nothing of its rate", "unknown")
 SGD_SPEED = ("eta*(1+Bc/B)/(1+Bc/B')", "fastest progress per step of a quadratic")
-SIGN_SPEED = ("eta*h(B)/h(B'), h = sqrt(Bc/B)+sqrt(B/Bc)", "Surge")
+TUNED_SPEED = ("eta*sqrt((1+Bc/B)/(1+Bc/B'))", "nearest of eight rules to the rates that authors tuned", "measured")
+UNTUNED_SPEED = ("eta*sqrt((1+Bc/B)/(1+Bc/B'))", "no published rates of this optimizer", "unknown")
 DECOUPLED = ("lambda*kappa*eta/eta'", "keeps eta*lambda/B", "derived")
 L2 = ("lambda", "it moves as the learning rate does", "derived")
 L2_V = ("lambda", "passes through 1/sqrt(v)", "derived")
 TRUST = ("lambda", "inside a trust ratio", "convention")
-_THEORY = (SQRT, NO_NOISE, SQRT, AWARE, (*SIGN_SPEED, "derived"))
-_PRACTICE = (SQRT_CONVENTION, NO_NOISE, SQRT_CONVENTION, AWARE, (*SIGN_SPEED, "unknown"))
+_THEORY = (SQRT, NO_NOISE, SQRT, AWARE, TUNED_SPEED)
+_PRACTICE = (SQRT_CONVENTION, NO_NOISE, SQRT_CONVENTION, AWARE, UNTUNED_SPEED)
 _REFERENCE = (INVARIANT, INVARIANT, NOT_INVARIANT, NO_V, (*SGD_SPEED, "unknown"))
 
 ROWS = (
@@ -71,22 +72,22 @@ ROWS = (
     Row("adam", "root", ("betas",), "root", "kept", _ADAM, _THEORY, L2_V),
     Row("adamw", "root", ("betas",), "root", "per sample", _ADAM, _THEORY, DECOUPLED),
     Row("rmsprop", "root", ("alpha", "momentum"), "root", "kept", {"square_avg": "noise", "momentum_buffer": "buffer"},
-        _THEORY, L2_V),
+        (*_THEORY[:4], UNTUNED_SPEED), L2_V),
     Row("invariant-adamw", "linear", ("betas",), "kept", "per sample", _OWN, _REFERENCE, DECOUPLED),
     Row("invariant-adam", "linear", ("betas",), "kept", "kept", _OWN, _REFERENCE, L2),
     Row("invariant-rmsprop", "linear", ("alpha", "momentum"), "kept", "kept",
         {"exp_avg_sq": "kept", "momentum_buffer": "buffer"}, _REFERENCE, L2),
     Row("lars", "linear", ("momentum",), None, "kept", {"momentum_buffer": "buffer"},
-        (LINEAR_CONVENTION, LINEAR_CONVENTION, SQRT_CONVENTION, NO_V, (*SGD_SPEED, "unknown")), TRUST),
+        (LINEAR_CONVENTION, LINEAR_CONVENTION, SQRT_CONVENTION, NO_V, TUNED_SPEED), TRUST),
     Row("lamb", "same samples", ("betas",), "root", "kept", {"exp_avg": "kept", "exp_avg_sq": "noise"},
-        (NORMALISED, NORMALISED, OTHER_RUN, AWARE, (*SIGN_SPEED, "unknown")), TRUST),
+        (NORMALISED, NORMALISED, OTHER_RUN, AWARE, TUNED_SPEED), TRUST),
     Row("adamp", "root", ("betas",), "root", "per sample", {"exp_avg": "kept", "exp_avg_sq": "noise"}, _PRACTICE,
         DECOUPLED),
     Row("nadamw", "root", ("betas",), "root", "per sample", {}, _PRACTICE, DECOUPLED, trained=False),
     Row("lion", "same samples", ("betas",), None, "per sample", {"exp_avg": "kept"},
-        (NORMALISED, NORMALISED, OTHER_RUN, NO_V, (*SIGN_SPEED, "derived")), DECOUPLED, mixes=True),
+        (NORMALISED, NORMALISED, OTHER_RUN, NO_V, UNTUNED_SPEED), DECOUPLED, mixes=True),
     Row("muon", "same samples", ("momentum",), None, "per sample", {"momentum_buffer": "kept"},
-        (NORMALISED, NORMALISED, OTHER_RUN, NO_V, (*SIGN_SPEED, "unknown")), DECOUPLED, matrices=True),
+        (NORMALISED, NORMALISED, OTHER_RUN, NO_V, UNTUNED_SPEED), DECOUPLED, matrices=True),
 )  # fmt: skip
 """One row each; `tests/rules/test_rows.py` takes it through every kind of batch change."""
 

@@ -10,7 +10,8 @@ from isobatch.errors import InputError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
+"""Of isobatch; the metadata of both distributions say the same, and a test compares them."""
 EXTRAS: dict[str, tuple[str, ...]] = {
     "torch": ("torch", "numpy", "safetensors"),
     "verify": ("numpy", "scipy", "matplotlib", "jinja2"),

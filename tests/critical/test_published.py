@@ -5,8 +5,10 @@ import pytest
 from benchmarks import league
 from benchmarks.published import PAGE, fits, page
 from tests.reference import critical as slow
+from tests.reference import league as tournament
 
 from isobatch import published, rules
+from isobatch.rules import OPTIMIZERS, lr_rule
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,32 @@ def test_the_league_by_hand(found):
     assert league.part([1, 8, 64], [1, 2, 3], 8.0, "above") == ([8, 64], [2, 3])
 
 
+def test_the_league_is_the_slow_one(found):
+    for where in league.WHERE:
+        rows, wanted = league.table(found, where), tournament.table(found, where)
+        assert rows.keys() == wanted.keys()
+        for name, row in rows.items():
+            assert row == pytest.approx(wanted[name], rel=1e-9), name
+        scores = league.scores(rows)
+        for rule, (mean, low, high) in tournament.intervals(wanted).items():
+            assert scores[rule].value == pytest.approx(mean, rel=1e-9)
+            assert (scores[rule].low, scores[rule].high) == pytest.approx((low, high), abs=0.12 * (high - low))
+
+
+def test_exponents_are_the_slow_ones(found):
+    every = league.exponents(found)
+    for entry, score in every:
+        [fit] = [f for e, f in found if e is entry]
+        batches, rates = [p["batch"] for p in entry["points"]], [p["lr"] for p in entry["points"]]
+        assert score.value == pytest.approx(tournament.alpha(batches, rates, fit.hyperbola.critical.value), abs=1e-6)
+        assert score.low < score.value < score.high
+    sgd, others = (league.pooled(found, group) for group in league.GROUPS)
+    assert (sgd[0], others[0]) == (1, 12)
+    assert sgd[1].low > 0.5
+    assert sgd[1].low < 1 < sgd[1].high
+    assert 0 < others[1].low < 0.5 < others[1].high < 1
+
+
 def test_what_the_league_is_quoted_for(found):
     every = league.table(found, "all")
     scores = league.scores(every)
@@ -97,3 +125,9 @@ def test_what_the_league_is_quoted_for(found):
     for rule in ("kept", "linear", "noise-aware", "saturating 1"):
         assert league.against(every, rule, "saturating 1/2").low > 0
     assert league.apart(found) == 0
+    assert league.wins(found, "surge") == []
+    words = lr_rule(OPTIMIZERS["adamw"], "speed").because
+    assert f"of eight rules to the rates that authors tuned on {len(every)} benchmarks" in words
+    assert len(league.RULES) == 8
+    assert f"a factor of {league.typical(found):.1f} off" in words
+    assert league.step_law("above").high < 0.5

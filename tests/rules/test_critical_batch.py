@@ -1,4 +1,4 @@
-"""Speed rules against slow references: the hyperbola, best rates of SGD and sign descent, AdaScale's gain, goodput."""
+"""Speed rules against slow references: the hyperbola, best rates, AdaScale's gain, goodput."""
 
 import numpy as np
 import pytest
@@ -27,15 +27,11 @@ def test_the_best_rate_of_sgd_is_the_quadratic_s(seed):
         assert rules.optimal_lr(known, old, new, scale) == pytest.approx(slow.best_rate(G, H, Sigma, new), rel=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_best_rate_of_sign_descent_rises_and_falls(seed):
-    mu = np.abs(quadratic(seed)[0]) + 0.1
-    sigma, H = np.full(5, 30.0), np.full((5, 5), 0.3) + np.eye(5)
-    peak = slow.sign_noise_batch(mu, sigma, H)
-    for old, new in ((1, 8), (8, 1), (peak / 3, peak * 3)):
-        known = slow.sign_rate(mu, sigma, H, old)
-        assert rules.surge_lr(known, old, new, peak) == pytest.approx(slow.sign_rate(mu, sigma, H, new), rel=1e-9)
-    assert rules.surge_lr(1.0, peak / 4, peak, peak) > 1 > rules.surge_lr(1.0, peak, 4 * peak, peak)
+@given(lr=st.floats(1e-6, 10), old=SIZES, new=SIZES, critical=SIZES, power=st.floats(0, 2))
+def test_the_saturating_rate_is_its_height_at_both_batches(lr, old, new, critical, power):
+    top = lr * (1 + critical / old) ** power
+    wanted = top / (1 + critical / new) ** power
+    assert rules.optimal_lr(lr, old, new, critical, power) == pytest.approx(wanted, rel=1e-9)
 
 
 @given(critical=SIZES, batch=SIZES, smallest=st.floats(1, 1e4))
@@ -81,7 +77,8 @@ def test_limits_of_the_gain():
     (lambda: rules.gain(2, 1, -1), r"critical batch=-1 must be in \[0, inf\]"),
     (lambda: rules.gain(0, 1, 1), r"batch=0 must be in \(0, inf\]"),
     (lambda: rules.samples_factor(1, 0), r"critical batch=0 must be in \(0, inf\]"),
-    (lambda: rules.surge_lr(-1, 1, 1, 1), r"lr=-1 must be in \[0, inf\]"),
+    (lambda: rules.optimal_lr(-1, 1, 1, 1), r"lr=-1 must be in \[0, inf\]"),
+    (lambda: rules.optimal_lr(1, 1, 1, 1, -0.5), r"power=-0\.5 must be in \[0, inf\]"),
     (lambda: rules.goodput(float("nan"), 1, 1, 1), "throughput=nan must be finite"),
 ])  # fmt: skip
 def test_refusals(call, message):

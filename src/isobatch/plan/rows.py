@@ -23,11 +23,9 @@ from isobatch.rules import (
     Rule,
     drift_error,
     noise_share_after,
-    optimal_lr,
     recommend,
     scale_clip,
     scale_momentum,
-    surge_lr,
 )
 from isobatch.rules.betas import FLOORED
 from isobatch.rules.lr.keep import SEARCHED
@@ -162,7 +160,7 @@ def _lr_note(recipe: RecipeData, old: Settings, new: Settings, moved: Moves) -> 
     rule, row = lr_rule_of(recipe), row_of(recipe)
     kappa, share = moved["lr"].change.kappa, recipe.rules.noise_share
     if rule.length is not None:
-        return _critical_note(recipe, new.batch, moved)
+        return _critical_note(recipe, moved["lr"])
     if moved["lr"].rule is SEARCHED:
         return ""
     if row.invariant:
@@ -185,7 +183,7 @@ def _lr_note(recipe: RecipeData, old: Settings, new: Settings, moved: Moves) -> 
     return ""
 
 
-def _critical_note(recipe: RecipeData, batch: float, moved: Moves) -> str:
+def _critical_note(recipe: RecipeData, found: Applied) -> str:
     """Say which critical batch was used, and the rate at the ends of its interval."""
     known = recipe.critical
     if known is None:
@@ -193,8 +191,9 @@ def _critical_note(recipe: RecipeData, batch: float, moved: Moves) -> str:
     note = known.about(recipe.batch.unit)
     ends = [end for end in (known.low, known.high) if end is not None]
     if len(ends) == 2:
-        best = surge_lr if row_of(recipe).sign_like else optimal_lr
-        low, high = sorted(best(recipe.optimizer.lr, recipe.batch.size, batch, end) for end in ends)
+        best, change = lr_rule_of(recipe).number, found.change
+        beside = found.becomes / best(change) if found.becomes else 0.0  # of a momentum that moves, of a summed loss
+        low, high = sorted(beside * best(change._replace(critical=end)) for end in ends)
         note += f"; over the interval [{low:.4g}, {high:.4g}]"
     return note
 

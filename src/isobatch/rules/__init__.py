@@ -5,7 +5,7 @@ from isobatch.rules.average import lag, scale_decay
 from isobatch.rules.batch_norm import scale_batch_norm
 from isobatch.rules.betas import power, sde
 from isobatch.rules.clip import scale_clip
-from isobatch.rules.critical_batch import optimal_lr, samples_factor, steps_factor, surge_lr
+from isobatch.rules.critical_batch import optimal_lr, samples_factor, steps_factor
 from isobatch.rules.epsilon import scale_eps
 from isobatch.rules.gain import adascale_gain, efficiency, gain, goodput
 from isobatch.rules.lr import LEARNING_RATES, lr_rule
@@ -62,7 +62,6 @@ __all__ = [
     "square_root",
     "state_factors",
     "steps_factor",
-    "surge_lr",
 ]
 
 __getattr__ = old_names(

@@ -3,8 +3,6 @@
 These are rules of speed, not of equivalence: a run by them is another run, faster and as good by the theory's account.
 """
 
-import math
-
 from isobatch.units import finite
 
 
@@ -54,14 +52,17 @@ def samples_factor(batch: float, critical: float) -> float:
     return 1 + finite("batch", batch, 0, open_low=True) / finite("critical batch", critical, 0, open_low=True)
 
 
-def optimal_lr(lr: float, batch: float, new_batch: float, critical: float) -> float:
-    """SGD's best learning rate at another batch: eps_opt(B) = eps_max/(1 + B_noise/B), from one known to be best.
+def optimal_lr(lr: float, batch: float, new_batch: float, critical: float, power: float = 1.0) -> float:
+    """Best learning rate at another batch: eps_opt(B) = eps_max/(1 + B_crit/B)**alpha, from one known to be best.
+
+    It grows as B**alpha well below B_crit and is flat well above. For SGD alpha = 1 is the optimum of a quadratic.
 
     Args:
         lr: best learning rate at `batch`, not negative.
         batch: B, samples.
         new_batch: B', samples.
-        critical: B_noise, samples, not negative; 0 leaves the rate, infinity would make it linear.
+        critical: B_crit, samples, not negative; 0 leaves the rate, infinity would make it B**alpha.
+        power: alpha, not negative: 1 for SGD, 1/2 where the gradient is divided by its own size.
 
     Returns:
         The learning rate at the new batch.
@@ -70,43 +71,12 @@ def optimal_lr(lr: float, batch: float, new_batch: float, critical: float) -> fl
         InputError: a value outside its range.
 
     Example:
-        >>> optimal_lr(0.1, 100, 300, critical=300)
-        0.2
+        >>> optimal_lr(0.1, 100, 300, critical=300), optimal_lr(0.1, 20, 300, critical=300, power=0.5)
+        (0.2, 0.282842712474619)
 
     References:
-        arXiv 1812.06162, 2.4 and 2.6.
+        arXiv 1812.06162, 2.4 and 2.6 (alpha = 1), section 4 (other alphas); docs/evidence.md (which one published
+        rates follow).
     """
-    return finite("lr", lr, 0) * steps_factor(batch, critical) / steps_factor(new_batch, critical)
-
-
-def surge_lr(lr: float, batch: float, new_batch: float, critical: float) -> float:
-    """Sign descent's best learning rate at another batch: eps_max/(0.5 (sqrt(B_noise/B) + sqrt(B/B_noise))).
-
-    Rises as the square root below B_noise and falls above it. Proved for sign descent with Gaussian gradients and
-    batches well below pi sigma^2/(2 mu^2) of every coordinate; Adam is taken for sign descent.
-
-    Args:
-        lr: best learning rate at `batch`, not negative.
-        batch: B, samples.
-        new_batch: B', samples.
-        critical: B_noise = E_min/S_min, samples, positive.
-
-    Returns:
-        The learning rate at the new batch.
-
-    Raises:
-        InputError: a value outside its range.
-
-    Example:
-        >>> round(surge_lr(1e-3, 100, 400, critical=400), 6), surge_lr(1e-3, 100, 1600, critical=400)
-        (0.00125, 0.001)
-
-    References:
-        arXiv 2405.14578, theorem 3, eq. 13.
-    """
-
-    def height(size: float) -> float:
-        ratio = finite("batch", size, 0, open_low=True) / finite("critical batch", critical, 0, open_low=True)
-        return math.sqrt(1 / ratio) + math.sqrt(ratio)
-
-    return finite("lr", lr, 0) * height(batch) / height(new_batch)
+    ratio = steps_factor(batch, critical) / steps_factor(new_batch, critical)
+    return finite("lr", lr, 0) * ratio ** finite("power", power, 0)

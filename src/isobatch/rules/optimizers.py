@@ -8,18 +8,19 @@ from isobatch.rules.rule import OptimizerRow
 _ADAM = {"exp_avg_sq": "second moment", "max_exp_avg_sq": "second moment", "step": "steps"}
 _RMSPROP = {"square_avg": "second moment", "momentum_buffer": "momentum"}
 _MOMENTUM = {"momentum_buffer": "momentum"}
-_SIGNS = ("sqrt", "speed")
+_LEAGUE = ("speed",)
 _OURS = "isobatch.optimizers"
 
 _ROWS = (
     OptimizerRow("sgd", "linear", ("momentum",), "coupled", f"{_OURS}.builders.sgd", ("SGD",), _MOMENTUM,
                  theory=("linear", "speed"), nesterov=True),
     OptimizerRow("adam", "sqrt", ("betas",), "coupled", f"{_OURS}.builders.adam",
-                 ("Adam", "RAdam", "NAdam"), _ADAM, adaptive=True, theory=_SIGNS, invariant_form="invariant-adam"),
+                 ("Adam", "RAdam", "NAdam"), _ADAM, adaptive=True, theory=("sqrt",), measured=_LEAGUE,
+                 invariant_form="invariant-adam"),
     OptimizerRow("adamw", "sqrt", ("betas",), "decoupled", f"{_OURS}.builders.adamw", ("AdamW",), _ADAM,
-                 adaptive=True, theory=_SIGNS, invariant_form="invariant-adamw"),
+                 adaptive=True, theory=("sqrt",), measured=_LEAGUE, invariant_form="invariant-adamw"),
     OptimizerRow("rmsprop", "sqrt", ("alpha", "momentum"), "coupled", f"{_OURS}.builders.rmsprop", ("RMSprop",),
-                 _RMSPROP, adaptive=True, theory=_SIGNS, invariant_form="invariant-rmsprop"),
+                 _RMSPROP, adaptive=True, theory=("sqrt",), invariant_form="invariant-rmsprop"),
     OptimizerRow("invariant-adamw", "linear", ("betas",), "decoupled", f"{_OURS}.InvariantAdamW", ("InvariantAdamW",),
                  adaptive=True, invariant=True, theory=("linear",)),
     OptimizerRow("invariant-adam", "linear", ("betas",), "coupled", f"{_OURS}.InvariantAdam", ("InvariantAdam",),
@@ -27,14 +28,14 @@ _ROWS = (
     OptimizerRow("invariant-rmsprop", "linear", ("alpha", "momentum"), "coupled", f"{_OURS}.InvariantRMSprop",
                  ("InvariantRMSprop",), _MOMENTUM, adaptive=True, invariant=True, theory=("linear",)),
     OptimizerRow("lars", "linear", ("momentum",), "trust-ratio", f"{_OURS}.layer_wise.lars", ("LARS",), _MOMENTUM,
-                 nesterov=True),
+                 measured=_LEAGUE, nesterov=True),
     OptimizerRow("lamb", "linear", ("betas",), "trust-ratio", f"{_OURS}.layer_wise.lamb", ("Lamb",), _ADAM,
-                 adaptive=True, normalises_after=True, lr_kept="sqrt", theory=("linear", "sqrt")),
+                 adaptive=True, normalises_after=True, lr_kept="sqrt", theory=("linear", "sqrt"), measured=_LEAGUE),
     OptimizerRow("adamp", "sqrt", ("betas",), "decoupled", f"{_OURS}.layer_wise.adamp", ("AdamP",), _ADAM,
                  adaptive=True),
     OptimizerRow("nadamw", "sqrt", ("betas",), "decoupled", None, ("NAdam",), _ADAM, adaptive=True),
     OptimizerRow("lion", "linear", ("betas",), "decoupled", "pytorch_optimizer.Lion", ("Lion",),
-                 normalises_after=True, mixes=True, lr_kept="sqrt", theory=("linear", "sqrt", "speed")),
+                 normalises_after=True, mixes=True, lr_kept="sqrt", theory=("linear", "sqrt")),
     OptimizerRow("muon", "linear", ("momentum",), "decoupled", f"{_OURS}.builders.muon", ("Muon",),
                  normalises_after=True, lr_kept="sqrt", theory=("linear", "sqrt"), nesterov=True),
 )  # fmt: skip

@@ -67,6 +67,7 @@ class OptimizerRow:
         lr_kept: word of its learning-rate rule where its averages are kept per step; "" where that changes nothing.
         theory: words of the learning-rate rules that a theory covers for it; its own is a convention where it is not
             among them.
+        measured: words of the learning-rate rules that rates tuned by others were compared with (docs/evidence.md).
         nesterov: whether Nesterov's form exists.
         invariant_form: name of its form whose second moment does not depend on the batch, None where it has none.
     """
@@ -84,6 +85,7 @@ class OptimizerRow:
     mixes: bool = False
     lr_kept: str = ""
     theory: tuple[str, ...] = ()
+    measured: tuple[str, ...] = ()
     nesterov: bool = False
     invariant_form: str | None = None
 
