@@ -62,7 +62,7 @@ def _delivered(code: Any) -> Any:
 
 def _gone() -> bool:
     """Whether nobody reads what is printed any more; where that cannot be asked, a broken pipe says so."""
-    if not hasattr(select, "poll"):
+    if getattr(select, "poll", None) is None:  # Windows
         return True
     asked = select.poll()
     for stream in (sys.stdout, sys.stderr):

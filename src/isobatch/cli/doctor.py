@@ -107,7 +107,8 @@ def _versions() -> dict[str, str]:
 
 def _machine(missing: dict[str, list[str]]) -> dict[str, str]:
     """Where runs compute: cores, threads, devices; torch is loaded to say it, and may fail to load."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS and Windows have none
+    cores = os.cpu_count() if affinity is None else len(affinity(0))
     found = {"platform": platform.platform(terse=True), "executable": sys.executable, "cores": str(cores)}
     found["OMP_NUM_THREADS"] = os.environ.get(
         "OMP_NUM_THREADS", "not set: torch takes every core; workers take one each"
