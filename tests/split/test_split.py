@@ -11,6 +11,7 @@ from tests.split import targets
 from isobatch import cli, testing, verify
 from isobatch.errors import InputError
 from isobatch.split import SplitReport, split
+from isobatch.split.run import target
 
 HERE = str(Path(__file__).with_name("targets.py"))
 
@@ -131,3 +132,16 @@ def _session_of_a_check(process):
     except (OSError, IndexError):
         return False
     return same and words[0] != "Z" and process.name != str(os.getpid()) and int(words[3]) != os.getsid(0)
+
+
+def test_this_packages_own_loop_is_checked_by_a_task_or_a_recipe(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'task = "quadratic"\n[batch]\nsize = 8\n[optimizer]\nname = "sgd"\nlr = 0.1\nmomentum = 0.9\nclip = 0.5\n'
+        '[schedule]\nlength = "800 samples"\nwarmup = "80 samples"\n[ema]\ndecay = 0.9\n'
+    )
+    for name in ("quadratic", str(recipe)):
+        report = split(target(name))
+        assert report.exit_code == 0, str(report)
+        assert {"average", "learning rate", "optimizer steps"} <= {one.name for one in report.components}
+    assert any("momentum" in kind or kind == "optimizer state" for kind in (one.name for one in report.components))

@@ -4,10 +4,11 @@ from isobatch.installed import need
 
 need("torch")
 
+from isobatch.split.hugging_face import TrainerFit
 from isobatch.split.result import SplitReport
 from isobatch.split.run import split
 from isobatch.split.target import Loop, Subject, pieces
-from isobatch.split.wrappers import AccelerateLoop, LightningFit, TrainerFit
+from isobatch.split.wrappers import AccelerateLoop, LightningFit
 
 __all__ = [
     "AccelerateLoop",

@@ -164,7 +164,8 @@ def _clipping(evidence: Evidence, components: Components, found: list[Cause]) ->
     gaps = tampered(loud[1].updates[0], like, limit)
     between = gaps.count("scaled") + (gaps.count("changed") if bent > limit else 0)
     _, left = parallel(split, whole if same else part)
-    size = float(split.norm()) / (float(whole.norm()) or 1.0)
+    norms = [record.updates[0].norm or float(joined(gradient(record), like).norm()) for record in loud]
+    size = norms[1] / (norms[0] or 1.0)
     if not same and bent <= limit and left <= limit and abs(size - 1) <= limit:
         return []  # clipped once, to the same length; what differs was there before
     clips = [max(u.clips for u in record.updates) for record in loud]

@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from isobatch.gradients import canonical, unwrap
 from isobatch.split.found import holdings
-from isobatch.split.sketch import Named, mark, sketch, sketches
+from isobatch.split.sketch import Named, mark, sketch, sketches, whole
 from isobatch.split.target import Subject
 
 _CLIPS = ("clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_")
@@ -63,6 +63,7 @@ class Update:
         rows: a number a row of the model's inputs, in order.
         outputs: module and call -> a number a row of what it returned.
         finite: whether weights are finite after it.
+        norm: length of the gradient that the last step was given, where gradients are amplified; 0 otherwise.
         dtype: of the loss.
     """
 
@@ -88,6 +89,7 @@ class Update:
     rows: list[float] = field(default_factory=list)
     outputs: dict[str, list[float]] = field(default_factory=dict)
     finite: bool = True
+    norm: float = 0.0
     dtype: str = "float64"
 
 
@@ -309,6 +311,9 @@ class Observer:
 
     def _given(self, optimizer: Any) -> Named:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if self.now is not None and self.amplify > 1:  # a sketch has another length
+            mine = [p.grad for p in self.parameters.values() if id(p) in held and p.grad is not None]
+            self.now.norm = math.hypot(*(float(torch.linalg.vector_norm(whole(one).double())) for one in mine))
         return sketches((n, p.grad) for n, p in self.parameters.items() if id(p) in held)
 
     def _after_step(self, optimizer: Any, *_: Any) -> None:

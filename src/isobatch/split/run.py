@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from isobatch.errors import InputError
+from isobatch.plan import Recipe
 from isobatch.split.check import check, runner
 from isobatch.split.processes import PATIENCE, apart, world
 from isobatch.split.result import SplitReport
-from isobatch.split.target import told
+from isobatch.split.target import TaskLoop, told
+from isobatch.tasks import Run, find, make_any
 from isobatch.units import whole
 
 
@@ -85,7 +87,7 @@ def target(name: str) -> Callable[..., Any]:
     """Return the function that a target on the command line names.
 
     Args:
-        name: "module:make", "path/to/file.py:make", or a task's name.
+        name: "module:make", "path/to/file.py:make", a task's name, or a recipe (.toml) that names a task.
 
     Returns:
         make.
@@ -97,10 +99,10 @@ def target(name: str) -> Callable[..., Any]:
         >>> target("collections:OrderedDict").__name__
         'OrderedDict'
     """
+    if name.endswith(".toml"):
+        return _of_recipe(Recipe.load(name))
     module, colon, function = name.rpartition(":")
     if not colon:
-        from isobatch.tasks import find
-
         return find(name)
     try:
         found = _file(module) if module.endswith(".py") else importlib.import_module(module)
@@ -111,6 +113,14 @@ def target(name: str) -> Callable[..., Any]:
     make = getattr(found, function, None)
     if not callable(make):
         raise InputError(f"target={name!r}: {module} has no function {function!r}")
+    return make
+
+
+def _of_recipe(recipe: Recipe) -> Callable[..., Any]:
+    def make(settings: Any, seed: int) -> Any:
+        given = make_any(recipe, seed)
+        return TaskLoop(given, recipe) if isinstance(given, Run) else given
+
     return make
 
 

@@ -3,13 +3,29 @@
 import inspect
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from isobatch.data import SampleOrder
 from isobatch.errors import InputError, IsobatchError
 from isobatch.gradients import mapped, world_size
+from isobatch.plan import Recipe
+from isobatch.tasks import Metric, Run, device_of
+from isobatch.train import Trainer
+
+PLAIN = Recipe.parse(
+    {
+        "batch": {"size": 8},
+        "optimizer": {"name": "adamw", "lr": 1e-3, "clip": 1.0},
+        "schedule": {"length": "8000 samples", "warmup": "80 samples"},
+        "ema": {"half_life": "80 samples"},
+    }
+)
+"""Settings that a make is given where no recipe is."""
+Metrics = Callable[[nn.Module], Mapping[str, float]]
 
 
 class Steps(Protocol):
@@ -53,6 +69,8 @@ class Subject:
             micro-batches; sizes may differ where `parts` does not divide the batch.
         samples: tensors with a common first dimension in any nest (tuple, dict), or an object whose
             `samples[indices]` gives a batch.
+        metrics: (model) -> held-out metrics by name, for `verify run`.
+        declared: what kind each metric is, for `verify run`.
         **watched: what else is compared: optimizer, scheduler, scaler, average. What the update itself reaches
             (its closure, its object) is found without being named.
 
@@ -73,11 +91,57 @@ class Subject:
         16
     """
 
-    def __init__(self, model: nn.Module, update: Callable[[Any, int], Any], samples: Any, **watched: Any):
+    clips = False
+    """Whether the trainer clips gradients by the norm that a recipe states."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        update: Callable[..., Any],
+        samples: Any,
+        *,
+        metrics: Metrics | None = None,
+        declared: Mapping[str, Metric] | None = None,
+        **watched: Any,
+    ):
         self.model = model
         self.update = update
         self.samples = samples
+        self.measure = metrics
+        self.declared: Mapping[str, Metric] = declared or {}
         self.watched = watched
+
+    @property
+    def software(self) -> str:
+        """What trains, with its version."""
+        return f"{type(self).__name__} on torch {torch.__version__}"
+
+    def prepare(self, recipe: Recipe, parts: int, *, seed: int, device: str) -> None:
+        """Get ready for a whole run under a recipe.
+
+        Args:
+            recipe: its numbers.
+            parts: micro-batches an update.
+            seed: of the initial weights.
+            device: "cpu" or "cuda".
+
+        Raises:
+            InputError: the model lies on another device.
+        """
+        lies = device_of(self.model).type
+        if lies != device:
+            raise InputError(f"the model lies on {lies} and --device is {device}; make decides where it lies")
+        self.open([torch.arange(recipe.batch.size)], parts)
+
+    def fit(self, updates: Sequence[Tensor], parts: int, steps: Steps) -> None:
+        """Make all updates of a run.
+
+        Args:
+            updates: the samples of each.
+            parts: micro-batches an update.
+            steps: told where each begins and ends.
+        """
+        self.run(updates, parts, steps)
 
     def open(self, indices: Sequence[Tensor], parts: int) -> None:
         """Get ready for some updates, before anything is observed.
@@ -145,7 +209,7 @@ class Loop(Subject):
             update; `parts` is your accumulation number.
         samples: as in Subject, or a sequence of samples beside `collate`.
         collate: (list of samples) -> batch, for a sequence of samples; None keeps tensors as they are.
-        **watched: as in Subject.
+        **more: metrics, declared and what else is compared, as in Subject.
     """
 
     def __init__(
@@ -154,9 +218,9 @@ class Loop(Subject):
         train: Callable[[list[Any], int], Any],
         samples: Any,
         collate: Callable[[list[Any]], Any] | None = None,
-        **watched: Any,
+        **more: Any,
     ):
-        super().__init__(model, train, samples, **watched)
+        super().__init__(model, train, samples, **more)
         self.collate = collate
 
     def run(self, indices: Sequence[Tensor], parts: int, steps: Steps) -> None:
@@ -176,6 +240,59 @@ class Loop(Subject):
                 loader = [self.collate([self.samples[int(i)] for i in one]) for one in rows.split(size)]
             steps.begin()
             steps.end(self.update(loader, parts))
+
+
+class TaskLoop(Subject):
+    """A task's run in the loop of this package, under a recipe.
+
+    Args:
+        run: data, model and loss.
+        recipe: optimizer, average, clipping and what else its numbers say; the batch is the check's.
+
+    Raises:
+        InputError: a recipe that counts tokens.
+    """
+
+    def __init__(self, run: Run, recipe: Recipe):
+        super().__init__(run.model, run.step, run.samples)
+        if recipe.batch.unit != "samples":
+            raise InputError(f"batch.unit={recipe.batch.unit!r}: the same samples are compared; count samples")
+        self.task, self.recipe = run, recipe
+
+    def run(self, indices: Sequence[Tensor], parts: int, steps: Steps) -> None:
+        """Make the updates, each a step of the loop.
+
+        Args:
+            indices: the samples of each update.
+            parts: micro-batches an update.
+            steps: told where each begins and ends.
+        """
+        size = len(indices[0])
+        micro = -(-size // (parts * world_size()))
+        batch = self.recipe.batch.model_copy(
+            update={"size": size, "micro": micro, "devices": 1, "schedule": None, "adaptive": None}
+        )
+        task = replace(self.task, samples=_InOrder(self.samples, torch.cat(list(indices))))
+        trainer = Trainer(task, self.recipe.model_copy(update={"batch": batch}))
+        steps.watch(optimizer=trainer.optimizer, average=trainer.average, clock=trainer.clock)
+        for _ in indices:
+            steps.begin()
+            steps.end(trainer.step().loss)
+
+
+class _InOrder:
+    """Samples as the loop's own order of them gives the rows that are wanted, one after the other."""
+
+    def __init__(self, samples: Any, rows: Tensor):
+        self.samples = samples
+        self.place = torch.empty_like(rows)
+        self.place[SampleOrder(len(rows), 0).indices(0, len(rows))] = rows
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def __getitem__(self, indices: Tensor) -> Any:
+        return self.samples[self.place[indices]]
 
 
 def pieces(batch: Any, parts: int) -> list[Any]:
@@ -200,11 +317,12 @@ def made(make: Callable[..., Any], seed: int) -> Subject:
     """Return a fresh trainer.
 
     Args:
-        make: of no argument, of (seed), or of (settings, seed) as a task's; settings are an empty mapping.
+        make: of no argument, of (seed), or of (settings, seed) as a task's; settings are PLAIN.
         seed: of the random numbers while it is made.
 
     Returns:
-        The subject; an object with `model`, `samples` and `update(batch, parts)` becomes one.
+        The subject; an object with `model`, `samples` and `update(batch, parts)` becomes one, and so does a task's run
+        without an update, in this package's own loop.
 
     Raises:
         InputError: make raised, or returned something else.
@@ -212,13 +330,15 @@ def made(make: Callable[..., Any], seed: int) -> Subject:
     takes = _takes(make)
     torch.manual_seed(seed)
     try:
-        given = make(*((), (seed,), (_Settings(), seed))[takes])
+        given = make(*((), (seed,), (PLAIN, seed))[takes])
     except IsobatchError:
         raise
     except Exception as error:
         raise InputError(f"make raised {told(error)}") from error
     if isinstance(given, Subject):
         return given
+    if isinstance(given, Run) and not callable(getattr(given, "update", None)):
+        return TaskLoop(given, PLAIN)
     model, update, samples = (getattr(given, name, None) for name in ("model", "update", "samples"))
     if not isinstance(model, nn.Module) or not callable(update) or samples is None:
         raise InputError(
@@ -226,14 +346,6 @@ def made(make: Callable[..., Any], seed: int) -> Subject:
             "with model, samples and update(batch, parts)"
         )
     return Subject(model, update, samples)
-
-
-class _Settings(dict[str, Any]):
-    """Settings of a task that is checked: no options, nothing else said."""
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        return {}
 
 
 def _takes(make: Callable[..., Any]) -> int:

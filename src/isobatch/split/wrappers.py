@@ -1,19 +1,19 @@
-"""Trainers of frameworks as subjects: Accelerate, Lightning, Hugging Face and TRL."""
+"""Trainers of frameworks as subjects: Accelerate and Lightning."""
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from isobatch.gradients import mapped, world_size
 from isobatch.installed import need
-from isobatch.split.target import Steps, Subject
-
-PLENTY = 1 << 30
+from isobatch.plan import Recipe
+from isobatch.split.target import Metrics, Steps, Subject
+from isobatch.tasks import Metric
 
 
 class Rows(Dataset[Any]):
@@ -47,6 +47,8 @@ class AccelerateLoop(Subject):
         samples: tensors in a nest, or a list of samples beside `collate`.
         collate: of the loader.
         options: more arguments of Accelerator.
+        metrics: (model) -> held-out metrics by name, for `verify run`.
+        declared: what kind each metric is, for `verify run`.
         **prepared: optimizer, scheduler and what else the script prepares, by the names that `train` takes.
     """
 
@@ -57,10 +59,30 @@ class AccelerateLoop(Subject):
         samples: Any,
         collate: Callable[[list[Any]], Any] | None = None,
         options: dict[str, Any] | None = None,
+        *,
+        metrics: Metrics | None = None,
+        declared: Mapping[str, Metric] | None = None,
         **prepared: Any,
     ):
-        super().__init__(model, train, samples, **prepared)
-        self.collate, self.options = collate, options or {}
+        super().__init__(model, train, samples, metrics=metrics, declared=declared, **prepared)
+        self.collate, self.options, self.device = collate, options or {}, "cpu"
+
+    @property
+    def software(self) -> str:
+        """What trains, with its version."""
+        return f"accelerate {version('accelerate')}"
+
+    def prepare(self, recipe: Recipe, parts: int, *, seed: int, device: str) -> None:
+        """Get ready for a whole run under a recipe.
+
+        Args:
+            recipe: its numbers.
+            parts: micro-batches an update.
+            seed: of the initial weights.
+            device: "cpu" or "cuda".
+        """
+        self.device = device
+        self.open([torch.arange(recipe.batch.size)], parts)
 
     def open(self, indices: Sequence[Tensor], parts: int) -> None:
         """Make the accelerator and prepare model, optimizer and scheduler.
@@ -70,9 +92,9 @@ class AccelerateLoop(Subject):
             parts: the accumulation number.
         """
         need("accelerate")
-        _forget()
+        forget()
         self.accelerator = import_module("accelerate").Accelerator(
-            cpu=True, gradient_accumulation_steps=parts, **self.options
+            cpu=self.device == "cpu", gradient_accumulation_steps=parts, **self.options
         )
         names = ["model", *self.watched]
         found = self.accelerator.prepare(self.model, *self.watched.values())
@@ -121,6 +143,27 @@ class Epochs:
         return iter(self.updates[min(self.place, len(self.updates) - 1)])
 
 
+class Stream:
+    """The micro-batches of all updates of a run as one epoch, made when they are wanted.
+
+    Args:
+        updates: rows of each update.
+        parts: micro-batches an update.
+        batch: rows -> micro-batch.
+    """
+
+    def __init__(self, updates: Sequence[Tensor], parts: int, batch: Callable[[Tensor], Any]):
+        self.updates, self.parts, self.batch = updates, parts, batch
+
+    def __len__(self) -> int:
+        return len(self.updates) * self.parts
+
+    def __iter__(self) -> Iterator[Any]:
+        for rows in self.updates:
+            for part in rows.tensor_split(self.parts):
+                yield self.batch(part)
+
+
 class LightningFit(Subject):
     """A LightningModule in a Trainer, one epoch being one update.
 
@@ -130,8 +173,12 @@ class LightningFit(Subject):
         collate: of the loader.
         reported: name under which the module logs its loss; the mean over the update is compared.
         callbacks: of the Trainer; what they hold, such as an average, is compared.
+        metrics: (module) -> held-out metrics by name, for `verify run`.
+        declared: what kind each metric is, for `verify run`.
         **settings: of the Trainer, such as gradient_clip_val or precision.
     """
+
+    clips = True
 
     def __init__(
         self,
@@ -140,9 +187,12 @@ class LightningFit(Subject):
         collate: Callable[[list[Any]], Any] | None = None,
         reported: str = "train_loss",
         callbacks: Sequence[Any] = (),
+        *,
+        metrics: Metrics | None = None,
+        declared: Mapping[str, Metric] | None = None,
         **settings: Any,
     ):
-        super().__init__(module, _nothing, samples)
+        super().__init__(module, nothing, samples, metrics=metrics, declared=declared)
         self.collate, self.reported = collate or default_collate, reported
         self.callbacks, self.settings = list(callbacks), settings
 
@@ -162,7 +212,6 @@ class LightningFit(Subject):
             parts: accumulate_grad_batches.
             steps: told where each begins and ends.
         """
-        need("lightning")
         rank = torch.distributed.get_rank() if world_size() > 1 else 0
         updates = []
         for rows in indices:
@@ -171,19 +220,55 @@ class LightningFit(Subject):
             size = -(-len(mine) // parts)
             updates.append([self.collate([data[i] for i in part.tolist()])
                             for part in torch.arange(len(mine)).split(size)])  # fmt: skip
+        self._trained(Epochs(updates), steps, {"max_epochs": len(indices), "accumulate_grad_batches": parts})
+
+    def _trained(self, loader: Any, steps: Steps, forced: dict[str, Any], *, long: bool = False) -> None:
+        need("lightning")
         given: dict[str, Any] = {
             "accelerator": "cpu", "devices": world_size(), "logger": False, "enable_checkpointing": False,
             "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1,
         }  # fmt: skip
         given |= self.settings
-        given |= {"max_epochs": len(indices), "accumulate_grad_batches": parts}
-        given["callbacks"] = [*self.callbacks, _lightning_watcher(steps, self.reported)]
+        given |= forced
+        given["callbacks"] = [*self.callbacks, _lightning_watcher(steps, self.reported, long)]
         trainer: Any = import_module("lightning").Trainer(**given)
-        trainer.fit(self.model, train_dataloaders=Epochs(updates))
+        trainer.fit(self.model, train_dataloaders=loader)
+
+    @property
+    def software(self) -> str:
+        """What trains, with its version."""
+        return f"lightning {version('lightning')}"
+
+    def prepare(self, recipe: Recipe, parts: int, *, seed: int, device: str) -> None:
+        """Take the numbers that belong to the Trainer: clipping and device.
+
+        Args:
+            recipe: its numbers.
+            parts: micro-batches an update.
+            seed: of the initial weights.
+            device: "cpu" or "cuda".
+        """
+        o = recipe.optimizer
+        self.settings |= {"accelerator": "cpu" if device == "cpu" else "gpu", "devices": 1}
+        self.settings |= {"gradient_clip_val": o.clip, "gradient_clip_algorithm": o.clip_by if o.clip else None}
+
+    def fit(self, updates: Sequence[Tensor], parts: int, steps: Steps) -> None:
+        """Fit for one epoch that holds all updates.
+
+        Args:
+            updates: the samples of each.
+            parts: accumulate_grad_batches.
+            steps: told where each begins and ends.
+        """
+        data = self.samples
+        loader = Stream(
+            updates, parts, lambda rows: self.collate([*map(Rows(data, rows).__getitem__, range(len(rows)))])
+        )
+        self._trained(loader, steps, {"max_epochs": 1, "accumulate_grad_batches": parts}, long=True)
 
 
-def _lightning_watcher(steps: Any, reported: str) -> Any:
-    """Return a callback that tells where updates begin and end."""
+def _lightning_watcher(steps: Any, reported: str, long: bool) -> Any:
+    """Return a callback that tells where updates begin and end: at epochs, or in one long epoch at optimizer steps."""
     need("lightning")
     base: Any = import_module("lightning").Callback
 
@@ -196,122 +281,44 @@ def _lightning_watcher(steps: Any, reported: str) -> Any:
             plugin = trainer.strategy.precision_plugin
             steps.watch(optimizers=trainer.optimizers, schedulers=schedulers, scaler=getattr(plugin, "scaler", None))
 
-        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        def begun(self) -> None:
             self.losses = []
             steps.begin()
+
+        def ended(self) -> None:
+            steps.end(sum(self.losses) / len(self.losses) if self.losses else None)
+
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            if not long:
+                self.begun()
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if long and batch_idx % trainer.accumulate_grad_batches == 0:
+                self.begun()
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             if reported in trainer.callback_metrics:
                 self.losses.append(float(trainer.callback_metrics[reported]))
+            if long and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+                self.ended()
 
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            steps.end(sum(self.losses) / len(self.losses) if self.losses else None)
+            if not long:
+                self.ended()
 
     return Watch()
 
 
-class TrainerFit(Subject):
-    """A Trainer of transformers or TRL, one epoch being one update.
+def nothing(batch: Any, parts: int) -> None:
+    """Make no update: the framework does.
 
     Args:
-        build: (**arguments) -> the Trainer; the arguments belong into its TrainingArguments (SFTConfig, DPOConfig):
-            batch size, accumulation, epochs, logging. Its train_dataset must hold a batch.
+        batch: of samples.
+        parts: micro-batches.
     """
 
-    def __init__(self, build: Callable[..., Any]):
-        self.build = build
-        self.trainer: Any = None
-        super().__init__(nn.Identity(), _nothing, ())
 
-    def open(self, indices: Sequence[Tensor], parts: int) -> None:
-        """Build the Trainer and leave the samples of one batch in its data.
-
-        Args:
-            indices: the samples of each update; the first are taken for all, in the Trainer's own order.
-            parts: gradient_accumulation_steps.
-        """
-        need("transformers", "accelerate")
-        _forget()
-        size = -(-len(indices[0]) // (parts * world_size()))
-        self.folder = tempfile.TemporaryDirectory(prefix="isobatch-trainer-")
-        self.trainer = self.build(
-            output_dir=self.folder.name, per_device_train_batch_size=size, gradient_accumulation_steps=parts,
-            num_train_epochs=len(indices), logging_steps=1, save_strategy="no", report_to=[], use_cpu=True,
-            disable_tqdm=True, log_level="error",
-        )  # fmt: skip
-        data, rows = self.trainer.train_dataset, indices[0].tolist()
-        rows = [row % len(data) for row in rows]
-        select = getattr(data, "select", None)
-        self.trainer.train_dataset = select(rows) if select is not None else Subset(data, rows)
-        self.model = self.trainer.model
-
-    def roots(self) -> dict[str, Any]:
-        """Return what is looked through.
-
-        Returns:
-            What the user's callbacks hold; optimizer and scheduler are added when training begins.
-        """
-        return {"callbacks": self.trainer.callback_handler.callbacks} if self.trainer is not None else {}
-
-    def rows(self) -> int:
-        """Return how many samples there are.
-
-        Returns:
-            Plenty; the Trainer's own data are looked at when it is built.
-        """
-        return PLENTY
-
-    def batch(self, indices: Tensor) -> Any:
-        """Return no batch: the Trainer's collator makes it.
-
-        Args:
-            indices: of samples.
-
-        Returns:
-            An empty tuple.
-        """
-        return ()
-
-    def run(self, indices: Sequence[Tensor], parts: int, steps: Steps) -> None:
-        """Train for as many epochs as updates.
-
-        Args:
-            indices: the samples of each update.
-            parts: gradient_accumulation_steps.
-            steps: told where each begins and ends.
-        """
-        self.trainer.add_callback(_trainer_watcher(steps))
-        self.trainer.train()
-        self.folder.cleanup()
-
-
-def _nothing(batch: Any, parts: int) -> None:
-    """No update of its own."""
-
-
-def _trainer_watcher(steps: Any) -> Any:
-    """Return a callback that tells where updates begin and end."""
-    need("transformers")
-    base: Any = import_module("transformers").TrainerCallback
-
-    class Watch(base):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            steps.watch(optimizer=given.get("optimizer"), scheduler=given.get("lr_scheduler"))
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            steps.begin()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            steps.end()
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
-            if logs and "loss" in logs:
-                steps.report(float(logs["loss"]))
-
-    return Watch()
-
-
-def _forget() -> None:
+def forget() -> None:
     """Let Accelerate forget the processes and settings of an earlier trainer."""
     need("accelerate")
     state = import_module("accelerate.state")

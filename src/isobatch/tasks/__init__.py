@@ -7,7 +7,19 @@ need("torch")
 
 from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.tasks.metric import LOSS, PERCENT, Metric
-from isobatch.tasks.task import SHIPPED, Make, Run, Samples, TensorSamples, device_of, find, make_run, seeded
+from isobatch.tasks.task import (
+    SHIPPED,
+    Make,
+    Run,
+    Samples,
+    TensorSamples,
+    checked_run,
+    device_of,
+    find,
+    make_any,
+    make_run,
+    seeded,
+)
 
 __all__ = [
     "LOSS",
@@ -20,8 +32,10 @@ __all__ = [
     "Run",
     "Samples",
     "TensorSamples",
+    "checked_run",
     "device_of",
     "find",
+    "make_any",
     "make_run",
     "seeded",
 ]

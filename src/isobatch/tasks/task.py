@@ -260,19 +260,51 @@ def make_run(settings: Recipe, seed: int) -> Run:
         InputError: no task in the recipe, one that cannot be imported or fails, an option that it does not read, or
             another data size than the recipe's.
     """
-    if settings.task is None:
-        raise InputError('the recipe names no task; add task = "digits" or task = "my_pkg.mod:make"')
-    options = Asked(settings.options)
-    run = _made(settings.task, settings.model_copy(update={"options": options}), seed)
+    return checked_run(make_any(settings, seed), settings)
+
+
+def checked_run(run: Any, settings: Recipe) -> Run:
+    """Return what a task made, where it is a run of the recipe's data.
+
+    Args:
+        run: what the task's function returned.
+        settings: the recipe.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: something else, or another data size than the recipe's.
+    """
     if not isinstance(run, Run):
         raise InputError(f"task={settings.task!r} returned {type(run).__name__}; it must return isobatch.tasks.Run")
-    options.refuse_unread(settings.task)
     held, unit = _epoch(run, settings), settings.batch.unit
     if settings.data_size is not None and held not in (None, settings.data_size):
         raise InputError(
             f"data_size={settings.data_size} but task {settings.task!r} has {held} {unit}; correct it in the recipe"
         )
     return run
+
+
+def make_any(settings: Recipe, seed: int) -> Any:
+    """Return what a recipe's task makes: a run, or a trainer of its own.
+
+    Args:
+        settings: the recipe; its task, data_size and options are read.
+        seed: of the initial weights.
+
+    Returns:
+        What the task's function returned.
+
+    Raises:
+        InputError: no task in the recipe, one that cannot be imported or fails, or an option that it does not read.
+    """
+    if settings.task is None:
+        raise InputError('the recipe names no task; add task = "digits" or task = "my_pkg.mod:make"')
+    options = Asked(settings.options)
+    found = _made(settings.task, settings.model_copy(update={"options": options}), seed)
+    options.refuse_unread(settings.task)
+    return found
 
 
 def _epoch(run: Run, settings: Recipe) -> int | None:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -223,6 +223,17 @@ class Trainer:
             step = self.step(self.batch_at(self.seen), seen - self.seen)
             if on_step is not None:
                 on_step(step)
+
+    def train_through(self, stops: Sequence[int], visit: Callable[[], None]) -> None:
+        """Train to stop after stop.
+
+        Args:
+            stops: samples on the clock, rising.
+            visit: called at each.
+        """
+        for stop in stops:
+            self.train_to(stop)
+            visit()
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Return the held-out metrics of the raw weights, and of the averaged ones where there is an average."""

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,22 +107,22 @@ def train_curve(job: Job, unfinished: Path | None = None) -> Curve:
     stopped = ""
     with alone(job.seed, job.device), named(job.recipe.task, job.arm, job.seed), ExitStack() as stack:
         trainer = _trainer(job)
-        kept = None if unfinished is None else stack.enter_context(_unfinished(unfinished, trainer))
+        kept = stack.enter_context(_unfinished(unfinished, trainer))
         if kept is not None:
             seen, spent = kept.take_up()
             began -= spent
-        for stop in job.stops[len(seen) :]:
-            try:
-                trainer.train_to(stop)
-                seen.append(trainer.evaluate())
-                if kept is not None:
-                    kept.save(seen, time.perf_counter() - began)
-            except NonFiniteError as error:
-                stopped = str(error)
-            except (OverflowError, FloatingPointError) as error:  # a perplexity that no float holds
-                stopped = f"{type(error).__name__} with {trainer.seen} samples seen: {error}"
-            if stopped:
-                break
+
+        def visit() -> None:
+            seen.append(trainer.evaluate())
+            if kept is not None:
+                kept.save(seen, time.perf_counter() - began)
+
+        try:
+            trainer.train_through(job.stops[len(seen) :], visit)
+        except NonFiniteError as error:
+            stopped = str(error)
+        except (OverflowError, FloatingPointError) as error:  # a perplexity that no float holds
+            stopped = f"{type(error).__name__} with {trainer.seen} samples seen: {error}"
         if not stopped and not _finite_weights(trainer.run.model):
             stopped = f"the weights are not finite after the last of {trainer.steps} steps"
         values = _series(seen, job)
@@ -195,13 +195,10 @@ def probe(job: Job) -> Probe:
         made = time.perf_counter()
         first = trainer.evaluate()
         evaluated = time.perf_counter()
-        steps, spent = job.limit or 10, 0.0
+        steps, size, times = job.limit or 10, job.recipe.batch.size, list[float]()
         try:
-            trainer.step()
-            warm = time.perf_counter()
-            for _ in range(steps):
-                trainer.step()
-            spent = (time.perf_counter() - warm) / steps
+            trainer.train_through((size, size * (1 + steps)), lambda: times.append(time.perf_counter()))
+            spent = (times[1] - times[0]) / steps
         except NonFiniteError:
             spent = 0.0
         declared = declarations(str(job.recipe.task), trainer.run.declared)
@@ -209,16 +206,23 @@ def probe(job: Job) -> Probe:
 
 
 def _trainer(job: Job) -> Any:
-    from isobatch.tasks import make_run
+    from isobatch.split import Subject
+    from isobatch.split.own_trainer import OwnTrainer
+    from isobatch.tasks import checked_run, make_any
     from isobatch.train import Device, Trainer
 
-    run = make_run(job.recipe, job.seed)
+    made = make_any(job.recipe, job.seed)
     one_thread(job.device)  # whatever the task has set: a forked process with several may never end
+    if isinstance(made, Subject):
+        return OwnTrainer(made, job.recipe, seed=job.seed, order_seed=job.order_seed, device=job.device)
+    run = checked_run(made, job.recipe)
     seed_all(job.order_seed)
     return Trainer(run, job.recipe, order_seed=job.order_seed, device=Device.parse(job.device))
 
 
-def _unfinished(folder: Path, trainer: Any) -> Any:
+def _unfinished(folder: Path | None, trainer: Any) -> Any:
+    """Return what keeps a run at its stops; nothing does for a trainer of the user's own."""
+    from isobatch.train import Trainer
     from isobatch.train.persistence import Unfinished
 
-    return Unfinished(folder, trainer)
+    return nullcontext() if folder is None or not isinstance(trainer, Trainer) else Unfinished(folder, trainer)
