@@ -44,7 +44,8 @@ def exponent(sigma_rel: float) -> float:
     References:
         arXiv 2312.02696, section 3.
     """
-    width = finite("sigma_rel", sigma_rel, 0, WIDEST, open_low=True)  # not curves.exponent: saved states go on to the bit
+    width = finite("sigma_rel", sigma_rel, 0, WIDEST, open_low=True)
+    # not curves.exponent: saved states go on to the bit
     roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
     return max(0.0, float(max(root.real for root in roots if abs(root.imag) < 1e-6)))
 
