@@ -264,7 +264,7 @@ def _sizes(axes: Axes, models: list[tuple[float, TableFit]], slope: float) -> No
     axes.plot(size, height * size**slope, "--", color=SHADES[1], label=f"parameters^{slope:.2f}")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks(size, [f"{n / 1e6:,.0f}M" for n in size])
+    axes.set_xticks(size, [f"{n / 1e6:,.0f}M" if n < 1e9 else f"{n / 1e9:.1f}B" for n in size])
     axes.minorticks_off()
     plain_ticks(axes.yaxis)
     axes.set_xlabel("parameters")
