@@ -27,7 +27,7 @@ from isobatch.average.layout import (
 )
 from isobatch.gradients import may_be_finite
 
-LEAST = 1 << 18  # elements looked at before every update at least: a model of no more is looked at as a whole
+LEAST = 1 << 16  # elements looked at before every update at least: a model of no more is looked at as a whole
 TURNS = 64  # updates after which everything was looked at, however large the model
 CACHED = 1 << 19  # elements per block and thread on a CPU: 2 MiB of float32
 STAGED = 1 << 26  # elements per block on an accelerator, where it bounds working memory only
@@ -361,8 +361,8 @@ class Update:
 
     def _pooled(self, live: dict[str, Tensor], members: Sequence[str], pool: Tensor) -> Tensor:
         direct = span(live, members)
-        if direct is not None:
-            return direct
+        if direct is not None and direct[1] == members:
+            return direct[0]
         into = torch.empty(pool.shape[1], dtype=live[members[0]].dtype, device=pool.device)
         self._reads.append(([alias(live[name]) for name in members], into))
         return into
