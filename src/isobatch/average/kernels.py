@@ -27,7 +27,7 @@ from isobatch.average.layout import (
 )
 from isobatch.gradients import may_be_finite
 
-LEAST = 1 << 16  # elements looked at before every update at least: a model of no more is looked at as a whole
+LEAST = 1 << 14  # elements looked at before every update at least: a model of no more is looked at as a whole
 TURNS = 64  # updates after which everything was looked at, however large the model
 CACHED = 1 << 19  # elements per block and thread on a CPU: 2 MiB of float32
 STAGED = 1 << 26  # elements per block on an accelerator, where it bounds working memory only
@@ -247,7 +247,8 @@ class Turns:
         size = max(LEAST, ceil(total / TURNS))
         self._turns = gather(items, size)
         self._items, self._now = items, 0
-        self._always = [w for w in always if w.numel() <= LEAST] if len(self._turns) > 1 else []
+        cheap = max(LEAST, total // 16)
+        self._always = [w for w in always if w.numel() <= cheap] if len(self._turns) > 1 else []
 
     @property
     def count(self) -> int:

@@ -46,7 +46,7 @@ class Storage:
             are not averaged, stay the model's own. What was chosen stays chosen when it is frozen; what is chosen
             later joins with a warning.
         check_finite: True refuses weights that are not finite by name, looking before every update at all small
-            ones and at a share of the others (a 64th of a large model, all of one up to 65,536 elements), and at
+            ones and at a share of the others (a 64th of a large model, all of one up to 16,384 elements), and at
             everything before the average is used; "all" looks at everything before every update (one more read of
             the weights); False looks at nothing, where the training loop has judged the step already.
 
