@@ -256,7 +256,7 @@ class Turns:
         return max(1, len(self._turns))
 
     def weights(self, *, whole: bool) -> bool:
-        """Go on to the next share, and say whether the weights looked at may be finite.
+        """Go on to the next share, and say whether the small weights may be finite; where there are none, its weights.
 
         Args:
             whole: look at all of them.
@@ -267,7 +267,7 @@ class Turns:
         self._now = (self._now + 1) % self.count
         if whole:
             return may_be_finite(item.weights for item in self._items)
-        return may_be_finite([*self._always, *(item.weights for item in self._due())])
+        return may_be_finite(self._always or (item.weights for item in self._due()))
 
     def averages(self, *, whole: bool = False) -> bool:
         """Whether the averages of the present share may be finite.

@@ -46,9 +46,9 @@ class Storage:
             are not averaged, stay the model's own. What was chosen stays chosen when it is frozen; what is chosen
             later joins with a warning.
         check_finite: True refuses weights that are not finite by name, looking before every update at all small
-            ones and at a share of the others (a 64th of a large model, all of one up to 16,384 elements), and at
-            everything before the average is used; "all" looks at everything before every update (one more read of
-            the weights); False looks at nothing, where the training loop has judged the step already.
+            ones and at a 64th of the averages (at everything in models of up to 16,384 elements), and at everything
+            before the average is used; "all" looks at everything before every update (one more read of the
+            weights); False looks at nothing, where the training loop has judged the step already.
 
     Raises:
         InputError: an unknown rounding, layout or check, a bad seed, or a selection that is no function.
