@@ -29,6 +29,7 @@ def svg(figure: Figure, alt: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # inside a page they go without saying
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # names of groups repeat from figure to figure
     text = _NAMED.sub(_variable, text)
     width = figure.get_size_inches()[0] * _PIXELS
