@@ -13,7 +13,7 @@ from isobatch.formats.includes import merged
 from isobatch.formats.ledger import Ledger, Unanswered
 from isobatch.formats.planned import FilePlan, plan_file
 from isobatch.formats.reader import Reader
-from isobatch.formats.stacks import FORMATS
+from isobatch.formats.stacks import FORMATS, OTHERS
 from isobatch.formats.stamp import SIDECAR, Stamp, read_stamp
 from isobatch.formats.texts import (
     Key,
@@ -141,7 +141,7 @@ def read(
     stamp: Stamp | None = None,
 ) -> Loaded:
     """Read a source into a recipe and its ledger; see `load`."""
-    form = detect(source, FORMATS, format_name)
+    form = detect(source, FORMATS, format_name, OTHERS)
     if stamp is not None:
         answers = {**stamp.answers, **answers}
         told = answers.get("devices", stamp.devices)

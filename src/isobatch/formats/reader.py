@@ -322,8 +322,11 @@ class Reader:
             whole: whether only whole numbers can stand there.
             least: smallest number that can stand there.
         """
+        said = found.value if value is None else value
+        if path == "lr" and not said > 0:
+            raise InputError(f"{found.name}={found.value!r}: the learning rate must be above 0; mend the file")
         if path in FIELDS or "[" not in path:
-            self.draft.values[path] = found.value if value is None else value
+            self.draft.values[path] = said
         self.link(path, found, back or (lambda view: view[path]), words=words, whole=whole, least=least)
 
     def link(

@@ -26,6 +26,7 @@ from isobatch.formats.stacks import (
     ultralytics,
     verl,
 )
+from isobatch.formats.stacks.others import OTHERS
 
 FORMATS: tuple[Format, ...] = (
     hf.FORMAT,
@@ -58,4 +59,4 @@ FORMATS: tuple[Format, ...] = (
     lerobot.FORMAT,
 )
 
-__all__ = ["FORMATS"]
+__all__ = ["FORMATS", "OTHERS"]
