@@ -12,6 +12,8 @@ from isobatch import cli, verify
 from isobatch.verify.largest import Largest
 
 OPTIONS = {
+    "doctor": "--json",
+    "completion": "shell",
     "plan": "--batch-size --check --devices --diff --explain --format --goal --html --json --keep-batch --keys "
     "--length --like --markdown --micro --noise-scale --optimizer --overwrite --patch --plot --reference --rule --set "
     "--snippet --write recipe",
