@@ -3,18 +3,20 @@
 import pytest
 
 from isobatch.errors import InputError
-from isobatch.formats import load
+from isobatch.formats import Unanswered, load
 
 HF = "per_device_train_batch_size: 8\nlearning_rate: 1.0e-4\nmax_steps: 1000\n"
 ANSWERS = {"devices": 8, "data_size": 1281167}
 
 
 def loaded(folder, name, text, **more):
+    """Read a text with answers to what it asks, and to nothing else."""
     (folder / name).write_text(text)
     try:
         return load(folder / name, **more)
-    except InputError:
-        return load(folder / name, **(ANSWERS | more))
+    except Unanswered as error:
+        asked = {question.name: ANSWERS[question.name] for question in error.questions}
+        return load(folder / name, **(asked | more))
 
 
 def rows(made):
@@ -65,7 +67,7 @@ def test_what_is_read(name, text, want, tmp_path):
 
 @pytest.mark.parametrize(("text", "end"), [
     ("DIR=$1\nA=(--save-interval 10 --save $DIR)\ntorchrun --nproc_per_node 8 pretrain_gpt.py --micro-batch-size 1 "
-     "--global-batch-size 64 --lr 1e-4 --train-iters 100 --seq-length 64 ${A[@]}\n", "${A[@]} --adam"),
+     "--global-batch-size 64 --lr 1e-4 --train-iters 100 --seq-length 64 ${A[@]}\n", "${A[@]} --weight-decay"),
     ("torchrun --nproc_per_node 8 pretrain_gpt.py --micro-batch-size 1 --global-batch-size 64 --lr 1e-4 "
      "--train-iters 100 --seq-length 64 2>&1 | tee log.txt\n", " 2>&1 | tee log.txt"),
 ])  # fmt: skip

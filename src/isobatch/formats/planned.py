@@ -344,8 +344,10 @@ def _stands(source: Source, key: Key, index: str | int) -> bool:
     """Whether a list, and an item of it, stand in the text itself, or in an object."""
     if not isinstance(source.get(key), list):
         return False
-    if source.kind in ("toml", "object", "command"):
+    if source.kind in ("toml", "object"):
         return True
+    if source.kind == "command":  # [0.9, 0.95] in one word is written whole, two words are not
+        return key not in source.spots
     return key in source.spots and (*key, index) in source.spots
 
 

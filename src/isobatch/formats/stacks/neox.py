@@ -37,7 +37,7 @@ def _batch(reader: Reader) -> None:
 
 
 def _whole_batch(reader: Reader) -> None:
-    """Enter a batch that is given for all GPUs alone: what they leave over are passes, one unless the file says more."""
+    """Enter a batch that is given for all GPUs alone, in one pass unless the file says more."""
     total = reader.whole("train_batch_size", ask="neither samples per GPU nor those of all GPUs are given", low=1)
     passes = reader.whole("gradient_accumulation_steps", "gas", default=1, low=1)
     devices = reader.devices("train_batch_size is that of all GPUs together")
@@ -178,7 +178,7 @@ DEEPSPEED = Format(
     {
         "train_micro_batch_size_per_gpu": 3,
         "train_batch_size": 1,
-        "optimizer.params.lr": 1,
+        "optimizer.params.lr": 2,
         "zero_optimization": 2,
         "scheduler.type": 1,
         "not:train_iters": 3,
