@@ -49,5 +49,6 @@ FORMATS: tuple[Format, ...] = (
     torchtune.FORMAT,
     verl.FORMAT,
 )
+"""Every format that is read, in the order in which a file is tried."""
 
 __all__ = ["FORMATS"]
