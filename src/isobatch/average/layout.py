@@ -41,11 +41,13 @@ class Storage:
         select: which parameters to average, by canonical name and tensor; None for all. The rest, and buffers that
             are not averaged, stay the model's own. What was chosen stays chosen when it is frozen; what is chosen
             later joins with a warning.
-        check_finite: whether an update first refuses weights that are not finite (one more read of the weights and a
-            host sync); turn it off where the training loop has judged the step already.
+        check_finite: True refuses weights that are not finite by name, looking before every update at all small
+            ones and at a share of the others (a 64th of a large model, all of one up to 262,144 elements), and at
+            everything before the average is used; "all" looks at everything before every update (one more read of
+            the weights); False looks at nothing, where the training loop has judged the step already.
 
     Raises:
-        InputError: an unknown rounding, a bad seed, or a selection that is no function.
+        InputError: an unknown rounding or check, a bad seed, or a selection that is no function.
 
     Example:
         >>> Storage(rounding="stochastic").resolve(torch.bfloat16)
@@ -56,13 +58,15 @@ class Storage:
     seed: int = 0
     flat: bool = False
     select: Select | None = None
-    check_finite: bool = True
+    check_finite: bool | Literal["all"] = True
 
     def __post_init__(self) -> None:
         if self.rounding not in ("auto", "nearest", "stochastic", "compensated"):
             raise InputError(
                 f'rounding={self.rounding!r} must be "auto", "nearest", "stochastic" or "compensated"; "auto" is safe'
             )
+        if self.check_finite not in (True, False, "all"):
+            raise InputError(f'check_finite={self.check_finite!r} must be True, False or "all"; True is safe and cheap')
         whole("seed", self.seed, 0)
         if self.select is not None and not callable(self.select):
             raise InputError(f"select={self.select!r} must be a function of name and tensor, or None for all")

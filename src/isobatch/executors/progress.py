@@ -15,6 +15,7 @@ class State:
         width: calls that run at once.
         total: calls that were asked for.
         done: calls that have ended.
+        failed: those of them that stopped early, or were given up.
         lost: times that a worker was lost.
         began: when, in seconds of a clock that only rises.
     """
@@ -22,6 +23,7 @@ class State:
     width: int
     total: int = 0
     done: int = 0
+    failed: int = 0
     lost: int = 0
     began: float = field(default_factory=time.monotonic)
 
@@ -50,6 +52,8 @@ class State:
         if self.done and spent > 0:
             minutes = spent / self.done * (self.total - self.done) / 60
             parts += [f"{60 * self.done / spent:.3g} a minute", f"about {minutes:.1f} minutes left"]
+        if self.failed:
+            parts.append(f"{self.failed} failed")
         if self.lost:
             parts.append(f"workers lost {self.lost} times")
         return ", ".join(parts)

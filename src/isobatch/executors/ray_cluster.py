@@ -27,6 +27,7 @@ class RayExecutor(Executor):
         shares = [(total.get("CPU", 0.0), resources.cpus), (total.get("GPU", 0.0), resources.gpus)]
         self.workers = max(1, int(min((there / each for there, each in shares if each), default=1)))
         self._open: dict[Future[Any], Any] = {}
+        self._remote: dict[Callable[..., Any], Any] = {}
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Start a task.
@@ -39,7 +40,9 @@ class RayExecutor(Executor):
         Returns:
             Its future; cancelling it ends the task.
         """
-        reference = self._ray.remote(**self._options)(fn).remote(*args, **kwargs)
+        if fn not in self._remote:  # each one is sent to the cluster once
+            self._remote[fn] = self._ray.remote(**self._options)(fn)
+        reference = self._remote[fn].remote(*args, **kwargs)
         future: Future[Any] = Future()
         self._open[future] = reference
         future.add_done_callback(self._closed)
