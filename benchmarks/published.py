@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from benchmarks import league
+from benchmarks import league, published_averages
 from benchmarks.league import title
 from benchmarks.prose import prose
 from matplotlib.axes import Axes
@@ -89,6 +89,7 @@ def page(found: list[tuple[dict[str, Any], TableFit]]) -> str:
         *_left_out(found),
         *_bends(found),
         *league.section(found),
+        *published_averages.section(found),
         *_expected(found),
         "## Sources",
         "Figures only, of these files:",

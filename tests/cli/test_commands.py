@@ -12,9 +12,11 @@ from isobatch import cli, verify
 from isobatch.verify.largest import Largest
 
 OPTIONS = {
+    "doctor": "--json",
+    "completion": "shell",
     "plan": "--batch-size --check --devices --diff --explain --format --goal --html --json --keep-batch --keys "
-    "--like --markdown --micro --noise-scale --optimizer --overwrite --patch --plot --reference --rule --set --snippet "
-    "--write recipe",
+    "--length --like --markdown --micro --noise-scale --optimizer --overwrite --patch --plot --reference --rule --set "
+    "--snippet --write recipe",
     "verify run": "--ablate --allow-failures --batch-size --budget --device --expect --json --margin --max-kappa "
     "--mend --metric --on --optimizer --out --seed-from --seeds --workers recipe",
     "verify split": "--batch-size --json --markdown --out --own-types --parts --processes --seed --timeout target",

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.docs.blocks import files
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -13,6 +14,8 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)")
 
 @pytest.mark.parametrize("name", [name for name, path in PAGES.items() if BLOCK.search(path.read_text())])
 def test_code_runs(name, tmp_path, monkeypatch):
+    for file, content in files(PAGES[name].read_text()).items():
+        (tmp_path / file).write_text(content)
     for folder in ("examples", "docs"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)

@@ -56,7 +56,7 @@ def fit(chosen: argparse.Namespace) -> int:
 
     if chosen.advise is not None and chosen.json:
         raise InputError("--advise beside --json prints two results; leave one out")
-    folder = prepare(chosen.out)
+    folder = prepare(chosen, "result.json", "fit.png", "report.html")
     table = critical.read_table(
         chosen.table,
         unit=chosen.unit,

@@ -9,15 +9,20 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isobatch.errors import InputError
+from isobatch.installed import import_from
+
+if TYPE_CHECKING:
+    from isobatch.plan import Recipe
 
 STYLES = {
     "SAME": "green", "IDENTICAL": "green", "EQUIVALENT": "green", "DIFFERENT": "red", "UNDECIDED": "yellow",
     "NOT COMPARABLE": "yellow",
 }  # fmt: skip
 DEVICE = "cpu, cuda or cuda:1, then options after commas: bf16, channels-last, compile; such as cuda,bf16,compile (cpu)"
+CELLS = "cells/ (finished runs: the same command goes on from there)"
 _BUDGET = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smh])$")
 
 
@@ -64,20 +69,66 @@ def folder_name(text: str) -> Path:
     return Path(text)
 
 
-def prepare(out: Path | None) -> Path | None:
-    """Make the output folder and prove that it can be written, before any work.
+def prepare(chosen: argparse.Namespace, *names: str) -> Path | None:
+    """Make the folder of --out, prove that it can be written, and say what it will hold, all before any work.
 
     Args:
-        out: the folder, or None.
+        chosen: parsed arguments.
+        *names: of the files and folders that the command writes.
 
     Returns:
         The folder, or None.
     """
-    if out is None:
+    if chosen.out is None:
         return None
     from isobatch.results import prepare as make
 
-    return make(out)
+    folder = make(chosen.out)
+    if names and not chosen.json:
+        sys.stderr.write(f"isobatch: {folder} will hold {', '.join(names)}\n")
+    return folder
+
+
+def load_recipe(path: Path) -> "Recipe":
+    """Read a recipe that is trained: its own task is looked for beside it too, as a file or as a module.
+
+    Args:
+        path: of the recipe.
+
+    Returns:
+        The recipe, its task by the name under which workers import it.
+    """
+    from isobatch.plan import Recipe
+
+    recipe = Recipe.load(path)
+    if recipe.task is None or ":" not in recipe.task:
+        return recipe
+    from isobatch.tasks import from_file
+
+    if str(path.parent.resolve()) not in sys.path:
+        import_from(path.parent)
+    return recipe.model_copy(update={"task": from_file(recipe.task, path.parent)})
+
+
+def runs_kept(chosen: argparse.Namespace, folder: Path | None, recipe: "Recipe") -> Path:
+    """Return where finished runs are kept, so that whatever fails after them costs none; said where nobody chose it.
+
+    Args:
+        chosen: parsed arguments.
+        folder: that of --out, None without one.
+        recipe: whose runs they are.
+
+    Returns:
+        The folder: under the user's cache unless given.
+    """
+    if folder is not None:
+        return folder
+    from isobatch.verify.store import runs_folder
+
+    kept = runs_folder(chosen.call.__name__, recipe)
+    if not chosen.json:
+        sys.stderr.write(f"isobatch: finished runs are kept in {kept}; the same command goes on from there\n")
+    return kept
 
 
 def seconds(budget: str | None) -> float | None:
@@ -145,7 +196,7 @@ def executor_of(chosen: argparse.Namespace) -> Generator[Executor | None]:
 
 
 @contextmanager
-def progress(quiet: bool) -> Generator[tuple[Callable[[float, int], None], Callable[[Any], None]]]:
+def progress(quiet: bool) -> Generator[tuple[Callable[..., None], Callable[[Any], None]]]:
     """Show a bar on stderr while runs are trained; a line a minute where stderr is no terminal.
 
     Args:
@@ -174,9 +225,9 @@ def progress(quiet: bool) -> Generator[tuple[Callable[[float, int], None], Calla
 
         line = Line(sys.stderr)
 
-        def estimated(expected: float, runs: int) -> None:
+        def estimated(expected: float, runs: int, what: str = "runs") -> None:
             about = f"estimated {expected / 60:.1f} minutes for " if expected else ""
-            console.print(f"{about}{runs} runs")
+            console.print(f"{about}{runs} {what}")
             bar.update(task, total=runs)
             line.start(runs)
 

@@ -19,7 +19,7 @@ class Format:
         name: for --format and JSON.
         title: for people.
         marks: dotted key -> points for a file that has it; "program:NAME" for the program of a command, "kind:KIND" for
-            the kind of text, "not:KEY" for a key that others have.
+            the kind of text, "text:WORD" for a word of a Python file, "not:KEY" for a key that others have.
         read: fills the reader's draft and ledger.
         source: repository and commit, or date, whose vocabulary this is.
     """
@@ -40,6 +40,8 @@ class Format:
                 held = rest in source.extra.get("program", "").replace("\\", "/")
             elif word == "kind":
                 held = source.kind == rest
+            elif word == "text":
+                held = source.kind == "python" and rest in source.text
             elif word == "not":
                 total -= points if names.has(rest) else 0
                 continue

@@ -43,6 +43,10 @@ _READERS = {
 }
 
 
+class Unforeseen(InputError):
+    """A value that a reader did not expect: refused like any other, and a fault of the reader to the tests."""
+
+
 class Loaded(NamedTuple):
     """A file as a recipe, and the ledger that leads back.
 
@@ -163,10 +167,13 @@ def read(
         trouble = error
     except (ArithmeticError, LookupError, TypeError, AttributeError, ValueError) as error:
         said = f"{type(error).__name__}: {error}"
-        trouble = InputError(f"a value is not of the kind that {form.title} has there ({said}); mend the file")
+        trouble = Unforeseen(f"a value is not of the kind that {form.title} has there ({said}); mend the file")
+        trouble.__cause__ = error
     ledger = reader.ledger(form.name, form.title) if trouble is None or reader.questions else None
     if trouble is not None or recipe is None or ledger is None:
-        raise InputError(f"{source.name}: {trouble}" if source.name not in str(trouble) else str(trouble))
+        kind = Unforeseen if isinstance(trouble, Unforeseen) else InputError
+        said = f"{source.name}: {trouble}" if source.name not in str(trouble) else str(trouble)
+        raise kind(said) from (trouble.__cause__ if trouble is not None else None)
     unused = [
         key
         for key in answers
@@ -235,6 +242,6 @@ def _again(ledger: Ledger) -> Any:
         readers = {"yaml": read_yaml, "json": read_json, "toml": read_toml_text, "python": read_python}
         fresh = replace(readers.get(old.kind, read_command)(text, old.name), path=old.path)
         fresh, origins = merged(fresh, read_file) if old.path is not None else (fresh, {})
-        return read(fresh, ledger.answers, origins, ledger.format, stamp)
+        return read(fresh, stamp.answers, origins, ledger.format, stamp)
 
     return again

@@ -13,7 +13,7 @@ from isobatch.formats.ledger import Change, Ledger, same
 from isobatch.formats.show import render, to_dict, to_json, to_markdown
 from isobatch.formats.split import asked_batch
 from isobatch.formats.stamp import SIDECAR, Stamp, stamped
-from isobatch.formats.texts import Key, write_text
+from isobatch.formats.texts import Key, spelled, write_text
 from isobatch.formats.view import View
 from isobatch.plan import Plan, Recipe
 
@@ -123,8 +123,14 @@ class FilePlan:
         exact = {change.link.name: change.exact for change in self.changes if change.exact is not None}
         return Stamp(
             before.reference if before is not None else self.reference.batch.size,
-            batch.size, batch.devices, batch.per_device, dict(self.ledger.answers), exact,
+            batch.size, batch.devices, batch.per_device, self._carried, exact,
         )  # fmt: skip
+
+    @property
+    def _carried(self) -> dict[str, Any]:
+        """Answers that the planned file still leaves open: not those that it now says itself."""
+        written = {name for change in self.changes for name in (change.link.name, spelled(change.link.key[-1:]))}
+        return {name: value for name, value in self.ledger.answers.items() if name not in written}
 
     def text(self) -> str:
         """Return the file with the planned values in it; the very same text where nothing changes.

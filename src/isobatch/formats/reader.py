@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from isobatch.formats.view import FIELDS, View
 STANDS_IN = 1.0
 """What an open question stands in for while the others are found."""
 _AUTO = ("auto", "AUTO", "Auto")
+_REFERENCE = re.compile(r"\$\{([\w.-]+)\}$")
+_LONGEST = 8
+"""References that lead to each other, at most."""
 T = TypeVar("T")
 
 
@@ -114,6 +118,7 @@ class Reader:
                 self.used.add(name)
                 return Found(key, self.answers[name], "asked")
         value = self.source.get(key) if keys else None
+        key, value = self._referred(key, value)
         if value is None:
             return Found(key, default, "default")
         if isinstance(value, Unknown):
@@ -123,6 +128,19 @@ class Reader:
         if before is not None and isinstance(value, (int, float)) and abs(value - before) <= 1:
             value = before
         return Found(key, value, self.origins.get(key, "file"))
+
+    def _referred(self, key: Key, value: Any) -> tuple[Key, Any]:
+        """Follow `${other.key}`, as OmegaConf writes it, to the key that holds the value."""
+        for _ in range(_LONGEST):
+            if not isinstance(value, str) or "${" not in value:
+                return key, value
+            match = _REFERENCE.match(value)
+            other = self._index.get(_plain(match[1])) if match else None
+            if other is None:
+                return key, Unknown(value)
+            self._read.add(other)
+            key, value = other, self.source.get(other)
+        return key, Unknown(str(value))
 
     def number(self, *names: str, default: Any = None, ask: str = "", low: float = 0, kind: type = float) -> Found:
         """Return a number of the file.
@@ -256,18 +274,19 @@ class Reader:
             return default
         value = self.ask("devices", f"{why}; how many data-parallel devices (GPUs) is the file for?", 1,
                          "--devices 8 (or --devices 8->2)")  # fmt: skip
-        return self._whole_answer("devices", value)
+        return self.whole_answer("devices", value)
 
     def data_size(self, why: str = "spans are in epochs") -> int:
         """Return the samples in an epoch, asked unless the file says them."""
         if self.draft.data_size is None:
             value = self.ask("data_size", f"{why}; how many training samples has an epoch?", 10**9,
                              "--set data_size=117266")  # fmt: skip
-            self.draft.data_size = self._whole_answer("data_size", value)
+            self.draft.data_size = self.whole_answer("data_size", value)
         return self.draft.data_size
 
-    def _whole_answer(self, name: str, value: Any) -> int:
-        if isinstance(value, float) and value == int(value):
+    def whole_answer(self, name: str, value: Any) -> int:
+        """Return an answer that has to be a whole number of at least 1."""
+        if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name}={value!r} must be a whole number of at least 1")
@@ -335,7 +354,7 @@ class Reader:
         amount = found.value * times
         if unit == "length":
             number, _, of = self.draft.spans["length"].partition(" ")
-            self.draft.spans[name] = f"{_count(float(number) * amount)} {of}"
+            self.draft.spans[name] = f"{_count(float(f'{float(number) * amount:.15g}'))} {of}"
             self.link(
                 name, found, lambda view: view.samples(name) / view.samples("length") / times, words="share of the run"
             )

@@ -152,10 +152,15 @@ def _of_data_parallel(source: nn.Module | Iterable[Tensor], tensors: list[Tensor
         for module in source.modules():
             if isinstance(module, DistributedDataParallel):
                 return module.process_group
-    wanted, things = {id(tensor) for tensor in tensors}, gc.get_objects()
-    # type(), not isinstance: lazy proxies must not be woken
-    kinds = {kind for kind in set(map(type, things)) if issubclass(kind, DistributedDataParallel)}
-    for wrapper in [thing for thing in things if type(thing) in kinds] if kinds else []:
+    wanted, kinds = {id(tensor) for tensor in tensors}, _kinds(DistributedDataParallel)
+    for wrapper in [
+        thing for thing in gc.get_referrers(*kinds) if type(thing) in kinds
+    ]:  # an object refers to its class
         if any(id(parameter) in wanted for parameter in wrapper.parameters()):
             return wrapper.process_group
     return None
+
+
+def _kinds(kind: type) -> set[type]:
+    """Return a class and all below it."""
+    return {kind}.union(*map(_kinds, kind.__subclasses__()))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isobatch.errors import InputError
+from isobatch.installed import import_from
 from isobatch.plan import Recipe
 from isobatch.split.check import check, runner
 from isobatch.split.processes import PATIENCE, apart, world
@@ -128,7 +129,7 @@ def _file(name: str) -> Any:
     path = Path(name)
     if not path.is_file():
         raise InputError(f"target {name!r} is no file; give module:make or path/to/file.py:make")
-    sys.path.insert(0, str(path.parent.resolve()))
+    import_from(path.parent)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise InputError(f"target {name!r} is no Python file")

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from isobatch.plan import Recipe
-from isobatch.tasks.task import named
+from isobatch.tasks.task import from_file, named
 
 
 def source_of(recipe: Recipe) -> str:
@@ -41,6 +41,7 @@ def module_of(recipe: Recipe) -> str:
         Its dotted name; "" for a task of this package.
     """
     task = recipe.task or ""
+    task = from_file(task)
     module = (task if ":" in task else named().get(task, "")).partition(":")[0]
     return "" if module.split(".")[0] == "isobatch" else module
 
