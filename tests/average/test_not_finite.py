@@ -1,5 +1,6 @@
 """Finite at every way in: what would poison an average for ever is refused, what is infinite by design passes."""
 
+import contextlib
 import math
 
 import pytest
@@ -310,6 +311,10 @@ def test_a_single_bad_weight_is_named_before_it_is_used_and_undone(kind, use, sm
             uses[use]()
         assert error.value.parameter == "2.weight"
     assert any("2.weight" in said for said in average.report(kind.which).warnings)
+    if named:
+        for _ in range(2):  # a refusal is no licence for the next update
+            with pytest.raises(NonFiniteError, match=r"'2\.weight'"):
+                updates(average, 3)
     module.load_state_dict(twin.state_dict())
     spoilt = {key: ~torch.isfinite(t) for key, t in _as_they_are(average).items()}
     if not any(bool(bad.any()) for bad in spoilt.values()):
@@ -326,6 +331,23 @@ def test_a_single_bad_weight_is_named_before_it_is_used_and_undone(kind, use, sm
 def _as_they_are(average):
     with average._engine.buffers.check.paused():
         return {key: t for key, t in stored(average).items() if t.is_floating_point()}
+
+
+def test_a_refused_weight_is_refused_until_it_is_finite(small_shares):
+    module = model()
+    average = ModelEMA(module, half_life=50)
+    updates(average, 1)
+    poison(module, math.nan, "0.weight")
+    for _ in range(turns(average)):
+        with contextlib.suppress(NonFiniteError):
+            updates(average, 1)
+    for _ in range(3):
+        with pytest.raises(NonFiniteError, match=r"'0\.weight'.*start again at the weights once"):
+            updates(average, 1)
+    module = nn.init.zeros_(module[0].weight)
+    with pytest.warns(UserWarning, match="1 elements"):
+        updates(average, 1)
+    assert all(bool(torch.isfinite(t).all()) for t in average.average().values())
 
 
 def test_what_was_not_touched_by_a_bad_weight_goes_on_bit_for_bit(small_shares):

@@ -29,7 +29,8 @@ OPTIONS = {
     "--start --tolerance --workers recipe",
     "noise advise": "--bandwidth --critical --device --devices --extra --fits --gradient-bytes --json --latency --most "
     "--noise-scale --out --overlap --samples --throughput recipe",
-    "noise fit": "--advise --batch --draws --json --keep-outliers --level --out --round --size --unit --value table",
+    "noise fit": "--advise --batch --draws --goal --json --keep-outliers --level --out --round --size --unit --value "
+    "table",
     "noise sweep": "--batches --budget --calibrate --device --goals --json --limit --lrs --metric --on --out --seeds "
     "--smoothing --workers recipe",
 }

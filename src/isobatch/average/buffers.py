@@ -334,7 +334,8 @@ class AverageBuffers:
     def _bind(self, old: Mapping[str, Stacks], told: Collection[str] = ()) -> None:
         with torch.inference_mode(False), torch.no_grad():
             if self.storage.flat:
-                flatten(self.parts())
+                # the binding's own alias is made anew; one of somebody else would go on with the old values
+                flatten(self.parts(), self.storage.flat, holders=1)
                 self._binding.pin()
             self.shards = Shards(self.live().values())
             live = self.parts()
@@ -387,12 +388,12 @@ class AverageBuffers:
         def dtype_of(tensor: Tensor) -> torch.dtype:
             return kept_dtype(tensor, self.dtype)
 
-        flat, still = self.storage.flat, self.still
-        roles = {"average": allocate(live, self._count, dtype_of, flat=flat, still=still)}
+        still = self.still
+        roles = {"average": allocate(live, self._count, dtype_of, still=still)}
         if self.rounding == "compensated":
-            roles["compensation"] = allocate(live, self._count, dtype_of, flat=flat, still=still)
+            roles["compensation"] = allocate(live, self._count, dtype_of, still=still)
         if self._hold:
-            roles["previous"] = allocate(live, 1, dtype_of, flat=flat, wide=True, still=still)
+            roles["previous"] = allocate(live, 1, dtype_of, wide=True, still=still)
         return roles
 
     def _seed(self, devices: set[torch.device]) -> None:

@@ -27,7 +27,7 @@ from isobatch.average.layout import (
 )
 from isobatch.gradients import may_be_finite
 
-LEAST = 1 << 18  # elements looked at before every update at least: a model of no more is looked at as a whole
+LEAST = 1 << 14  # elements looked at before every update at least: a model of no more is looked at as a whole
 TURNS = 64  # updates after which everything was looked at, however large the model
 CACHED = 1 << 19  # elements per block and thread on a CPU: 2 MiB of float32
 STAGED = 1 << 26  # elements per block on an accelerator, where it bounds working memory only
@@ -247,7 +247,8 @@ class Turns:
         size = max(LEAST, ceil(total / TURNS))
         self._turns = gather(items, size)
         self._items, self._now = items, 0
-        self._always = [w for w in always if w.numel() <= LEAST] if len(self._turns) > 1 else []
+        cheap = max(LEAST, total // 16)
+        self._always = [w for w in always if w.numel() <= cheap] if len(self._turns) > 1 else []
 
     @property
     def count(self) -> int:
@@ -255,7 +256,7 @@ class Turns:
         return max(1, len(self._turns))
 
     def weights(self, *, whole: bool) -> bool:
-        """Go on to the next share, and say whether the weights looked at may be finite.
+        """Go on to the next share, and say whether the small weights may be finite; where there are none, its weights.
 
         Args:
             whole: look at all of them.
@@ -266,7 +267,7 @@ class Turns:
         self._now = (self._now + 1) % self.count
         if whole:
             return may_be_finite(item.weights for item in self._items)
-        return may_be_finite([*self._always, *(item.weights for item in self._due())])
+        return may_be_finite(self._always or (item.weights for item in self._due()))
 
     def averages(self, *, whole: bool = False) -> bool:
         """Whether the averages of the present share may be finite.
@@ -361,8 +362,8 @@ class Update:
 
     def _pooled(self, live: dict[str, Tensor], members: Sequence[str], pool: Tensor) -> Tensor:
         direct = span(live, members)
-        if direct is not None:
-            return direct
+        if direct is not None and direct[1] == members:
+            return direct[0]
         into = torch.empty(pool.shape[1], dtype=live[members[0]].dtype, device=pool.device)
         self._reads.append(([alias(live[name]) for name in members], into))
         return into

@@ -23,8 +23,9 @@ LOOKS = 8
 class FiniteCheck:
     """What an average promises about values that are not finite: named before they are used, and undone.
 
-    - Before every update, a share of weights and averages is looked at, and all small weights. What is found there is
-      refused by name, and nothing has moved: a loss that became NaN reaches the small weights of every layer at once.
+    - Before every update, all small weights are looked at (where there are none, a share of the weights), and a share
+      of the averages. What is found is refused by name, and nothing has moved: a loss that became NaN reaches the
+      small weights of every layer at once. After a refusal, everything is looked at until it is finite.
     - A single weight elsewhere is named when its share is due, `turns` updates later at most, and before the average
       is lent, copied or stored. Elements that took it in start again at the weights once these are finite, with a
       warning that counts them; the others were never touched by it.
@@ -34,7 +35,7 @@ class FiniteCheck:
     """
 
     def __init__(self, check: bool | Literal["all"]):
-        self._check, self._stale, self._seen = check, 0, 0.0
+        self._check, self._stale, self._seen, self._refused = check, 0, 0.0, False
 
     @property
     def turns(self) -> int:
@@ -90,13 +91,14 @@ class FiniteCheck:
         if not self._check:
             return
         self._seen, average = seen, self._stacks["average"]
-        whole = whole or self.turns == 1
+        whole = whole or self._refused or self.turns == 1
         fine = self._turns.weights(whole=whole)
         spoilt = None
-        if self._stale and not (fine and self._turns.averages()):
+        if self._stale and not (fine and self._turns.averages(whole=self._refused)):
             spoilt = first_not_finite(average, self._still)
         looked = {} if fine and spoilt is None else self._live
         bad = self._shards.first(first_not_finite(looked, self._still), average)
+        self._refused = bad is not None
         if bad is not None:
             raise NonFiniteError(
                 f"{bad!r} is not finite after {seen:g} samples; the average was left as it was{self._took(spoilt)}. "

@@ -8,7 +8,7 @@ from isobatch import report
 from isobatch.critical.hyperbola import Interval
 from isobatch.critical.pictures import advice_figure, branch_figure, fit_figure, front_figure, noise_figure
 from isobatch.critical.trial import assumed_sign
-from isobatch.critical.words import plain, ranged
+from isobatch.critical.words import plain, ranged, sized
 
 LIMITS = [
     "The critical batch belongs to a goal, a task and an optimizer: it grows as the loss falls, and moves with the "
@@ -198,7 +198,7 @@ def fit_rows(data: dict[str, Any]) -> list[list[str]]:
     for p in data["points"]:
         others = "-" if p["left_out"] is None else f"{math.expm1(p['left_out']):+.1%}"
         every = plain(p["quantum"]) if p["quantum"] else "-"
-        cells = [f"{p['batch']:,.6g}", f"{len(p['values'])}", plain(p["mean"]), every]
+        cells = [sized(p["batch"]), f"{len(p['values'])}", plain(p["mean"]), every]
         rows.append([*cells, f"{math.expm1(p['residual']):+.1%}", others])
     return rows
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from isobatch.critical.trial import assumed_sign
-from isobatch.critical.words import plain
+from isobatch.critical.words import plain, sized
 from isobatch.report.pictures import RC, plain_ticks
 
 SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -101,7 +101,7 @@ def fit_figure(data: dict[str, Any]) -> Figure:
         for o in data["outliers"]:
             value = o["value"] * (o["batch"] if data["unit"] == "steps" else 1) / unit
             at = float(np.clip(value, bottom * 1.03, top / 1.03))
-            label = f"left out: {value:,.6g} at {o['batch']:,.6g}" + (", off the edge" if at != value else "")
+            label = f"left out: {value:,.6g} at {sized(o['batch'])}" + (", off the edge" if at != value else "")
             left.plot(o["batch"], at, "x", color=SHADES[1], ms=9, mew=2, label=label, clip_on=False)
         left.set_xlabel("batch")
         left.set_ylabel(f"{word}{data['amount']} to the goal")
@@ -134,7 +134,7 @@ def _errors(axes: Axes, points: list[dict[str, Any]]) -> None:
     axes.bar(place - 0.2, [100 * math.expm1(p["residual"]) for p in points], 0.38, color=SHADES[0], label="off the fit")
     away = [np.nan if p["left_out"] is None else 100 * math.expm1(p["left_out"]) for p in points]
     axes.bar(place + 0.2, away, 0.38, color=SHADES[4], label="off the fit of the others")
-    axes.set_xticks(place, [f"{p['batch']:,.6g}" for p in points], rotation=45 if len(points) > 6 else 0)
+    axes.set_xticks(place, [sized(p["batch"]) for p in points], rotation=45 if len(points) > 6 else 0)
     axes.yaxis.set_major_formatter(lambda v, _: f"{v:+g}%")
     axes.set_xlabel("batch")
     axes.set_title("how far each batch is off")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from torch import nn
+from torch import Tensor, nn
 
 from isobatch.gradients import all_finite, own_gradient
 
@@ -64,7 +64,10 @@ class Guard:
         Returns:
             The judgement.
         """
-        gradients = [g for p in (parameters or model.parameters()) if (g := own_gradient(p)) is not None]
+        trained = parameters or list(model.parameters())
+        gradients = [g for p in trained if (g := p.grad) is not None]
+        if not set(map(type, gradients)) <= {Tensor}:  # shards
+            gradients = [g for p in trained if (g := own_gradient(p)) is not None]
         if math.isfinite(loss) and all_finite(gradients):
             return _APPLY
         bad = first_bad_gradient(model)
