@@ -58,5 +58,6 @@ FORMATS: tuple[Format, ...] = (
     verl.FORMAT,
     lerobot.FORMAT,
 )
+"""Every format that is read, in the order in which a file is tried."""
 
 __all__ = ["FORMATS", "OTHERS"]
