@@ -5,7 +5,6 @@ import re
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -25,8 +24,6 @@ STYLES = {
 DEVICE = "cpu, cuda or cuda:1, then options after commas: bf16, channels-last, compile; such as cuda,bf16,compile (cpu)"
 CELLS = "cells/ (finished runs: the same command goes on from there)"
 _LEAST, _MOST, _ENDLESS = 6, 20, 10_000
-_SILENT = 60.0
-"""Seconds between lines of progress in a log file."""
 _BUDGET = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smh])$")
 
 
@@ -219,7 +216,7 @@ def progress(quiet: bool) -> Generator[tuple[Callable[..., None], Callable[[Any]
         TimeRemainingColumn,
     )
 
-    from isobatch.executors.progress import State, watching
+    from isobatch.executors.progress import Line, State, watching
 
     console = Console(stderr=True, quiet=quiet)
     hidden = quiet or not console.is_terminal
@@ -227,19 +224,21 @@ def progress(quiet: bool) -> Generator[tuple[Callable[..., None], Callable[[Any]
     with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("training runs", total=None)
 
+        line = Line(sys.stderr)
+
         def estimated(expected: float, runs: int, what: str = "runs") -> None:
             about = f"estimated {expected / 60:.1f} minutes for " if expected else ""
             console.print(f"{about}{runs} {what}")
             bar.update(task, total=runs)
-
-        said = time.monotonic()
+            line.start(runs)
 
         def show(state: State) -> None:
-            nonlocal said
-            bar.update(task, description=f"{state.running} running, {state.waiting} waiting")
-            if not console.is_terminal and not quiet and time.monotonic() - said > _SILENT:
-                said = time.monotonic()
-                console.print(f"isobatch: {state}", highlight=False)
+            found = max(0, int(bar.tasks[task].completed) - line.over(state).done)
+            whole = line.over(state, found)
+            failed = f", {whole.failed} failed" if whole.failed else ""
+            bar.update(task, description=f"{whole.running} running, {whole.waiting} waiting{failed}")
+            if hidden and not quiet:
+                line(state, found)
 
         with watching(show):
             yield estimated, lambda _: bar.advance(task)
