@@ -6,6 +6,7 @@ from isobatch.renamed import old_names
 need("torch")
 
 from isobatch.train.guard import Guard, Judgement, StepVerdict
+from isobatch.train.logs import LOGS, Log, open_log
 from isobatch.train.loop import Step, Trainer
 from isobatch.train.rate_search import AutoWarmup
 from isobatch.train.rescaling import Rescaled, rescale
@@ -15,10 +16,12 @@ from isobatch.train.setup import make_average, make_optimizer, rescale_state
 from isobatch.train.world import Device
 
 __all__ = [
+    "LOGS",
     "AutoWarmup",
     "Device",
     "Guard",
     "Judgement",
+    "Log",
     "Rescaled",
     "SampleClock",
     "SampleScheduler",
@@ -27,6 +30,7 @@ __all__ = [
     "Trainer",
     "make_average",
     "make_optimizer",
+    "open_log",
     "rescale",
     "rescale_state",
 ]
