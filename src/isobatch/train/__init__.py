@@ -6,7 +6,6 @@ from isobatch.renamed import old_names
 need("torch")
 
 from isobatch.train.guard import Guard, Judgement, StepVerdict
-from isobatch.train.logs import LOGS, Log, open_log
 from isobatch.train.loop import Step, Trainer
 from isobatch.train.rate_search import AutoWarmup
 from isobatch.train.rescaling import Rescaled, rescale
@@ -16,12 +15,10 @@ from isobatch.train.setup import make_average, make_optimizer, rescale_state
 from isobatch.train.world import Device
 
 __all__ = [
-    "LOGS",
     "AutoWarmup",
     "Device",
     "Guard",
     "Judgement",
-    "Log",
     "Rescaled",
     "SampleClock",
     "SampleScheduler",
@@ -30,7 +27,6 @@ __all__ = [
     "Trainer",
     "make_average",
     "make_optimizer",
-    "open_log",
     "rescale",
     "rescale_state",
 ]

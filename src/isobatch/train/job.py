@@ -11,10 +11,10 @@ from typing import Self
 from isobatch.checkpoint import Checkpoints, Preemption, load
 from isobatch.data import fingerprint
 from isobatch.errors import InputError
+from isobatch.logs import Log, open_log
 from isobatch.plan import Recipe
 from isobatch.tasks import TensorSamples, make_run
 from isobatch.train.guard import Guard, StepVerdict
-from isobatch.train.logs import Log, open_log
 from isobatch.train.loop import Step, Trainer
 from isobatch.train.persistence import restore, seed_rng, state_of
 from isobatch.train.setup import batches
