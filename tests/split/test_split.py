@@ -3,10 +3,13 @@
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tests.split import targets
+from torch import distributed as dist
 
 from isobatch import cli, testing, verify
 from isobatch.errors import InputError
@@ -115,6 +118,32 @@ def test_on_two_processes(name, causes):
     report = split(getattr(targets, name), 2, processes=2, timeout=100)
     assert [cause.name for cause in report.causes] == causes, str(report)
     assert "2 processes x 4" in report.layouts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "causes"), [
+    ("data_parallel", []), ("sharded", []), ("ranks_apart", ["processes-apart"]),
+    ("waits_for_all_that_were_launched", []),
+])  # fmt: skip
+def test_under_torchrun(name, causes):
+    words = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "isobatch", "verify", "split"]
+    done = subprocess.run(
+        [sys.executable, "-m", *words, f"{HERE}:{name}", "--parts", "2", "--timeout", "200", "--json"],
+        capture_output=True, text=True, timeout=250, check=False,
+    )  # fmt: skip
+    assert done.stdout, done.stderr
+    found = json.loads(done.stdout)
+    assert [cause["name"] for cause in found["causes"]] == causes
+    assert "2 processes x 4" in found["layouts"]
+
+
+def test_an_open_process_group_is_refused(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        with pytest.raises(InputError, match="a process group is open here"):
+            split(targets.good)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_rank_that_hangs_ends_all():
