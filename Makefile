@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo docs test test-all lint install clean
 
 install: $(STAMP)
 
@@ -20,6 +20,15 @@ demo: $(STAMP)
 	$(BIN)/isobatch verify run examples/digits.toml --batch-size 128 --seeds 10 --out out/demo \
 		--expect "plan=SAME,lr-only=DIFFERENT,ema-only=DIFFERENT,unscaled=DIFFERENT"
 	@echo "open out/demo/report.html"
+
+# the site, in out/site: static files that also open from the disk; warnings are errors
+docs: .venv/documents
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet --fresh-env docs out/site
+	@echo "open out/site/index.html"
+
+.venv/documents: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

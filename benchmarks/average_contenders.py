@@ -11,6 +11,7 @@ from isobatch.average import ModelEMA, MultiEMA, Storage
 
 DECAY, BATCH = 0.999, 256
 LEFT_TO_THE_LOOP = Storage(check_finite=False)
+LOOKED_AT = Storage(check_finite="all")
 Update = Callable[[], Any]
 
 
@@ -109,8 +110,9 @@ def three(build: Callable[[nn.Module], Update]) -> Callable[[nn.Module], Update]
 
 
 FLOAT32: dict[str, Callable[[nn.Module], Update]] = {
-    "isobatch": lambda m: ours(m, storage=LEFT_TO_THE_LOOP),
-    "isobatch checked": ours,
+    "isobatch default": ours,
+    "isobatch, nothing looked at": lambda m: ours(m, storage=LEFT_TO_THE_LOOP),
+    "isobatch, all looked at": lambda m: ours(m, storage=LOOKED_AT),
     "raw _foreach_lerp_, lists bound": raw_foreach,
     "torch AveragedModel multi_avg_fn": averaged_model,
     "torch AveragedModel avg_fn": lambda m: averaged_model(m, multi=False),
@@ -124,8 +126,9 @@ FLOAT32: dict[str, Callable[[nn.Module], Update]] = {
 }
 SMALL = {**FLOAT32, "isobatch flat": lambda m: ours(m, storage=Storage(check_finite=False, flat=True))}
 NARROW: dict[str, Callable[[nn.Module], Update]] = {
-    "isobatch": lambda m: ours(m, storage=LEFT_TO_THE_LOOP),
-    "isobatch checked": ours,
+    "isobatch default": ours,
+    "isobatch, nothing looked at": lambda m: ours(m, storage=LEFT_TO_THE_LOOP),
+    "isobatch, all looked at": lambda m: ours(m, storage=LOOKED_AT),
     "foreach mul_ + add_, lists bound": foreach_mul_add,
     "cast, then _foreach_lerp_": cast_foreach,
     "diffusers foreach": lambda m: diffusers(m, True, torch.float32),
@@ -133,8 +136,9 @@ NARROW: dict[str, Callable[[nn.Module], Update]] = {
     "timm": lambda m: timm(m, dtype=torch.float32),
 }
 SEVERAL: dict[str, Callable[[nn.Module], Update]] = {
-    "isobatch": lambda m: horizons(m, storage=LEFT_TO_THE_LOOP),
-    "isobatch checked": horizons,
+    "isobatch default": horizons,
+    "isobatch, nothing looked at": lambda m: horizons(m, storage=LEFT_TO_THE_LOOP),
+    "isobatch, all looked at": lambda m: horizons(m, storage=LOOKED_AT),
     "3 x raw _foreach_lerp_, lists bound": three(raw_foreach),
     "3 x torch AveragedModel": three(averaged_model),
     "3 x ema-pytorch foreach": three(lambda m: ema_pytorch(m, True)),

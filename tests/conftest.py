@@ -1,5 +1,6 @@
 """Property tests draw the same examples every time; every process has one thread and a cache of its own."""
 
+import gc
 import os
 import tempfile
 
@@ -13,3 +14,9 @@ from hypothesis import settings  # noqa: E402
 
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 settings.load_profile("fixed")
+
+
+def pytest_collection_finish(session):
+    """What is loaded by now stays: neither the collector nor a search for a wrapper need look at it in each test."""
+    gc.collect()
+    gc.freeze()

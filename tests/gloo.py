@@ -6,6 +6,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch._dynamo  # what ranks load on the way (DDP, FSDP2), loaded once before they fork
+import torch.distributed.fsdp
+import torch.distributed.tensor
 from tests.crash import fork, wait
 from torch import distributed as dist
 

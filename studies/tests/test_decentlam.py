@@ -135,6 +135,7 @@ def test_communication_is_fitted_and_extrapolated_with_its_assumptions():
             communication.communication(nodes, rows)
 
 
+@pytest.mark.slow
 def test_a_small_study_from_end_to_end(tmp_path, monkeypatch):
     """Everything but the loopback's timings; a second call reads what the first one kept."""
     rules = {**criteria("decentlam"), "quick": SMALL_GRID, "seeds": 2}

@@ -161,7 +161,8 @@ def shrunk(name):
     return rules
 
 
-@pytest.mark.parametrize("name", ["byol", "polyak", pytest.param("dino", marks=pytest.mark.slow)])
+@pytest.mark.slow  # its like in the fast tests: byol-24576
+@pytest.mark.parametrize("name", NAMES)
 def test_a_study_runs_writes_and_goes_on(name, tmp_path, monkeypatch):
     monkeypatch.setattr("isobatch_studies.teachers.study.criteria", lambda name: shrunk(name))
     run = getattr(catalogue, name.upper()).run

@@ -1,5 +1,6 @@
 """Finite at every way in: what would poison an average for ever is refused, what is infinite by design passes."""
 
+import contextlib
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver, PerChannelMinMaxObserver
 
 from isobatch import ModelEMA
-from isobatch.average import ObservedMean, Storage, recalibrate
+from isobatch.average import ObservedMean, Storage, kernels, recalibrate
 from isobatch.errors import IsobatchError, NonFiniteError
 
 every_kind = pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.name)
@@ -225,3 +226,169 @@ def test_statistics_are_measured_of_finite_inputs(bad, training):
     with pytest.raises(NonFiniteError, match="batch norm '0'"):
         recalibrate(module, [torch.randn(8, 2), torch.tensor([[1.0, bad], [2.0, 3.0]])])
     assert all(torch.equal(t, module.state_dict()[n]) for n, t in kept.items())
+
+
+@pytest.fixture
+def small_shares(monkeypatch):
+    """Shares of four elements, so that the promise about large models is tried on small ones."""
+    monkeypatch.setattr(kernels, "LEAST", 4)
+
+
+def turns(average):
+    return average._engine.buffers.check.turns
+
+
+def updates(average, count, samples=24):
+    for _ in range(count):
+        average.update(samples=samples)
+
+
+def stored(average):
+    return {key: t.clone() for key, t in average.state_dict()["tensors"].items()}
+
+
+def test_every_element_is_looked_at_once_a_round(small_shares):
+    average = ModelEMA(model(), half_life=10, storage=Storage(flat=False))
+    check = average._engine.buffers.check
+    whole = sum(t.numel() for t in average.average().values())
+    seen = [sum(item.weights.numel() for item in share) for share in check._turns._turns]
+    assert sum(seen) == whole
+    assert max(seen) <= 4
+    assert turns(average) == len(seen) > 1
+    assert turns(ModelEMA(model(), half_life=10, storage=Storage(check_finite="all"))) == 1
+
+
+@every_kind
+def test_a_loss_that_became_nan_is_refused_at_once_and_nothing_has_moved(kind, monkeypatch):
+    monkeypatch.setattr(kernels, "LEAST", 16)
+    module = nn.Sequential(*(nn.Linear(70, 70) for _ in range(3)))
+    average = kind.make(module)
+    assert turns(average) > 16
+    for j in range(5):
+        step(module, j)
+        average.update(samples=24)
+    good, kept, clock = {n: t.clone() for n, t in module.state_dict().items()}, stored(average), average.seen
+    optimizer = torch.optim.AdamW(module.parameters())
+    (module(torch.randn(3, 70)).sum() * math.nan).backward()
+    optimizer.step()
+    with pytest.raises(NonFiniteError, match=r"left as it was\. Restore"):
+        updates(average, 3)  # a cadence may leave the first of them pending
+    after = stored(average)
+    assert all(torch.equal(t, after[key]) for key, t in kept.items())
+    assert average.seen - clock < 3 * 24
+    module.load_state_dict(good)
+    average.update(samples=24)
+
+
+@every_kind
+@pytest.mark.parametrize("use", ["update", "average", "state_dict", "applied", "teacher", "average_model", "copy_to"])
+def test_a_single_bad_weight_is_named_before_it_is_used_and_undone(kind, use, small_shares):
+    module, twin = model(), model()
+    average, whole = kind.make(module), kind.make(twin)
+    for j in range(4):
+        step(module, j), step(twin, j)
+        average.update(samples=24), whole.update(samples=24)
+    uses = {
+        "update": lambda: updates(average, 3 * turns(average)),
+        "average": lambda: average.average(kind.which),
+        "state_dict": average.state_dict,
+        "applied": lambda: average.applied(module, kind.which).__enter__(),
+        "teacher": lambda: average.teacher(which=kind.which),
+        "average_model": lambda: average.average_model(kind.which),
+        "copy_to": lambda: average.copy_to(nn.Sequential(*model()), kind.which),
+    }
+    poison(module, math.nan)
+    missed, named = 0, False
+    while not named and missed < 2:
+        try:
+            average.update(samples=24)
+            missed += 1
+        except NonFiniteError as error:
+            named = error.parameter == "2.weight"
+    whole.update(samples=24), whole.update(samples=24)
+    if not named:
+        with pytest.raises(NonFiniteError, match=r"'2\.weight'") as error:
+            uses[use]()
+        assert error.value.parameter == "2.weight"
+    assert any("2.weight" in said for said in average.report(kind.which).warnings)
+    if named:
+        for _ in range(2):  # a refusal is no licence for the next update
+            with pytest.raises(NonFiniteError, match=r"'2\.weight'"):
+                updates(average, 3)
+    module.load_state_dict(twin.state_dict())
+    spoilt = {key: ~torch.isfinite(t) for key, t in _as_they_are(average).items()}
+    if not any(bool(bad.any()) for bad in spoilt.values()):
+        return
+    with pytest.warns(UserWarning, match=r"elements of the average of '2\.weight' took in"):
+        mended = average.average(kind.which)
+    assert all(bool(torch.isfinite(t).all()) for t in average.state_dict()["tensors"].values() if t.is_floating_point())
+    given = dict(module.named_parameters())["2.weight"].detach()
+    assert math.isclose(mended["2.weight"].view(-1)[1], given.view(-1)[1], rel_tol=1e-12)
+    for key, bad in spoilt.items():
+        assert not bad.any() or (key.endswith("2.weight") and set(bad.view(-1).nonzero().tolist()[0]) == {1})
+
+
+def _as_they_are(average):
+    with average._engine.buffers.check.paused():
+        return {key: t for key, t in stored(average).items() if t.is_floating_point()}
+
+
+def test_a_refused_weight_is_refused_until_it_is_finite(small_shares):
+    module = model()
+    average = ModelEMA(module, half_life=50)
+    updates(average, 1)
+    poison(module, math.nan, "0.weight")
+    for _ in range(turns(average)):
+        with contextlib.suppress(NonFiniteError):
+            updates(average, 1)
+    for _ in range(3):
+        with pytest.raises(NonFiniteError, match=r"'0\.weight'.*start again at the weights once"):
+            updates(average, 1)
+    module = nn.init.zeros_(module[0].weight)
+    with pytest.warns(UserWarning, match="1 elements"):
+        updates(average, 1)
+    assert all(bool(torch.isfinite(t).all()) for t in average.average().values())
+
+
+def test_what_was_not_touched_by_a_bad_weight_goes_on_bit_for_bit(small_shares):
+    module, twin = model(), model()
+    average, whole = ModelEMA(module, half_life=50), ModelEMA(twin, half_life=50)
+    step(module, 9), step(twin, 9)
+    updates(average, 1, 8), updates(whole, 1, 8)
+    poison(module, math.inf)
+    with average._engine.buffers.check.paused():
+        average.update(samples=8)
+    whole.update(samples=8)
+    module.load_state_dict(twin.state_dict())
+    with pytest.warns(UserWarning, match="start again at the present weights"):
+        updates(average, turns(average), 8)
+    updates(whole, turns(average), 8)
+    for j in range(4):
+        step(module, j), step(twin, j)
+        average.update(samples=8), whole.update(samples=8)
+    pairs = [(t.view(-1), whole.average()[n].view(-1)) for n, t in average.average().items()]
+    assert sum(int((a != b).sum()) for a, b in pairs) == 1
+
+
+def test_a_teacher_that_computes_with_the_average_has_every_update_looked_at(small_shares):
+    for make in (
+        lambda m: ModelEMA(m, half_life=9),
+        lambda m: ModelEMA(m, half_life=9, storage=Storage(check_finite="all")),
+    ):
+        for name, _ in model().named_parameters():
+            module = model()
+            average = make(module)
+            if average._engine.buffers.storage.check_finite != "all":
+                average.teacher()
+            average.update(samples=4)
+            kept = stored(average)
+            poison(module, math.nan, name)
+            with pytest.raises(NonFiniteError, match=name):
+                average.update(samples=4)
+            assert all(torch.equal(t, stored(average)[key]) for key, t in kept.items())
+
+
+@pytest.mark.parametrize("word", ["some", 2, None])
+def test_other_words_for_the_check_are_refused(word):
+    with pytest.raises(IsobatchError, match="check_finite"):
+        Storage(check_finite=word)

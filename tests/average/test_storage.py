@@ -287,3 +287,106 @@ def test_bad_dtype_and_buffers_are_refused():
         ModelEMA(model(), half_life=1, dtype=torch.int32)
     with pytest.raises(InputError, match="buffers"):
         ModelEMA(model(), half_life=1, buffers="keep")
+
+
+def numerous(count=70, size=33, dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
+    return nn.ParameterList([nn.Parameter(torch.randn(size, dtype=dtype)) for _ in range(count)])
+
+
+def together(module):
+    return len({p.untyped_storage().data_ptr() for p in module.parameters()}) == 1
+
+
+def test_many_small_parameters_lie_together_by_default_and_few_or_large_ones_do_not():
+    module = numerous()
+    objects, values = list(module), [p.detach().clone() for p in module]
+    starts = [p.data_ptr() % 64 for p in module]
+    ema = ModelEMA(module, half_life=10)
+    assert together(module)
+    assert all(a is b and torch.equal(a, v) for a, b, v in zip(objects, module, values, strict=True))
+    assert [p.data_ptr() % 64 for p in module] == starts
+    ema.update(samples=10)
+    for rest in (numerous(63), numerous(100, 8192)):
+        ModelEMA(rest, half_life=10)
+        assert not together(rest)
+    asked = numerous()
+    ModelEMA(asked, half_life=10, storage=Storage(flat=False))
+    assert not together(asked)
+
+
+@pytest.mark.parametrize("flat", ["auto", True])
+def test_a_parameter_that_somebody_else_looks_at_stays_where_it_is(flat):
+    module = numerous()
+    held = {3: module[3].detach(), 5: module[5].detach().numpy(), 7: module[7].data[:2]}
+    module[9].share_memory_()
+    loss = module[11].square().sum()
+    start = [p.data_ptr() for p in module]
+    ema = ModelEMA(module, half_life=10, storage=Storage(flat=flat))
+    stayed = {k for k, p in enumerate(module) if p.data_ptr() == start[k]}
+    assert stayed == {3, 5, 7, 9}
+    loss.backward()
+    assert torch.equal(module[11].grad, 2 * module[11].detach())
+    with torch.no_grad():
+        for p in module:
+            p.fill_(2.0)
+    assert all(float(view[0]) == 2 for view in held.values())
+    kept = {n: t.clone() for n, t in ema.average().items()}
+    ema.update(samples=10)
+    assert all(torch.allclose(t, (kept[n] + 2) / 2, atol=1e-6) for n, t in ema.average().items())
+
+
+def test_training_is_bit_for_bit_the_same_with_parameters_that_lie_together():
+    def trained(flat):
+        torch.manual_seed(0)
+        module = nn.Sequential(*(nn.Sequential(nn.Linear(17, 17), nn.LayerNorm(17), nn.Tanh()) for _ in range(40)))
+        ema = ModelEMA(module, half_life=30, storage=Storage(flat=flat))
+        assert (module[0][0].bias.untyped_storage().nbytes() > 17 * 4) == (flat == "auto")
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+        for j in range(4):
+            optimizer.zero_grad()
+            module(torch.randn(8, 17, generator=torch.Generator().manual_seed(j))).square().mean().backward()
+            optimizer.step()
+            ema.update(samples=8)
+        return [*module.state_dict().values(), *ema.average().values()]
+
+    assert all(torch.equal(a, b) for a, b in zip(trained("auto"), trained(False), strict=True))
+
+
+def test_parameters_that_lie_together_are_followed_when_some_are_replaced_cast_or_loaded(tmp_path):
+    module = numerous()
+    ema = ModelEMA(module, half_life=10)
+    module[4] = nn.Parameter(torch.full((33,), 4.0))
+    module[6].data = torch.full((33,), 6.0)
+    kept = {n: t.clone() for n, t in ema.average().items()}
+    for _ in range(3):
+        ema.update(samples=5)
+    ema.update(samples=5, half_life=0)
+    assert all(torch.equal(ema.average()[n], p) for n, p in module.named_parameters())
+    assert kept.keys() == ema.average().keys()
+    torch.save(module.state_dict(), tmp_path / "whole.pt")
+    loaded = torch.load(tmp_path / "whole.pt", weights_only=True)
+    module.load_state_dict({n: t + 1 for n, t in loaded.items()}, assign=True)
+    ema.report()
+    ema.update(samples=5, half_life=0)
+    assert all(torch.equal(ema.average()[n], loaded[n] + 1) for n in loaded)
+    module.to(torch.bfloat16)
+    ema.update(samples=5, half_life=0)
+    assert all(torch.equal(ema.average()[n], p.detach().float()) for n, p in module.named_parameters())
+
+
+@pytest.mark.parametrize(("options", "rounding"), [
+    ({}, "auto"), ({"kind": "hold"}, "auto"), ({"dtype": torch.bfloat16}, "stochastic"),
+    ({"dtype": torch.bfloat16}, "compensated")])  # fmt: skip
+def test_averages_do_not_depend_on_whether_parameters_lie_together(options, rounding):
+    found = []
+    for flat in ("auto", False):
+        module = numerous()
+        ema = ModelEMA(module, half_life=10, storage=Storage(flat=flat, rounding=rounding), **options)
+        for j in range(3):
+            step(module, j)
+            ema.update(samples=4)
+        found.append(ema.average())
+    slack = 2e-2 if rounding == "stochastic" else 0
+    for name, one in found[0].items():
+        torch.testing.assert_close(one, found[1][name], rtol=slack, atol=slack)

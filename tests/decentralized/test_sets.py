@@ -42,14 +42,15 @@ def sgd(net, method, **options):
     return torch.optim.SGD(net.parameters(), lr=0.05, momentum=beta, weight_decay=0.01, **options)
 
 
+@pytest.mark.parametrize("methods", [METHODS[:3], pytest.param(METHODS[3:], marks=pytest.mark.slow)], ids=len)
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("name", PLANS)
-def test_both_engines_freeze_and_train_the_same(name, overlap, tmp_path):
-    """Frozen layers stand still to the bit, momentum waits, and the rest is what it would be; ten methods each."""
+def test_both_engines_freeze_and_train_the_same(name, overlap, methods, tmp_path):
+    """Frozen layers stand still to the bit, momentum waits, and the rest is what it would be."""
     plan, (x, y) = PLANS[name], data(2, 6)
 
     def ranked(rank):
-        for method in METHODS:
+        for method in methods:
             net = model()
             set_plan(net, plan, 0)
             opt = Decentralized(sgd(net, method), RING, method, overlap=overlap, bucket_bytes=100)
@@ -68,7 +69,7 @@ def test_both_engines_freeze_and_train_the_same(name, overlap, tmp_path):
             opt.close()
 
     world(2, tmp_path, ranked)
-    for method in METHODS:
+    for method in methods:
         net = model()
         beta = 0.0 if method == "dsgd" else 0.8
         nodes = VirtualNodes(net, loss, RING, method, lr=0.05, momentum=beta, weight_decay=0.01)

@@ -1,9 +1,12 @@
 """Executors on this machine: a lost process costs its call, a poisoned call is named, any executor will do."""
 
+import importlib
+import io
 import re
 import sys
 import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 
 import pytest
@@ -11,7 +14,18 @@ from tests.executors.tasks_of_users import Found, Once, work
 from tests.recipes import recipe
 
 from isobatch.errors import EngineError, InputError, WorkerLost
-from isobatch.executors import LocalExecutor, Session, State, as_done, map_jobs, opened, remote, shipping, watching
+from isobatch.executors import (
+    Line,
+    LocalExecutor,
+    Session,
+    State,
+    as_done,
+    map_jobs,
+    opened,
+    remote,
+    shipping,
+    watching,
+)
 from isobatch.verify import cells
 from isobatch.verify.workers import Job, train_curve
 
@@ -149,18 +163,40 @@ def test_a_users_module_travels_by_value_with_what_it_imports_and_an_edit_is_see
     file = tmp_path / "function_of_users.py"
     for factor in (2, 5):
         file.write_text(f"from helper_of_users import FACTOR\ndef times(n):\n    return n * FACTOR * {factor}\n")
-        sys.modules.pop("function_of_users", None)
-        sys.modules.pop("helper_of_users", None)
-        monkeypatch.syspath_prepend(tmp_path)
-        sent = shipping.bundle("function_of_users")
+        with monkeypatch.context() as here:
+            here.syspath_prepend(tmp_path)
+            sent = shipping.bundle("function_of_users")
         assert sent.modules == ("function_of_users", "helper_of_users")
-        sys.path.remove(str(tmp_path))
-        sys.modules.pop("function_of_users", None)
-        shipping.unpack(sent)
-        import function_of_users
+        for _ in range(2):  # the second call finds what the first one loaded
+            with shipping.unpacked(sent):
+                assert importlib.import_module("function_of_users").times(7) == 21 * factor
+        assert not {"function_of_users", "helper_of_users"} & set(sys.modules)
+    assert shipping.bundle("torch", "math", "operator", "isobatch_of_nobody").files == ()
 
-        assert function_of_users.times(7) == 21 * factor
-    assert shipping.bundle("torch", "math", "isobatch_of_nobody").files == ()
+
+def test_a_users_module_neither_hides_nor_takes_one_of_its_name(tmp_path, monkeypatch):
+    """A worker has another `utils`; beside the task lies a `types.py` that the caller never imported."""
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    for folder, who in ((mine, "mine"), (theirs, "theirs")):
+        (folder / "utils_of_all").mkdir(parents=True)
+        (folder / "utils_of_all" / "__init__.py").write_text(f"WHO = {who!r}\n")
+    (theirs / "utils_of_all" / "more.py").touch()
+    (mine / "types.py").write_text("raise RuntimeError('not the one of Python')\n")
+    (mine / "task_of_users.py").write_text("import types\nfrom utils_of_all import WHO\n")
+    with monkeypatch.context() as here:
+        here.syspath_prepend(mine)
+        sent = shipping.bundle("task_of_users")
+    assert sent.modules == ("task_of_users", "utils_of_all")
+    monkeypatch.syspath_prepend(theirs)
+    before = importlib.import_module("utils_of_all.more")
+    with shipping.unpacked(sent):
+        assert importlib.import_module("task_of_users").WHO == "mine"
+        assert "utils_of_all.more" not in sys.modules
+    assert sys.modules["utils_of_all"].WHO == "theirs"
+    assert sys.modules["utils_of_all.more"] is before
+    assert "task_of_users" not in sys.modules
+    for name in ("utils_of_all", "utils_of_all.more"):
+        del sys.modules[name]
 
 
 def fails_without(what):
@@ -178,14 +214,79 @@ def test_what_a_worker_lacks_is_said(what, message):
 
 def test_progress_counts_what_is_done_runs_and_waits(tmp_path):
     seen = []
-    with watching(lambda state: seen.append((state.done, state.running, state.waiting, state.lost))):
+    with watching(lambda state: seen.append((state.done, state.running, state.waiting, state.failed, state.lost))):
         map_jobs(work, jobs(tmp_path, n0=1), workers=2)
-    assert seen[0] == (0, 2, 4, 0)
-    assert seen[-1] == (6, 0, 0, 1)
-    state = State(width=2, total=10, done=4, lost=1, began=time.monotonic() - 60)
+        with pytest.raises(InputError, match="seed 3"):
+            map_jobs(work, jobs(tmp_path, n3=9), workers=2)
+    assert seen[0] == (0, 2, 4, 0, 0)
+    assert (6, 0, 0, 0, 1) in seen
+    assert seen[-1] == (6, 0, 0, 1, 3)
+    state = State(width=2, total=10, done=4, failed=1, lost=1, began=time.monotonic() - 60)
     assert str(state) == (
-        "4 of 10 runs, 2 running, 4 waiting, 4 a minute, about 1.5 minutes left, workers lost 1 times"
+        "4 of 10 runs, 2 running, 4 waiting, 4 a minute, about 1.5 minutes left, 1 failed, workers lost 1 times"
     )
+
+
+class Output(io.StringIO):
+    """A stream that is a terminal, a notebook's, or neither."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def isatty(self):
+        return self.kind == "terminal"
+
+
+class Notebook(Output):
+    """As a kernel's."""
+
+
+Notebook.__module__ = "ipykernel.iostream"
+
+
+@pytest.mark.parametrize("stream", [Output("terminal"), Notebook("notebook"), Output("log")], ids=lambda one: one.kind)
+def test_a_line_of_progress_goes_over_sessions_and_suits_where_it_is_written(stream, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    line = Line(stream)
+    line(State(width=2, total=3, done=3))  # a look beforehand that does not count
+    line.start(20)
+    first, second = State(width=2, total=8), State(width=4, total=10)
+    for seconds, state, done, failed in ((10, first, 4, 1), (80, first, 8, 1), (90, second, 2, 0), (150, second, 6, 1)):
+        now[0], state.done, state.failed = 100.0 + seconds, done, failed
+        line(state, 2)  # 2 of the 20 were there already
+    end = "14 of 18 runs, 4 running, 0 waiting, 5.6 a minute, about 0.7 minutes left, 2 failed"
+    said = stream.getvalue()
+    if stream.kind == "log":
+        assert said.splitlines()[-1] == f"isobatch: {end}"
+        assert len(said.splitlines()) == 2
+    else:
+        assert said.split("\r")[-1].rstrip() == end
+        assert "\n" not in said
+
+
+def nap(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+@pytest.mark.parametrize("kind", [None, ThreadPoolExecutor])
+def test_after_the_budget_what_runs_comes_in_and_what_waits_is_left(kind):
+    with kind(2) if kind else nullcontext() as executor:
+        session = Session(executor, workers=None if kind else 2, ends=time.monotonic() + 0.8)
+        for index in range(12):
+            session.add(index, nap, 0.2)
+        with closing(session):
+            found = dict(session.done(range(12)))
+    assert 2 <= len(found) <= 10
+
+
+def test_one_process_keeps_to_the_budget_too(tmp_path):
+    kept = {"name": lambda job: f"{job.number}.json", "read": lambda values: Found(**values)}
+    assert cells.run_all(work, jobs(tmp_path), tmp_path, workers=1, ends=time.monotonic() + 0.015, **kept) is None
+    assert 1 <= len(list((tmp_path / "cells").iterdir())) < 6
+    assert squares(cells.run_all(work, jobs(tmp_path), tmp_path, workers=1, **kept)) == [0, 1, 4, 9, 16, 25]
 
 
 @pytest.mark.parametrize(("on", "message"), [

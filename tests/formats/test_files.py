@@ -97,9 +97,9 @@ def test_there_and_back(name, kappa):
 
 
 def floors_of(recipe):
-    one, two = recipe.optimizer.betas
-    found = {"optimizer.betas[0]"} if one in FLOORS else set()
-    return found | ({"optimizer.betas[1]"} if two in FLOORS else set())
+    holders = {"optimizer": recipe.optimizer} | {f"groups[{n}]": group for n, group in enumerate(recipe.groups)}
+    moments = {f"{name}.betas[{n}]": beta for name, one in holders.items() for n, beta in enumerate(one.betas or ())}
+    return {path for path, beta in moments.items() if beta in FLOORS}
 
 
 def close(one, other):

@@ -34,6 +34,13 @@ def rows(made):
     ("mmengine/faster_rcnn_8xb2.py", 16, "samples", 0.02),
     ("diffusers/scaled.sh", 16, "samples", 5e-7 * 16),
     ("verl/grpo.sh", 256 * 5, "samples", 1e-6),
+    ("hf/grpo.yaml", 16 * 8 * 4, "samples", 1e-6),
+    ("torchtitan/llama3_8b.toml", 2 * 8192 * 8, "tokens", 3e-4),
+    ("torchtitan/stable.toml", 256 * 2048, "tokens", 6e-4),
+    ("torchtitan/config_registry.py", 4194304, "tokens", 8e-5),
+    ("olmo-core/train_1b.py", 512 * 4096, "tokens", 4e-4),
+    ("nanochat/speedrun.sh", 1048576, "tokens", 0.02 * 2**0.5),
+    ("lerobot/pi05.sh", 8 * 32, "samples", 2.5e-5),
 ])  # fmt: skip
 def test_scopes_of_the_batch_and_rates_before_scaling(name, size, unit, lr):
     recipe = read(name).recipe
@@ -53,7 +60,7 @@ def test_conventions_of_the_average(name, decay):
 
 
 @pytest.mark.parametrize("name", ["dinov2/vitl16_short.yaml", "dino/vits16.sh", "mae/pretrain.sh", "timm/args.yaml",
-                                  "mocov3/vits.sh", "diffusers/scaled.sh"])  # fmt: skip
+                                  "mocov3/vits.sh", "diffusers/scaled.sh", "nanochat/base_train.py"])  # fmt: skip
 def test_the_trainers_own_rule_stays_on_and_nothing_is_scaled_twice(name):
     found = read(name)
     rate = next(link for link in found.ledger.links if link.path == "optimizer.lr")
@@ -190,3 +197,125 @@ def test_a_groups_rate_says_the_rule_of_the_rate():
     reasons = {row.key: row.rule for row in made.rows}
     assert reasons["optimizer.params[0].lr"] == reasons["optimizer.lr"] == "sqrt(kappa)*eta"
     assert reasons["lr_warmup_scheduler.warmup_duration"] != "sqrt(kappa)*eta"
+
+
+@pytest.mark.parametrize(("name", "size", "want"), [
+    # 4 updates use a generation before and after; a group has 16 completions
+    ("hf/grpo.yaml", 256, {"gradient_accumulation_steps": 2, "steps_per_generation": 8}),
+    ("hf/grpo.yaml", 1024, {"gradient_accumulation_steps": 8, "steps_per_generation": 32}),
+    ("hf/grpo.sh", 32, {"gradient_accumulation_steps": 1, "generation_batch_size": 64}),
+])  # fmt: skip
+def test_generations_of_grpo_follow_the_batch(name, size, want):
+    found = read(name)
+    changed = rows(found.at(size))
+    assert {key: changed[key] for key in want} == want
+    assert "num_generations" not in changed
+
+
+def test_an_epoch_of_grpo_has_a_groups_completions_for_each_prompt():
+    found = read("hf/grpo.yaml", data_size=1000)
+    assert found.recipe.samples(found.recipe.schedule.length, "length") == 1000 * 16
+
+
+def test_a_generation_holds_whole_groups(tmp_path):
+    text = HF + "num_generations: 6\nreward_funcs: [accuracy]\n"
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(
+        InputError, match=r"32 completions does not hold whole groups of num_generations = 6; take .* 30 or 36"
+    ):
+        load(tmp_path / "a.yaml", devices=4)
+    (tmp_path / "a.yaml").write_text(text.replace("6", "8"))
+    with pytest.raises(InputError, match=r"12 completions .* take a batch with 8 or 16"):
+        load(tmp_path / "a.yaml", devices=4).at(12)
+
+
+def test_a_registry_asks_which_config_and_keeps_the_others():
+    file = FILES / "torchtitan/config_registry.py"
+    made = load(file, devices=64, set={"config": "large"}).at(2097152)
+    assert rows(made)["large.training.num_tokens_per_train_step"] == 2097152
+    assert "lr=8e-4" in made.text()
+    with pytest.raises(InputError, match="none of tiny, large"):
+        load(file, devices=64, set={"config": "huge"})
+
+
+def test_a_batch_that_follows_the_devices_goes_on_doing_so():
+    found = read("torchtitan/llama3_8b.toml")
+    assert "training.global_batch_size" not in rows(found.at(devices=2))
+    assert rows(found.at(devices=2, keep_batch=True)) == {"training.global_batch_size": 16}
+
+
+def test_a_config_that_a_function_lacks_is_built_as_the_file_builds_it_elsewhere():
+    text = read("torchtitan/registry_sequences.py").at(devices=16).text()
+    assert "lr_scheduler=LRSchedulersContainer.Config(warmup_steps=400)" in text
+
+
+class Keyed:
+    """A config that is no Mapping and hides its values, as ml_collections' ConfigDict and mmengine's Config do."""
+
+    def __init__(self, **values):
+        object.__setattr__(self, "_fields", values)
+
+    def keys(self):
+        return self._fields.keys()
+
+    def __getitem__(self, name):
+        return self._fields[name]
+
+    def __setitem__(self, name, value):
+        if name not in self._fields:
+            raise KeyError(name)
+        self._fields[name] = value
+
+
+def test_configs_that_are_read_by_their_keys():
+    inner = Keyed(lr=0.004, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    module = Keyed(rank_microbatch_size=8, optim=inner, max_grad_norm=1.0)
+    length = {"max_duration": {"value": 640, "unit": "tokens"}}
+    config = Keyed(train_module=module, data_loader={"global_batch_size": 64}, trainer=length)
+    new = scale_config(config, 32)
+    assert type(new) is Keyed
+    assert new["train_module"]["optim"]["lr"] == pytest.approx(0.004 * 0.5**0.5)
+    assert new["train_module"]["optim"]["betas"] == pytest.approx((0.9**0.5, 0.95**0.5))
+    assert (new["data_loader"]["global_batch_size"], config["data_loader"]["global_batch_size"]) == (32, 64)
+    assert config["train_module"]["optim"]["lr"] == 0.004
+    del config["train_module"]["optim"]._fields["eps"]
+    with pytest.raises(InputError, match="Keyed has no eps"):
+        scale_config(config, 32)
+
+
+@pytest.mark.slow
+def test_training_arguments_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.TrainingArguments(
+        output_dir="out", per_device_train_batch_size=8, learning_rate=1e-4, max_steps=1000, adam_beta2=0.98,
+        save_strategy="no", report_to=[], use_cpu=True,
+    )  # fmt: skip
+    new = scale_config(config, 32, devices=1)
+    assert isinstance(new, transformers.TrainingArguments)
+    assert (new.gradient_accumulation_steps, new.max_steps, config.max_steps) == (4, 250, 1000)
+    assert new.learning_rate == pytest.approx(2e-4)
+
+
+@pytest.mark.parametrize(("name", "change", "kind"), [
+    ("hf/grpo.yaml", ("warmup_ratio: 0.1", "warmup_ratio: 0.3"), "warmup"),
+    ("torchtitan/stable.toml", ("warmup_steps = 100", "warmup_steps = 2000"), "warmup"),
+    ("megatron/wsd.sh", ("--lr-decay-iters=20000", "--lr-decay-iters=8000"), "minimum"),
+    ("dfine/deim_l.yml", ("decay: 0.9999", "decay: 0.999999"), "average"),
+    ("mmengine/faster_rcnn_8xb2.py", ("batch_size=2", "batch_size=16"), "reference"),
+    ("nanochat/explicit.sh", ("524288", "4194304"), "reference"),
+    ("dinov2/vitl14.yaml", ("base_lr: ", "lr: 0.001\n  base_lr: "), "double"),
+])  # fmt: skip
+def test_lint_in_other_words(name, change, kind, tmp_path):
+    """Each kind of finding, in formats that say it by other keys; a file that is fine has none."""
+    text = (FILES / name).read_text()
+    assert change[0] in text
+    file = tmp_path / name.rsplit("/", 1)[1]
+    file.write_text(text.replace(*change, 1))
+    before = read(name)
+    more = {} if name.split("/")[0] in ("torchtitan", "megatron", "nanochat") else {"data_size": 117266}
+    more |= {"devices": 8} if name.split("/")[0] in ("hf", "dinov2") else {}
+    found = load(file, **more)
+    new = {item.name for item in lint(found.recipe, found.ledger)} - {
+        item.name for item in lint(before.recipe, before.ledger)
+    }
+    assert new == {kind}

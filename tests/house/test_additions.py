@@ -57,6 +57,7 @@ def test_every_shipped_task_is_in_the_docs():
     assert not [name for name in SHIPPED if f"`{name}`" not in page]
 
 
+@pytest.mark.slow
 def test_an_average_is_one_class_one_export_and_one_test_row(copy):  # noqa: F811
     [mean] = [diff for diff in DIFFS if "class Mean" in diff]
     assert len(list(parts(mean))) == 5

@@ -76,6 +76,7 @@ def test_lion_is_one_row_one_test_row_and_one_line_of_the_docs(copy):
     passes(copy, "has_a_row or has_a_line or (lion and not printed)", ROWS, "tests/rules/test_reasons.py", PAGE)
 
 
+@pytest.mark.slow
 def test_wsd_is_one_function_and_one_test_row(copy):
     [wsd] = [diff for diff in DIFFS if "def wsd" in diff]
     assert len(list(parts(wsd))) == 2
@@ -90,6 +91,7 @@ def test_wsd_is_one_function_and_one_test_row(copy):
     passes(copy, "row or reference or sum or paper", "tests/curves/test_staircase.py", "tests/curves/test_legw.py")
 
 
+@pytest.mark.slow
 def test_a_learning_rate_rule_is_one_file_and_one_test_row(copy):
     [rule] = [diff for diff in DIFFS if "to-critical" in diff]
     assert len(list(parts(rule))) == 2

@@ -191,6 +191,28 @@ def test_a_measurement_costs_what_its_step_took_longer():
     assert pace.gap == 20
 
 
+def test_what_a_measurement_costs_in_the_next_step_is_spread_over_all():
+    pace, device = Pace(None, 0.003, lambda: 0.0), torch.device("cpu")
+    pace.steps = 10**6
+    pace._steps.extend([1.0] * 31)
+    for turn in range(32):
+        watch, after = Stopwatch(device), Stopwatch(device)
+        watch.host, after.host = 0.03, 0.12
+        pace.measured(watch, (), device)
+        if turn % 4 == 0:
+            pace.followed(after)
+    assert pace.gap == 20
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_comparing_two_steps_counts_as_a_cost(every):
+    net = build()
+    noise = NoiseScale(net, every=every)
+    train(net, noise, range(7), torch.optim.SGD(net.parameters(), 0.01))
+    assert len(noise.progress.pairs) == len([watch for watch in noise.pace._later if watch is not None]) > 2
+    assert all(watch.seconds() > 0 for watch in noise.pace._later if watch is not None)
+
+
 def test_unmeasured_steps_have_no_hooks():
     net = build()
     noise = NoiseScale(net, every=3)

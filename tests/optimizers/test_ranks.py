@@ -7,6 +7,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # DDP loads it; once, before the ranks fork
 import torch.distributed as dist
 from torch import nn
 

@@ -23,13 +23,14 @@ def height(rule, b, c):
 RULES = ("kept", "sqrt", "linear", "noise-aware", "saturating 1/2", "saturating 3/4", "saturating 1", "surge")
 
 
+def scatter(logs):
+    """Variance: half the mean squared difference of two points drawn with replacement."""
+    return sum((one - other) ** 2 for one in logs for other in logs) / 2 / len(logs) ** 2
+
+
 def error(points, c, rule):
-    """Variance of log(rate/height): half the mean squared difference of two points drawn with replacement."""
-    total = 0.0
-    for b, lr in points:
-        for other, rate in points:
-            total += math.log((lr / height(rule, b, c)) / (rate / height(rule, other, c))) ** 2
-    return total / 2 / len(points) ** 2
+    """Variance of log(rate/height)."""
+    return scatter([math.log(lr / height(rule, b, c)) for b, lr in points])
 
 
 def table(found, where):

@@ -261,7 +261,8 @@ class ModelAverage(ABC):
             The report; its warnings are sentences.
         """
         self._engine.buffers.refresh()
-        return measured(self._engine, self.average(which), self._indices(which))
+        with self._engine.buffers.check.paused():
+            return measured(self._engine, self.average(which), self._indices(which))
 
     def state_dict(self) -> dict[str, Any]:
         """Return {"tensors": {name: tensor}, "values": JSON-able settings and clock}.
@@ -281,6 +282,7 @@ class ModelAverage(ABC):
             "settings": self._settings(),
             "clock": self._engine.clock.state(),
         }
+        self._engine.buffers.verify()
         return {"tensors": tensors_out(self._engine.buffers), "values": values}
 
     def load_state_dict(

@@ -6,7 +6,7 @@ adapter that is switched off or by the other player's turn, keeps its average.
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import chain
 from operator import getitem, is_
 from typing import Any, NamedTuple, final
@@ -333,32 +333,6 @@ def candidates(root: nn.Module, *, buffers: bool) -> tuple[list[tuple[str, Slot]
                     seen[id(tensor)] = name
                     found.append((name, Slot(table, key, module)))
     return found, aliases
-
-
-def first_not_finite(tensors: Mapping[str, Tensor], besides: Collection[str] = ()) -> str | None:
-    """Return the name of the first tensor that holds a NaN or an infinity, None where there is none.
-
-    Args:
-        tensors: by name.
-        besides: names that are not looked at.
-
-    Returns:
-        A name, or None.
-
-    Example:
-        >>> first_not_finite({"a": torch.zeros(2), "b": torch.tensor([1.0, float("nan")])})
-        'b'
-    """
-    names = [name for name in tensors if name not in besides]
-    flags: dict[torch.device, list[tuple[int, Tensor]]] = {}
-    for place, name in enumerate(names):
-        tensor = local(tensors[name]).detach()
-        flags.setdefault(tensor.device, []).append((place, torch.isfinite(tensor).all()))
-    bad = []
-    for found in flags.values():
-        good = torch.stack([flag for _, flag in found]).tolist()
-        bad += [place for (place, _), fine in zip(found, good, strict=True) if not fine]
-    return names[min(bad)] if bad else None
 
 
 def tell_changes(before: set[str], after: set[str]) -> None:

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from isobatch.average.binding import Binding, Weights, bare, first_not_finite, tell_changes
+from isobatch.average.binding import Binding, Weights, bare, tell_changes
 from isobatch.average.clock import Hold
 from isobatch.average.kernels import Update
 from isobatch.average.layout import (
@@ -20,9 +20,9 @@ from isobatch.average.layout import (
     kept_dtype,
     refuse_lost,
 )
-from isobatch.average.lending import exchanged
+from isobatch.average.lending import FiniteCheck, exchanged
 from isobatch.errors import InputError, NonFiniteError
-from isobatch.gradients import Shards, canonical, dressed, fitted, local, piece, settle, unwrap
+from isobatch.gradients import Shards, canonical, dressed, first_not_finite, fitted, local, piece, settle, unwrap
 from isobatch.modules import with_weights
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -71,6 +71,7 @@ class AverageBuffers:
         self.roles: dict[str, Stacks] = {}
         self._was_still: set[str] = set()
         self.shards = Shards(())
+        self.check = FiniteCheck(self.storage.check_finite)
         self._bind({})
         own = self._own_buffers()
         self._by_design = {name for name in own if first_not_finite({name: own[name]}) is not None}
@@ -188,31 +189,34 @@ class AverageBuffers:
 
         Returns:
             Views of the stacks.
+
+        Raises:
+            NonFiniteError: the average took in a weight that was not finite.
         """
+        self.verify()
         return self.dressed({name: stack[index] for name, stack in self.roles["average"].tensors.items()})
 
-    def read(self, seen: float) -> None:
-        """Collect the weights of an update, and refuse them if they are not finite, on this rank or on another.
+    def verify(self) -> None:
+        """Look at the averages before they are used, unless a loan holds them as they were when it began.
+
+        Raises:
+            NonFiniteError: an average took in a weight that was not finite.
+        """
+        if not self.exchanged:
+            self.check.before_use()
+
+    def read(self, seen: float, *, whole: bool = False) -> None:
+        """Collect the weights of an update, and refuse them if those looked at are not finite, on any rank.
 
         Args:
             seen: samples so far, for the message.
+            whole: look at all of them.
 
         Raises:
-            NonFiniteError: names the first bad tensor; no average was touched.
+            NonFiniteError: names the first bad tensor; no average was moved.
         """
         self._update.read()
-        if not self.storage.check_finite:
-            return
-        parts = {} if self._update.finite() else self.parts()
-        bad = self.shards.first(first_not_finite(parts, self.still), self.roles["average"].tensors)
-        if bad is not None:
-            raise NonFiniteError(
-                f"{bad!r} is not finite after {seen:g} samples; the average was left as it was. Restore the weights "
-                "(they may be taken from the average), then go on; what is infinite by design is left out with "
-                'Storage(select=...), a buffer with buffers="copy"',
-                seen=int(seen),
-                parameter=bad,
-            )
+        self.check.before_update(seen, whole=whole)
 
     def move(self, shares: Sequence[Hold]) -> None:
         """Move every average; read() comes first.
@@ -330,7 +334,8 @@ class AverageBuffers:
     def _bind(self, old: Mapping[str, Stacks], told: Collection[str] = ()) -> None:
         with torch.inference_mode(False), torch.no_grad():
             if self.storage.flat:
-                flatten(self.parts())
+                # the binding's own alias is made anew; one of somebody else would go on with the old values
+                flatten(self.parts(), self.storage.flat, holders=1)
                 self._binding.pin()
             self.shards = Shards(self.live().values())
             live = self.parts()
@@ -354,6 +359,7 @@ class AverageBuffers:
             )
         tell_changes(set(kept["average"]) - set(told) if old else set(live), set(live))
         self.roles, self._was_still = roles, set(self.still)
+        self.check.bind(self._update.items, self._update.collected, live, roles, self.shards, self._was_still)
 
     def _cut(self, stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return this rank's parts of averages that began before the model was sharded."""
@@ -382,12 +388,12 @@ class AverageBuffers:
         def dtype_of(tensor: Tensor) -> torch.dtype:
             return kept_dtype(tensor, self.dtype)
 
-        flat, still = self.storage.flat, self.still
-        roles = {"average": allocate(live, self._count, dtype_of, flat=flat, still=still)}
+        still = self.still
+        roles = {"average": allocate(live, self._count, dtype_of, still=still)}
         if self.rounding == "compensated":
-            roles["compensation"] = allocate(live, self._count, dtype_of, flat=flat, still=still)
+            roles["compensation"] = allocate(live, self._count, dtype_of, still=still)
         if self._hold:
-            roles["previous"] = allocate(live, 1, dtype_of, flat=flat, wide=True, still=still)
+            roles["previous"] = allocate(live, 1, dtype_of, wide=True, still=still)
         return roles
 
     def _seed(self, devices: set[torch.device]) -> None:

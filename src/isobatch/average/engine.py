@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from isobatch.average.binding import first_not_finite
 from isobatch.average.buffers import AverageBuffers
 from isobatch.average.clock import Cadence, Clock, Hold, hold, plain
 from isobatch.average.layout import Stacks
 from isobatch.average.lending import MODES, Mode, Teacher
 from isobatch.errors import InputError
-from isobatch.gradients import bare_optimizer, local
+from isobatch.gradients import bare_optimizer, first_not_finite, local
 
 # Unchanged weights are reported once they are this share of the calls, and this many.
 SUSPICIOUS = 0.45
@@ -274,7 +273,7 @@ class Engine:
         if not clock.applied:
             self.buffers.reconsider()
         shares = [self._share(span, clock.pending) for span in clock.spans]
-        self.buffers.read(clock.seen)
+        self.buffers.read(clock.seen, whole=bool(self._teachers))
         self.buffers.move(shares)
         self.last = tuple(shares)
         self.half_lives = tuple(clock.pending / span if span else math.inf for span in clock.spans)

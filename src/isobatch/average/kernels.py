@@ -4,9 +4,9 @@ The tensors of a model are bound once, so that an update walks no tree. Pieces t
 on them are moved together, so that memory is read once however many averages, dtypes or roundings are involved.
 """
 
-from cmath import isfinite
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import final
 
 import torch
@@ -25,7 +25,10 @@ from isobatch.average.layout import (
     stochastic_,
     work_dtype,
 )
+from isobatch.gradients import may_be_finite
 
+LEAST = 1 << 14  # elements looked at before every update at least: a model of no more is looked at as a whole
+TURNS = 64  # updates after which everything was looked at, however large the model
 CACHED = 1 << 19  # elements per block and thread on a CPU: 2 MiB of float32
 STAGED = 1 << 26  # elements per block on an accelerator, where it bounds working memory only
 
@@ -226,6 +229,62 @@ def _cast(tensors: list[Tensor], scratch: list[Tensor]) -> list[Tensor]:
 
 
 @final
+class Turns:
+    """Weights and averages, cut into the shares that are looked at in turn.
+
+    Args:
+        items: of every tensor of a model that is averaged.
+        always: small weights that are looked at before every update: of biases and norms every layer has some.
+
+    Example:
+        >>> turns = Turns([Item(torch.zeros(1, 2), torch.ones(2), None, None)], ())
+        >>> turns.count, turns.weights(whole=False), turns.averages()
+        (1, True, True)
+    """
+
+    def __init__(self, items: Sequence[Item], always: Sequence[Tensor]):
+        total = sum(item.weights.numel() for item in items)
+        size = max(LEAST, ceil(total / TURNS))
+        self._turns = gather(items, size)
+        self._items, self._now = items, 0
+        cheap = max(LEAST, total // 16)
+        self._always = [w for w in always if w.numel() <= cheap] if len(self._turns) > 1 else []
+
+    @property
+    def count(self) -> int:
+        """Updates that a full round takes."""
+        return max(1, len(self._turns))
+
+    def weights(self, *, whole: bool) -> bool:
+        """Go on to the next share, and say whether the small weights may be finite; where there are none, its weights.
+
+        Args:
+            whole: look at all of them.
+
+        Returns:
+            False where a sum overflowed or a weight is not finite.
+        """
+        self._now = (self._now + 1) % self.count
+        if whole:
+            return may_be_finite(item.weights for item in self._items)
+        return may_be_finite(self._always or (item.weights for item in self._due()))
+
+    def averages(self, *, whole: bool = False) -> bool:
+        """Whether the averages of the present share may be finite.
+
+        Args:
+            whole: look at all of them.
+
+        Returns:
+            False where a sum overflowed or an average is not finite.
+        """
+        return may_be_finite(item.average for item in (self._items if whole else self._due()))
+
+    def _due(self) -> Sequence[Item]:
+        return self._turns[self._now] if self._turns else ()
+
+
+@final
 class Update:
     """One update of every average of a model.
 
@@ -249,31 +308,21 @@ class Update:
         generators: dict[torch.device, torch.Generator] | None = None,
     ):
         self._reads: list[tuple[list[Tensor], Tensor]] = []
-        self._sources: list[Tensor] = []
+        self.items: list[Item] = []
+        self.collected: list[Tensor] = []
         self._blocks: list[Block] = []
         for key, names in averages.groups.items():
             items = list(self._items(live, key, names, averages, (compensation, previous)))
-            self._sources += [item.weights for item in items]
+            self.items += items
             generator = (generators or {}).get(key[2])
             parts = _parts(items, rounding)
             scratch = Scratch(max((sum(i.average.numel() for i in part) for part in parts), default=0))
             self._blocks += [Block(part, rounding, generator, scratch) for part in parts]
 
     def read(self) -> None:
-        """Collect small weights into their buffers; call it once before finite() and move()."""
+        """Collect small weights into their buffers; call it once before move()."""
         for tensors, into in self._reads:
             torch.cat(tensors, out=into)
-
-    def finite(self) -> bool:
-        """Whether every weight may be finite: no sum of a tensor overflowed or became NaN."""
-        sums: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-        for source in self._sources:
-            total = _spread(source) if source.dtype == torch.float16 else source.sum()
-            if total.device.type != "cpu":
-                sums.setdefault((total.dtype, total.device), []).append(total)
-            elif not isfinite(total.item()):
-                return False
-        return all(bool(torch.isfinite(torch.stack(totals)).all()) for totals in sums.values())
 
     def move(self, holds: Sequence[Hold]) -> None:
         """Move every average.
@@ -296,7 +345,9 @@ class Update:
         pool, members = averages.pools.get(key, (None, []))
         if pool is not None:
             rest, previous = (None if c is None else c.pools[key][0] for c in companions)
-            yield Item(pool, self._pooled(live, members, pool), rest, None if previous is None else previous[0])
+            weights = self._pooled(live, members, pool)
+            self.collected.append(weights)
+            yield Item(pool, weights, rest, None if previous is None else previous[0])
         for name in names:
             tensor, average = live[name], averages.tensors[name]
             if name in members or tensor.numel() == 0:
@@ -311,17 +362,11 @@ class Update:
 
     def _pooled(self, live: dict[str, Tensor], members: Sequence[str], pool: Tensor) -> Tensor:
         direct = span(live, members)
-        if direct is not None:
-            return direct
+        if direct is not None and direct[1] == members:
+            return direct[0]
         into = torch.empty(pool.shape[1], dtype=live[members[0]].dtype, device=pool.device)
         self._reads.append(([alias(live[name]) for name in members], into))
         return into
-
-
-def _spread(source: Tensor) -> Tensor:
-    """Distance of the extremes, because a sum in float16 overflows; a NaN or an infinity stays visible."""
-    low, high = source.aminmax()
-    return high.float() - low.float()
 
 
 def _parts(items: list[Item], rounding: RoundingInForce) -> list[list[Item]]:

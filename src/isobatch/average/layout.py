@@ -21,6 +21,8 @@ RoundingInForce = Literal["nearest", "stochastic", "compensated"]
 NARROW = (torch.bfloat16, torch.float16)
 SMALL = 4096
 FLAT = 1 << 16
+MANY, THIN = 64, 8192  # small tensors, and elements of the model to each, from which "auto" moves them together
+ALIGNED = 32  # elements: at least the 64 bytes of torch's own allocations, so that no kernel takes another path
 
 # (average dtype, weights dtype, device): tensors with the same key go through the same operations.
 Key = tuple[torch.dtype, torch.dtype, torch.device]
@@ -37,15 +39,19 @@ class Storage:
             nearest for float32 and wider, stochastic below.
         seed: of the stochastic rounding.
         flat: move the model's small parameters into one buffer per dtype, so that models of many small tensors are
-            averaged in one operation; the parameters stay the same objects.
+            averaged in one operation; the parameters stay the same objects, aligned as before. "auto" does so on a
+            CPU where collecting them costs more than averaging them (at least 64, with less than 8,192 elements of
+            the model to each). Parameters whose memory somebody else holds too stay where they are.
         select: which parameters to average, by canonical name and tensor; None for all. The rest, and buffers that
             are not averaged, stay the model's own. What was chosen stays chosen when it is frozen; what is chosen
             later joins with a warning.
-        check_finite: whether an update first refuses weights that are not finite (one more read of the weights and a
-            host sync); turn it off where the training loop has judged the step already.
+        check_finite: True refuses weights that are not finite by name, looking before every update at all small
+            ones and at a 64th of the averages (at everything in models of up to 16,384 elements), and at everything
+            before the average is used; "all" looks at everything before every update (one more read of the
+            weights); False looks at nothing, where the training loop has judged the step already.
 
     Raises:
-        InputError: an unknown rounding, a bad seed, or a selection that is no function.
+        InputError: an unknown rounding, layout or check, a bad seed, or a selection that is no function.
 
     Example:
         >>> Storage(rounding="stochastic").resolve(torch.bfloat16)
@@ -54,15 +60,19 @@ class Storage:
 
     rounding: Rounding = "auto"
     seed: int = 0
-    flat: bool = False
+    flat: bool | Literal["auto"] = "auto"
     select: Select | None = None
-    check_finite: bool = True
+    check_finite: bool | Literal["all"] = True
 
     def __post_init__(self) -> None:
         if self.rounding not in ("auto", "nearest", "stochastic", "compensated"):
             raise InputError(
                 f'rounding={self.rounding!r} must be "auto", "nearest", "stochastic" or "compensated"; "auto" is safe'
             )
+        if self.flat not in (True, False, "auto"):
+            raise InputError(f'flat={self.flat!r} must be True, False or "auto"; "auto" moves what is safe to move')
+        if self.check_finite not in (True, False, "all"):
+            raise InputError(f'check_finite={self.check_finite!r} must be True, False or "all"; True is safe and cheap')
         whole("seed", self.seed, 0)
         if self.select is not None and not callable(self.select):
             raise InputError(f"select={self.select!r} must be a function of name and tensor, or None for all")
@@ -174,24 +184,21 @@ def groups(live: Mapping[str, Tensor], dtype_of: Callable[[Tensor], torch.dtype]
     return found
 
 
-def pooled(live: Mapping[str, Tensor], names: Iterable[str], *, flat: bool = False) -> list[str]:
+def pooled(live: Mapping[str, Tensor], names: Iterable[str]) -> list[str]:
     """Return the names whose tensors are small enough to share a buffer.
 
     Args:
         live: the model's tensors by name.
         names: of one group.
-        flat: whether the weights share a buffer too, so that larger tensors and accelerators gain as well.
 
     Returns:
-        Names of small dense tensors, none when fewer than two. Unless flat, accelerators pool nothing: they have
-        multi-tensor kernels.
+        Names of small dense tensors on a CPU, none when fewer than two; accelerators have multi-tensor kernels.
 
     Example:
         >>> pooled({"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(9999)}, "abc")
         ['a', 'b']
     """
-    limit = FLAT if flat else SMALL
-    small = [n for n in names if live[n].numel() <= limit and dense(live[n]) and (flat or live[n].device.type == "cpu")]
+    small = [n for n in names if live[n].numel() <= SMALL and dense(live[n]) and live[n].device.type == "cpu"]
     return small if len(small) > 1 else []
 
 
@@ -210,7 +217,6 @@ def allocate(
     count: int,
     dtype_of: Callable[[Tensor], torch.dtype],
     *,
-    flat: bool = False,
     wide: bool = False,
     still: Collection[str] = (),
 ) -> Stacks:
@@ -220,12 +226,11 @@ def allocate(
         live: the model's tensors by name.
         count: K.
         dtype_of: dtype of a tensor's average.
-        flat: as in pooled().
         wide: hold in the wider of the average's and the weights' dtype instead.
         still: names that no update moves; they belong to no group.
 
     Returns:
-        The stacks, in the model's order.
+        The stacks, in the model's order. What flatten() moved together is pooled as it lies.
 
     Example:
         >>> allocate({"w": torch.zeros(2, 3)}, 4, lambda t: t.dtype).tensors["w"].shape
@@ -237,73 +242,108 @@ def allocate(
     made |= {name: _stack(live[name], count, dtype_of(live[name])) for name in still}
     for key, names in found.items():
         dtype = torch.promote_types(key[0], key[1]) if wide else key[0]
-        small = pooled(live, names, flat=flat)
+        together = span(live, names)
+        small = together[1] if together else pooled(live, names)
         if small:
-            pool = torch.zeros(count, sum(live[n].numel() for n in small), dtype=dtype, device=key[2])
+            size = together[0].numel() if together else sum(live[n].numel() for n in small)
+            pool = torch.zeros(count, size, dtype=dtype, device=key[2])
             pools[key] = pool, small
-            made |= _views(pool, [(n, live[n]) for n in small])
+            made |= _views(pool, [(n, live[n]) for n in small], ALIGNED if together else 1)
         made |= {n: _stack(live[n], count, dtype) for n in names if n not in made}
     return Stacks({name: made[name] for name in live}, found, pools)
 
 
-def flatten(live: Mapping[str, Tensor]) -> None:
+def flatten(live: Mapping[str, Tensor], flat: bool | Literal["auto"], *, holders: int) -> None:
     """Move small parameters of one dtype and device into one buffer; they stay the same objects.
 
-    Args:
-        live: the model's tensors by name; only plain parameters that own their storage move.
-
-    Example:
-        >>> a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
-        >>> flatten({"a": a, "b": b})
-        >>> a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-        True
-    """
-    own = {n: t for n, t in live.items() if isinstance(t, nn.Parameter) and _owns_storage(t)}
-    for names in groups(own, lambda t: t.dtype).values():
-        small = [n for n in names if own[n].numel() <= FLAT and dense(own[n])]
-        if len(small) < 2:
-            continue
-        buffer = torch.cat([alias(own[n]) for n in small])
-        for name, view in _views(buffer.unsqueeze(0), [(n, own[n]) for n in small]).items():
-            own[name].data = view[0]
-
-
-def span(live: Mapping[str, Tensor], names: Sequence[str]) -> Tensor | None:
-    """Return one alias over tensors that follow one another in one storage, None when they do not.
+    Only plain parameters move that own their storage, are not shared between processes, and whose storage nobody else
+    holds: a view of a parameter made before would go on with the old values.
 
     Args:
         live: the model's tensors by name.
-        names: in the order wanted.
-
-    Returns:
-        A view of shape [total].
+        flat: True, or "auto" where it pays.
+        holders: of each storage that are known to follow.
 
     Example:
-        >>> a, b, c = torch.arange(6.0).split(2)
-        >>> span({"a": a, "b": b, "c": c}, ["b", "c"])
-        tensor([2., 3., 4., 5.])
+        >>> a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+        >>> flatten({"a": a, "b": b}, True, holders=0)
+        >>> a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+        True
     """
-    first = live[names[0]]
-    offset = first.storage_offset()
+    limit = FLAT if flat is True else SMALL
+    small = {n: t for n, t in live.items() if isinstance(t, nn.Parameter) and t.numel() <= limit and dense(t)}
+    if flat == "auto":
+        small = {n: t for n, t in small.items() if t.device.type == "cpu" and type(t) is nn.Parameter}
+        if len(small) < MANY or sum(t.numel() for t in live.values()) >= THIN * len(small):
+            return
+    alone = {n: t for n, t in small.items() if _owns_storage(t) and not t.is_shared() and _held(t) <= holders}
+    for names in groups(alone, lambda t: t.dtype).values():
+        if len(names) < 2:
+            continue
+        first = alone[names[0]]
+        size = sum(map(_padded, (alone[n].numel() for n in names)))
+        buffer = torch.zeros(1, size, dtype=first.dtype, device=first.device)
+        for name, view in _views(buffer, [(n, alone[n]) for n in names], ALIGNED).items():
+            view[0].copy_(alone[name].detach())
+            alone[name].data = view[0]
+
+
+def span(live: Mapping[str, Tensor], names: Iterable[str]) -> tuple[Tensor, list[str]] | None:
+    """Return one alias over the tensors that flatten() laid one after another, and their names as they lie.
+
+    Args:
+        live: the model's tensors by name.
+        names: of one group.
+
+    Returns:
+        A view of shape [total], gaps included, and the names; None where fewer than two lie so.
+
+    Example:
+        >>> a, b, c = (nn.Parameter(torch.full((2,), x)) for x in (1.0, 2.0, 3.0))
+        >>> flatten({"a": a, "b": b}, True, holders=0)
+        >>> found, names = span({"a": a, "b": b, "c": c}, "abc")
+        >>> found.shape, found[::32], names
+        (torch.Size([64]), tensor([1., 2.]), ['a', 'b'])
+    """
+    by_storage: dict[int, list[str]] = {}
     for name in names:
         tensor = live[name]
-        if tensor.untyped_storage().data_ptr() != first.untyped_storage().data_ptr() or not dense(tensor):
-            return None
-        if tensor.storage_offset() != offset:
-            return None
-        offset += tensor.numel()
-    return first.detach().as_strided((offset - first.storage_offset(),), (1,))
+        if tensor.numel() and dense(tensor) and not _owns_storage(tensor):
+            by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
+    for together in by_storage.values():
+        lying = sorted(together, key=lambda n: live[n].storage_offset())
+        start = offset = live[lying[0]].storage_offset()
+        for name in lying:
+            if live[name].storage_offset() != offset:
+                break
+            offset += _padded(live[name].numel())
+        else:
+            first = live[lying[0]]
+            if len(lying) > 1 and offset * first.element_size() <= first.untyped_storage().nbytes():
+                return first.detach().as_strided((offset - start,), (1,), start), lying
+    return None
+
+
+def _padded(elements: int, step: int = ALIGNED) -> int:
+    return -(-elements // step) * step
+
+
+def _held(tensor: Tensor) -> float:
+    """How many hold the tensor's storage besides the tensor itself; infinite where this torch does not tell."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    held = [count(t.untyped_storage()._cdata) for t in (tensor, torch.empty(1))] if count else [float("inf"), 0]
+    return held[0] - held[1]
 
 
 def _owns_storage(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
-def _views(pool: Tensor, tensors: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def _views(pool: Tensor, tensors: Sequence[tuple[str, Tensor]], step: int) -> dict[str, Tensor]:
     made, offset, count = {}, 0, pool.shape[0]
     for name, tensor in tensors:
         made[name] = pool.as_strided((count, *tensor.shape), (pool.stride(0), *tensor.stride()), offset)
-        offset += tensor.numel()
+        offset += _padded(tensor.numel(), step)
     return made
 
 

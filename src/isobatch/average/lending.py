@@ -1,19 +1,165 @@
-"""The averaged weights lent out: to the model for a block, or to a module beside it that teaches."""
+"""The averaged weights lent out: looked at first, then given to the model for a block or to a module that teaches."""
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from isobatch.errors import InputError
-from isobatch.gradients import address, canonical, local, settle, sharded
+from isobatch.average.kernels import Item, Turns
+from isobatch.average.layout import Stacks
+from isobatch.errors import InputError, NonFiniteError
+from isobatch.gradients import Shards, address, canonical, first_not_finite, local, settle, sharded
 from isobatch.modules import bare_class, copied, leaves_weights_alone
 
 Mode = Literal["eval", "train"]
 MODES = ("eval", "train")
 LOOKS = 8
+
+
+@final
+class FiniteCheck:
+    """What an average promises about values that are not finite: named before they are used, and undone.
+
+    - Before every update, all small weights are looked at (where there are none, a share of the weights), and a share
+      of the averages. What is found is refused by name, and nothing has moved: a loss that became NaN reaches the
+      small weights of every layer at once. After a refusal, everything is looked at until it is finite.
+    - A single weight elsewhere is named when its share is due, `turns` updates later at most, and before the average
+      is lent, copied or stored. Elements that took it in start again at the weights once these are finite, with a
+      warning that counts them; the others were never touched by it.
+
+    Args:
+        check: True as above, "all" to look at everything before every update, False to look at nothing.
+    """
+
+    def __init__(self, check: bool | Literal["all"]):
+        self._check, self._stale, self._seen, self._refused = check, 0, 0.0, False
+
+    @property
+    def turns(self) -> int:
+        """Updates after which everything was looked at."""
+        return 1 if self._check == "all" else self._turns.count
+
+    def bind(
+        self,
+        items: Sequence[Item],
+        small: Sequence[Tensor],
+        live: Mapping[str, Tensor],
+        roles: Mapping[str, Stacks],
+        shards: Shards,
+        still: Collection[str],
+    ) -> None:
+        """Look at these tensors from now on.
+
+        Args:
+            items: of every tensor that is averaged.
+            small: weights that are looked at before every update.
+            live: the model's tensors by name, as this rank holds them.
+            roles: the averages and their companions.
+            shards: over which ranks agree.
+            still: names of tensors that hold infinities by design.
+        """
+        self._turns = Turns(items, small)
+        self._live, self._shards, self._still = live, shards, still
+        self._stacks = {role: stacks.tensors for role, stacks in roles.items()}
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Hand out averages as they are inside the block, for a report that names what is wrong with them.
+
+        Yields:
+            None.
+        """
+        check, self._check = self._check, False
+        try:
+            yield
+        finally:
+            self._check = check
+
+    def before_update(self, seen: float, *, whole: bool) -> None:
+        """Refuse weights that are not finite, on this rank or on another; mend averages whose weights are again.
+
+        Args:
+            seen: samples so far, for the message.
+            whole: look at everything, as where a teacher computes with the average after every update.
+
+        Raises:
+            NonFiniteError: names the first bad tensor; the update moved nothing.
+        """
+        if not self._check:
+            return
+        self._seen, average = seen, self._stacks["average"]
+        whole = whole or self._refused or self.turns == 1
+        fine = self._turns.weights(whole=whole)
+        spoilt = None
+        if self._stale and not (fine and self._turns.averages(whole=self._refused)):
+            spoilt = first_not_finite(average, self._still)
+        looked = {} if fine and spoilt is None else self._live
+        bad = self._shards.first(first_not_finite(looked, self._still), average)
+        self._refused = bad is not None
+        if bad is not None:
+            raise NonFiniteError(
+                f"{bad!r} is not finite after {seen:g} samples; the average was left as it was{self._took(spoilt)}. "
+                "Restore the weights (they may be taken from the average), then go on; what is infinite by design is "
+                'left out with Storage(select=...), a buffer with buffers="copy"',
+                seen=int(seen),
+                parameter=bad,
+            )
+        if spoilt is not None:
+            self._mend()
+        self._stale += not whole or self._stale > 0
+
+    def before_use(self) -> None:
+        """Look at all averages that were moved since they were last looked at as a whole.
+
+        Raises:
+            NonFiniteError: an average took in a weight that was not finite, and its weights still are not.
+        """
+        if not self._check or not self._stale:
+            return
+        if not self._turns.averages(whole=True):
+            spoilt = first_not_finite(self._stacks["average"], self._still)
+            if spoilt is not None and first_not_finite(self._live, self._still) is not None:
+                raise NonFiniteError(
+                    f"after {self._seen:g} samples the average must not be used{self._took(spoilt)}. Restore finite "
+                    "weights, then go on; or load the averages of a checkpoint",
+                    seen=int(self._seen),
+                    parameter=spoilt,
+                )
+            if spoilt is not None:
+                self._mend()
+        self._stale = 0
+
+    def _took(self, name: str | None) -> str:
+        if name is None:
+            return ""
+        return (
+            f"; elements of the average of {name!r} took in a weight that was not finite within the last {self._stale} "
+            "updates, and start again at the weights once these are finite"
+        )
+
+    @torch.no_grad()
+    def _mend(self) -> None:
+        """Start elements that are not finite again at the present weights."""
+        for name, stack in self._stacks["average"].items():
+            bad = ~torch.isfinite(stack)
+            count = 0 if name in self._still else int(bad.sum())
+            if not count:
+                continue
+            weights = self._live[name].detach()
+            stack.copy_(torch.where(bad, weights.to(stack.dtype), stack))
+            if "compensation" in self._stacks:
+                self._stacks["compensation"][name].masked_fill_(bad, 0)
+            if "previous" in self._stacks:
+                before = self._stacks["previous"][name]
+                before.copy_(torch.where(torch.isfinite(before), before, weights.to(before.dtype)))
+            warnings.warn(
+                f"{count} elements of the average of {name!r} took in a weight that was not finite within the last "
+                f"{self._stale} updates; they start again at the present weights, after {self._seen:g} samples",
+                stacklevel=6,
+            )
 
 
 @contextmanager

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from isobatch.average.binding import AVERAGED, first_not_finite
+from isobatch.average.binding import AVERAGED
 from isobatch.average.buffers import AverageBuffers
 from isobatch.average.warmup import NoWarmup, Warmup
 from isobatch.errors import InputError, NonFiniteError
-from isobatch.gradients import canonical, dressed, fitted, local
+from isobatch.gradients import canonical, dressed, first_not_finite, fitted, local
 from isobatch.units import finite
 from isobatch.units import half_life as half_life_of
 

@@ -178,6 +178,7 @@ class LAWA(ModelAverage):
             Tensors by canonical name.
         """
         slots = self._indices(which)
+        self._engine.buffers.verify()
         stacks = self._engine.buffers.roles["average"].tensors
         means = {name: stack[: len(slots)].mean(dim=0) for name, stack in stacks.items()}
         return self._engine.buffers.dressed(means)

@@ -7,17 +7,21 @@ from typing import Any
 from isobatch.cli.noise_advice import add_advise, add_branch
 from isobatch.cli.noise_fit import add_fit
 from isobatch.cli.options import (
+    CELLS,
     DEVICE,
     add_output,
     executor_of,
     folder_name,
+    load_recipe,
     numbers,
     prepare,
     print_table,
     progress,
+    runs_kept,
     say,
     seconds,
 )
+from isobatch.units import whole
 
 
 def add(commands: Any) -> None:
@@ -66,12 +70,11 @@ def measure(chosen: argparse.Namespace) -> int:
     """
     from isobatch import critical
     from isobatch.critical.pages import noise_table, write_noise
-    from isobatch.plan import Recipe
     from isobatch.results import dump
 
-    recipe, folder = Recipe.load(chosen.recipe), prepare(chosen.out)
+    recipe, folder = load_recipe(chosen.recipe), prepare(chosen, "result.json", "noise.png", "report.html")
     with progress(chosen.json) as (estimated, done):
-        estimated(0.0, chosen.marks)
+        estimated(0.0, whole("marks", chosen.marks, 2), "readings of one run")
         found = critical.measure(
             recipe,
             marks=chosen.marks,
@@ -125,10 +128,10 @@ def sweep(chosen: argparse.Namespace) -> int:
     """
     from isobatch import critical
     from isobatch.critical.pages import sweep_table, write_sweep
-    from isobatch.plan import Recipe
     from isobatch.results import dump
 
-    recipe, folder, budget = Recipe.load(chosen.recipe), prepare(chosen.out), seconds(chosen.budget)
+    recipe, budget = load_recipe(chosen.recipe), seconds(chosen.budget)
+    folder = prepare(chosen, "result.json", "front.png", "report.html", CELLS)
     batches = [int(b) for b in numbers("--batches", chosen.batches, whole=True)]
     rates = numbers("--lrs", chosen.lrs) if chosen.lrs is not None else None
     with executor_of(chosen) as executor, progress(chosen.json) as (estimated, done):
@@ -141,7 +144,7 @@ def sweep(chosen: argparse.Namespace) -> int:
             limit=chosen.limit,
             metric=chosen.metric,
             smoothing=chosen.smoothing,
-            out=folder,
+            out=runs_kept(chosen, folder, recipe),
             workers=chosen.workers,
             executor=executor,
             budget=budget,
@@ -149,10 +152,12 @@ def sweep(chosen: argparse.Namespace) -> int:
             on_estimate=estimated,
             on_done=done,
         )
+    data = found.to_dict()
+    files = write_sweep(folder, data) if folder is not None else []  # before what may fail
     known = critical.calibrate(found, device=chosen.device) if chosen.calibrate else None
-    data = found.to_dict() | ({"critical": known.model_dump(mode="json")} if known is not None else {})
-    files = write_sweep(folder, data) if folder is not None else []
     if known is not None:
+        data |= {"critical": known.model_dump(mode="json")}
+        files = write_sweep(folder, data) if folder is not None else []
         known.store(chosen.recipe)
     if chosen.json:
         say(dump(data).rstrip())

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobatch.cli.options import (
+    CELLS,
     DEVICE,
     add_output,
     executor_of,
     folder_name,
+    load_recipe,
     numbers,
     prepare,
     print_table,
     progress,
+    runs_kept,
     say,
     seconds,
 )
@@ -61,9 +64,9 @@ def branch(chosen: argparse.Namespace) -> int:
     """
     from isobatch import critical
     from isobatch.critical.pages import branch_table, write_branch
-    from isobatch.plan import Recipe
 
-    recipe, folder, budget = Recipe.load(chosen.recipe), prepare(chosen.out), seconds(chosen.budget)
+    recipe, budget = load_recipe(chosen.recipe), seconds(chosen.budget)
+    folder = prepare(chosen, "result.json", "branches.png", "report.html", CELLS)
     with executor_of(chosen) as executor, progress(chosen.json) as (estimated, done):
         found = critical.branch(
             recipe,
@@ -75,7 +78,7 @@ def branch(chosen: argparse.Namespace) -> int:
             smoothing=chosen.smoothing,
             metric=chosen.metric,
             checkpoint=chosen.checkpoint,
-            out=folder,
+            out=runs_kept(chosen, folder, recipe),
             workers=chosen.workers,
             executor=executor,
             budget=budget,
@@ -132,9 +135,8 @@ def advise(chosen: argparse.Namespace) -> int:
     from isobatch import critical
     from isobatch.critical.machine import gradient_bytes, measure_steps, read_steps
     from isobatch.critical.pages import advice_table, write_advice
-    from isobatch.plan import Recipe
 
-    recipe, folder = Recipe.load(chosen.recipe), prepare(chosen.out)
+    recipe, folder = load_recipe(chosen.recipe), prepare(chosen, "result.json", "advice.png", "report.html")
     interval, samples, origin = _critical(chosen, recipe)
     counts = [int(n) for n in numbers("--devices", chosen.devices, whole=True)]
     if chosen.throughput is not None:

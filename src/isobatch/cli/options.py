@@ -5,22 +5,25 @@ import re
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isobatch.errors import InputError
+from isobatch.installed import import_from
+
+if TYPE_CHECKING:
+    from isobatch.plan import Recipe
 
 STYLES = {
     "SAME": "green", "IDENTICAL": "green", "EQUIVALENT": "green", "DIFFERENT": "red", "UNDECIDED": "yellow",
     "NOT COMPARABLE": "yellow",
 }  # fmt: skip
 DEVICE = "cpu, cuda or cuda:1, then options after commas: bf16, channels-last, compile; such as cuda,bf16,compile (cpu)"
-_SILENT = 60.0
-"""Seconds between lines of progress in a log file."""
+CELLS = "cells/ (finished runs: the same command goes on from there)"
+_LEAST, _MOST, _ENDLESS = 6, 20, 10_000
 _BUDGET = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smh])$")
 
 
@@ -67,20 +70,66 @@ def folder_name(text: str) -> Path:
     return Path(text)
 
 
-def prepare(out: Path | None) -> Path | None:
-    """Make the output folder and prove that it can be written, before any work.
+def prepare(chosen: argparse.Namespace, *names: str) -> Path | None:
+    """Make the folder of --out, prove that it can be written, and say what it will hold, all before any work.
 
     Args:
-        out: the folder, or None.
+        chosen: parsed arguments.
+        *names: of the files and folders that the command writes.
 
     Returns:
         The folder, or None.
     """
-    if out is None:
+    if chosen.out is None:
         return None
     from isobatch.results import prepare as make
 
-    return make(out)
+    folder = make(chosen.out)
+    if names and not chosen.json:
+        sys.stderr.write(f"isobatch: {folder} will hold {', '.join(names)}\n")
+    return folder
+
+
+def load_recipe(path: Path) -> "Recipe":
+    """Read a recipe that is trained: its own task is looked for beside it too, as a file or as a module.
+
+    Args:
+        path: of the recipe.
+
+    Returns:
+        The recipe, its task by the name under which workers import it.
+    """
+    from isobatch.plan import Recipe
+
+    recipe = Recipe.load(path)
+    if recipe.task is None or ":" not in recipe.task:
+        return recipe
+    from isobatch.tasks import from_file
+
+    if str(path.parent.resolve()) not in sys.path:
+        import_from(path.parent)
+    return recipe.model_copy(update={"task": from_file(recipe.task, path.parent)})
+
+
+def runs_kept(chosen: argparse.Namespace, folder: Path | None, recipe: "Recipe") -> Path:
+    """Return where finished runs are kept, so that whatever fails after them costs none; said where nobody chose it.
+
+    Args:
+        chosen: parsed arguments.
+        folder: that of --out, None without one.
+        recipe: whose runs they are.
+
+    Returns:
+        The folder: under the user's cache unless given.
+    """
+    if folder is not None:
+        return folder
+    from isobatch.verify.store import runs_folder
+
+    kept = runs_folder(chosen.call.__name__, recipe)
+    if not chosen.json:
+        sys.stderr.write(f"isobatch: finished runs are kept in {kept}; the same command goes on from there\n")
+    return kept
 
 
 def seconds(budget: str | None) -> float | None:
@@ -148,7 +197,7 @@ def executor_of(chosen: argparse.Namespace) -> Generator[Executor | None]:
 
 
 @contextmanager
-def progress(quiet: bool) -> Generator[tuple[Callable[[float, int], None], Callable[[Any], None]]]:
+def progress(quiet: bool) -> Generator[tuple[Callable[..., None], Callable[[Any], None]]]:
     """Show a bar on stderr while runs are trained; a line a minute where stderr is no terminal.
 
     Args:
@@ -167,7 +216,7 @@ def progress(quiet: bool) -> Generator[tuple[Callable[[float, int], None], Calla
         TimeRemainingColumn,
     )
 
-    from isobatch.executors.progress import State, watching
+    from isobatch.executors.progress import Line, State, watching
 
     console = Console(stderr=True, quiet=quiet)
     hidden = quiet or not console.is_terminal
@@ -175,19 +224,21 @@ def progress(quiet: bool) -> Generator[tuple[Callable[[float, int], None], Calla
     with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("training runs", total=None)
 
-        def estimated(expected: float, runs: int) -> None:
-            about = f"estimated {expected / 60:.1f} minutes for " if expected else ""
-            console.print(f"{about}{runs} runs")
-            bar.update(task, total=runs)
+        line = Line(sys.stderr)
 
-        said = time.monotonic()
+        def estimated(expected: float, runs: int, what: str = "runs") -> None:
+            about = f"estimated {expected / 60:.1f} minutes for " if expected else ""
+            console.print(f"{about}{runs} {what}")
+            bar.update(task, total=runs)
+            line.start(runs)
 
         def show(state: State) -> None:
-            nonlocal said
-            bar.update(task, description=f"{state.running} running, {state.waiting} waiting")
-            if not console.is_terminal and not quiet and time.monotonic() - said > _SILENT:
-                said = time.monotonic()
-                console.print(f"isobatch: {state}", highlight=False)
+            found = max(0, int(bar.tasks[task].completed) - line.over(state).done)
+            whole = line.over(state, found)
+            failed = f", {whole.failed} failed" if whole.failed else ""
+            bar.update(task, description=f"{whole.running} running, {whole.waiting} waiting{failed}")
+            if hidden and not quiet:
+                line(state, found)
 
         with watching(show):
             yield estimated, lambda _: bar.advance(task)
@@ -201,14 +252,24 @@ def print_table(title: str, rows: list[list[str]]) -> None:
         rows: the first one is the header.
     """
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_style="bold")
-    for name in rows[0]:
-        table.add_column(name, overflow="fold")
+    console, table = Console(), Table(title=title, title_style="bold")
+    for index, name in enumerate(rows[0]):
+        whole = [len(row[index]) for row in rows[1:] if row[index] in STYLES or index == 0]
+        table.add_column(name, overflow="fold", min_width=min(max([_LEAST, *whole]), _MOST))
     for row in rows[1:]:
-        table.add_row(*(f"[{STYLES[cell]}]{cell}[/]" if cell in STYLES else cell for cell in row))
-    Console().print(table)
+        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    if Measurement.get(console, console.options.update(max_width=_ENDLESS), table).minimum <= console.width:
+        console.print(table)
+        return
+    console.print(Text(title, style="bold"))
+    for row in rows[1:]:  # too narrow for columns: a line a cell, verdicts whole
+        for index, (name, cell) in enumerate(zip(rows[0], row, strict=True)):
+            lead = f"{'- ' if index == 0 else '  '}{name}: " if name else "  "
+            console.print(Text.assemble(lead, (cell, STYLES.get(cell, ""))))
 
 
 def say(text: str) -> None:

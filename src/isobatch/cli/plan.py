@@ -32,6 +32,8 @@ def add(commands: Any) -> None:
     command.add_argument("--rule", choices=["legw"], help="LEGW: square root, warm-up linear in epochs")
     text = "equivalence: the same run; speed: the fastest to the same loss, by [critical] or --noise-scale"
     command.add_argument("--goal", choices=["equivalence", "speed"], default="equivalence", help=text)
+    text = "another length beside the batch, 2x or '60 epochs': not the same run, by rows that say so"
+    command.add_argument("--length", metavar="TIMES", help=text)
     text = "write the planned recipe to a new TOML file, stamped so that a plan of it goes on from there"
     command.add_argument("--write", type=Path, metavar="FILE", help=text)
     text = "write a page with a plan for each batch of a slider, with curves, cautions and the planned file to copy"
@@ -74,7 +76,11 @@ def plan(chosen: argparse.Namespace) -> int:
         raise InputError("plan needs a recipe file: isobatch plan recipe.toml --batch-size 512; or --keys alone")
     if chosen.noise_scale is not None:
         finite("noise scale", chosen.noise_scale, 0, open_low=chosen.goal == "speed")
+    if chosen.length is not None and chosen.html is not None:
+        raise InputError("--length moves no slider; plan the length with --write, then --html of that file")
     if chosen.format is not None or not is_own(chosen.recipe):
+        if chosen.length is not None:
+            raise InputError("--length is for isobatch's own TOML and for --like; set the length in the file itself")
         if chosen.write is not None:
             raise InputError(f"--write writes isobatch's own TOML; {chosen.recipe} is written back by --patch")
         if chosen.snippet is not None:
@@ -113,7 +119,7 @@ def _plan_like(chosen: argparse.Namespace) -> int:
     devices = _devices(chosen, recipe.batch.devices, f"--like {chosen.like}")
     made = recipe.at(chosen.batch_size, micro=chosen.micro, devices=devices, **how)
     _write(chosen, made, f"{found.name}@{start}")
-    gaps = found.gaps(start, **how)
+    gaps = found.gaps(start, **how | {"length": None})
     if chosen.json:
         say(add_gaps(made.to_dict(), found, start, gaps))
         return 0
@@ -124,7 +130,7 @@ def _plan_like(chosen: argparse.Namespace) -> int:
 
 
 def _how(chosen: argparse.Namespace) -> dict[str, Any]:
-    names = ("noise_scale", "optimizer", "rule", "goal")
+    names = ("noise_scale", "optimizer", "rule", "goal", "length")
     return {name: getattr(chosen, name) for name in names}
 
 

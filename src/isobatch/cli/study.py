@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Protocol
 
-from isobatch.cli.options import DEVICE, add_output, executor_of, prepare, print_table, progress, say, seconds
+from isobatch.cli.options import CELLS, DEVICE, add_output, executor_of, prepare, print_table, progress, say, seconds
 from isobatch.errors import InputError
 from isobatch.installed import announced
 from isobatch.units import whole
@@ -135,7 +135,11 @@ def study(chosen: argparse.Namespace) -> int:
             return 0
         print_table("studies", [["name", "question"], *([name, text] for name, text in listed.items())])
         return 0
-    one, budget, folder = find(chosen.name), seconds(chosen.budget), prepare(chosen.out)
+    one, budget, folder = (
+        find(chosen.name),
+        seconds(chosen.budget),
+        prepare(chosen, "result.json", "report.html", "pictures", CELLS),
+    )
     if chosen.workers is not None:
         whole("workers", chosen.workers)
     _check_free(folder, chosen.name, quick=chosen.quick)

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from isobatch.cli.options import DEVICE, folder_name, print_table, say
+from isobatch.cli.options import DEVICE, folder_name, load_recipe, prepare, print_table, say
 from isobatch.errors import InputError
 from isobatch.installed import need
 
@@ -53,15 +53,16 @@ def train(chosen: argparse.Namespace) -> int:
     need("torch")
     import torch.distributed as dist
 
-    from isobatch.plan import Recipe
-    from isobatch.results import dump, prepare, write_result
+    from isobatch.results import dump, write_result
     from isobatch.train.job import Options
     from isobatch.train.job import train as run
 
-    recipe = _measured(Recipe.load(chosen.recipe), chosen.noise, chosen.adaptive)
-    folder = prepare(chosen.out)
+    recipe = _measured(load_recipe(chosen.recipe), chosen.noise, chosen.adaptive)
     if chosen.patience < 0:
         raise InputError(f"--patience {chosen.patience} must be at least 0")
+    many = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    chosen.json |= many and os.environ["RANK"] != "0"
+    folder = prepare(chosen, "checkpoints/", "log.jsonl", "result.json") or chosen.out
     options = Options(
         out=folder,
         batch_size=chosen.batch_size,
@@ -75,7 +76,6 @@ def train(chosen: argparse.Namespace) -> int:
         device=chosen.device,
         shard=chosen.shard,
     )
-    many = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     with ExitStack() as stack:
         if many:
             dist.init_process_group("gloo")
@@ -117,7 +117,8 @@ def _bar(quiet: bool) -> Any:
         from rich.console import Console
         from rich.progress import Progress
 
-        with Progress(console=Console(stderr=True, quiet=quiet), transient=True) as bar:
+        console = Console(stderr=True, quiet=quiet)
+        with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
             task = bar.add_task("training", total=None)
             yield lambda _, seen, length: bar.update(task, completed=seen, total=length)
 

@@ -10,6 +10,7 @@ from isobatch.cli.options import (
     add_recipe,
     ending,
     executor_of,
+    load_recipe,
     prepare,
     print_table,
     progress,
@@ -113,11 +114,10 @@ def run(chosen: argparse.Namespace) -> int:
         0 SAME, 3 UNDECIDED, 4 DIFFERENT; with --expect 0 or 4.
     """
     from isobatch import verify
-    from isobatch.plan import Recipe
 
-    recipe, budget, ablate = Recipe.load(chosen.recipe), seconds(chosen.budget), _ablations(chosen.ablate)
+    recipe, budget, ablate = load_recipe(chosen.recipe), seconds(chosen.budget), _ablations(chosen.ablate)
     wanted = _expectations(chosen.expect, verify.arms(recipe, chosen.batch_size, ablate, chosen.optimizer))
-    folder = prepare(chosen.out)
+    folder = prepare(chosen, "result.json", "overlay.png", "report.html")
     with ending(), executor_of(chosen) as executor, progress(chosen.json) as (estimated, done):
         result = verify.run(
             recipe,
@@ -188,11 +188,10 @@ def characteristic(chosen: argparse.Namespace) -> int:
     Returns:
         0.
     """
-    from isobatch.plan import Recipe
     from isobatch.results import dump, write_result
     from isobatch.verify.characteristic import measure, table
 
-    recipe, folder = Recipe.load(chosen.recipe), prepare(chosen.out)
+    recipe, folder = load_recipe(chosen.recipe), prepare(chosen, "result.json")
     with ending(), executor_of(chosen) as executor, progress(chosen.json) as (estimated, done):
         data = measure(
             recipe,
@@ -203,6 +202,7 @@ def characteristic(chosen: argparse.Namespace) -> int:
             executor=executor,
             device=chosen.device,
             out=folder,
+            on_folder=None if chosen.json else _kept,
             on_estimate=estimated,
             on_done=done,
         )

@@ -85,7 +85,7 @@ def run(chosen: argparse.Namespace) -> int:
         raise InputError("--json and --markdown are two ways to print one report; give one")
     if int(os.environ.get("RANK", "0")):
         return 0  # torchrun started several of us: the first one starts the processes that it needs
-    folder = prepare(chosen.out)
+    folder = prepare(chosen, "result.json", "report.md")
     with ending():
         report = split(
             _late(chosen.target, target),

@@ -1,7 +1,6 @@
 """Branched training: from one state of a run, go on at larger batches by the plan, and see where the loss suffers."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ from isobatch.critical.branch_runs import MARKS, BranchCurves, BranchJob, file_n
 from isobatch.critical.trial import plain_recipe, sign_of, smoothed
 from isobatch.critical.words import branch_sentence
 from isobatch.errors import InputError
-from isobatch.executors import width
 from isobatch.plan import Recipe
 from isobatch.units import finite, whole
-from isobatch.verify.cells import run_all
+from isobatch.verify.cells import run_all, until
 
 _DRAWS = 2000
 
@@ -136,23 +134,25 @@ def branch(
     if on_estimate is not None:
         on_estimate(0.0, count)
     trained: list[BranchCurves] = []
-    began, group = time.monotonic(), width(executor, workers, device)
-    for first in range(0, count, group):
-        trained += (
-            run_all(
-                train_branches,
-                jobs[first : first + group],
-                out,
-                name=file_name,
-                read=lambda values: BranchCurves(**values),
-                workers=workers,
-                executor=executor,
-                start=budget is None or time.monotonic() - began < budget,
-                device=device,
-                on_done=on_done,
-            )
-            or []
-        )
+
+    def arrived(curves: BranchCurves) -> None:
+        trained.append(curves)
+        if on_done is not None:
+            on_done(curves)
+
+    run_all(
+        train_branches,
+        jobs,
+        out,
+        name=file_name,
+        read=lambda values: BranchCurves(**values),
+        workers=workers,
+        executor=executor,
+        ends=until(budget),
+        device=device,
+        on_done=arrived,
+    )
+    trained.sort(key=lambda curves: curves.seed)
     if not trained:
         raise InputError("the budget ended before any branch was trained; raise --budget")
     return _judged(recipe, trained, kinds, span, tolerance=tolerance, smoothing=smoothing, metric=metric, level=level)

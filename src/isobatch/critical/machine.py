@@ -158,7 +158,7 @@ def read_steps(path: Path) -> dict[float, float]:
     try:
         rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the throughput {path}: {error}") from None
+        raise InputError(f"cannot read the throughput {path}: {getattr(error, 'strerror', None) or error}") from None
     columns = set(rows[0]) if rows else set()
     if _BATCH not in columns or not columns & {_SECONDS, _RATE}:
         raise InputError(f"{path} must have a header with {_BATCH} and {_SECONDS} or {_RATE}, and rows below it")

@@ -18,7 +18,7 @@ from isobatch.critical.words import sweep_sentence
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
 from isobatch.units import finite, whole
-from isobatch.verify.cells import run_all
+from isobatch.verify.cells import run_all, until
 
 _UNREACHED = 1e6
 """Score of a run that ended before its goal, in log steps; how near it came decides between two of them."""
@@ -142,7 +142,7 @@ def sweep(
         out: folder whose `cells` keep finished runs, so that a second call goes on.
         workers: processes, one a core unless given.
         executor: trains the runs, any `concurrent.futures.Executor`; None for processes of this machine.
-        budget: seconds after which no further learning rate is begun.
+        budget: seconds after which no further run is begun.
         device: where the runs compute, and how: "cuda,bf16".
         level: coverage of the intervals.
         on_estimate: called with seconds (0: unknown) and the number of runs, of which a search may add more.
@@ -165,8 +165,9 @@ def sweep(
     if on_estimate is not None:
         on_estimate(0.0, sum(len(lrs[b]) if lrs and b in lrs else 5 for b in sizes) * count)
     began = time.monotonic()
-    ends_at = math.inf if budget is None else began + budget
-    runs = _Runs(recipe, wanted, metric, sign, smoothing, count, ends, out, workers, executor, ends_at, on_done, device)
+    runs = _Runs(
+        recipe, wanted, metric, sign, smoothing, count, ends, out, workers, executor, until(budget), on_done, device
+    )
     scores: dict[int, dict[float, Sequence[float]]] = {}
     centre, before = recipe.optimizer.lr, recipe.batch.size
     for batch in sizes:
@@ -223,7 +224,7 @@ class _Runs:
             read=lambda values: Track(**values),
             workers=self.workers,
             executor=self.executor,
-            start=time.monotonic() < self.ends_at,
+            ends=self.ends_at,
             device=self.device,
             on_done=self.on_done,
         )

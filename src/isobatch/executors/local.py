@@ -115,6 +115,15 @@ class LocalExecutor(Executor):
         self._start()
         return future
 
+    def drop_waiting(self) -> None:
+        """Cancel the calls that have not begun."""
+        with self._lock:
+            waiting = [future for future, _ in self._waiting]
+            self._waiting.clear()
+            self._open.difference_update(waiting)
+        for future in waiting:
+            future.cancel()
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the processes.
 

@@ -1,10 +1,12 @@
 """What runs at a worker: a call with everything that it needs, one at a time in a process."""
 
 import importlib.metadata
+import math
 import os
 import platform
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 
 from isobatch.errors import InputError
-from isobatch.executors.shipping import Bundle, unpack
+from isobatch.executors.shipping import Bundle, unpacked
 from isobatch.installed import VERSION
 
 _ONE = threading.Lock()
@@ -35,6 +37,7 @@ class Call:
         versions: of the caller.
         attempt: from 0; another one is another call.
         origin: host and process of the caller, which needs no bundle.
+        ends: seconds of the clock on the wall, after which the call is not begun.
     """
 
     work: bytes
@@ -42,6 +45,7 @@ class Call:
     versions: dict[str, str]
     attempt: int = 0
     origin: str = ""
+    ends: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,16 @@ class Answer:
         work: the result as processes send it: it may need the caller's modules to be read.
         where: host and process.
         versions: of the worker.
+        left: whether the call was not begun, because its time was over.
     """
 
     work: bytes
     where: str
     versions: dict[str, str] = field(default_factory=dict)
+    left: bool = False
 
 
-def call(function: Callable[[Any], Any], job: Any, sent: Bundle, attempt: int = 0) -> Call:
+def call(function: Callable[[Any], Any], job: Any, sent: Bundle, attempt: int = 0, ends: float = math.inf) -> Call:
     """Return a call that any worker can make.
 
     Args:
@@ -67,11 +73,12 @@ def call(function: Callable[[Any], Any], job: Any, sent: Bundle, attempt: int = 
         job: plain values.
         sent: the user's own modules.
         attempt: from 0.
+        ends: seconds of the clock on the wall, after which it is not begun.
 
     Returns:
         The call.
     """
-    return Call(bytes(ForkingPickler.dumps((function, job))), sent, versions(), attempt, _here())
+    return Call(bytes(ForkingPickler.dumps((function, job))), sent, versions(), attempt, _here(), ends)
 
 
 def answered(answer: Answer) -> Any:
@@ -105,17 +112,17 @@ def invoke(made: Call) -> Answer:
                 f"worker {where} has {name} {mine[name]}, the caller {made.versions[name]}: curves of both are no one "
                 f"comparison; install the same {name} on every worker and start the workers again"
             )
-    with _ONE:
+    with _ONE, unpacked(made.bundle if where != made.origin else Bundle()):
+        if time.time() > made.ends:
+            return Answer(b"", where, mine, left=True)
         try:
-            if where != made.origin:
-                unpack(made.bundle)
             function, job = ForkingPickler.loads(made.work)
             result = function(job)
         except (InputError, ImportError, FileNotFoundError) as error:
             if (more := _absent(error, where, made.bundle)) is None:
                 raise
             raise InputError(more) from error
-    return Answer(bytes(ForkingPickler.dumps(result)), where, mine | _processor(job))
+        return Answer(bytes(ForkingPickler.dumps(result)), where, mine | _processor(job))
 
 
 def _here() -> str:

@@ -1,12 +1,13 @@
 """Calls in flight on one executor: tried again when their worker is lost, reported as they go, cancelled at the end."""
 
-import sys
+import math
+import time
 from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 from warnings import warn
 
@@ -22,8 +23,6 @@ RETRIES = 2
 POISONED = 3
 """Calls given up before the rest is given up too."""
 _ENGINES = ("distributed", "ray", "submitit")
-_KNOWN = {"isobatch", *sys.stdlib_module_names}
-"""Packages that every worker has."""
 _NOTHING: Any = object()
 """No result: the call is tried again, or given up."""
 _Item = TypeVar("_Item")
@@ -45,13 +44,21 @@ class Session:
         executor: makes the calls, any `concurrent.futures.Executor`, left open; None for processes of this machine.
         workers: processes of this machine, one a core or a GPU unless given; 1 stays in this process.
         device: where the calls compute.
+        ends: time of `time.monotonic` after which no call is begun; those that run then come in, the others are left.
     """
 
-    def __init__(self, executor: Executor | None = None, *, workers: int | None = None, device: str = "cpu"):
+    def __init__(
+        self,
+        executor: Executor | None = None,
+        *,
+        workers: int | None = None,
+        device: str = "cpu",
+        ends: float = math.inf,
+    ):
         self.width = width(executor, workers, device)
         self.early: dict[Any, Any] = {}
         """Results that came before anybody wanted them."""
-        self._given, self._device = executor, device
+        self._given, self._device, self._ends, self._over = executor, device, ends, False
         self._own: LocalExecutor | None = None
         self._flights: dict[Hashable, _Flight] = {}
         self._ended: SimpleQueue[Hashable] = SimpleQueue()
@@ -76,7 +83,7 @@ class Session:
             self._submit(key, flight)
 
     def done(self, wanted: Iterable[Any]) -> Generator[tuple[Any, Any]]:
-        """Yield results as they come, of other calls too, until those that are wanted have ended.
+        """Yield results as they come, of other calls too, until those that are wanted have ended or are left.
 
         Args:
             wanted: keys of calls that were added.
@@ -93,15 +100,17 @@ class Session:
         while left:
             if self._given is None and self.width == 1:
                 key = next(key for key in self._flights if key in left)
-                found = self._flights.pop(key)
-                result = found.function(found.job)
+                found = self._flights[key]
+                result = found.function(found.job) if time.monotonic() < self._ends else _NOTHING
+                self._leave(key) if result is _NOTHING else self._flights.pop(key)
             else:
                 key, result = self._next()
             left.discard(key)
             if result is not _NOTHING:
                 self._state.done += 1
-                report(self._state)
+                self._state.failed += bool(getattr(result, "stopped", ""))
                 yield key, result
+                report(self._state)
         if self._gone:
             raise self._poison()
 
@@ -119,7 +128,8 @@ class Session:
             self._own = self._own or LocalExecutor(self.width, self._device)
             flight.future = self._own.submit(flight.function, flight.job)
         else:
-            made = call(flight.function, flight.job, self._bundle(flight), flight.attempt)
+            ends = time.time() + self._ends - time.monotonic()
+            made = call(flight.function, flight.job, self._bundle(flight), flight.attempt, ends)
             try:
                 flight.future = self._given.submit(invoke, made)
             except (RuntimeError, OSError) as error:
@@ -131,27 +141,50 @@ class Session:
         modules = {function.__module__, type(flight.job).__module__}
         if (recipe := getattr(flight.job, "recipe", None)) is not None:
             modules.add(module_of(recipe))
-        names = tuple(sorted(name for name in modules - {"", "__main__"} if name.split(".")[0] not in _KNOWN))
+        names = tuple(sorted(name for name in modules - {"", "__main__"} if name.split(".")[0] != "isobatch"))
         if names not in self._bundles:
             self._bundles[names] = bundle(*names)
         return self._bundles[names]
 
     def _next(self) -> tuple[Hashable, Any]:
-        """Wait for the end of a call; no result where it is tried again or given up."""
-        key = self._ended.get()
+        """Wait for the end of a call; no result where it is tried again, given up or left."""
+        try:
+            key = self._ended.get(timeout=self._patience())
+        except Empty:
+            return self._cut(), _NOTHING
         flight = self._flights.get(key)
         if flight is None or flight.future is None or not flight.future.done():
             return None, _NOTHING
         try:
             result = flight.future.result()
         except (Exception, CancelledError) as error:
+            if self._over and (_lost(error) or isinstance(error, CancelledError)):
+                return self._leave(key), _NOTHING
             if _lost(error):
                 return self._again(key, flight, error), _NOTHING
             if _gone(error):
                 return self._last(error)
             raise
+        if isinstance(result, Answer) and result.left:
+            return self._leave(key), _NOTHING
         del self._flights[key]
         return key, self._read(result) if isinstance(result, Answer) else result
+
+    def _patience(self) -> float | None:
+        """Seconds until no call may be begun any more; None where nothing is to be done then."""
+        return None if self._over or self._ends == math.inf else max(0.0, self._ends - time.monotonic())
+
+    def _cut(self) -> None:
+        """Leave what no worker has begun; an executor that cannot tell asks its workers, who look at the time."""
+        self._over = True
+        drop = getattr(self._own if self._given is None else self._given, "drop_waiting", None)
+        if drop is not None:
+            drop()
+
+    def _leave(self, key: Hashable) -> Hashable:
+        del self._flights[key]
+        self._state.total -= 1
+        return key
 
     def _again(self, key: Hashable, flight: _Flight, error: BaseException) -> Hashable:
         """Submit a call whose worker was lost once more, or give it up; the key that has ended."""
@@ -162,7 +195,10 @@ class Session:
             report(self._state)
             return None
         del self._flights[key]
+        self._state.done += 1
+        self._state.failed += 1
         self._gone.append(f"{title(flight.job)} ({error})")
+        report(self._state)
         if len(self._gone) >= POISONED:
             raise self._poison() from error
         return key
@@ -254,8 +290,9 @@ def _gone(error: BaseException) -> bool:
 
 
 def _engine_gone(error: BaseException) -> EngineError:
+    why = str(error).strip() or "its calls were cancelled from outside"
     return EngineError(
-        f"what runs the calls is gone ({type(error).__name__}: {error}); finished runs are kept, and the same command "
+        f"what runs the calls is gone ({type(error).__name__}: {why}); finished runs are kept, and the same command "
         "trains only what is missing once it is back"
     )
 

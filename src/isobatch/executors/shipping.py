@@ -2,15 +2,19 @@
 
 import importlib
 import sys
+import sysconfig
 import tempfile
-import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 
 from isobatch.errors import InputError
-from isobatch.tasks.sources import files_of
+from isobatch.tasks.sources import files_of, root_of
 
+_INSTALLED = ("site-packages", "dist-packages")
 LARGEST = 8 * 2**20
 """Bytes of source that travel at most."""
 
@@ -40,8 +44,8 @@ class Bundle:
 def bundle(*modules: str) -> Bundle:
     """Return the modules that workers cannot be expected to have.
 
-    A module of an installed distribution (under site-packages) or of this package is not sent: workers have it
-    installed, in the same version. Any other is sent with the modules of its folder that it imports.
+    A module of an installed distribution (under site-packages), of Python or of this package is not sent: workers have
+    it installed, in the same version. Any other is sent with the modules of its folder that it imports.
 
     Args:
         *modules: dotted names.
@@ -54,9 +58,11 @@ def bundle(*modules: str) -> Bundle:
     """
     found: dict[str, bytes] = {}
     for module in modules:
-        root, files = files_of(module)
-        if root.name not in ("site-packages", "dist-packages"):
-            found |= {path.relative_to(root).as_posix(): path.read_bytes() for path in files.values()}
+        root = root_of(module)
+        if root is not None and root.name not in _INSTALLED and root != Path(sysconfig.get_path("stdlib")):
+            files = files_of(module)[1]
+            mine = {name: path for name, path in files.items() if not _another(name, path)}
+            found |= {path.relative_to(root).as_posix(): path.read_bytes() for path in mine.values()}
     size = sum(map(len, found.values()))
     if size > LARGEST:
         raise InputError(
@@ -66,43 +72,51 @@ def bundle(*modules: str) -> Bundle:
     return Bundle(tuple(sorted(found.items())))
 
 
-_LOCK = threading.Lock()
 _FOLDERS: dict[str, tempfile.TemporaryDirectory[str]] = {}
+_LOADED: dict[str, dict[str, ModuleType]] = {}
+"""Modules of each bundle, kept between calls."""
 
 
-def unpack(sent: Bundle) -> None:
-    """Make modules importable in this process; other versions of them that it has loaded are forgotten.
+@contextmanager
+def unpacked(sent: Bundle) -> Generator[None]:
+    """Make modules importable while the block runs; others of their names that this process has are put aside.
+
+    A worker may serve other people's calls too, whose modules have the same names.
 
     Args:
         sent: the modules.
+
+    Yields:
+        None.
     """
     if not sent.files:
+        yield
         return
-    with _LOCK:
-        if sent.digest not in _FOLDERS:
-            _FOLDERS[sent.digest] = tempfile.TemporaryDirectory(prefix="isobatch-task-")
-            for name, content in sent.files:
-                path = Path(_FOLDERS[sent.digest].name, name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-        folder = _FOLDERS[sent.digest].name
-        if sys.path[:1] == [folder]:
-            return
-        ours = {one.name for one in _FOLDERS.values()}
-        sys.path[:] = [folder, *(path for path in sys.path if path not in ours)]
-        if any(_differs(module, content) for module, (_, content) in zip(sent.modules, sent.files, strict=True)):
-            for name in {part for module in sent.modules for part in _parents(module)}:
-                sys.modules.pop(name, None)
-        importlib.invalidate_caches()
+    if sent.digest not in _FOLDERS:
+        _FOLDERS[sent.digest] = tempfile.TemporaryDirectory(prefix="isobatch-task-")
+        for name, content in sent.files:
+            path = Path(_FOLDERS[sent.digest].name, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    folder, names = _FOLDERS[sent.digest].name, {module.partition(".")[0] for module in sent.modules}
+    before = _taken(names)
+    sys.modules.update(_LOADED.get(sent.digest, {}))
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        _LOADED[sent.digest] = _taken(names)
+        sys.modules.update(before)
 
 
-def _differs(module: str, content: bytes) -> bool:
-    """Whether this process has loaded a module from other text; a forked one has its parent's."""
+def _taken(names: set[str]) -> dict[str, ModuleType]:
+    """Modules of some names, and those below them, taken out of the loaded ones."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in names}
+
+
+def _another(module: str, path: Path) -> bool:
+    """Whether a name means another file than the one beside the task: a `types.py` there is not Python's."""
     loaded = sys.modules.get(module)
-    place = None if loaded is None else getattr(loaded, "__file__", None)
-    return place is not None and (not Path(place).is_file() or Path(place).read_bytes() != content)
-
-
-def _parents(module: str) -> list[str]:
-    parts = module.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return loaded is not None and getattr(loaded, "__file__", None) != str(path) and module in sys.stdlib_module_names

@@ -3,6 +3,7 @@
 import importlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future
@@ -16,6 +17,8 @@ from isobatch.installed import need
 
 _POLL = 0.2
 """Seconds between looks at local jobs; Slurm is asked as often as submitit thinks right."""
+_GRACE = 15.0
+"""Seconds that a shared disk has to show the result of a job that Slurm says has ended."""
 
 
 class SubmititExecutor(Executor):
@@ -30,7 +33,10 @@ class SubmititExecutor(Executor):
         self.workers, self._jobs = workers, jobs
         self._waiting = deque[tuple[Future[Any], Callable[[], Any]]]()
         self._running: dict[Future[Any], Any] = {}
+        self._ended: dict[Future[Any], float] = {}
+        self._grace = 0.0 if getattr(jobs, "cluster", "slurm") == "local" else _GRACE
         self._lock, self._wake, self._stop = threading.Lock(), threading.Event(), False
+        self._dropped = False
         self._thread = threading.Thread(target=self._watch, daemon=True, name="submitit")
         self._thread.start()
 
@@ -47,9 +53,17 @@ class SubmititExecutor(Executor):
         """
         future: Future[Any] = Future()
         with self._lock:
-            self._waiting.append((future, partial(fn, *args, **kwargs)))
+            self._waiting.append((future, partial(_outcome, fn, *args, **kwargs)))
         self._wake.set()
         return future
+
+    def drop_waiting(self) -> None:
+        """Cancel the jobs that have not begun, here and in the cluster's queue."""
+        with self._lock:
+            waiting = [future for future, _ in self._waiting]
+        for future in (*waiting, *(future for future, job in list(self._running.items()) if job.state == "PENDING")):
+            future.cancel()
+        self._wake.set()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Stop looking after jobs.
@@ -61,6 +75,7 @@ class SubmititExecutor(Executor):
         with self._lock:
             open_ = [*(future for future, _ in self._waiting), *self._running]
         if cancel_futures:
+            self._dropped = True  # jobs that are being submitted at this moment too
             for future in open_:
                 future.cancel()
         self._stop = True
@@ -81,15 +96,32 @@ class SubmititExecutor(Executor):
                     if not future.cancelled():
                         future.set_exception(InputError(f"submitit cannot submit: {type(error).__name__}: {error}"))
             for future, job in list(self._running.items()):
-                if future.cancelled():
-                    job.cancel(check=False)
+                try:
+                    ended = self._look(future, job)
+                except Exception as error:  # this thread must go on, or every call would wait for ever
+                    ended = True
+                    if not future.done():
+                        future.set_exception(WorkerLost(f"job {job.job_id}: {type(error).__name__}: {error}"))
+                if ended:
                     del self._running[future]
-                elif job.done():
-                    del self._running[future]
-                    _finish(future, job)
+                    self._ended.pop(future, None)
                     self._wake.set()
             if self._stop and not self._running and not self._waiting:
                 return
+
+    def _look(self, future: Future[Any], job: Any) -> bool:
+        """Look after a job; whether it has ended."""
+        if future.cancelled() or (self._dropped and future.cancel()):
+            job.cancel(check=False)
+            return True
+        if not job.done():
+            return False
+        since = self._ended.setdefault(future, time.monotonic())
+        there = job.paths.result_pickle.exists()  # submitit itself would wait for it, and for one job at a time
+        if there or time.monotonic() - since >= self._grace:
+            _finish(future, job)
+            return True
+        return False
 
     def _start(self) -> None:
         taken = []
@@ -108,17 +140,34 @@ class SubmititExecutor(Executor):
             self._running |= dict(zip((future for future, _ in taken), jobs, strict=True))
 
 
+def _outcome(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[bool, Any]:
+    """What a job leaves: submitit itself keeps an error as text only."""
+    try:
+        return True, function(*args, **kwargs)
+    except Exception as error:
+        return False, error
+
+
 def _finish(future: Future[Any], job: Any) -> None:
     try:
-        outcome, result = job._get_outcome_and_result()
-    except Exception as error:  # no result on disk: the job's machine or process was lost
-        lines = str(error).strip().splitlines()
-        future.set_exception(WorkerLost(f"job {job.job_id} left no result: {lines[0] if lines else error}"))
-        return
-    if outcome == "error":
-        future.set_exception(WorkerLost(f"job {job.job_id} failed: {str(result).strip().splitlines()[-1]}"))
-    else:
+        if not job.paths.result_pickle.exists():
+            raise WorkerLost(_last_line(job))
+        kind, found = job._get_outcome_and_result()
+        fine, result = found if kind == "success" else (False, WorkerLost(str(found).strip().splitlines()[-1]))
+    except Exception as error:  # nothing that can be read
+        fine, result = False, error if isinstance(error, WorkerLost) else WorkerLost(f"{type(error).__name__}: {error}")
+    if fine:
         future.set_result(result)
+    elif isinstance(result, WorkerLost) or type(result).__module__.startswith("submitit"):  # ended by Slurm
+        future.set_exception(WorkerLost(f"job {job.job_id}: {result}"))
+    else:
+        future.set_exception(result)
+
+
+def _last_line(job: Any) -> str:
+    log = job.paths.stderr
+    lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+    return f"no result; its log {log} ends: {lines[-1] if lines else 'empty'}"
 
 
 def slurm_executor(options: dict[str, str], resources: Resources, workers: int | None) -> Generator[Executor]:
@@ -141,12 +190,17 @@ def slurm_executor(options: dict[str, str], resources: Resources, workers: int |
     more = dict(options)
     cluster, minutes = more.pop("cluster", "slurm"), more.pop("minutes", "60")
     folder = Path(more.pop("folder", "submitit"), "%j")
+    if resources.gpus % 1:
+        raise InputError(
+            f"gpus={resources.gpus:g} must be a whole number: Slurm gives out whole GPUs; where it has shards of them, "
+            "ask for one by gpus=0,gres=shard:1"
+        )
     try:
         jobs = submitit.AutoExecutor(folder, cluster=cluster)
         jobs.update_parameters(
             timeout_min=int(minutes),
             cpus_per_task=max(1, round(resources.cpus)),
-            gpus_per_node=int(-(-resources.gpus // 1)),
+            **({"gpus_per_node": int(resources.gpus)} if resources.gpus else {}),
             **({} if resources.memory_gb is None else {"mem_gb": resources.memory_gb}),
             **{f"slurm_{name}": value for name, value in more.items()},
         )

@@ -14,15 +14,17 @@ _WORDS = re.compile(
     r"epochs?|epoches|steps?|iters?|iterations|updates?|max_?iters?|max_?steps?|milestones?|gamma|"
     r"optim\w*|optimi[sz]er\w*|opt|loss_?reduction|reduction|total_?tokens|train_?tokens|train_?samples|"
     r"layer_?decay|layerwise\w*|lr_?mult\w*|no_?decay\w*|freeze\w*|bn_?momentum|bn_?mom|sync_?bn|auto_?scale\w*|auto_?find\w*|"
-    r"rollout\w*|num_?generations|temp\w*|temperature"
+    r"num_?generations|total_?episodes|temp|temps|temperature\w*|interval|intervals|period|periods|every"
     r")(?=$|[_.\-/\[\d])"
 )
+_RATES = re.compile(r"(?:^|_)(?:lrs?|learning_?rates?|weight_?decay|momentum|betas?)(?=$|[_\d])")
+"""Numbers under these names act whatever stands beside them: mm_projector_lr."""
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _NEVER = re.compile(
-    r"(?:log|logging|save|saving|print|eval_batch|eval_bs|test_|val_batch|valid|wandb|tensorboard|ckpt|checkpoint|"
-    r"seed|port|dir|path|file|name|project|report|profil|visual|output|input|resume|dtype|device_map|workers|timeout|"
-    r"per_device_eval|eval_accumulation|dataloader_|dataset_path|use_fast|flash|quantiz|rope|image_|img_|export|predict)",
-    re.I,
+    r"(?:^|_)(?:log|logs|logging|log\w*|save|saves|saving|saved|print|eval|evals?|evaluat\w*|test\w*|val|valid\w*|wandb\w*|"
+    r"tensorboard|ckpts?|checkpoint\w*|seed|port|dirs?|paths?|files?|filename|names?|project|projects|report\w*|profil\w*|"
+    r"vis\w*|outputs?|inputs?|resume\w*|dtype|device_map|workers?|timeout|dataloader|dataset_path|use_fast|flash\w*|"
+    r"quantiz\w*|rope\w*|images?|img|export\w*|predict\w*|metrics?|summary|dump\w*|sample_every|fast)(?=$|[_\d])"
 )
 
 
@@ -40,10 +42,12 @@ def acts(key: str, value: Any) -> bool:
         >>> acts("optim.layerwise_decay", 0.9), acts("model.num_heads", 12), acts("save_steps", 100)
         (True, False, False)
     """
-    if value is None or value is False or value == "" or value in ([], {}):
+    if value is None or value is False or value == "" or value == 0 or value in ([], {}):
         return False
     text = _CAMEL.sub("_", key).lower()
     last = re.sub(r"\[\d+\]", "", text).rsplit(".", 1)[-1]
+    if _RATES.search(last) and _number_like(value):
+        return True
     if _NEVER.search(last):
         return False
     return bool(_WORDS.search(last) or (_WORDS.search(text) and _number_like(value)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,39 +12,17 @@ from typing import Any, TypeVar
 from isobatch.errors import InputError
 from isobatch.formats.acting import acts
 from isobatch.formats.draft import Draft
-from isobatch.formats.ledger import Fixed, Ledger, Link, OwnRule, Question, Unanswered, Unread
+from isobatch.formats.ledger import Fixed, Found, Ledger, Link, OwnRule, Question, Unanswered, Unread
 from isobatch.formats.texts import Key, Source, Unknown, leaves, spelled
 from isobatch.formats.view import FIELDS, View
 
 STANDS_IN = 1.0
 """What an open question stands in for while the others are found."""
 _AUTO = ("auto", "AUTO", "Auto")
+_REFERENCE = re.compile(r"\$\{([\w.-]+)\}$")
+_LONGEST = 8
+"""References that lead to each other, at most."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Found:
-    """A value of the file.
-
-    Args:
-        key: where it stands, or would stand.
-        value: as it stands.
-        origin: "file", "default", "asked", "launcher" or "include NAME".
-    """
-
-    key: Key
-    value: Any
-    origin: str = "file"
-
-    @property
-    def name(self) -> str:
-        """The key as people write it."""
-        return spelled(self.key)
-
-    @property
-    def said(self) -> bool:
-        """Whether somebody said it, rather than a default."""
-        return self.origin != "default"
 
 
 @dataclass
@@ -114,6 +93,7 @@ class Reader:
                 self.used.add(name)
                 return Found(key, self.answers[name], "asked")
         value = self.source.get(key) if keys else None
+        key, value = self._referred(key, value)
         if value is None:
             return Found(key, default, "default")
         if isinstance(value, Unknown):
@@ -123,6 +103,19 @@ class Reader:
         if before is not None and isinstance(value, (int, float)) and abs(value - before) <= 1:
             value = before
         return Found(key, value, self.origins.get(key, "file"))
+
+    def _referred(self, key: Key, value: Any) -> tuple[Key, Any]:
+        """Follow `${other.key}`, as OmegaConf writes it, to the key that holds the value."""
+        for _ in range(_LONGEST):
+            if not isinstance(value, str) or "${" not in value:
+                return key, value
+            match = _REFERENCE.match(value)
+            other = self._index.get(_plain(match[1])) if match else None
+            if other is None:
+                return key, Unknown(value)
+            self._read.add(other)
+            key, value = other, self.source.get(other)
+        return key, Unknown(str(value))
 
     def number(self, *names: str, default: Any = None, ask: str = "", low: float = 0, kind: type = float) -> Found:
         """Return a number of the file.
@@ -256,18 +249,19 @@ class Reader:
             return default
         value = self.ask("devices", f"{why}; how many data-parallel devices (GPUs) is the file for?", 1,
                          "--devices 8 (or --devices 8->2)")  # fmt: skip
-        return self._whole_answer("devices", value)
+        return self.whole_answer("devices", value)
 
     def data_size(self, why: str = "spans are in epochs") -> int:
         """Return the samples in an epoch, asked unless the file says them."""
         if self.draft.data_size is None:
             value = self.ask("data_size", f"{why}; how many training samples has an epoch?", 10**9,
                              "--set data_size=117266")  # fmt: skip
-            self.draft.data_size = self._whole_answer("data_size", value)
+            self.draft.data_size = self.whole_answer("data_size", value)
         return self.draft.data_size
 
-    def _whole_answer(self, name: str, value: Any) -> int:
-        if isinstance(value, float) and value == int(value):
+    def whole_answer(self, name: str, value: Any) -> int:
+        """Return an answer that has to be a whole number of at least 1."""
+        if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name}={value!r} must be a whole number of at least 1")
@@ -303,8 +297,11 @@ class Reader:
             whole: whether only whole numbers can stand there.
             least: smallest number that can stand there.
         """
+        said = found.value if value is None else value
+        if path == "lr" and not said > 0:
+            raise InputError(f"{found.name}={found.value!r}: the learning rate must be above 0; mend the file")
         if path in FIELDS or "[" not in path:
-            self.draft.values[path] = found.value if value is None else value
+            self.draft.values[path] = said
         self.link(path, found, back or (lambda view: view[path]), words=words, whole=whole, least=least)
 
     def link(
@@ -335,7 +332,7 @@ class Reader:
         amount = found.value * times
         if unit == "length":
             number, _, of = self.draft.spans["length"].partition(" ")
-            self.draft.spans[name] = f"{_count(float(number) * amount)} {of}"
+            self.draft.spans[name] = f"{_count(float(f'{float(number) * amount:.15g}'))} {of}"
             self.link(
                 name, found, lambda view: view.samples(name) / view.samples("length") / times, words="share of the run"
             )

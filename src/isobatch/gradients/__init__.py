@@ -6,6 +6,7 @@ need("torch")
 
 from isobatch.gradients.batch_rows import BatchRows
 from isobatch.gradients.batches import mapped, rebuilt
+from isobatch.gradients.finite import all_finite, first_not_finite, may_be_finite
 from isobatch.gradients.layer_hook import LayerHook
 from isobatch.gradients.pass_norms import PassNorms
 from isobatch.gradients.reductions import Reading, managing
@@ -56,15 +57,18 @@ __all__ = [
     "Tap",
     "Watch",
     "address",
+    "all_finite",
     "bare_optimizer",
     "canonical",
     "dressed",
+    "first_not_finite",
     "fitted",
     "in_place",
     "local",
     "made_in_inference_mode",
     "managing",
     "mapped",
+    "may_be_finite",
     "own_gradient",
     "piece",
     "process_group_of",

@@ -14,7 +14,9 @@ from isobatch.gradients.reductions import copies_group, managing
 from isobatch.gradients.shards import sharded
 
 Ranks = dist.ProcessGroup | Literal["alone"] | None
+"""Who shares a model: a process group, ALONE for nobody, None for all of the job."""
 ALONE: Final = "alone"
+"""Said in place of a process group by one process that measures for itself."""
 # Segments that wrappers put into names: torch.compile, activation checkpointing, FSDP1.
 _SEGMENTS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
@@ -152,10 +154,15 @@ def _of_data_parallel(source: nn.Module | Iterable[Tensor], tensors: list[Tensor
         for module in source.modules():
             if isinstance(module, DistributedDataParallel):
                 return module.process_group
-    wanted, things = {id(tensor) for tensor in tensors}, gc.get_objects()
-    # type(), not isinstance: lazy proxies must not be woken
-    kinds = {kind for kind in set(map(type, things)) if issubclass(kind, DistributedDataParallel)}
-    for wrapper in [thing for thing in things if type(thing) in kinds] if kinds else []:
+    wanted, kinds = {id(tensor) for tensor in tensors}, _kinds(DistributedDataParallel)
+    for wrapper in [
+        thing for thing in gc.get_referrers(*kinds) if type(thing) in kinds
+    ]:  # an object refers to its class
         if any(id(parameter) in wanted for parameter in wrapper.parameters()):
             return wrapper.process_group
     return None
+
+
+def _kinds(kind: type) -> set[type]:
+    """Return a class and all below it."""
+    return {kind}.union(*map(_kinds, kind.__subclasses__()))

@@ -105,6 +105,8 @@ class PairedStep:
     def finish(self, samples: float) -> Tensor | None:
         """Return half the squared difference of the two gradients, what noise explains of it, |G|^2, and 1 if sound.
 
+        The difference is written into the copy of the first, so it can be asked for once.
+
         Args:
             samples: of the second step.
 
@@ -124,7 +126,8 @@ class PairedStep:
                 return torch.zeros(4, dtype=torch.float64, device=self.facts.device)
         factor, honest = self.record.factor(sums[:-1])
         trace, signal, before, counts = self.facts
-        half = self.record.square({p: self.before[p] / before - now[p] / factor for p in now}) / 2
+        apart = {p: self.before[p].addcmul_(gradient, before / factor, value=-1) for p, gradient in now.items()}
+        half = self.record.square(apart) / before**2 / 2
         if self.record.geometry.by_coordinate:
             half = half * (math.pi / 2)  # of a normal variable, (E|x|)^2 = 2/pi E x^2
         noise = trace / before**2 * (1 / self.samples + 1 / samples) / 2

@@ -101,7 +101,8 @@ class Pace:
     Without `every`, the gap between measurements approaches cost/(budget * step time); before that it grows with the
     run, so that early measurements are spread evenly over log time and cost one step's time in all beyond the budget. A
     measurement costs what its own parts take, or what its step took longer than the plain steps before it, whichever
-    is more: hooks also cost the backward pass around them.
+    is more: hooks also cost the backward pass around them. What some measurements cost in the step after theirs is
+    spread over all.
 
     Args:
         every: fixed gap in steps, None to follow the budget.
@@ -123,6 +124,7 @@ class Pace:
         self.gap = self.every or 1
         self._costs: deque[float] = deque(maxlen=_KEPT)
         self._longer: deque[float] = deque(maxlen=_KEPT)
+        self._later: deque[Stopwatch | None] = deque(maxlen=_KEPT)
         self._steps: deque[float] = deque(maxlen=_KEPT)
         self._watch: Stopwatch | None = None
         self._agreed: Later | None = None
@@ -158,6 +160,15 @@ class Pace:
         self._watch = watch
         self._ended = self._now()
 
+    def followed(self, watch: Stopwatch) -> None:
+        """Note what the last measurement cost in the step after it.
+
+        Args:
+            watch: its time.
+        """
+        if self._later:
+            self._later[-1] = watch
+
     def measured(self, watch: Stopwatch, groups: Sequence[dist.ProcessGroup], device: torch.device) -> None:
         """Take the cost of a measurement into account, and choose the next gap; the same on every rank.
 
@@ -173,6 +184,7 @@ class Pace:
             else:
                 self._longer.append(took - statistics.median(self._steps))
         self._costs.append(watch.seconds())
+        self._later.append(None)
         if self.every is not None:
             return
         cost, step = self._typical()
@@ -193,6 +205,7 @@ class Pace:
         cost = statistics.median(costs[1:] or costs)
         if len(self._longer) >= _ENOUGH:
             cost = max(cost, statistics.median(self._longer))
+        cost += sum(watch.seconds() for watch in self._later if watch is not None) / max(1, len(self._later))
         return cost, statistics.median(self._steps) if self._steps else 0.0
 
 

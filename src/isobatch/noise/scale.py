@@ -185,14 +185,13 @@ class NoiseScale:
         self.progress.seen += size
         if self._setup.group is None and self._given is None and self.progress.turn == 0 and world_size() > 1:
             self._setup = replace(self._setup, group=process_group_of(self.columns.model, guess=False))
-        extra = self._finish_pair(size)
+        self._finish_pair(size)
         if self._step is not None:
             step, self._step = self._step, None
             step.setup = self._setup
             outcome = step.finish(size)
             with step.watch:
                 self._take(outcome, size)
-            step.watch.host += extra
             copies = [] if self._setup.group is None else [self._setup.group]
             self.pace.measured(step.watch, [*self.columns.shards.groups, *copies], self._device)
         self._declared.step = 0.0
@@ -400,17 +399,17 @@ class NoiseScale:
                 by_hand=setup.by_hand,
             )
 
-    def _finish_pair(self, samples: float) -> float:
-        """Take what a pair of steps gave; return the seconds it took."""
+    def _finish_pair(self, samples: float) -> None:
+        """Take what a pair of steps gave."""
         pair, self._pair = self._pair, None
         if pair is None:
-            return 0.0
+            return
         watch = Stopwatch(self._device)
         with watch:
             found = pair.finish(samples)
             if found is not None:
                 self.progress.pairs = [*self.progress.pairs, found][-KEPT:]
-        return watch.host
+        self.pace.followed(watch)
 
     def _drop_pair(self) -> None:
         if self._pair is not None:

@@ -70,6 +70,7 @@ class InvariantOptimizer(Optimizer):
         self._every = whole("variance_every", variance_every)
         self._given: Ranks = process_group
         self._ranks: dist.ProcessGroup | None = None
+        self._by_hand: bool | None = None  # whether ranks are averaged after the passes; looked for once, it is slow
         self._shards = Shards(())
         kept = {"reference_batch": reference_batch, "noise": noise, "updates": 0, "since_variance": 1}
         self._complete = False
@@ -331,9 +332,12 @@ class InvariantOptimizer(Optimizer):
         found = [(p, factor) for factor, (_, some) in zip(factors, work, strict=True) for p in some]
         if self._shards:  # of a sharded gradient each rank has the norm of its part only
             return factors
-        if self._ranks is None or process_group_of([p for p, _ in found], guess=False) is not None:
-            expected = torch.tensor([factor for _, factor in found], dtype=torch.float64, device=found[0][0].device)
-            if not self.chunks.norms.explained([p for p, _ in found], expected):
+        parameters = [p for p, _ in found]
+        if self._by_hand is None:
+            self._by_hand = self._ranks is not None and process_group_of(parameters, guess=False) is None
+        if not self._by_hand:
+            expected = torch.tensor([factor for _, factor in found], dtype=torch.float64, device=parameters[0].device)
+            if not self.chunks.norms.explained(parameters, expected):
                 raise InputError(_CHANGED)
         return factors
 

@@ -1,20 +1,35 @@
-"""Rows of what moves over a run or differs between parameters: spans, curves, groups, ramps of the average."""
+"""Rows of what moves over a run or differs between parameters: spans, curves, groups, ramps; and another length."""
 
 import math
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from isobatch.plan.plan import Row, show
-from isobatch.plan.settings import Moves, Settings, base, moves, of_group, row_of
+from isobatch.curves import Pieces
+from isobatch.errors import InputError
+from isobatch.plan.plan import Plan, PlanWarning, R, Row, show
+from isobatch.plan.settings import (
+    Moves,
+    Settings,
+    base,
+    coupling_of,
+    curve,
+    lr_rule_of,
+    moves,
+    of_group,
+    row_of,
+)
 from isobatch.recipe import RecipeData
-from isobatch.rules import Confidence, Rule, average
-from isobatch.units import decay_at
+from isobatch.rules import Confidence, Rule, Side, average, horizon
+from isobatch.units import decay_at, finite
 
 Pairs = dict[str, tuple[float, float]]
 MEAN = Rule("samples kept", "indexed by samples, through its mean over each step", "derived", Confidence.DERIVED)
 SHARE = Rule(
     "share kept", "a share of the peak, so the final rate moves as the peak does", "derived", Confidence.DERIVED
 )
+_DECAYS = ("decoupled", "independent")
 _SPAN = Rule("samples kept", "a named span of the sample clock", "derived", Confidence.DERIVED)
 
 
@@ -182,3 +197,155 @@ def ramp_rows(recipe: RecipeData, old: Settings, new: Settings, moved: Moves) ->
             yield make_row(f"ema.ramp.{name}", shown, shown, rule)
     if ramp.by in ("tensorflow", "annealing"):
         yield make_row("ema.ramp.by", ramp.by, ramp.by, average.LATE)
+
+
+def length_factor(recipe: RecipeData, length: str | float) -> float:
+    """Return how many times as long a run is asked for.
+
+    Args:
+        recipe: the reference recipe.
+        length: a factor such as "2x" or 2.0, or a span such as "60 epochs".
+
+    Returns:
+        New length over old, in samples.
+
+    Raises:
+        InputError: neither of them, not positive, or a span beside a recipe that states no length.
+    """
+    if isinstance(length, str):
+        factor = re.fullmatch(r"\s*([0-9.eE+_-]+)\s*[xX]\s*", length)
+        if factor is None:
+            if recipe.schedule is None:
+                raise InputError(f"length={length!r} needs schedule.length in the recipe; give a factor such as 2x")
+            try:
+                asked = recipe.samples(length, "length")
+            except InputError as error:
+                raise InputError(f"{error}, or a factor such as 2x") from None
+            return finite("length", asked, 0, open_low=True) / curve(recipe).length
+        try:
+            length = float(factor[1])
+        except ValueError:
+            raise InputError(f"length={length!r} must be a factor such as 2x or a span such as 60 epochs") from None
+    return finite("length", length, 0, open_low=True)
+
+
+def longer(recipe: R, times: float) -> R:
+    """Return a recipe of another length, as others change it; not the same run.
+
+    Args:
+        recipe: the reference recipe.
+        times: new length over old.
+
+    Returns:
+        The recipe: length, start of the decay, learning rates and decays of the weights moved; all else as it was.
+
+    Raises:
+        InputError: curves in pieces, stages, a search, a rule that moves the length itself, or a warm-up longer than
+            the run.
+    """
+    rule, odd = lr_rule_of(recipe), sorted({"lr", "weight_decay"} & recipe.curves.keys())
+    if rule.length is not None or rule.others is not None:
+        raise InputError("length: LEGW and goal = speed move the curve themselves; drop one of the two")
+    if odd or recipe.batch.schedule is not None or (recipe.schedule is not None and recipe.schedule.searches):
+        what = f"curves.{odd[0]}" if odd else "batch.schedule" if recipe.batch.schedule is not None else "autowu"
+        raise InputError(f"length: no rule says how {what} moves with it; change the recipe by hand, then plan it")
+    parts: dict[str, Any] = {"optimizer": recipe.optimizer.model_copy(update=_numbers(recipe, times))}
+    groups = []
+    for group in recipe.groups:
+        numbers = _numbers(of_group(recipe, group), times)
+        stated = {name: value for name, value in numbers.items() if getattr(group, name, None) is not None}
+        groups.append(group.model_copy(update=stated))
+    parts["groups"] = tuple(groups)
+    if recipe.schedule is not None:
+        stairs, unit = curve(recipe), recipe.batch.unit
+        spans = {"length": f"{times * stairs.length:.12g} {unit}"}
+        if not isinstance(stairs, Pieces) and stairs.decay_from is not None:
+            spans["decay_from"] = f"{times * stairs.decay_from:.12g} {unit}"
+        parts["schedule"] = recipe.schedule.model_copy(update=spans)
+    made = recipe.model_copy(update=parts)
+    if made.schedule is not None:
+        curve(made)
+    return made
+
+
+def marked(plan: Plan[R], recipe: RecipeData, times: float) -> Plan[R]:
+    """Return the plan of `longer` with each row that the length moved marked, and beside the original's numbers.
+
+    Args:
+        plan: from the longer recipe.
+        recipe: the reference recipe.
+        times: new length over old.
+
+    Returns:
+        The plan.
+    """
+    low, high = horizon.TESTED
+    tested = "" if low <= times <= high else f", and {times:g} is outside of where even that was tested, 1/8 to 4"
+    message = (
+        "no rule keeps a run of another length the same, and the published forms disagree: lr as m_D**-1/2 or "
+        f"m_D**-0.3, lr x decay as 1/m_D, as m_D**-0.47 (2505.13738), or kept where epochs repeat (2405.13698){tested}"
+    )
+    source = "arXiv 2512.22382; marin-community/marin; karpathy/nanochat"
+    another = PlanWarning(f"another run, {times:g} times as long", message, source, Side.BOTH)
+    rows = tuple(_mark(row, recipe, times) for row in plan.rows)
+    return replace(plan, rows=rows, warnings=(another, *plan.warnings), length=times)
+
+
+def _numbers(recipe: RecipeData, times: float) -> dict[str, float]:
+    """Learning rate and weight decay of another length."""
+    o, factor = recipe.optimizer, _lr_factor(recipe, times)
+    return {
+        "lr": o.lr * factor,
+        "weight_decay": horizon.longer_decay(o.weight_decay, times, factor, coupling_of(recipe)),
+    }
+
+
+def _lr_factor(recipe: RecipeData, times: float) -> float:
+    return horizon.longer_lr(1.0, times, horizon.lr_power(row_of(recipe)))
+
+
+def _owners(recipe: RecipeData) -> Iterator[tuple[str, RecipeData]]:
+    """Yield where rates and decays stand in a plan, with the recipe that they belong to."""
+    yield "optimizer", recipe
+    for group in recipe.groups:
+        yield f"groups.{group.name}", of_group(recipe, group)
+
+
+def _mark(row: Row, recipe: RecipeData, times: float) -> Row:
+    """A row of the longer plan beside the original recipe's own number, with the words of the length's rule."""
+    place, _, key = row.key.rpartition(".")
+    own = dict(_owners(recipe)).get(place)
+    if own is not None and key in ("lr", "weight_decay") and isinstance(row.becomes, float):
+        factor, numbers = _lr_factor(own, times), _numbers(own, times)
+        if key == "lr":
+            rule = horizon.LR if factor != 1 else horizon.LR_UNKNOWN
+            same = row.becomes / factor
+            marin = horizon.longer_lr(same, times, horizon.MARIN)
+            return _words(row, rule, own.optimizer.lr, f"{show(same)} at the old length; Marin's form: {show(marin)}")
+        rule = horizon.DECAY if coupling_of(own) in _DECAYS else horizon.DECAY_UNKNOWN
+        was = own.optimizer.weight_decay
+        same = row.becomes * was / numbers["weight_decay"] if numbers["weight_decay"] else row.becomes
+        note = f"{show(same)} at the old length"
+        if rule is horizon.DECAY:
+            slower = row.becomes * times ** (1 - horizon.POWER_LINES)
+            note += f"; with lr x decay as m_D**-{horizon.POWER_LINES} (2505.13738): {show(slower)}"
+        return _words(row, rule, was, note)
+    if recipe.schedule is None or row.key not in ("batch.size", "schedule.length", "schedule.decay_from"):
+        return row
+    was, steps = curve(recipe), row.steps or (0, 0)
+    span = was.decay_from if row.key == "schedule.decay_from" and not isinstance(was, Pieces) else was.length
+    before = -int(-(span or 0.0) // recipe.batch.size)
+    steps_note = row.note.replace(f"{steps[0]:,} steps become", f"{before:,} steps become", 1)
+    if row.key == "batch.size":
+        return replace(row, steps=(before, steps[1]), note=steps_note)
+    rule = horizon.LENGTH if row.key == "schedule.length" else horizon.DECAY_FROM
+    said = str(getattr(recipe.schedule, row.key.partition(".")[2]) or ""), ""
+    return replace(_words(row, rule, span, steps_note), steps=(before, steps[1]), said=said)
+
+
+def _words(row: Row, rule: Rule, was: object, note: str) -> Row:
+    because = f"{rule.because} ({rule.source})" if rule.source != "unknown" else rule.because
+    weakest = max(rule.confidence, row.confidence, key=list(Confidence).index)
+    return replace(
+        row, was=was, rule=rule.formula.format(rule=row.rule), because=because, confidence=weakest, note=note
+    )

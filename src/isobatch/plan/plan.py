@@ -139,6 +139,7 @@ class Plan(Generic[R]):
         kept: the other answer: the reference batch on the same devices, by accumulation.
         forms: other forms that are right as well, each with all its numbers.
         remedies: what applies past the noise scale, where that is known.
+        length: new length over old; not 1 where another one was asked for.
     """
 
     kappa: float
@@ -148,6 +149,7 @@ class Plan(Generic[R]):
     kept: Split
     remedies: tuple[Remedy, ...] = ()
     forms: tuple[Form, ...] = ()
+    length: float = 1.0
 
     def row(self, key: str) -> Row:
         """Return the row of a setting.
@@ -170,12 +172,13 @@ class Plan(Generic[R]):
         """Return the plan as plain values, ready for JSON.
 
         Returns:
-            kappa, goal, kept (the reference batch on the devices), rows, forms, warnings, remedies and the scaled
-            recipe.
+            kappa, goal, length (new over old), kept (the reference batch on the devices), rows, forms, warnings,
+            remedies and the scaled recipe.
         """
         return {
             "kappa": self.kappa,
             "goal": "equivalence" if lr_rule_of(self.recipe).length is None else "speed",
+            "length": self.length,
             "kept": asdict(self.kept),
             "rows": [asdict(row) | {"kept": row.kept, "text": list(row.text)} for row in self.rows],
             "forms": [asdict(form) for form in self.forms],
@@ -284,7 +287,8 @@ def render(plan: Plan[R], width: int) -> Iterator[Any]:
     from rich.table import Table
     from rich.text import Text
 
-    title = f"kappa = {plan.kappa:g}: {lr_rule_of(plan.recipe).run} at batch {plan.recipe.batch.size}"
+    run = lr_rule_of(plan.recipe).run if plan.length == 1 else f"another run, {plan.length:g} times as long,"
+    title = f"kappa = {plan.kappa:g}: {run} at batch {plan.recipe.batch.size}"
     now, unit = plan.recipe.batch, plan.recipe.batch.unit
     yield Text(f"devices x micro x n: {plan.kept} keeps the batch of {plan.kept.size} {unit} and every other number,")
     yield Text(f"or {now.devices} x {now.per_device} x n = {now.accumulation} is a batch of {now.size}, by these rows:")

@@ -6,7 +6,7 @@ from typing import Any
 from isobatch import rules
 from isobatch.curves import Pieces
 from isobatch.errors import InputError
-from isobatch.plan.moving import make_row
+from isobatch.plan.moving import length_factor, longer, make_row, marked
 from isobatch.plan.plan import Form, Plan, R, Row
 from isobatch.plan.rows import all_rows, kept_row, with_rules
 from isobatch.plan.settings import (
@@ -40,6 +40,7 @@ def make_plan(
     optimizer: str | None = None,
     rule: str | None = None,
     goal: str = "equivalence",
+    length: str | float | None = None,
 ) -> Plan[R]:
     """Plan the same run at another global batch.
 
@@ -52,6 +53,7 @@ def make_plan(
         optimizer: "invariant" for the invariant form of the recipe's optimizer.
         rule: "legw" for LEGW in place of the recipe's own rules.
         goal: "speed" for the fastest run to the same loss, by a critical batch.
+        length: another length beside it, "2x" or "60 epochs": not the same run, and its rows say so.
 
     Returns:
         The plan; its row 0 keeps the batch.
@@ -59,6 +61,8 @@ def make_plan(
     Raises:
         InputError: a batch that is not a positive whole number, does not divide, or is beyond a rule's domain.
     """
+    if length is not None:
+        return _of_length(recipe, batch_size, length, micro, devices, (noise_scale, optimizer, rule, goal))
     size, asked = asked_size(recipe.batch, batch_size, micro, devices), recipe.optimizer.name
     recipe = _variant(recipe, noise_scale, optimizer, rule, goal)
     batch = recipe.batch.model_dump() | {"size": size, "schedule": None, "schedule_lr": None}
@@ -81,6 +85,27 @@ def make_plan(
     return Plan(
         size / recipe.batch.size, rows, found, after, kept, remedies(recipe, size, noise_scale), forms(recipe, size)
     )
+
+
+def _of_length(
+    recipe: R,
+    batch_size: int | None,
+    length: str | float,
+    micro: int | None,
+    devices: int | None,
+    ways: tuple[float | None, str | None, str | None, str],
+) -> Plan[R]:
+    """Return the plan of the longer recipe; at the recipe's own batch unless another one or devices are asked for."""
+    noise_scale, optimizer, rule, goal = ways
+    if rule is not None or goal != "equivalence":
+        raise InputError("length: LEGW and goal = speed move the curve themselves; drop one of the two")
+    times = length_factor(recipe, length)
+    if batch_size is None and devices is None and micro is None:
+        batch_size = recipe.batch.size
+    made = make_plan(
+        longer(recipe, times), batch_size, micro=micro, devices=devices, noise_scale=noise_scale, optimizer=optimizer
+    )
+    return marked(made, recipe, times)
 
 
 def forms(recipe: RecipeData, size: int) -> tuple[Form, ...]:

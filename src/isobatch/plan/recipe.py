@@ -90,6 +90,7 @@ class Recipe(RecipeData):
         optimizer: str | None = None,
         rule: str | None = None,
         goal: str = "equivalence",
+        length: str | float | None = None,
     ) -> Plan[Self]:
         """Plan the same run at another global batch.
 
@@ -102,6 +103,7 @@ class Recipe(RecipeData):
             optimizer: "invariant" plans an Adam or RMSProp recipe for its batch-size invariant form.
             rule: "legw" plans by LEGW: square root, warm-up linear in epochs, the optimizer otherwise kept.
             goal: "equivalence" for the same run; "speed" for the fastest to the same loss, by the critical batch.
+            length: another length beside the batch, "2x" or "60 epochs": not the same run, and the rows say so.
 
         Returns:
             Rows, warnings and the scaled recipe.
@@ -118,6 +120,7 @@ class Recipe(RecipeData):
             optimizer=optimizer,
             rule=rule,
             goal=goal,
+            length=length,
         )
 
     def staircase(self, batch: float | None = None) -> Staircase | Pieces:

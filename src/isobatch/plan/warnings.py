@@ -157,8 +157,9 @@ def _kinds(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings) 
     if not math.isclose(was.length, becomes.length, rel_tol=1e-9):
         times = becomes.length / was.length
         message = (
-            "no rule here is for another length; Marin's heuristic multiplies lr by (old/new length)**0.3 beside "
-            f"sqrt(kappa), here by {times**-0.3:.3g}, and landed within 0.2% of its forecast where sqrt alone diverged"
+            "no rule here keeps a run of another length the same; Marin's heuristic multiplies lr by "
+            f"(old/new length)**{rules.horizon.MARIN} beside sqrt(kappa), here by "
+            f"{times**-rules.horizon.MARIN:.3g}, and landed within 0.2% of its forecast where sqrt alone diverged"
         )
         yield PlanWarning(f"the length changes too, by {times:.3g}", message, "measured by Marin", Side.BOTH)
     if _stable_then_falls(was) and recipe.batch.size != new.batch:

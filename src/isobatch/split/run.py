@@ -11,6 +11,7 @@ from typing import Any
 from torch import distributed as dist
 
 from isobatch.errors import InputError
+from isobatch.installed import import_from
 from isobatch.plan import Recipe
 from isobatch.split.check import check, runner
 from isobatch.split.processes import PATIENCE, apart, unlaunched, world
@@ -134,7 +135,7 @@ def _file(name: str) -> Any:
     path = Path(name)
     if not path.is_file():
         raise InputError(f"target {name!r} is no file; give module:make or path/to/file.py:make")
-    sys.path.insert(0, str(path.parent.resolve()))
+    import_from(path.parent)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise InputError(f"target {name!r} is no Python file")

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from isobatch.plan import Recipe
-from isobatch.tasks.task import named
+from isobatch.tasks.task import from_file, named
 
 
 def source_of(recipe: Recipe) -> str:
@@ -41,6 +41,7 @@ def module_of(recipe: Recipe) -> str:
         Its dotted name; "" for a task of this package.
     """
     task = recipe.task or ""
+    task = from_file(task)
     module = (task if ":" in task else named().get(task, "")).partition(":")[0]
     return "" if module.split(".")[0] == "isobatch" else module
 
@@ -54,15 +55,30 @@ def files_of(module: str) -> tuple[Path, dict[str, Path]]:
     Returns:
         The folder that imports start from, and dotted name -> file; none where the module cannot be found.
     """
+    path = _origin(module)
+    return (Path(), {}) if path is None else (_root(module, path), _files(module, path))
+
+
+def root_of(module: str) -> Path | None:
+    """Return the folder that the import of a module starts from, without reading what it imports.
+
+    Args:
+        module: dotted name.
+
+    Returns:
+        The folder; None where there is no such module in Python source.
+    """
+    path = _origin(module)
+    return None if path is None else _root(module, path)
+
+
+def _origin(module: str) -> Path | None:
     try:
         found = importlib.util.find_spec(module)
-        origin = None if found is None else found.origin
-        if origin is None or Path(origin).suffix != ".py" or not Path(origin).is_file():
-            return Path(), {}
-        path = Path(origin)
-        return _root(module, path), _files(module, path)
     except Exception:  # whatever the user's package does on import: making the run says it better
-        return Path(), {}
+        return None
+    path = None if found is None or found.origin is None else Path(found.origin)
+    return path if path is not None and path.suffix == ".py" and path.is_file() else None
 
 
 def _root(module: str, path: Path) -> Path:
@@ -94,7 +110,7 @@ def _imported(path: Path, package: str) -> set[str]:
     """Dotted names that a file may import; `from a import b` may mean a.b."""
     try:
         tree = ast.parse(path.read_bytes())
-    except SyntaxError:
+    except (SyntaxError, ValueError):
         return set()
     names = set()
     for node in ast.walk(tree):

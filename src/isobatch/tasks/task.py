@@ -1,18 +1,20 @@
 """What every task is: a function make(settings, seed) -> Run."""
 
 import importlib
+import importlib.util
 import math
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from isobatch.errors import InputError, IsobatchError
-from isobatch.installed import announced
+from isobatch.installed import announced, import_from
 from isobatch.plan import Recipe
 from isobatch.renamed import OldAttribute, old_arguments
 from isobatch.tasks.asked import Asked
@@ -135,6 +137,7 @@ def _numbers(found: Any) -> dict[str, float]:
 
 
 Make = Callable[[Recipe, int], Run]
+"""A task: recipe and seed of the initial weights -> a run."""
 
 
 class TensorSamples:
@@ -215,7 +218,7 @@ def find(name: str) -> Make:
     """Return the function that makes a task's runs.
 
     Args:
-        name: a shipped task, one of an installed distribution, or "my_pkg.mod:make".
+        name: a shipped task, one of an installed distribution, "my_pkg.mod:make", or "path/to/file.py:make".
 
     Returns:
         make(settings, seed) -> Run.
@@ -223,7 +226,7 @@ def find(name: str) -> Make:
     Raises:
         InputError: no such task, or a module or function that cannot be imported.
     """
-    target = SHIPPED.get(name, name)
+    target = from_file(SHIPPED.get(name, name))
     if ":" not in target:
         known = named()
         if name not in known:
@@ -234,16 +237,53 @@ def find(name: str) -> Make:
         make = getattr(importlib.import_module(module), function, None)
     except Exception as error:  # whatever the user's module does on import
         why = f"{type(error).__name__}: {error}"
-        raise InputError(f"task={name!r} cannot be imported: {why}; is its folder on PYTHONPATH?") from error
+        raise InputError(
+            f'task={name!r} cannot be imported: {why}; is its folder on PYTHONPATH? or say "path/to/file.py:make"'
+        ) from error
     if not callable(make):
         raise InputError(f"task={name!r}: {module} has no function {function!r}")
     return make
 
 
+def from_file(task: str, *folders: Path) -> str:
+    """Return the name that a task in a file is imported by, here and in workers; its folder joins the import path.
+
+    Args:
+        task: such as "path/to/own.py:make"; any other name is given back.
+        *folders: where a relative path starts; the current folder unless given.
+
+    Returns:
+        Such as "own:make".
+
+    Raises:
+        InputError: no such file, or one whose name is that of another module.
+
+    Example:
+        >>> from_file("examples/own_task.py:make"), from_file("digits")
+        ('own_task:make', 'digits')
+    """
+    place, _, function = task.rpartition(":")
+    if not place.endswith(".py"):
+        return task
+    tried = [(folder / place).resolve() for folder in (*folders, Path())]
+    path = next((one for one in tried if one.is_file()), None)
+    if path is None:
+        raise InputError(f"task={task!r}: no file {' or '.join(dict.fromkeys(map(str, tried)))}; correct the path")
+    import_from(path.parent)
+    importlib.invalidate_caches()
+    found = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
+    if found is None or found.origin is None or Path(found.origin).resolve() != path:
+        other = "no name of a module" if found is None else f"the name of another module, {found.origin}"
+        raise InputError(f"task={task!r}: {path.stem} is {other}; rename the file")
+    return f"{path.stem}:{function}"
+
+
 def _unknown(known: dict[str, str]) -> str:
     here = any(target.startswith("isobatch_studies.") for target in known.values())
     more = "" if here else "; the tasks of the studies come with: pip install isobatch-studies"
-    return f'is not installed ({", ".join(sorted(known))}){more}; your own is "my_pkg.mod:make"'
+    return (
+        f'is not installed ({", ".join(sorted(known))}){more}; your own is "my_pkg.mod:make" or "path/to/file.py:make"'
+    )
 
 
 def make_run(settings: Recipe, seed: int) -> Run:

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from isobatch.gradients import own_gradient
+from isobatch.gradients import all_finite, own_gradient
 
 
 class StepVerdict(StrEnum):
@@ -65,7 +64,10 @@ class Guard:
         Returns:
             The judgement.
         """
-        gradients = [g for p in (parameters or model.parameters()) if (g := own_gradient(p)) is not None]
+        trained = parameters or list(model.parameters())
+        gradients = [g for p in trained if (g := p.grad) is not None]
+        if not set(map(type, gradients)) <= {Tensor}:  # shards
+            gradients = [g for p in trained if (g := own_gradient(p)) is not None]
         if math.isfinite(loss) and all_finite(gradients):
             return _APPLY
         bad = first_bad_gradient(model)
@@ -84,31 +86,6 @@ class Guard:
             The judgement.
         """
         return Judgement(StepVerdict.SKIP if skipped < self.patience else StepVerdict.STOP, reason, parameter)
-
-
-def all_finite(tensors: list[torch.Tensor]) -> bool:
-    """Return whether every element is finite, in one pass and one wait for the device.
-
-    Args:
-        tensors: any; their values stay as they are.
-
-    Returns:
-        Whether there is no NaN and no infinity.
-
-    Example:
-        >>> all_finite([torch.ones(2), torch.tensor([1.0, math.inf])])
-        False
-    """
-    if not tensors:
-        return True
-    tensors = [t.coalesce().values() if t.layout is torch.sparse_coo else t for t in tensors]
-    found, one = (make((), device=tensors[0].device) for make in (torch.zeros, torch.ones))
-    try:
-        # the pass of gradient scalers: it multiplies by 1, which changes no value
-        torch._amp_foreach_non_finite_check_and_unscale_(tensors, found, one)
-    except RuntimeError:  # complex numbers, several devices
-        return all(bool(torch.isfinite(t).all()) for t in tensors)
-    return found.item() == 0
 
 
 def first_bad_gradient(model: nn.Module) -> str | None:

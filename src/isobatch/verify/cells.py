@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections import Counter
@@ -36,11 +37,11 @@ def train_all(
     """Train groups of jobs in order, keeping each finished curve in a folder; those found there are not trained again.
 
     Args:
-        groups: runs that belong together, each with its own (arm, seed); no group is begun after the budget.
+        groups: runs that belong together, each with its own (arm, seed).
         folder: where curves are kept; None keeps nothing.
         workers: processes, one a core unless given.
         executor: trains the runs, any `concurrent.futures.Executor`; None for processes of this machine.
-        budget: seconds; groups that it does not reach are left for the next call.
+        budget: seconds after which no run is begun; groups that it does not complete are left for the next call.
         on_done: called with each curve, found or trained.
         checkpoints: keep a run at each of its stops too, in the folder's `unfinished`, by workers that share its disk;
             for runs of many minutes.
@@ -48,10 +49,10 @@ def train_all(
     Returns:
         arm -> curves by seed, of complete groups only.
     """
-    began, curves = time.monotonic(), {}
+    curves: dict[str, list[Curve]] = {}
+    ends = until(budget)
     function = partial(train_on, folder=folder) if checkpoints and folder is not None else train_curve
     for jobs in groups:
-        left = None if budget is None else budget - (time.monotonic() - began)
         found = run_all(
             function,
             jobs,
@@ -61,7 +62,7 @@ def train_all(
             workers=workers,
             executor=executor,
             device=jobs[0].device if jobs else "cpu",
-            start=left is None or left >= 0,
+            ends=ends,
             on_done=on_done,
         )
         for curve in sorted(found or (), key=lambda curve: (curve.arm, curve.seed)):
@@ -70,6 +71,22 @@ def train_all(
             for job in jobs:
                 shutil.rmtree(_unfinished(job, folder), ignore_errors=True)
     return curves
+
+
+def until(budget: float | None) -> float:
+    """Return when a budget that begins now is over.
+
+    Args:
+        budget: seconds; None for no end.
+
+    Returns:
+        A time of `time.monotonic`.
+
+    Example:
+        >>> until(None)
+        inf
+    """
+    return math.inf if budget is None else time.monotonic() + budget
 
 
 def train_on(job: Job, folder: Path) -> Curve:
@@ -102,7 +119,7 @@ def run_all(
     device: str = "cpu",
     session: Session | None = None,
     ahead: Sequence[_Item] = (),
-    start: bool = True,
+    ends: float = math.inf,
     on_done: Callable[[_Result], None] | None = None,
 ) -> list[_Result] | None:
     """Run the jobs whose results are not kept in a folder yet, and keep theirs.
@@ -118,11 +135,11 @@ def run_all(
         device: where the jobs compute.
         session: of an executor, kept open by the caller, instead of one for this call.
         ahead: jobs that a later call with the same session will want: they run where nothing else waits.
-        start: whether anything missing may be run.
+        ends: time of `time.monotonic` after which nothing missing is begun.
         on_done: called with each result, found or new.
 
     Returns:
-        Results in the order of the jobs; None where some are missing and must not be run.
+        Results in the order of the jobs; None where some are missing because the time was over.
     """
     place = None if folder is None else prepare(folder / "cells")
     results: dict[_Key, _Result] = {}
@@ -134,12 +151,12 @@ def run_all(
             on_done(result)
 
     with ExitStack() as stack:
-        made = session or stack.enter_context(closing(Session(executor, workers=workers, device=device)))
+        made = session or stack.enter_context(closing(Session(executor, workers=workers, device=device, ends=ends)))
         for key in wanted:
             found = made.early.pop(key, None) or (None if place is None else _read(place / key[0], read))
             if found is not None:
                 arrived(key, found)
-        if len(results) < len(wanted) and not start:
+        if len(results) < len(wanted) and time.monotonic() >= ends:
             return None
         for key, job in {**wanted, **later}.items():
             if key not in results and not (key in later and place is not None and _read(place / key[0], read)):
@@ -151,7 +168,7 @@ def run_all(
                 arrived(key, result)
             else:
                 made.early[key] = result
-    return [results[key] for key in wanted]
+    return [results[key] for key in wanted] if len(results) == len(wanted) else None
 
 
 def _keyed(jobs: Sequence[_Item], name: Callable[[_Item], str]) -> dict[_Key, _Item]:

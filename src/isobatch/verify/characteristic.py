@@ -53,6 +53,7 @@ def measure(
     executor: Executor | None = None,
     device: str = "cpu",
     out: Path | None = None,
+    on_folder: Callable[[Path, dict[str, Any] | None], None] | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
     on_done: Callable[[Curve], None] | None = None,
 ) -> dict[str, Any]:
@@ -67,6 +68,7 @@ def measure(
         executor: trains the runs, any `concurrent.futures.Executor`; None for processes of this machine.
         device: as in `run`.
         out: as in `run`.
+        on_folder: as in `run`.
         on_estimate: as in `run`.
         on_done: as in `run`.
 
@@ -88,6 +90,7 @@ def measure(
         device=device,
         out=out,
         extra=planted(recipe, batch_size),
+        on_folder=on_folder,
         on_estimate=on_estimate,
         on_done=on_done,
     )

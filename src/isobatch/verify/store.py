@@ -187,6 +187,20 @@ def cache() -> Path:
         ) from None
 
 
+def runs_folder(kind: str, recipe: Recipe) -> Path:
+    """Return where runs of a recipe are kept that nobody gave a folder to, under the user's cache.
+
+    Args:
+        kind: of the runs, such as "sweep".
+        recipe: with the code of its task, what they are runs of.
+
+    Returns:
+        The folder, which need not exist.
+    """
+    values = {"recipe": recipe_values(recipe), "task": source_of(recipe), "version": VERSION}
+    return cache() / kind / _hash(values)
+
+
 def judged_before(which: Identity) -> dict[str, Any] | None:
     """Return an earlier judgement of the same runs in another design, or by another margin.
 

@@ -9,27 +9,35 @@ from isobatch.formats.stacks import (
     dino,
     edm,
     hf,
+    lerobot,
     lightning,
     litgpt,
     mae,
     megatron,
     mmengine,
+    nanochat,
     nanogpt,
     neox,
+    olmo_core,
     open_clip,
     timm,
+    torchtitan,
     torchtune,
     ultralytics,
     verl,
 )
+from isobatch.formats.stacks.others import OTHERS
 
 FORMATS: tuple[Format, ...] = (
     hf.FORMAT,
     nanogpt.FORMAT,
+    nanochat.FORMAT,
     litgpt.FORMAT,
     megatron.FORMAT,
     neox.NEOX,
     neox.DEEPSPEED,
+    torchtitan.FORMAT,
+    olmo_core.FORMAT,
     timm.FORMAT,
     dino.V1,
     dino.V2,
@@ -48,6 +56,8 @@ FORMATS: tuple[Format, ...] = (
     open_clip.FORMAT,
     torchtune.FORMAT,
     verl.FORMAT,
+    lerobot.FORMAT,
 )
+"""Every format that is read, in the order in which a file is tried."""
 
-__all__ = ["FORMATS"]
+__all__ = ["FORMATS", "OTHERS"]

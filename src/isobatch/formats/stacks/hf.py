@@ -1,14 +1,20 @@
 """Hugging Face `TrainingArguments` and what speaks its words: LLaMA-Factory, axolotl, TRL."""
 
+import re
+
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
+from isobatch.formats.stacks.grpo import groups, is_grpo
 from isobatch.formats.stacks.words import betas, clip, launched_devices, optimizer, per_device_batch
 
 _INERT = (
-    "beta average_tokens_across_devices adapter optim_target_modules eval_batch_size max_length loss_type "
-    "temperature logging_steps train_on_inputs group_by_length num_beams epsilon_high evals_per_epoch "
-    "saves_per_epoch"
+    "beta pref_beta dpo_beta kto_beta fsdp fsdp_config loraplus_lr_ratio lora_alpha average_tokens_across_devices "
+    "adapter optim_target_modules eval_batch_size max_length loss_type temperature logging_steps train_on_inputs "
+    "group_by_length num_beams epsilon_high evals_per_epoch saves_per_epoch"
 )
+
+_ONE_RATE = re.compile(r"(?!min|max|base|peak)([A-Za-z]\w*)_lr$|loraplus_lr_(embedding)$")
+"""A rate of some parameters alone, by the name of its key."""
 
 
 def _axolotl(reader: Reader) -> bool:
@@ -29,8 +35,10 @@ def read(reader: Reader) -> None:
         reader.unread(
             "auto_find_batch_size", "halves the batch when memory runs out, and nothing else with it; turn it off"
         )
+    times = groups(reader) if is_grpo(reader) else 1
     _optimizer(reader, axolotl)
-    _length(reader, axolotl)
+    _rates(reader)
+    _length(reader, axolotl, times)
     _schedule(reader, axolotl)
     for name, key in (("checkpoints", "save_steps"), ("evaluation", "eval_steps")):
         found = reader.number(key)
@@ -39,7 +47,7 @@ def read(reader: Reader) -> None:
     if reader.find("packing", "sample_packing").value:
         reader.note("samples are packed sequences here: the data size is the number of packs, and a batch counts packs")
     reader.inert(_INERT)
-    for key in ("deepspeed", "fsdp", "optim_args"):
+    for key in ("deepspeed", "optim_args"):
         if reader.find(key).value:
             reader.unread(key, "may set rates, batches or clipping of its own")
 
@@ -53,6 +61,9 @@ def _optimizer(reader: Reader, axolotl: bool) -> None:
     name = optimizer(reader, reader.word("optim", "optimizer", default=default))
     reader.say("lr", lr)
     reader.say("weight_decay", reader.number("weight_decay", default=0.0))
+    if name == "muon":
+        reader.fix("momentum", 0.95, "the trainer's Muon, which no argument sets")
+        reader.draft.rules["momentum"] = "keep"
     if name not in ("sgd", "rmsprop"):
         betas(reader, reader.number("adam_beta1", default=0.9), reader.number("adam_beta2", default=0.999))
         reader.say("eps", reader.number("adam_epsilon", default=1e-8))
@@ -64,13 +75,37 @@ def _trl(reader: Reader) -> bool:
     return reader.has("dataset_name", "model_name_or_path", "max_prompt_length", "loss_type", "num_generations")
 
 
-def _length(reader: Reader, axolotl: bool) -> None:
+def _rates(reader: Reader) -> None:
+    """Enter the rates that some parameters have beside learning_rate, such as mm_projector_lr or embedding_lr."""
+    for name in reader.source.tree:
+        match = _ONE_RATE.match(str(name))
+        found = reader.find(name).value if match else None
+        if match is None or isinstance(found, bool) or not isinstance(found, (int, float)) or not found > 0:
+            continue
+        path, part = f"groups[{len(reader.draft.groups)}].lr", match[1] or match[2]
+        rate = reader.number(name)
+        reader.draft.groups.append({"name": part.replace("_", "-"), "match": part, "lr": float(rate.value)})
+        reader.link(path, rate, lambda view, path=path: view[path])
+
+
+def _length(reader: Reader, axolotl: bool, times: int) -> None:
+    """Enter the run; times: samples that one row of the data becomes in an epoch."""
+    episodes = reader.whole("total_episodes", default=None, low=1)
+    if episodes.value:
+        often = reader.whole("num_ppo_epochs", default=4, low=1).value
+        reader.span("length", episodes, "samples", times=often, least=1)
+        reader.inert("num_train_epochs", "max_steps")
+        reader.unread("num_mini_batches", "updates of a rollout; a rollout has as many batches, at any batch")
+        return
     steps = reader.number("max_steps", default=-1, low=-1)
     epochs = reader.number("num_train_epochs", "num_epochs", default=1 if axolotl else 3.0)
     if steps.value > 0:
         reader.span("length", steps, "steps", least=1)
         reader.inert("num_train_epochs", "num_epochs")
+    elif times == 1:
+        reader.span("length", epochs, "epochs")
     else:
+        reader.draft.data_size = reader.data_size("an epoch is a pass over the prompts") * times
         reader.span("length", epochs, "epochs")
 
 

@@ -9,15 +9,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from isobatch.errors import InputError
-from isobatch.formats.texts.shell import ASSIGN, Shell, Word
+from isobatch.formats.texts.shell import Shell, Word
 from isobatch.formats.texts.source import Key, Source, Spot, Unknown, newline, replaced
 from isobatch.formats.texts.yaml import plain
 
 _OVERRIDE = re.compile(r"^[+~]{0,2}([A-Za-z_][\w.\[\]/@-]*)=(.*)$", re.S)
 _NUMBER = re.compile(r"^-(?:\d|\.\d)")
 _RUNS = re.compile(
-    r"(\.py$|\.sh$|lerobot-train$|^-m$|^yolo$|^torchrun$|^python\d?(\.\d+)?$|^accelerate$|^deepspeed$|^tune$|^axolotl$|^trl$)"
+    r"(\.py$|\.sh$|^-m$|^torchrun$|^python\d?(\.\d+)?$|^accelerate$|^deepspeed$|^\$\(which [\w.-]+\)$|"
+    r"(?:^|/)(?:lerobot-train|yolo|tune|axolotl|trl|llamafactory-cli|swift|composer|litgpt|mim)$)"
 )
+_LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "composer")
+_COUNTS = ("NPROC_PER_NODE", "NNODES")
+"""Variables by which some programs are told their processes."""
 _LISTS = re.compile(r"(args|kwargs|options|opts)$")
 
 
@@ -35,16 +39,23 @@ def read_command(text: str, name: str) -> Source:
     Raises:
         InputError: no command, several of them, or an open quote.
     """
-    commands = [c for c in Shell(text, name).commands() if any(_RUNS.search(word.text) for word in c)]
+    shell = Shell(text, name)
+    ends = {id(words): (words, stop) for words, stop in shell.commands()}
+    commands = [c for c, _ in ends.values() if any(_RUNS.search(word.text) for word in c)]
     commands = [c for c in commands if sum(w.text.startswith("-") or "=" in w.text for w in c)] or commands
     if not commands:
         raise InputError(f"{name} holds no training command; give the line that starts the training")
+    rests = [w.text for c in commands for w in c if w.text.endswith((".yaml", ".yml", ".toml", ".json"))]
+    if rests and not any(_flags(_split(c)[1]) for c in commands):
+        raise InputError(f"{name} reads its recipe from {rests[0]}; plan that file")
     most = max(commands, key=lambda c: len(_flags(_split(c)[1])))
     rivals = [c for c in commands if c is not most and len(_flags(_split(c)[1])) * 2 > len(_flags(_split(most)[1]))]
     if rivals:
         lines = ", ".join(str(text.count("\n", 0, c[0].start) + 1) for c in (most, *rivals))
         raise InputError(f"{name} holds {1 + len(rivals)} training commands (lines {lines}); keep one in the file")
     launcher, rest, program = _split(most)
+    if not launcher:
+        launcher = [word for key in _COUNTS for word in shell.counted(key)]
     tree: dict[str, Any] = {}
     spots: dict[Key, Spot] = {}
     for flag, values in _flags(rest).items():
@@ -58,10 +69,9 @@ def read_command(text: str, name: str) -> Source:
     extra = {
         "launcher": {flag: _plain(values) for flag, values in _flags(launcher).items()},
         "program": program,
-        "end": most[-1].end,
+        "end": ends[id(most)][1],
         "dashes": {flag: values[0].text for flag, values in _flags(rest, raw=True).items()},
         "words": tuple(word.text for word in rest if not word.text.startswith("-") and "=" not in word.text),
-        "environment": {w.text.partition("=")[0]: w.text.partition("=")[2] for w in most if ASSIGN.match(w.text)},
     }
     return Source(name, "command", text, tree, spots, _rewrite, extra)
 
@@ -78,6 +88,11 @@ def _split(words: list[Word]) -> tuple[list[Word], list[Word], str]:
     if last < 0:
         last = next((i for i, word in enumerate(words) if word.text.endswith(".sh")), -1)
     if last < 0:
+        ran = [i for i, word in enumerate(words) if _RUNS.search(word.text) and not word.text.startswith("-")]
+        launched = [i for i in ran if words[i].text.rsplit("/", 1)[-1] in _LAUNCHERS]
+        inner = next((i for i in ran if launched and i > launched[0]), None)
+        if inner is not None:  # such as accelerate launch --num_processes=2 $(which lerobot-train) ...
+            return words[:inner], words[inner + 1 :], words[inner].text.removeprefix("$(which ").removesuffix(")")
         at = next((i for i, word in enumerate(words) if _RUNS.search(word.text)), 0)
         while at + 1 < len(words) and not words[at + 1].text.startswith("-") and "=" not in words[at + 1].text:
             at += 1
@@ -166,15 +181,10 @@ def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
         else:
             flag = _flag(source, key)
             listed = flag.endswith("=") and isinstance(value, (list, tuple))
-            added += f" {flag}" + (f"[{','.join(map(_literal, value))}]" if listed else _literal(value))
+            added += f" '{flag}[{','.join(map(_literal, value))}]'" if listed else f" {flag}{_literal(value)}"
     if added:
-        pieces.append((source.extra["end"], source.extra["end"], _closed(source, added)))
+        pieces.append((source.extra["end"], source.extra["end"], added))
     return replaced(source.text, pieces)
-
-
-def _closed(source: Source, added: str) -> str:
-    """Return flags to add behind the last word, past the quote that the word may stand in."""
-    return added
 
 
 def _flag(source: Source, key: Key) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from isobatch.errors import InputError
-from isobatch.formats.texts.source import DEEPEST, Key, Source, Spot, Unknown, newline, replaced, spelled
+from isobatch.formats.texts.python_names import ENOUGH_FLAGS, ONCE, arguments, assigned, local_names
+from isobatch.formats.texts.source import DEEPEST, Key, Source, Spot, Unknown, nested, newline, replaced, spelled
 
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -18,6 +19,7 @@ _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
+_ROUNDED: dict[str, Callable[[Any], Any]] = {"int": int, "float": float, "round": round}
 _BRANCHES = (ast.If, ast.For, ast.While, ast.Try, ast.With)
 CALLED = "type"
 """The key under which the name of a call stands beside its arguments, as mmengine writes it."""
@@ -48,6 +50,9 @@ def read_python(text: str, name: str) -> Source:
         for statement in module.body:
             reader.statement(statement)
         reader.call_of_training(module)
+        flags = {} if reader.call else arguments(module)
+        if len(flags) >= ENOUGH_FLAGS:
+            reader.flags(flags)
     except RecursionError:
         raise InputError(f"{name}: nested deeper than {DEEPEST} levels; a recipe is not") from None
     extra = {} if reader.call is None else {"call": reader.end_of(reader.call)}
@@ -73,6 +78,8 @@ class _Reader:
         self._starts = starts
         self._ascii = text.isascii()
         self.call: ast.Call | None = None
+        self._scope: dict[str, Any] = {}
+        self._functions: set[str] = set()
 
     def statement(self, node: ast.stmt) -> None:
         """Take in one statement of the top level."""
@@ -93,6 +100,7 @@ class _Reader:
                     self.tree[node.name][target.id] = self.value(item.value, (node.name, target.id))
         elif isinstance(node, (*_BRANCHES, ast.AugAssign, ast.Delete, ast.Expr)):
             self._uncertain(node)
+            self._started(node)
 
     def call_of_training(self, module: ast.Module) -> None:
         """Take in the arguments of the one call `something.train(...)` of a script as its settings."""
@@ -109,6 +117,13 @@ class _Reader:
                 self._forget((keyword.arg,))
                 self.tree[keyword.arg] = self.value(keyword.value, (keyword.arg,))
         self.call = calls[0]
+
+    def flags(self, flags: Mapping[str, ast.expr]) -> None:
+        """Take in the defaults of a script's own flags, which are its settings, in place of all other names."""
+        self.tree.clear()
+        self.spots.clear()
+        for name, node in flags.items():
+            self.tree[name] = self.value(node, (name,))
 
     def _assign(self, target: ast.expr, value: ast.expr) -> None:
         if isinstance(target, ast.Name):
@@ -160,9 +175,31 @@ class _Reader:
                 self.tree[inner.id] = Unknown(f"{inner.id}, set on line {node.lineno} in a way that only running tells")
 
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        """Take in what a function returns, or else the settings that it builds by name, its own names first."""
+        self._scope = local_names(node)
+        self._functions.add(node.name)
+        for statement in node.body:
+            target, value = assigned(statement)
+            if target in self._scope and value is not None and self._scope[target] is ONCE:
+                self._scope[target] = self.value(value, (node.name, target)) if target else None
         returns = [n for n in ast.walk(node) if isinstance(n, ast.Return) and n.value is not None]
+        built = {name: value for name, value in self._scope.items() if isinstance(value, dict) and CALLED in value}
         if len(returns) == 1 and isinstance(returns[0].value, (ast.Call, ast.Dict)):
-            self.tree[node.name] = self.value(returns[0].value, (node.name,))
+            made = self.value(returns[0].value, (node.name,))
+            self.tree[node.name] = built | made if isinstance(made, dict) else made
+        elif built:
+            self.tree[node.name] = built
+        self._scope = {}
+
+    def _started(self, node: ast.stmt) -> None:
+        """Take in the arguments of a call that a script ends with, such as main(global_batch_size=...)."""
+        inside = node.body if isinstance(node, ast.If) and "__name__" in self._name(node.test) else [node]
+        for statement in inside:
+            call = statement.value if isinstance(statement, ast.Expr) else None
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or not call.keywords:
+                continue
+            if call.func.id not in self.tree:
+                self.tree[call.func.id] = self.value(call, (call.func.id,))
 
     def value(self, node: ast.expr, key: Key) -> Any:
         """Return a plain value of an expression, noting where it stands."""
@@ -184,9 +221,14 @@ class _Reader:
             table[str(label)] = self.value(item, (*key, str(label)))
         return table
 
-    def _call(self, node: ast.Call, key: Key) -> dict[str, Any]:
+    def _call(self, node: ast.Call, key: Key) -> Any:
         table: dict[str, Any] = {}
+        if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Call) and len(node.args) == 2:
+            return self._chained(node, node.func.value, key)
         called = self._name(node.func)
+        if called in ("int", "float", "round") and len(node.args) == 1 and not node.keywords:
+            number = self._constant(node.args[0])
+            return _ROUNDED[called](number) if _number(number) and abs(number) < 1e18 else Unknown(self._said(node))
         if called not in ("dict", "L", "LazyCall", "partial"):
             table[CALLED] = called
         for index, item in enumerate(node.args):
@@ -194,6 +236,17 @@ class _Reader:
         for keyword in node.keywords:
             label = keyword.arg or "**"
             table[label] = self.value(keyword.value, (*key, label))
+        return table
+
+    def _chained(self, node: ast.Call, base: ast.Call, key: Key) -> Any:
+        """Return what `Config(...).with_callback("name", Callback(...))` builds, callbacks by name."""
+        spot = self.spots.pop(key)
+        table = self.value(base, key)
+        name = self._constant(node.args[0])
+        if isinstance(table, dict) and isinstance(name, str) and name not in table:
+            table[name] = self.value(node.args[1], (*key, name))
+            return table
+        self.spots[key] = spot
         return table
 
     def _name(self, node: ast.expr) -> str:
@@ -206,7 +259,10 @@ class _Reader:
         if isinstance(node, ast.Constant):
             value = node.value
             return value if isinstance(value, (bool, int, float, str)) or value is None else Unknown(repr(value))
-        if isinstance(node, ast.Name) and node.id in self.tree:
+        if isinstance(node, ast.Name) and node.id in self._scope:
+            held = self._scope[node.id]
+            return held if held is None or isinstance(held, (bool, int, float, str)) else Unknown(node.id)
+        if isinstance(node, ast.Name) and node.id in self.tree and node.id not in self._functions:
             return self.tree[node.id]
         if isinstance(node, (ast.Attribute, ast.Subscript)):
             found = self._looked_up(node)
@@ -232,7 +288,7 @@ class _Reader:
         return found
 
     def _computed(self, node: ast.BinOp, left: Any, right: Any) -> Any:
-        small = abs(left) < 1e12 and abs(right) < 1e12 and not (isinstance(node.op, ast.Pow) and abs(right) > 64)
+        small = abs(left) < 1e18 and abs(right) < 1e18 and not (isinstance(node.op, ast.Pow) and abs(right) > 64)
         try:
             value = _BINARY[type(node.op)](left, right) if small else None
         except (ArithmeticError, ValueError):
@@ -266,6 +322,11 @@ def _literal(value: Any, old: str) -> str:
     if isinstance(value, (list, tuple)):
         inside = ", ".join(_literal(item, "") for item in value)
         return f"({inside})" if old[:1] == "(" else f"[{inside}]"
+    if isinstance(value, dict):
+        named = all(str(name).isidentifier() for name in value)
+        pairs = [f"{name}=" if named else f"{name!r}: " for name in value]
+        inside = ", ".join(head + _literal(inner, "") for head, inner in zip(pairs, value.values(), strict=True))
+        return f"dict({inside})" if named else f"{{{inside}}}"
     text = repr(value)
     if isinstance(value, str) and old[:1] == '"' and '"' not in value and "\\" not in text:
         return f'"{value}"'
@@ -274,6 +335,7 @@ def _literal(value: Any, old: str) -> str:
 
 def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
     pieces, added = [], []
+    missing: dict[Key, dict[str, Any]] = {}
     for key, value in changes.items():
         spot = source.spots.get(key)
         if spot is not None:
@@ -282,8 +344,16 @@ def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
             pieces.append(_inserted(source.text, source.extra["call"] - 1, f"{key[0]}={_literal(value, '')}"))
         elif len(key) == 1:
             added.append(f"{key[0]} = {_literal(value, '')}")
+        elif key[:-1] in source.spots:
+            pieces.append(_argument(source, key, _literal(value, "")))
         else:
-            pieces.append(_argument(source, key, value))
+            missing.setdefault(key[:-1], {})[str(key[-1])] = value
+    if "_base_" in source.tree:
+        pieces += _laid_over(source, missing, added)
+        missing = {}
+    for parent, values in missing.items():
+        inside = ", ".join(f"{name}={_literal(value, '')}" for name, value in values.items())
+        pieces.append(_argument(source, parent, f"{_built_elsewhere(source, parent)}({inside})"))
     text = replaced(source.text, _joined(pieces))
     if added:
         end = newline(text)
@@ -291,17 +361,44 @@ def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
     return text
 
 
-def _argument(source: Source, key: Key, value: Any) -> tuple[int, int, str]:
+def _laid_over(source: Source, missing: Mapping[Key, dict[str, Any]], added: list[str]) -> list[tuple[int, int, str]]:
+    """Return the pieces that lay keys over those of a base file, and add the tables that this file lacks."""
+    grouped: dict[Key, dict[Key, Any]] = {}
+    for parent, values in missing.items():
+        cuts = range(len(parent), 0, -1)
+        own = (cut for cut in cuts if parent[:cut] in source.spots and isinstance(source.get(parent[:cut]), dict))
+        cut = next(own, 0)
+        grouped.setdefault(parent[:cut], {}).update({(*parent[cut:], name): value for name, value in values.items()})
+    pieces = []
+    for place, values in grouped.items():
+        for name, value in nested(values).items():
+            if place:
+                pieces.append(_argument(source, (*place, name), _literal(value, "")))
+            else:
+                added.append(f"{name} = {_literal(value, '')}")
+    return pieces
+
+
+def _built_elsewhere(source: Source, key: Key) -> str:
+    """Return the call that another part of the file builds a table of this name with."""
+    for table in source.tree.values():
+        inner = table.get(str(key[-1])) if isinstance(table, dict) else None
+        if isinstance(inner, dict) and isinstance(inner.get(CALLED), str):
+            return str(inner[CALLED])
+    raise InputError(f"{spelled(key)} has no place in {source.name}, and nothing there builds one; add it by hand")
+
+
+def _argument(source: Source, key: Key, value: str) -> tuple[int, int, str]:
     """Return the piece that adds an argument to a call, or a key to a dict, that stands in the file."""
     spot, table = source.spots.get(key[:-1]), source.get(key[:-1])
     if spot is None or not isinstance(table, dict):
-        raise InputError(f"{spelled(key)} has no place in {source.name}; add {spelled(key)} = {value!r} by hand")
+        raise InputError(f"{spelled(key)} has no place in {source.name}; add {spelled(key)} = {value} by hand")
     text, at = source.text, spot.end - 1
     closing = text[at]
     if closing not in ")}":
-        raise InputError(f"{spelled(key)} has no place in {source.name}; add {spelled(key)} = {value!r} by hand")
+        raise InputError(f"{spelled(key)} has no place in {source.name}; add {spelled(key)} = {value} by hand")
     name = f"{key[-1]}=" if closing == ")" else f"{str(key[-1])!r}: "
-    return _inserted(text, at, f"{name}{_literal(value, '')}")
+    return _inserted(text, at, f"{name}{value}")
 
 
 def _inserted(text: str, at: int, argument: str) -> tuple[int, int, str]:

@@ -1,6 +1,5 @@
 """isobatch study adaptive: fixed batches, one that follows the noise scale, and one that leaves the average behind."""
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path as Folder
@@ -8,7 +7,7 @@ from typing import Any
 
 from isobatch.plan import Recipe
 from isobatch.report import prepare, write, write_result
-from isobatch.verify.cells import run_all
+from isobatch.verify.cells import run_all, until
 from isobatch_studies.adaptive.judging import BARE, FULL, NAME, SMALL, judge, rows, savings
 from isobatch_studies.adaptive.page import html, picture
 from isobatch_studies.adaptive.paths import Drive, Path, drive, file_name
@@ -51,7 +50,7 @@ def run(
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
         executor: trains the runs, as in `isobatch.verify.run`.
-        budget: seconds after which no further arm is begun.
+        budget: seconds after which no further run is begun.
         on_estimate: called with seconds (0: unknown) and the number of runs.
         on_done: called with each finished run.
 
@@ -60,14 +59,13 @@ def run(
     """
     rules = criteria(NAME)
     part = rules | (rules["quick"] if quick else {})
-    seeds, began = part["seeds"], time.monotonic()
+    seeds, ends = part["seeds"], until(budget)
     recipes = arms(rules, part["fixed"])
     if on_estimate is not None:
         on_estimate(0.0, seeds * len(recipes))
     paths: dict[str, list[Path]] = {}
     for stream, (arm, recipe) in enumerate(recipes.items()):
         jobs = [Drive(arm, recipe, seed, stream, rules["look_every"]) for seed in range(seeds)]
-        start = budget is None or time.monotonic() - began < budget
         done = run_all(
             drive,
             jobs,
@@ -76,7 +74,7 @@ def run(
             read=_read,
             workers=workers,
             executor=executor,
-            start=start,
+            ends=ends,
             on_done=on_done,
         )
         if done is not None:

@@ -104,7 +104,7 @@ def train_cells(
     folder: Path | None,
     workers: int | None,
     executor: Executor | None,
-    due: Callable[[], bool],
+    ends: float,
     on_done: Callable[[Any], None] | None,
 ) -> list[Trained]:
     """Train cells, or read what an earlier call trained.
@@ -114,19 +114,29 @@ def train_cells(
         folder: where results are kept; None keeps nothing.
         workers: processes.
         executor: trains the runs, as in `isobatch.verify.run`.
-        due: whether the budget is spent; no further cell is begun then.
+        ends: time of `time.monotonic` after which no further cell is begun.
         on_done: called with each cell.
 
     Returns:
         The cells that are complete.
     """
-    found: list[Trained] = []
-    for cell in wanted:
-        found += run_all(
-            train_cell, [cell], folder, name=lambda cell: hashed(asdict(cell)), read=lambda values: Trained(**values),
-            workers=workers, executor=executor, start=not due(), on_done=on_done,
-        ) or ()  # fmt: skip
-    return found
+    found: dict[str, Trained] = {}
+    todo = list(wanted)
+
+    def arrived(trained: Trained) -> None:
+        found[_name(Cell(**trained.cell))] = trained
+        if on_done is not None:
+            on_done(trained)
+
+    run_all(
+        train_cell, todo, folder, name=_name, read=lambda values: Trained(**values), workers=workers,
+        executor=executor, ends=ends, on_done=arrived,
+    )  # fmt: skip
+    return [found[_name(cell)] for cell in todo if _name(cell) in found]
+
+
+def _name(cell: Cell) -> str:
+    return hashed(asdict(cell))
 
 
 def train_cell(cell: Cell) -> Trained:

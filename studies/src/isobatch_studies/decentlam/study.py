@@ -1,6 +1,5 @@
 """isobatch study decentlam: the bias on least squares, digits split by class, and what exchanges cost."""
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from isobatch.report import prepare, write, write_result
-from isobatch.verify.cells import hashed, run_all
+from isobatch.verify.cells import hashed, run_all, until
 from isobatch_studies.claims import as_dict, criteria
 from isobatch_studies.decentlam import bias, communication
 from isobatch_studies.decentlam.digits import Cell, cells, train_cell, train_cells
@@ -50,7 +49,7 @@ def run(
     Raises:
         InputError: a number of nodes that cannot be simulated.
     """
-    began, rules = time.monotonic(), criteria(NAME)
+    ends, rules = until(budget), criteria(NAME)
     plan, seeds = rules["quick" if quick else "grid"], rules["seeds"]
     data: dict[str, Any] = {"study": NAME, "title": rules["title"], "quick": quick, "seeds": seeds, "claims": []}
     if simulate_nodes is not None:
@@ -63,9 +62,7 @@ def run(
     if on_estimate is not None:
         on_estimate(0.0, len(wanted))
     data |= _least_squares(plan, seeds, out, workers, executor)
-    trained = train_cells(
-        wanted, out, workers, executor, lambda: budget is not None and time.monotonic() - began > budget, on_done
-    )
+    trained = train_cells(wanted, out, workers, executor, ends, on_done)
     data["digits"] = [asdict(cell) for cell in trained]
     data["cells"] = {"complete": len(trained), "of": len(wanted)}
     data["real"] = _real(plan["digits"], quick)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from isobatch.report import prepare, write, write_result
-from isobatch.verify.cells import run_all
+from isobatch.verify.cells import run_all, until
 from isobatch_studies.claims import as_dict, criteria
 from isobatch_studies.noise_scale import grid as layout
 from isobatch_studies.noise_scale.judging import NAME, judge, row
@@ -34,7 +34,7 @@ def run(
         out: folder for cells, result.json, pictures and page; nothing is kept without it.
         workers: processes, one a core unless given.
         executor: trains the runs, as in `isobatch.verify.run`.
-        budget: seconds after which no further batch is begun.
+        budget: seconds after which no further run is begun.
         on_estimate: called with seconds (0: unknown) and the number of runs, about.
         on_done: called with each finished run.
 
@@ -43,18 +43,17 @@ def run(
     """
     rules = criteria(NAME)
     part, count = rules["quick" if quick else "grid"], rules["window"]["stops"]
-    known, seeds, began = layout.domains(part), part["seeds"], time.monotonic()
+    known, seeds, ends = layout.domains(part), part["seeds"], until(budget)
     if on_estimate is not None:
         on_estimate(0.0, seeds * sum(len(domain.batches) * _RATES + 1 for domain in known))
 
     def left() -> float | None:
-        return None if budget is None else max(0.0, budget - (time.monotonic() - began))
+        return None if budget is None else max(0.0, ends - time.monotonic())
 
     def follow(probes: list[NoiseProbe]) -> list[NoiseCurve] | None:
-        start = left() is None or bool(left())
         name, read = file_name, _read
         return run_all(
-            probe, probes, out, name=name, read=read, workers=workers, executor=executor, start=start, on_done=on_done
+            probe, probes, out, name=name, read=read, workers=workers, executor=executor, ends=ends, on_done=on_done
         )
 
     # The two questions beside the table first: they are cheap, and a budget that ends in a sweep leaves them answered.

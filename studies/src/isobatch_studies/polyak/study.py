@@ -48,7 +48,7 @@ def same_at_16(rows: Rows) -> Judged:
 def width(
     part: dict[str, Any],
     seeds: int,
-    start: bool,
+    ends: float,
     *,
     out: Path | None,
     workers: int | None,
@@ -60,7 +60,7 @@ def width(
     Args:
         part: the grid.
         seeds: runs a variant.
-        start: whether runs that are missing may be trained.
+        ends: time of `time.monotonic` after which no missing run is begun.
         out: folder of the study.
         workers: processes.
         executor: trains the runs, as in `isobatch.verify.run`.
@@ -80,7 +80,7 @@ def width(
             read=_read,
             workers=workers,
             executor=executor,
-            start=start,
+            ends=ends,
             device=device,
         )
         if found is not None:

@@ -1,6 +1,5 @@
 """The run of a teacher study: train every arm, make a row of each, judge the claims, write result, picture and page."""
 
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -12,7 +11,7 @@ from isobatch.executors import width
 from isobatch.report import prepare, write, write_result
 from isobatch.tasks import LOSS, PERCENT
 from isobatch.train import Device
-from isobatch.verify.cells import train_all
+from isobatch.verify.cells import train_all, until
 from isobatch.verify.workers import Curve, Job
 from isobatch_studies.claims import as_dict, claims, criteria, outcome
 from isobatch_studies.tasks.images import images
@@ -52,14 +51,14 @@ def run(
         device: where the runs are trained, in the word of `Device.parse`.
         on_estimate: called with seconds (0: unknown) and the number of runs.
         on_done: called with each finished run.
-        extra: further measurements: (grid, seeds, whether runs may start, out=, workers=, executor=, device=) -> values
-            for the result, "judged" among them by claim id.
+        extra: further measurements: (grid, seeds, time after which no run is begun, out=, workers=, executor=,
+            device=) -> values for the result, "judged" among them by claim id.
 
     Returns:
         What goes into result.json.
     """
     Device.parse(device)  # a device that is not there is refused here, not in every process
-    rules, began = criteria(name), time.monotonic()
+    rules, ends = criteria(name), until(budget)
     part = rules["quick" if quick else "grid"]
     seeds = part["seeds"]
     if budget is None or budget > 0:
@@ -69,9 +68,8 @@ def run(
         on_estimate(0.0, sum(map(len, groups)))
     curves = _train(part, groups, out, workers, executor, budget, on_done)
     rows = _rows(part, curves)
-    started = budget is None or time.monotonic() - began < budget
     more = (
-        extra(part, seeds, started, out=out, workers=workers, executor=executor, device=device)
+        extra(part, seeds, ends, out=out, workers=workers, executor=executor, device=device)
         if extra is not None
         else {}
     )

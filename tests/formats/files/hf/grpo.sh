@@ -1,0 +1,1 @@
+accelerate launch --num_processes 4 grpo.py --model_name_or_path x --dataset_name y --learning_rate 1e-5 --per_device_train_batch_size 8 --gradient_accumulation_steps 2 --num_generations 8 --generation_batch_size 128 --max_steps 500 --reward_funcs accuracy

@@ -1,0 +1,1 @@
+torchrun --nproc_per_node=4 -m scripts.base_train --depth 12 --device-batch-size 32 --total-batch-size 524288 --num-iterations 4000 --warmup-steps 100 --matrix-lr 0.02 --weight-decay 0.2 --save-every 1000
