@@ -23,6 +23,7 @@ STYLES = {
 }  # fmt: skip
 DEVICE = "cpu, cuda or cuda:1, then options after commas: bf16, channels-last, compile; such as cuda,bf16,compile (cpu)"
 CELLS = "cells/ (finished runs: the same command goes on from there)"
+_LEAST, _MOST, _ENDLESS = 6, 20, 10_000
 _BUDGET = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smh])$")
 
 
@@ -251,14 +252,24 @@ def print_table(title: str, rows: list[list[str]]) -> None:
         rows: the first one is the header.
     """
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_style="bold")
-    for name in rows[0]:
-        table.add_column(name, overflow="fold")
+    console, table = Console(), Table(title=title, title_style="bold")
+    for index, name in enumerate(rows[0]):
+        whole = [len(row[index]) for row in rows[1:] if row[index] in STYLES or index == 0]
+        table.add_column(name, overflow="fold", min_width=min(max([_LEAST, *whole]), _MOST))
     for row in rows[1:]:
-        table.add_row(*(f"[{STYLES[cell]}]{cell}[/]" if cell in STYLES else cell for cell in row))
-    Console().print(table)
+        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    if Measurement.get(console, console.options.update(max_width=_ENDLESS), table).minimum <= console.width:
+        console.print(table)
+        return
+    console.print(Text(title, style="bold"))
+    for row in rows[1:]:  # too narrow for columns: a line a cell, verdicts whole
+        for index, (name, cell) in enumerate(zip(rows[0], row, strict=True)):
+            lead = f"{'- ' if index == 0 else '  '}{name}: " if name else "  "
+            console.print(Text.assemble(lead, (cell, STYLES.get(cell, ""))))
 
 
 def say(text: str) -> None:
