@@ -121,12 +121,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"isobatch.{_HOME[name]}"), name)
-    if name in __all__:
-        return import_module(f"isobatch.{name}")
-    raise AttributeError(f"module 'isobatch' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker knows every name from the imports above, and no other
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOME:
+            return getattr(import_module(f"isobatch.{_HOME[name]}"), name)
+        if name in __all__:
+            return import_module(f"isobatch.{name}")
+        raise AttributeError(f"module 'isobatch' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -136,6 +136,17 @@ def read_result(folder: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def command() -> str:
+    """Return the command line of this process, absolute paths cut to their last part.
+
+    Returns:
+        Words.
+    """
+    program, *words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
+    script = program.endswith(".py") and not program.endswith("__main__.py")
+    return " ".join([f"python {program}" if script else "isobatch", *words])
+
+
 def dump(data: dict[str, Any]) -> str:
     """Return data beside versions and command as JSON text.
 
@@ -145,10 +156,7 @@ def dump(data: dict[str, Any]) -> str:
     Returns:
         JSON.
     """
-    program, *words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv)
-    script = program.endswith(".py") and not program.endswith("__main__.py")
-    command = " ".join([f"python {program}" if script else "isobatch", *words])
-    whole = {"versions": versions(), "command": command, **data}
+    whole = {"versions": versions(), "command": command(), **data}
     return json.dumps(_plain(whole), indent=1, allow_nan=False) + "\n"
 
 

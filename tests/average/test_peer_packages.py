@@ -6,11 +6,11 @@ What stands in the right column of the page is what is run here, so page and tes
 import importlib
 import math
 import re
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from tests.peers import peer
 from torch import nn
 
 from isobatch import average
@@ -34,24 +34,6 @@ def ours(start, m, **words):
     """What the first code of a row's right column makes of a model."""
     code = re.search(r"`(ModelEMA\(.+?|SWA\(.+?|PowerEMA\(.+?)`", row(start))[1]
     return eval(code, {**vars(average), "math": math, "B": B, "m": m, **words})
-
-
-def peer(name):
-    """Import a library; a torchvision built for other hardware is given the operators that it misses."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return importlib.import_module(name)
-        except RuntimeError as error:
-            if "torchvision::" not in str(error) or vars(peer).get("kept"):
-                pytest.skip(f"{name}: {error}")
-            peer.kept = torch.library.Library("torchvision", "FRAGMENT")
-            for missing in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-                            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):  # fmt: skip
-                peer.kept.define(missing)
-            return peer(name)
-        except ImportError as error:
-            pytest.skip(f"{name}: {error}")
 
 
 def net(buffers=False):

@@ -29,7 +29,8 @@ OPTIONS = {
     "--start --tolerance --workers recipe",
     "noise advise": "--bandwidth --critical --device --devices --extra --fits --gradient-bytes --json --latency --most "
     "--noise-scale --out --overlap --samples --throughput recipe",
-    "noise fit": "--advise --batch --draws --json --keep-outliers --level --out --round --size --unit --value table",
+    "noise fit": "--advise --batch --draws --goal --json --keep-outliers --level --out --round --size --unit --value "
+    "table",
     "noise sweep": "--batches --budget --calibrate --device --goals --json --limit --lrs --metric --on --out --seeds "
     "--smoothing --workers recipe",
 }
@@ -294,3 +295,16 @@ def test_where_runs_are_kept_and_which_seeds_were_seen_is_said_first(path, monke
     assert "8 of these seeds were judged before (UNDECIDED)" in said
     assert cli.run(["verify", "run", path, "--batch-size", "32", "--json"]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("columns", [200, 80, 40])
+def test_a_verdict_stays_whole_in_a_narrow_terminal(columns, path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    planted(monkeypatch, {**GAPS, "plan": 0.02}, spread=0.1)
+    cli.run(["verify", "run", path, "--batch-size", "32"])
+    shown = capsys.readouterr().out
+    table = shown.partition("UNDECIDED: the plan")[0]
+    assert table.count("UNDECIDED") + table.count("SAME") + table.count("DIFFERENT") == 8
+    for arm in ("plan", "lr-only", "ema-only", "unscaled"):
+        assert arm in table
+    assert max(map(len, table.splitlines())) <= columns

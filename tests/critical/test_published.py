@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from benchmarks import league
-from benchmarks.published import PAGE, fits, page
+from benchmarks.published import PAGE, fits, held_out, page
 from tests.reference import critical as slow
 from tests.reference import league as tournament
 
@@ -39,6 +39,35 @@ def test_every_fit_is_the_slow_one(found):
             least, critical, *_ = slow.hyperbola([p.batch for p in f.points], [p.mean for p in f.points])
             assert f.hyperbola.critical.value == pytest.approx(critical, rel=1e-3), f.name
             assert f.hyperbola.samples.value == pytest.approx(least, rel=1e-3), f.name
+
+
+@pytest.mark.slow
+def test_a_batch_left_out_is_the_slow_prediction(found):
+    for _, f in found:
+        for i, point in enumerate(f.points):
+            if point.left_out is None or f.hyperbola.residual < 0.01:
+                continue
+            rest = [p for j, p in enumerate(f.points) if j != i]
+            least, critical, *_ = slow.hyperbola([p.batch for p in rest], [p.mean for p in rest])
+            wanted = np.log(point.mean / (least * (1 + point.batch / critical)))
+            assert point.left_out == pytest.approx(wanted, abs=2e-3), (f.name, point.batch)
+
+
+def test_a_free_exponent_is_the_slow_one(found):
+    """No other exponent does better by the slow sum of squares, and the F test is the slow one's."""
+    for _, f in found:
+        if f.bend is None:
+            continue
+        batches, means = [p.batch for p in f.points], [p.mean for p in f.points]
+        own, *others = (slow.bent(batches, means, f.bend.exponent * k) for k in (1, 0.9, 0.97, 1.03, 1.1))
+        assert own <= min(others) * (1 + 1e-6), f.name
+        assert f.bend.better == slow.prefers(slow.bent(batches, means, 1.0), own, len(batches)), f.name
+
+
+def test_held_out_submissions(found):
+    """Another fit, on trimmed means, has +.2, -4.5 and +1.8%."""
+    rows = [error for _, _, error in held_out(found)]
+    assert rows == pytest.approx([0.002, -0.045, 0.018], abs=0.005)
 
 
 def test_the_typing_error_is_the_only_outlier(found):

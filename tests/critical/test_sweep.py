@@ -120,3 +120,24 @@ def test_refusals(change, message):
 def test_a_recipe_without_a_schedule_needs_a_limit():
     with pytest.raises(InputError, match="give limit"):
         critical.sweep(recipe(task="quadratic", schedule=None, ema=None), goals=[0.1], batches=[4, 8, 16])
+
+
+@pytest.mark.parametrize(("low", "high", "batches", "named"), [
+    (14.0, 21.0, 8, True), (0.0, 21.0, 8, False), (14.0, None, 8, False), (14.0, 21.0, 3, False), (4.0, 21.0, 8, False),
+])  # fmt: skip
+def test_a_picture_names_no_number_that_is_not_identified(low, high, batches, named):
+    """The rule of the text: at least four batches, and an interval whose ends exist and lie within a factor of 4."""
+    from isobatch.critical.pictures import front_figure
+
+    critical = {"value": 17.7, "low": low, "high": high}
+    fit = {"steps": {"value": 30.0}, "critical": critical, "residual": 0.1, "batches": batches, "level": 0.95}
+    points = [{"batch": b, "steps": 30 * (1 + 17.7 / b)} for b in (4, 16, 64)]
+    goal = {"goal": 0.5, "points": points, "fit": fit}
+    figure = front_figure({"goals": [goal], "metric": "loss", "unit": "samples", "recipe": {}, "seeds": 3})
+    [label] = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert label == f"loss 0.5: critical batch {'17.7' if named else 'not identified'}"
+    for axes in figure.axes:
+        drawn = [x for line in axes.lines for x in line.get_xdata()]
+        low_, high_ = axes.get_xlim()
+        assert low_ >= min(drawn) / 1.3
+        assert high_ <= max(drawn) * 1.3

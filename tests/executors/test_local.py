@@ -1,6 +1,7 @@
 """Executors on this machine: a lost process costs its call, a poisoned call is named, any executor will do."""
 
 import importlib
+import io
 import re
 import sys
 import time
@@ -13,7 +14,18 @@ from tests.executors.tasks_of_users import Found, Once, work
 from tests.recipes import recipe
 
 from isobatch.errors import EngineError, InputError, WorkerLost
-from isobatch.executors import LocalExecutor, Session, State, as_done, map_jobs, opened, remote, shipping, watching
+from isobatch.executors import (
+    Line,
+    LocalExecutor,
+    Session,
+    State,
+    as_done,
+    map_jobs,
+    opened,
+    remote,
+    shipping,
+    watching,
+)
 from isobatch.verify import cells
 from isobatch.verify.workers import Job, train_curve
 
@@ -213,6 +225,45 @@ def test_progress_counts_what_is_done_runs_and_waits(tmp_path):
     assert str(state) == (
         "4 of 10 runs, 2 running, 4 waiting, 4 a minute, about 1.5 minutes left, 1 failed, workers lost 1 times"
     )
+
+
+class Output(io.StringIO):
+    """A stream that is a terminal, a notebook's, or neither."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def isatty(self):
+        return self.kind == "terminal"
+
+
+class Notebook(Output):
+    """As a kernel's."""
+
+
+Notebook.__module__ = "ipykernel.iostream"
+
+
+@pytest.mark.parametrize("stream", [Output("terminal"), Notebook("notebook"), Output("log")], ids=lambda one: one.kind)
+def test_a_line_of_progress_goes_over_sessions_and_suits_where_it_is_written(stream, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    line = Line(stream)
+    line(State(width=2, total=3, done=3))  # a look beforehand that does not count
+    line.start(20)
+    first, second = State(width=2, total=8), State(width=4, total=10)
+    for seconds, state, done, failed in ((10, first, 4, 1), (80, first, 8, 1), (90, second, 2, 0), (150, second, 6, 1)):
+        now[0], state.done, state.failed = 100.0 + seconds, done, failed
+        line(state, 2)  # 2 of the 20 were there already
+    end = "14 of 18 runs, 4 running, 0 waiting, 5.6 a minute, about 0.7 minutes left, 2 failed"
+    said = stream.getvalue()
+    if stream.kind == "log":
+        assert said.splitlines()[-1] == f"isobatch: {end}"
+        assert len(said.splitlines()) == 2
+    else:
+        assert said.split("\r")[-1].rstrip() == end
+        assert "\n" not in said
 
 
 def nap(seconds):

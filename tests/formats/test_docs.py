@@ -1,15 +1,16 @@
 """docs/formats.md: its examples are run, its table names every format; the hooks call what exists."""
 
 import json
+import math
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from tests.formats.shelf import FILES
+from tests.formats.shelf import FILES, SHELF, read
 
 from isobatch import cli
-from isobatch.formats import FORMATS
+from isobatch.formats import FORMATS, load
 from isobatch.plan import Recipe
 from isobatch.plan.plan import show
 
@@ -66,30 +67,96 @@ def test_an_example(title, command, text, monkeypatch, capsys):
         assert f"`{row['path']}` {show(row['was'])} -> {show(row['becomes'])}" in text
 
 
+GROUPS = {
+    "batch, devices": ("batch", "devices", "micro", "accumulation", "rollout", "generation", "group", "critic", "nbs"),
+    "rate, moments, decay, clip": ("optimizer", "groups", "curves.lr", "curves.weight_decay", "curves.momentum",
+                                   "schedule.final", "batch_norm"),
+    "average": ("ema",),
+}  # fmt: skip
+
+
+def vocabulary(form):
+    """The keys that a format's files of the shelf are read by, in groups, and the trainers' own rules."""
+    cells = {name: [] for name in (*GROUPS, "spans", "own rule")}
+    for name in SHELF:
+        if name.split("/")[0] != form.name:
+            continue
+        ledger = read(name).ledger
+        for link in ledger.links:
+            heads = ((group, head) for group, starts in GROUPS.items() for head in starts)
+            group = next((group for group, head in heads if link.path.startswith(head)), "spans")
+            key = re.sub(r"\[\d+\]", "[]", re.sub(r"^(large|llama3_70b|build_\w+|main)\.", "", link.name))
+            cells[group].append(f"`{key}`")
+        if ledger.own_rule is not None:
+            cells["own rule"].append(ledger.own_rule.formula)
+    return f"| `{form.name}` | " + " | ".join(", ".join(dict.fromkeys(cell)) or "-" for cell in cells.values()) + " |"
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_the_vocabulary_is_what_is_read(form):
+    assert vocabulary(form) in PAGE
+
+
 def test_the_table_names_every_format():
     for form in FORMATS:
         assert f"| {form.title} | `{form.name}` | {form.source} |" in PAGE
 
 
-@pytest.mark.parametrize(("optimizer", "sizes", "numbers"), [
-    ({"name": "sgd", "lr": 0.65, "momentum": 0.9}, (480, 1200), {"lr": "1.625", "ema": (0.999, "0.997502")}),
-    ({"name": "lars", "lr": 0.6, "momentum": 0.9}, (256, 4096), {"lr": "9.6"}),
-    ({"name": "adamw", "lr": 5e-4}, (1024, 256), {"ema": (0.996, "0.998998")}),
-    ({"name": "lamb", "lr": 0.007447, "betas": [0.9, 0.999]}, (1024, 6144),
-     {"lr": "0.044682", "ema": (0.992, "0.95295"), "beta2": "0.994015"}),
-])  # fmt: skip
-def test_the_same_authors_at_two_batches(optimizer, sizes, numbers):
-    ema = {"ema": {"decay": numbers["ema"][0]}} if "ema" in numbers else {}
-    values = {"batch": {"size": sizes[0]}, "optimizer": optimizer, "rules": {"momentum": "keep"}, **ema}
-    made = Recipe.parse(values).at(sizes[1]).recipe
-    if "lr" in numbers:
-        assert f"{made.optimizer.lr:.6g}" == numbers["lr"]
-        assert f"{numbers['lr']}" in PAGE
-    if "ema" in numbers:
-        assert f"{made.ema.decay:.6g}" == numbers["ema"][1]
-        assert numbers["ema"][1] in PAGE
-    if "beta2" in numbers:
-        assert f"{made.optimizer.betas[1]:.6g}" == numbers["beta2"]
+def table(title):
+    """The cells of the first table below a heading, its head left out."""
+    text = PAGE[PAGE.index(title) :]
+    lines = text[text.index("\n|") + 1 :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines[2:]]
+
+
+def test_efficientdet_four_scripts():
+    found = load(FILES / "timm/efficientdet_d0.sh", data_size=117266, set={"rules.momentum": "keep"})
+    for batch, _, rate, _, warmup, _, decay in table("### EfficientDet-D0"):
+        made = found.at(int(batch)).recipe
+        if batch == "480":
+            assert rate == warmup == decay == "(reference)"
+            continue
+        assert rate == f"{made.optimizer.lr:.6g}"
+        assert decay == f"{made.ema.decay:.6g}"
+        assert float(warmup) * 117266 == pytest.approx(made.samples(made.curves["lr"][0].span, "warm-up"))
+    for batch in (480, 1200):
+        assert f"{batch * math.log(0.5) / math.log(0.999):,.0f}" in PAGE
+    free = load(FILES / "timm/efficientdet_d0.sh", data_size=117266).at(1200).recipe.optimizer
+    assert f"0.768433, rate {free.lr:.6g}" in PAGE
+    assert f"{free.momentum:.6g}" == "0.768433"
+
+
+def test_swav_pair():
+    values = {"batch": {"size": 256}, "data_size": 1281167, "spans": {"freeze": "5005 steps"}}
+    values |= {"optimizer": {"name": "lars", "lr": 0.6, "momentum": 0.9, "weight_decay": 1e-6}}
+    values |= {"schedule": {"length": "200 epochs", "shape": "cosine", "final": 0.001}, "rules": {"momentum": "keep"}}
+    new = Recipe.parse(values).at(4096).recipe
+    plan = [new.optimizer.lr, new.optimizer.lr * new.schedule.final, new.optimizer.momentum, new.optimizer.weight_decay]
+    plan.append(round(new.samples(new.spans["freeze"], "freeze") / 4096))
+    assert [row[3] for row in table("### SwAV")][:5] == [f"{number:.6g}" for number in plan]
+
+
+def test_dino_pair():
+    read = load(FILES / "dino/vanilla.sh", data_size=1281167, devices=16)
+    size = read.recipe.batch.size
+    made = read.at(size // 4)
+    found = {row.path: row.becomes for row in (*made.rows, *made.unsaid)}
+    cells = {row[0]: row[3] for row in table("### DINO, 1,024")}
+    assert "optimizer.lr" not in found
+    assert cells["`lr` (at 256)"] == "0.0005"
+    assert cells["`momentum_teacher`"] == f"{0.996**0.25:.6g}" == f"{found['ema.decay']:.6g}"
+    assert cells["betas (torch)"] == f"[{found['optimizer.betas[0]']:.6g}, {found['optimizer.betas[1]']:.6g}]"
+
+
+def test_rnnt_pair():
+    values = {"batch": {"size": 1024}, "optimizer": {"name": "lamb", "lr": 0.007447, "betas": [0.9, 0.999]}}
+    new = Recipe.parse(values | {"ema": {"decay": 0.992}}).at(6144).recipe
+    plan = [new.optimizer.lr, *new.optimizer.betas, new.ema.decay]
+    cells = table("### RNN-T")
+    assert [row[3] for row in cells][:4] == [f"{number:.6g}" for number in plan]
+    assert f"{0.007447 * 6**0.5:.5g}" in cells[0][4]
+    for batch, decay in ((1024, 0.992), (6144, 0.96)):
+        assert f"{batch * math.log(0.5) / math.log(decay):,.0f}" in cells[3][4]
 
 
 def test_the_hooks_call_what_exists():

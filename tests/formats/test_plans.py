@@ -247,3 +247,75 @@ def test_a_batch_that_follows_the_devices_goes_on_doing_so():
 def test_a_config_that_a_function_lacks_is_built_as_the_file_builds_it_elsewhere():
     text = read("torchtitan/registry_sequences.py").at(devices=16).text()
     assert "lr_scheduler=LRSchedulersContainer.Config(warmup_steps=400)" in text
+
+
+class Keyed:
+    """A config that is no Mapping and hides its values, as ml_collections' ConfigDict and mmengine's Config do."""
+
+    def __init__(self, **values):
+        object.__setattr__(self, "_fields", values)
+
+    def keys(self):
+        return self._fields.keys()
+
+    def __getitem__(self, name):
+        return self._fields[name]
+
+    def __setitem__(self, name, value):
+        if name not in self._fields:
+            raise KeyError(name)
+        self._fields[name] = value
+
+
+def test_configs_that_are_read_by_their_keys():
+    inner = Keyed(lr=0.004, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    module = Keyed(rank_microbatch_size=8, optim=inner, max_grad_norm=1.0)
+    length = {"max_duration": {"value": 640, "unit": "tokens"}}
+    config = Keyed(train_module=module, data_loader={"global_batch_size": 64}, trainer=length)
+    new = scale_config(config, 32)
+    assert type(new) is Keyed
+    assert new["train_module"]["optim"]["lr"] == pytest.approx(0.004 * 0.5**0.5)
+    assert new["train_module"]["optim"]["betas"] == pytest.approx((0.9**0.5, 0.95**0.5))
+    assert (new["data_loader"]["global_batch_size"], config["data_loader"]["global_batch_size"]) == (32, 64)
+    assert config["train_module"]["optim"]["lr"] == 0.004
+    del config["train_module"]["optim"]._fields["eps"]
+    with pytest.raises(InputError, match="Keyed has no eps"):
+        scale_config(config, 32)
+
+
+@pytest.mark.slow
+def test_training_arguments_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.TrainingArguments(
+        output_dir="out", per_device_train_batch_size=8, learning_rate=1e-4, max_steps=1000, adam_beta2=0.98,
+        save_strategy="no", report_to=[], use_cpu=True,
+    )  # fmt: skip
+    new = scale_config(config, 32, devices=1)
+    assert isinstance(new, transformers.TrainingArguments)
+    assert (new.gradient_accumulation_steps, new.max_steps, config.max_steps) == (4, 250, 1000)
+    assert new.learning_rate == pytest.approx(2e-4)
+
+
+@pytest.mark.parametrize(("name", "change", "kind"), [
+    ("hf/grpo.yaml", ("warmup_ratio: 0.1", "warmup_ratio: 0.3"), "warmup"),
+    ("torchtitan/stable.toml", ("warmup_steps = 100", "warmup_steps = 2000"), "warmup"),
+    ("megatron/wsd.sh", ("--lr-decay-iters=20000", "--lr-decay-iters=8000"), "minimum"),
+    ("dfine/deim_l.yml", ("decay: 0.9999", "decay: 0.999999"), "average"),
+    ("mmengine/faster_rcnn_8xb2.py", ("batch_size=2", "batch_size=16"), "reference"),
+    ("nanochat/explicit.sh", ("524288", "4194304"), "reference"),
+    ("dinov2/vitl14.yaml", ("base_lr: ", "lr: 0.001\n  base_lr: "), "double"),
+])  # fmt: skip
+def test_lint_in_other_words(name, change, kind, tmp_path):
+    """Each kind of finding, in formats that say it by other keys; a file that is fine has none."""
+    text = (FILES / name).read_text()
+    assert change[0] in text
+    file = tmp_path / name.rsplit("/", 1)[1]
+    file.write_text(text.replace(*change, 1))
+    before = read(name)
+    more = {} if name.split("/")[0] in ("torchtitan", "megatron", "nanochat") else {"data_size": 117266}
+    more |= {"devices": 8} if name.split("/")[0] in ("hf", "dinov2") else {}
+    found = load(file, **more)
+    new = {item.name for item in lint(found.recipe, found.ledger)} - {
+        item.name for item in lint(before.recipe, before.ledger)
+    }
+    assert new == {kind}

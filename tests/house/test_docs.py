@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)")
+FENCED = re.compile(r"^(```+)\w.*?^\1$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("name", [name for name, path in PAGES.items() if BLOCK.search(path.read_text())])
@@ -30,7 +31,7 @@ def test_code_runs(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", PAGES)
 def test_links_into_the_project_lead_somewhere(name):
     page = PAGES[name]
-    targets = [target for target in LINK.findall(page.read_text()) if "://" not in target]
+    targets = [target for target in LINK.findall(FENCED.sub("", page.read_text())) if "://" not in target]
     assert not [target for target in targets if not (page.parent / target).exists()]
 
 

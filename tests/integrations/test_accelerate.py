@@ -112,6 +112,42 @@ def test_a_checkpoint_in_mid_epoch_goes_on(tmp_path):
     same(again.helper, *by_hand())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("skips", [False, True])
+def test_everything_at_once_is_still_the_loop_by_hand(tmp_path, skips):
+    """Accumulation by 4, an uneven last batch, clipping or a skipped step, evaluation, an end in mid-epoch."""
+    scale = 2.0**127 if skips else 1.0
+
+    def loop():
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=2.0**-112) if skips else None
+        return Loop(scaler=scaler, clip=None if skips else 0.5)
+
+    def part(run, batches):
+        for batch in batches:
+            with run.accelerator.accumulate(run.model), run.helper.micro(len(batch[0])):
+                run.accelerator.backward(loss(run.model, batch))
+                if run.accelerator.sync_gradients and run.clip:
+                    run.accelerator.clip_grad_norm_(run.model.parameters(), run.clip)
+                run.optimizer.step()
+                run.optimizer.zero_grad()
+            with run.helper.evaluation(), torch.no_grad():
+                loss(run.model, batch)
+
+    run = loop()
+    part(run, (batch for place, batch in enumerate(run.loader) if place < 4))
+    run.accelerator.save_state(str(tmp_path))
+    again = loop()
+    again.accelerator.load_state(str(tmp_path))
+    part(again, again.accelerator.skip_first_batches(again.loader, 4))
+    part(again, again.loader)
+    ema, noise = by_hand(2, clip=None if skips else 0.5, scale=scale)
+    assert (again.helper.ema.seen, again.helper.noise.seen) == (ema.seen, noise.seen)
+    for name, tensor in ema.average().items():
+        torch.testing.assert_close(again.helper.ema.average()[name], tensor, rtol=1e-6, atol=1e-6)
+    if not skips:
+        same(again.helper, ema, noise)
+
+
 def test_steps_that_a_scaler_skips_move_no_average():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-112)
     run = Loop(scaler=scaler, clip=None, accumulate=1).train(2)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.peers import peer
 from torch import nn
 
 import isobatch as ib
@@ -107,10 +108,7 @@ def test_diffusers_folders_load_the_average(tmp_path):
 
 
 def test_timm_loads_the_average(tmp_path):
-    try:
-        import timm
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"timm: {error}")
+    timm = peer("timm")
     model = timm.create_model("resnet10t", num_classes=3)
     ema = moved(model)
     file = save_average(ema, model, tmp_path)

@@ -1,9 +1,11 @@
 """What users of other averages look for: a callable, .module, parameters(), store and restore, their saved states."""
 
+import argparse
 import copy
 
 import pytest
 import torch
+from tests.peers import peer
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -138,17 +140,30 @@ def test_states_of_torch_ema():
 
 
 def test_states_of_timm():
-    try:
-        from timm.utils import ModelEmaV3
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"timm: {error}")
     model = net()
-    peer = ModelEmaV3(model, decay=0.9)
+    theirs = peer("timm.utils.model_ema").ModelEmaV3(model, decay=0.9)
     for seed in range(3):
         move(model, seed)
-        peer.update(model)
-    for state in (peer.state_dict(), {"state_dict_ema": peer.state_dict()}):
-        taken(state, dict(peer.module.named_parameters()))
+        theirs.update(model)
+    for state in (theirs.state_dict(), {"state_dict_ema": theirs.state_dict()}):
+        taken(state, dict(theirs.module.named_parameters()))
+
+
+def test_a_checkpoint_that_timm_wrote_is_taken_as_it_is(tmp_path):
+    """From timm's own CheckpointSaver and file, read without executing anything."""
+    saving, emas = peer("timm.utils.checkpoint_saver"), peer("timm.utils.model_ema")
+    model = net()
+    theirs = emas.ModelEmaV3(model, decay=0.9)
+    move(model, 0)
+    theirs.update(model)
+    arguments = argparse.Namespace(model="net")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    saver = saving.CheckpointSaver(model, optimizer, arguments, theirs, recovery_dir=str(tmp_path))
+    saver.save_recovery(0, 1)
+    [file] = tmp_path.glob("recovery*")
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        state = torch.load(file, weights_only=True)
+    taken(state, dict(theirs.module.named_parameters()))
 
 
 @pytest.mark.parametrize("state", [None, {}, {"shadow_params": [torch.zeros(1)]}, {"shadow_params": 3},

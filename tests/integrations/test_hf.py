@@ -9,7 +9,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from tests.integrations.hf_models import InOrder, Texts, arguments, by_hand, llama
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 import isobatch as ib
 from isobatch.errors import InputError
@@ -82,6 +82,87 @@ def test_evaluation_in_between_sees_the_average_and_changes_nothing(tmp_path):
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     with callback.ema.applied(trainer.model):
         assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[-1], rel=1e-4)
+
+
+class Fails(TrainerCallback):
+    def on_prediction_step(self, args, state, control, **kwargs):
+        raise ValueError("broken")
+
+
+@pytest.mark.parametrize("sets", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_evaluation_that_fails_gives_the_raw_weights_back(tmp_path, sets):
+    callback = IsobatchCallback(50, quiet=True)
+    data = Texts(8) if sets == 1 else {"a": Texts(8), "b": Texts(4)}
+    parts = {"train_dataset": Texts(), "eval_dataset": data, "callbacks": [callback, Fails()]}
+    trainer = InOrder(llama(), arguments(tmp_path, eval_strategy="steps", eval_steps=2), **parts)
+    with pytest.raises(ValueError, match="broken"):
+        trainer.train()
+    raw = {name: tensor.clone() for name, tensor in trainer.model.named_parameters()}
+    assert any(not torch.equal(raw[name], tensor) for name, tensor in callback.ema.average().items())
+    with callback.ema.applied(trainer.model):
+        assert any(not torch.equal(raw[name], tensor) for name, tensor in trainer.model.named_parameters())
+    trainer.remove_callback(Fails)
+    assert all(found > 0 for name, found in trainer.evaluate().items() if name.endswith("_loss"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("changes", "goes_on"), [
+    ({"gradient_accumulation_steps": 6}, False),
+    ({"per_device_train_batch_size": 2}, False),
+    ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 6}, True),
+    ({"gradient_accumulation_steps": 6, "ignore_data_skip": True}, True),
+])  # fmt: skip
+def test_a_resume_at_another_batch_is_refused_where_the_trainer_would_leave_samples_out(tmp_path, changes, goes_on):
+    trained(tmp_path, max_steps=3, save_strategy="steps", save_steps=3)
+    checkpoint = str(tmp_path / "checkpoint-3")
+    if goes_on:
+        _, callback = trained(tmp_path, resume=checkpoint, **changes)
+        assert callback.ema.seen == (108 if "ignore_data_skip" not in changes else 36 + 54)
+    else:
+        with pytest.raises(InputError, match="where 36 were trained on; resume at batch 12, or take ignore_data_skip"):
+            trained(tmp_path, resume=checkpoint, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["resumed and evaluated", "skipped and resumed", "all of it"])
+def test_everything_at_once_is_still_the_loop_by_hand(tmp_path, case):
+    """Accumulation by 3, an uneven last batch, clipping, evaluations, a skipped step, an end in mid-epoch."""
+    evaluates = {"eval_strategy": "steps", "eval_steps": 2} if case != "skipped and resumed" else {}
+    skips = case != "resumed and evaluated"
+    changes = {"save_strategy": "steps", "save_steps": 3, "max_grad_norm": 0.0 if skips else 0.5} | evaluates
+    parts = {"prepare": scaler} if skips else {}
+    trained(tmp_path, max_steps=3, **changes, **parts)
+    trainer, again = trained(tmp_path, resume=str(tmp_path / "checkpoint-3"), **changes, **parts)
+    model, ema, noise = by_hand(clip=1e9 if skips else 0.5, skips=(0,) if skips else ())
+    assert again.ema.seen == ema.seen
+    for name, tensor in ema.average().items():
+        torch.testing.assert_close(again.ema.average()[name], tensor, rtol=1e-6, atol=1e-6)
+    for one, other in zip(model.parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert again.noise.seen == noise.seen
+    if not skips:  # the step that overflowed in the scaler was not measured
+        same(again, model, ema, noise)
+
+
+@pytest.mark.slow
+def test_streams_count_their_samples_and_have_no_epochs(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([Texts()[place] for place in range(54)])
+
+    rows = []
+
+    class Counts(Trainer):
+        def training_step(self, model, inputs, *args, **kwargs):
+            rows.append(len(inputs["input_ids"]))
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    callback = IsobatchCallback(50, noise={"every": 1}, quiet=True)
+    Counts(llama(), arguments(tmp_path, max_steps=10), train_dataset=Stream(), callbacks=[callback]).train()
+    assert callback.ema.seen == sum(rows) > 54
+    words = IsobatchCallback("2 epochs")
+    with pytest.raises(InputError, match="say it in samples"):
+        Trainer(llama(), arguments(tmp_path, max_steps=10), train_dataset=Stream(), callbacks=[words]).train()
 
 
 def test_a_resume_in_the_middle_of_an_epoch_goes_on_as_if_nothing_had_happened(tmp_path):

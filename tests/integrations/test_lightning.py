@@ -195,6 +195,54 @@ def test_an_exception_in_validation_gives_the_raw_weights_back(tmp_path):
     callback.state_dict()
 
 
+class Leaves(Net):
+    """Leaves batches out, as Lightning allows."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.out = out
+
+    def training_step(self, batch, place):
+        return None if place in self.out else super().training_step(batch, place)
+
+
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.")
+@pytest.mark.parametrize(("accumulate", "out", "seen"), [(3, (1,), 46), (1, (2, 6), 40), (3, (3, 4, 5), 30)])
+def test_batches_without_a_loss_are_not_counted(tmp_path, accumulate, out, seen):
+    callback = ours()
+    fit(tmp_path, callback, Leaves(out), accumulate_grad_batches=accumulate, max_epochs=1, limit_val_batches=0)
+    assert callback.ema.seen == callback.noise.seen == seen
+    assert callback.clock.steps == -(-7 // accumulate)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("skips", [False, True])
+def test_everything_at_once_is_still_the_loop_by_hand(tmp_path, skips):
+    """Accumulation by 3, an uneven last batch, clipping or a skipped step, validation, an end in mid-epoch."""
+    scale = 2.0**127 if skips else 1.0
+
+    def changes():
+        found = {"accumulate_grad_batches": 3, "val_check_interval": 2, "max_epochs": 2}
+        if not skips:
+            return found | {"gradient_clip_val": 0.5}
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=2.0**-112)
+        plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+        plugin.autocast_context_manager = lambda: torch.autocast("cpu", enabled=False)
+        return found | {"plugins": [plugin]}
+
+    keep = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")
+    fit(tmp_path, ours(), others=[keep], data=Resumable(), **changes())
+    first = min(tmp_path.glob("step=*.ckpt"), key=lambda file: int(file.stem.split("=")[1]))
+    callback = ours()
+    fit(tmp_path, callback, checkpoint=str(first), data=Resumable(), **changes())
+    _, ema, noise = by_hand(2, 3, None if skips else 0.5, scale=scale)
+    assert (callback.ema.seen, callback.noise.seen) == (ema.seen, noise.seen)
+    for name, tensor in ema.average().items():
+        torch.testing.assert_close(callback.ema.average()[name], tensor, rtol=1e-6, atol=1e-6)
+    if not skips:
+        same(callback, ema, noise)
+
+
 class Players(pl.LightningModule):
     def __init__(self, every=1):
         super().__init__()

@@ -3,8 +3,11 @@
 import pytest
 import torch
 from tests.gloo import world
-from tests.shards import ROWS, apart, mean_loss, net, rows, spread
+from tests.shards import ROWS, Largest, apart, mean_loss, net, rows, spread
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from isobatch import noise as noises
 from isobatch.errors import InputError
@@ -104,6 +107,25 @@ def paced(size):
     assert again.estimate().value == scale.estimate().value
 
 
+def no_whole_copy(size):
+    """A measured step makes nothing larger than a layer, which FSDP2 has whole anyway, and keeps shards alone."""
+    model = nn.Sequential(*[nn.Linear(64, 64, bias=False) for _ in range(6)]).double()
+    mesh = init_device_mesh("cpu", (size,))
+    for layer in (*model, model):
+        fully_shard(layer, mesh=mesh)
+    scale = NoiseScale(model, every=1)
+    with Largest() as largest:
+        for _ in range(2):
+            model.zero_grad()
+            model(torch.randn(4, 64).double()).square().mean().backward()
+            scale.update(samples=4 * size)
+    layer = 64 * 64 * 8
+    assert 0 < largest.found <= layer
+    tensors = [t for t in scale.state_dict()["tensors"].values() if isinstance(t, torch.Tensor)]
+    held = sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
+    assert 6 * layer // size <= held <= 6 * layer // size + 4096
+
+
 def refused(size):
     model = net()
     spread(model, "fsdp", size)
@@ -122,6 +144,7 @@ def test_two_ranks(tmp_path):
         same_as_one_process("tensor", 2, ["uneven"])
         paced(2)
         refused(2)
+        no_whole_copy(2)
 
     world(2, tmp_path, act)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from importlib.resources import files
 
 import pytest
@@ -17,7 +18,6 @@ def test_a_recipe_says_what_its_authors_say(name):
     found = published.load(name)
     assert "@" in found.source
     assert len(found.points) > 1
-    assert all(":" in one or "not stated" in one for one in found.assumed)
     for batch, told in found.points.items():
         recipe = found.recipe(batch)
         o = recipe.optimizer
@@ -44,6 +44,26 @@ def test_distances_are_plan_over_authors_at_every_other_point(name):
                 assert gap.plan == found.recipe(start).at(gap.batch).recipe.optimizer.lr
                 assert gap.authors == found.points[gap.batch]["lr"]
                 assert gap.ratio == pytest.approx(gap.plan / gap.authors)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_of_an_optimizer_is_stated_or_said_to_be_assumed(name):
+    found = published.load(name)
+    adaptive = found.optimizer in ("adam", "adamw", "lamb")
+    wanted = {"beta1", "beta2", "eps"} if adaptive else {"momentum"}
+    said = {re.split("[ ;]", one)[0] for one in found.assumed}
+    for key in wanted | {"weight_decay", "clip"}:
+        stated = all(key in told for told in found.points.values())
+        assert stated != (key in said), key
+    assert said <= wanted | {"weight_decay", "clip", "ema"}
+
+
+def test_what_is_assumed_by_hand():
+    assert "weight_decay; none taken, not compared" in published.load("maskrcnn").assumed
+    assert "beta2; 0.999 taken, not compared" in published.load("rgat").assumed
+    assert not any("weight_decay" in one for one in published.load("unet3d").assumed)  # stated, and 0
+    assert "ema at 256, 1024; none taken, not compared" in published.load("transformer-85m").assumed
+    assert not any("ema" in one for one in published.load("flux").assumed)
 
 
 def test_adam_by_hand():

@@ -111,6 +111,36 @@ def hyperbola(B, E, level=0.95):
     return float(np.exp((np.log(E) - np.log(1 + B / np.exp(best))).mean())), float(np.exp(best)), *ends
 
 
+def scatter(B, E):
+    """Root mean square of what the hyperbola leaves, per degree of freedom."""
+    least, critical, *_ = hyperbola(B, E)
+    r = np.log(np.asarray(E, float)) - np.log(least * (1 + np.asarray(B, float) / critical))
+    return float(np.sqrt((r**2).sum() / max(len(r) - 2, 1)))
+
+
+def bent(B, E, a):
+    """Smallest sum of squares of E = E_min (1 + (B/B_crit)^a) in logs at a given a: a grid, then golden section."""
+    B, E = np.log(np.asarray(B, float)), np.log(np.asarray(E, float))
+
+    def sse(c):
+        r = E - np.log1p(np.exp(a * (B - c)))
+        return ((r - r.mean()) ** 2).sum()
+
+    grid = np.linspace(B.min() - np.log(1e5), B.max() + np.log(1e5), 200)  # B_crit from 1e-5 to 1e5 of the range
+    best = min(grid, key=sse)
+    low, high = max(best - (grid[1] - grid[0]), grid[0]), min(best + (grid[1] - grid[0]), grid[-1])
+    golden = (np.sqrt(5) - 1) / 2
+    while high - low > 1e-8:
+        x, y = high - golden * (high - low), low + golden * (high - low)
+        low, high = (low, y) if sse(x) < sse(y) else (x, high)
+    return float(sse((low + high) / 2))
+
+
+def prefers(straight, free, n):
+    """Whether an F test at 5% prefers one parameter more: 2 and 3 parameters on n points."""
+    return (straight - free) / (free / (n - 3)) > stats.f.ppf(0.95, 1, n - 3)
+
+
 def quantum(values):
     """The largest number of 1e-6 that divides all values, tried one after the other by Euclid's subtraction."""
     parts = [round(v * 1e6) for v in values]

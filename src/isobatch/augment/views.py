@@ -15,6 +15,7 @@ from isobatch.errors import InputError
 from isobatch.gradients import mapped, rebuilt
 
 View = Callable[[Tensor, Draws], Tensor]
+"""A view: inputs of any shape, and the draws of their rows; returns inputs of the same shape."""
 
 
 def identity(inputs: Tensor, draws: Draws) -> Tensor:
@@ -95,6 +96,7 @@ def shift_cutout(inputs: Tensor, draws: Draws) -> Tensor:
 
 
 VIEWS: dict[str, View] = {"identity": identity, "shift": shift, "cutout": cutout, "shift-cutout": shift_cutout}
+"""Shipped views by the name that a recipe gives."""
 
 
 def find_view(name: str) -> View:

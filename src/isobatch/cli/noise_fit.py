@@ -23,10 +23,12 @@ def add_fit(levels: Any) -> None:
     """
     text = "critical batch from a table: batch, steps or samples to the goal, seeds"
     command = levels.add_parser("fit", help=text, description=text)
-    command.add_argument("table", type=Path, metavar="FILE", help="CSV, JSON, exported runs, or MLPerf's rcps_*.json")
+    command.add_argument("table", type=Path, metavar="FILE", help="CSV, JSON, exported runs, MLPerf's rcps_*.json")
     command.add_argument("--unit", choices=_UNITS, help="of the values, where no column declares it")
     command.add_argument("--batch", help="column of the batch (batch, batch_size, global_batch_size)")
     command.add_argument("--value", help="column of the values (steps, samples, tokens, epochs, steps_to_target)")
+    text = 'of histories: what a run has to reach, "val/loss <= 3.2"; its first evaluation there counts'
+    command.add_argument("--goal", help=text)
     command.add_argument("--size", type=float, help="samples in one unit: of an epoch; 1/length for tokens as a number")
     command.add_argument("--round", help="MLPerf round, such as training_4.1.0; read off the folder unless given")
     command.add_argument("--level", type=float, default=0.95, help="of the intervals (0.95)")
@@ -64,6 +66,7 @@ def fit(chosen: argparse.Namespace) -> int:
         value=chosen.value,
         size=chosen.size,
         edition=chosen.round,
+        goal=chosen.goal,
     )
     found = critical.fit_table(table, level=chosen.level, outliers=not chosen.keep_outliers, draws=chosen.draws)
     then = _next(found)

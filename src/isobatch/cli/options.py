@@ -5,7 +5,6 @@ import re
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -24,8 +23,7 @@ STYLES = {
 }  # fmt: skip
 DEVICE = "cpu, cuda or cuda:1, then options after commas: bf16, channels-last, compile; such as cuda,bf16,compile (cpu)"
 CELLS = "cells/ (finished runs: the same command goes on from there)"
-_SILENT = 60.0
-"""Seconds between lines of progress in a log file."""
+_LEAST, _MOST, _ENDLESS = 6, 20, 10_000
 _BUDGET = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smh])$")
 
 
@@ -218,7 +216,7 @@ def progress(quiet: bool) -> Generator[tuple[Callable[..., None], Callable[[Any]
         TimeRemainingColumn,
     )
 
-    from isobatch.executors.progress import State, watching
+    from isobatch.executors.progress import Line, State, watching
 
     console = Console(stderr=True, quiet=quiet)
     hidden = quiet or not console.is_terminal
@@ -226,19 +224,21 @@ def progress(quiet: bool) -> Generator[tuple[Callable[..., None], Callable[[Any]
     with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("training runs", total=None)
 
+        line = Line(sys.stderr)
+
         def estimated(expected: float, runs: int, what: str = "runs") -> None:
             about = f"estimated {expected / 60:.1f} minutes for " if expected else ""
             console.print(f"{about}{runs} {what}")
             bar.update(task, total=runs)
-
-        said = time.monotonic()
+            line.start(runs)
 
         def show(state: State) -> None:
-            nonlocal said
-            bar.update(task, description=f"{state.running} running, {state.waiting} waiting")
-            if not console.is_terminal and not quiet and time.monotonic() - said > _SILENT:
-                said = time.monotonic()
-                console.print(f"isobatch: {state}", highlight=False)
+            found = max(0, int(bar.tasks[task].completed) - line.over(state).done)
+            whole = line.over(state, found)
+            failed = f", {whole.failed} failed" if whole.failed else ""
+            bar.update(task, description=f"{whole.running} running, {whole.waiting} waiting{failed}")
+            if hidden and not quiet:
+                line(state, found)
 
         with watching(show):
             yield estimated, lambda _: bar.advance(task)
@@ -252,14 +252,24 @@ def print_table(title: str, rows: list[list[str]]) -> None:
         rows: the first one is the header.
     """
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_style="bold")
-    for name in rows[0]:
-        table.add_column(name, overflow="fold")
+    console, table = Console(), Table(title=title, title_style="bold")
+    for index, name in enumerate(rows[0]):
+        whole = [len(row[index]) for row in rows[1:] if row[index] in STYLES or index == 0]
+        table.add_column(name, overflow="fold", min_width=min(max([_LEAST, *whole]), _MOST))
     for row in rows[1:]:
-        table.add_row(*(f"[{STYLES[cell]}]{cell}[/]" if cell in STYLES else cell for cell in row))
-    Console().print(table)
+        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    if Measurement.get(console, console.options.update(max_width=_ENDLESS), table).minimum <= console.width:
+        console.print(table)
+        return
+    console.print(Text(title, style="bold"))
+    for row in rows[1:]:  # too narrow for columns: a line a cell, verdicts whole
+        for index, (name, cell) in enumerate(zip(rows[0], row, strict=True)):
+            lead = f"{'- ' if index == 0 else '  '}{name}: " if name else "  "
+            console.print(Text.assemble(lead, (cell, STYLES.get(cell, ""))))
 
 
 def say(text: str) -> None:

@@ -72,6 +72,7 @@ class TableFit:
         outliers: that were left out.
         bend: the fit with a free exponent; None below five batches.
         notes: on the table.
+        batch_unit: samples or tokens, what a batch counts.
     """
 
     name: str
@@ -84,6 +85,7 @@ class TableFit:
     outliers: tuple[Outlier, ...]
     bend: Bend | None
     notes: tuple[str, ...]
+    batch_unit: str = "samples"
 
     @property
     def left_out(self) -> float | None:
@@ -174,7 +176,8 @@ def fit_table(
         seeds = Interval(found.critical.value, low if low > reach[0] else 0.0, high if high < reach[1] else math.inf)
     bent = bend(b, steps, level)
     return TableFit(
-        table.name, table.unit, table.amount, table.scale, found, seeds, points, named, bent, table.notes
+        table.name, table.unit, table.amount, table.scale, found, seeds, points, named, bent, table.notes,
+        table.batch_unit,
     )  # fmt: skip
 
 

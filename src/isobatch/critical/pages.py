@@ -8,7 +8,8 @@ from isobatch import report
 from isobatch.critical.hyperbola import Interval
 from isobatch.critical.pictures import advice_figure, branch_figure, fit_figure, front_figure, noise_figure
 from isobatch.critical.trial import assumed_sign
-from isobatch.critical.words import plain, ranged
+from isobatch.critical.words import plain, ranged, sized
+from isobatch.recipe import toml_text
 
 LIMITS = [
     "The critical batch belongs to a goal, a task and an optimizer: it grows as the loss falls, and moves with the "
@@ -50,7 +51,7 @@ def write_sweep(folder: Path, data: dict[str, Any]) -> list[Path]:
         report.Section("What it does not say", LIMITS),
     ]
     lead = "Batches and learning rates to a goal: how many steps and samples each batch takes at its best."
-    return [folder / "result.json", folder / "front.png", _page(folder, "The critical batch", lead, sections)]
+    return [folder / "result.json", folder / "front.png", _page(folder, "The critical batch", lead, sections, data)]
 
 
 def sweep_table(data: dict[str, Any]) -> list[list[str]]:
@@ -91,7 +92,7 @@ def write_branch(folder: Path, data: dict[str, Any]) -> list[Path]:
         report.Section("What it does not say", [BRANCH_LIMITS]),
     ]
     lead = "From one state, the run goes on at larger batches, settings and optimizer state moved by the plan."
-    return [folder / "result.json", folder / "branches.png", _page(folder, "Branched training", lead, sections)]
+    return [folder / "result.json", folder / "branches.png", _page(folder, "Branched training", lead, sections, data)]
 
 
 def branch_table(data: dict[str, Any]) -> list[list[str]]:
@@ -133,7 +134,7 @@ def write_advice(folder: Path, data: dict[str, Any]) -> list[Path]:
         report.Section("Assumptions", [*data["origin"], *data["assumptions"]]),
     ]
     lead = "Measured step times x (1 + B_crit/B): time and compute of every batch and number of devices."
-    return [folder / "result.json", folder / "advice.png", _page(folder, "Which batch pays", lead, sections)]
+    return [folder / "result.json", folder / "advice.png", _page(folder, "Which batch pays", lead, sections, data)]
 
 
 def advice_table(data: dict[str, Any]) -> list[list[str]]:
@@ -181,7 +182,7 @@ def write_fit(folder: Path, data: dict[str, Any]) -> list[Path]:
     return [
         folder / "result.json",
         folder / "fit.png",
-        _page(folder, f"The critical batch of {data['name']}", lead, sections),
+        _page(folder, f"The critical batch of {data['name']}", lead, sections, data),
     ]
 
 
@@ -198,7 +199,7 @@ def fit_rows(data: dict[str, Any]) -> list[list[str]]:
     for p in data["points"]:
         others = "-" if p["left_out"] is None else f"{math.expm1(p['left_out']):+.1%}"
         every = plain(p["quantum"]) if p["quantum"] else "-"
-        cells = [f"{p['batch']:,.6g}", f"{len(p['values'])}", plain(p["mean"]), every]
+        cells = [sized(p["batch"]), f"{len(p['values'])}", plain(p["mean"]), every]
         rows.append([*cells, f"{math.expm1(p['residual']):+.1%}", others])
     return rows
 
@@ -220,7 +221,7 @@ def write_noise(folder: Path, data: dict[str, Any]) -> list[Path]:
         report.Section("Noise scale over training", [NOISE_LIMITS], noise_table(data), [("noise scale", figure)]),
     ]
     lead = "The gradient noise scale at fixed weights, again and again over a run."
-    return [folder / "result.json", folder / "noise.png", _page(folder, "The noise scale", lead, sections)]
+    return [folder / "result.json", folder / "noise.png", _page(folder, "The noise scale", lead, sections, data)]
 
 
 def noise_table(data: dict[str, Any]) -> list[list[str]]:
@@ -243,7 +244,7 @@ def noise_table(data: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _page(folder: Path, title: str, lead: str, sections: list[report.Section]) -> Path:
-    footer = ", ".join(f"{name} {value}" for name, value in report.versions().items())
-    report.write(folder / "report.html", report.render(title, lead, sections, footer=footer))
+def _page(folder: Path, title: str, lead: str, sections: list[report.Section], data: dict[str, Any]) -> Path:
+    recipe = toml_text(data["recipe"]) if "recipe" in data else ""
+    report.write(folder / "report.html", report.render(title, lead, sections, recipe=recipe))
     return folder / "report.html"

@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from isobatch.critical.hyperbola import Hyperbola, Interval
 from isobatch.critical.trial import assumed_sign
-from isobatch.critical.words import plain
+from isobatch.critical.words import plain, sized
 from isobatch.report.pictures import RC, plain_ticks
 
 SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -55,17 +56,44 @@ def _goal(left: Axes, right: Axes, goal: dict[str, Any], data: dict[str, Any], s
     label = f"{data['metric']} {goal['goal']:g}"
     fit = goal["fit"]
     if fit is not None:
-        label += f": critical batch {fit['critical']['value']:,.0f}"
+        label += f": {named_batch(fit)}"
     for axes, x, y in ((left, steps, batch * steps), (right, batch, steps)):
         axes.plot(x, y, mark, color=shade, ms=6, label=label if axes is left else None, zorder=3)
     if fit is None:
         return
+    wide = ((None, 9, 0.25),) if known(fit) else ()
     low, high = (_finite(fit["critical"][end], side) for end, side in (("low", batch.min()), ("high", batch.max())))
-    for part, width, alpha in ((np.geomspace(batch.min(), batch.max(), 200), 1.6, 1.0), (None, 9, 0.25)):
+    for part, width, alpha in ((np.geomspace(batch.min(), batch.max(), 200), 1.6, 1.0), *wide):
         span = np.geomspace(max(low, batch.min()), min(high, batch.max()), 60) if part is None else part
         curve = fit["steps"]["value"] * (1 + fit["critical"]["value"] / span)
         left.plot(curve, span * curve, color=shade, lw=width, alpha=alpha, solid_capstyle="butt")
         right.plot(span, curve, color=shade, lw=width, alpha=alpha, solid_capstyle="butt")
+
+
+def known(fit: dict[str, Any]) -> bool:
+    """Return whether a fit's critical batch may be named, by the rule of the fit itself.
+
+    Args:
+        fit: a hyperbola as plain values, its open ends null.
+
+    Returns:
+        Whether it is identified.
+    """
+    low, high = (math.inf if value is None else value for value in (fit["critical"]["low"], fit["critical"]["high"]))
+    interval = Interval(fit["critical"]["value"], 0.0 if math.isinf(low) else low, high)
+    return Hyperbola(interval, interval, interval, fit["residual"], fit["batches"], fit["level"]).identified
+
+
+def named_batch(fit: dict[str, Any]) -> str:
+    """Return the critical batch of a fit as a legend names it.
+
+    Args:
+        fit: a hyperbola as plain values.
+
+    Returns:
+        Its value, or that it is not identified.
+    """
+    return f"critical batch {plain(fit['critical']['value'])}" if known(fit) else "critical batch not identified"
 
 
 def fit_figure(data: dict[str, Any]) -> Figure:
@@ -80,7 +108,7 @@ def fit_figure(data: dict[str, Any]) -> Figure:
     points, found = data["points"], data["hyperbola"]
     unit, word = _thousands(min(p["mean"] for p in points))
     batch = np.array([p["batch"] for p in points])
-    span = np.geomspace(batch.min() / 1.5, batch.max() * 1.5, 300)
+    span = np.geomspace(batch.min(), batch.max(), 300)
     critical, least = found["critical"], found["samples"]["value"] / unit
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(12.4, 5.2), layout="constrained")
@@ -92,16 +120,18 @@ def fit_figure(data: dict[str, Any]) -> Figure:
         left.plot([], [], ".", color="#999999", ms=6, label="each seed, as reported")
         left.plot(batch, [p["mean"] / unit for p in points], "o", color=SHADES[0], ms=6, zorder=3, label="mean")
         curve = least * (1 + span / critical["value"])
-        left.plot(span, curve, color=SHADES[0], lw=1.8, label=f"critical batch {plain(critical['value'])}")
+        left.plot(span, curve, color=SHADES[0], lw=1.8, label=named_batch(found))
         low, high = (_finite(critical[end], edge) for end, edge in (("low", span[0]), ("high", span[-1])))
-        left.axvspan(low, high, color=SHADES[2], alpha=0.15, lw=0, label=f"its {found['level'] * 100:g}% interval")
+        if known(found):
+            low, high = max(low, span[0]), min(high, span[-1])
+            left.axvspan(low, high, color=SHADES[2], alpha=0.15, lw=0, label=f"its {found['level'] * 100:g}% interval")
         _bent(left, data, span, unit)
         logarithmic(left)
         bottom, top = left.get_ylim()
         for o in data["outliers"]:
             value = o["value"] * (o["batch"] if data["unit"] == "steps" else 1) / unit
             at = float(np.clip(value, bottom * 1.03, top / 1.03))
-            label = f"left out: {value:,.6g} at {o['batch']:,.6g}" + (", off the edge" if at != value else "")
+            label = f"left out: {value:,.6g} at {sized(o['batch'])}" + (", off the edge" if at != value else "")
             left.plot(o["batch"], at, "x", color=SHADES[1], ms=9, mew=2, label=label, clip_on=False)
         left.set_xlabel("batch")
         left.set_ylabel(f"{word}{data['amount']} to the goal")
@@ -134,7 +164,7 @@ def _errors(axes: Axes, points: list[dict[str, Any]]) -> None:
     axes.bar(place - 0.2, [100 * math.expm1(p["residual"]) for p in points], 0.38, color=SHADES[0], label="off the fit")
     away = [np.nan if p["left_out"] is None else 100 * math.expm1(p["left_out"]) for p in points]
     axes.bar(place + 0.2, away, 0.38, color=SHADES[4], label="off the fit of the others")
-    axes.set_xticks(place, [f"{p['batch']:,.6g}" for p in points], rotation=45 if len(points) > 6 else 0)
+    axes.set_xticks(place, [sized(p["batch"]) for p in points], rotation=45 if len(points) > 6 else 0)
     axes.yaxis.set_major_formatter(lambda v, _: f"{v:+g}%")
     axes.set_xlabel("batch")
     axes.set_title("how far each batch is off")

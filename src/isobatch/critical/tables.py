@@ -10,16 +10,14 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+from isobatch.critical.exports import BATCH, BATCH_TOKENS, RUN, RunGoal, flat, is_history, reached, spelled
 from isobatch.critical.mlperf import is_reference, reference_rows, reference_unit
 from isobatch.errors import InputError
 from isobatch.units import finite
 
 UNITS = ("steps", "samples", "tokens", "epochs")
-_BATCH = ("batch", "batch_size", "global_batch_size", "train_batch_size", "total_batch_size", "bs")
-_RUN = ("seed", "run", "run_id", "run_name", "id", "name")
 _VALUE = re.compile(r"^(steps|samples|tokens|epochs)(_to_(target|goal|loss|accuracy|converge|convergence))?$")
 _PLAIN = ("value", "to_target", "to_goal")
-_PREFIX = re.compile(r"^(config|summary|summary_metrics|params|metrics)[./_]+")
 _ENDED = ("finished", "")
 _JUMP, _FALL = 10.0, 1.2
 
@@ -47,6 +45,7 @@ class Table:
         points: by rising batch.
         size: samples in one unit; None where unknown, and of no use for steps.
         notes: what was left out on the way, and what looks odd.
+        batch_unit: samples or tokens, what a batch counts.
     """
 
     name: str
@@ -54,16 +53,17 @@ class Table:
     points: tuple[TablePoint, ...]
     size: float | None = None
     notes: tuple[str, ...] = ()
+    batch_unit: str = "samples"
 
     @property
     def amount(self) -> str:
-        """The unit of what grows with the batch: samples for steps."""
-        return "samples" if self.unit == "steps" else self.unit
+        """The unit of what grows with the batch: that of the batch for steps."""
+        return self.batch_unit if self.unit == "steps" else self.unit
 
     @property
     def scale(self) -> float | None:
-        """Samples in one unit of `amount`, None where unknown."""
-        return 1.0 if self.unit in ("steps", "samples") else self.size
+        """How much of a batch is one unit of `amount`, None where unknown."""
+        return 1.0 if self.unit in ("steps", self.batch_unit) else self.size
 
 
 def read_table(
@@ -74,20 +74,23 @@ def read_table(
     value: str | None = None,
     size: float | None = None,
     edition: str | None = None,
+    goal: str | None = None,
 ) -> Table:
-    """Read a table from CSV or JSON.
+    """Read a table from CSV, JSON or JSON lines.
 
     Rows hold a batch, a value named by its unit (steps, samples, tokens, epochs, also as steps_to_target) and a seed
     or run; JSON values may be lists of seeds. Columns of exported runs (`config.batch_size`, `summary.steps`) are
-    found, and MLPerf's files of reference convergence points are known by their form.
+    found, and MLPerf's files of reference convergence points are known by their form. With a goal, the file holds
+    histories, and each run counts up to its first evaluation at the goal.
 
     Args:
-        path: a .csv or .json file.
+        path: a .csv, .json or .jsonl file.
         unit: of the values, where no column or benchmark declares it.
         batch: column of the batch.
         value: column of the values.
         size: samples in one unit: of an epoch, or 1/2048 for tokens in sequences of 2048.
         edition: MLPerf round, such as training_4.1.0; read off the folder unless given.
+        goal: of histories, such as "val/loss <= 3.2".
 
     Returns:
         The table.
@@ -100,8 +103,11 @@ def read_table(
         raise InputError(f"unit={unit!r} must be one of {', '.join(UNITS)}")
     if size is not None:
         finite("size", size, 0, open_low=True)
+    aim = None if goal is None else RunGoal.parse(goal)
     content = _content(path)
     if is_reference(content):
+        if aim is not None:
+            raise InputError(f"{path} holds reference convergence points, which are at their goal; drop the goal {aim}")
         declared, known = (unit, None) if unit is not None else reference_unit(content, path, edition)
         rows = reference_rows(content, declared)
         table = _collected(rows, path.stem, declared, batch=None, value=None, where=str(path))
@@ -109,10 +115,20 @@ def read_table(
     else:
         if isinstance(content, Mapping):
             unit = unit if unit is not None else content.get("unit")
-            content = next((content[key] for key in ("points", "rows", "runs") if key in content), content)
+            known = ("points", "rows", "runs", *(() if aim is None else ("history",)))
+            content = [content] if isinstance(content.get("values"), list) else next(
+                (content[key] for key in known if key in content), content)  # fmt: skip
         if not isinstance(content, Sequence) or not all(isinstance(row, Mapping) for row in content):
             raise InputError(f"{path} must hold rows of named values, a list of them or under 'points'")
-        table = _collected([_flat(row) for row in content], path.stem, unit, batch=batch, value=value, where=str(path))
+        notes: list[str] = []
+        if aim is not None:
+            found, unit, notes = reached(content, aim, unit=unit, batch=batch, value=value, where=str(path))
+            content, value = found, unit
+        elif is_history(content):
+            raise InputError(f'{path} holds histories; say what a run has to reach, such as --goal "val/loss <= 3.2"')
+        name = batch if aim is None else None
+        table = _collected([flat(row) for row in content], path.stem, unit, batch=name, value=value, where=str(path))
+        table = replace(table, notes=(*notes, *table.notes))
     return checked(replace(table, size=size))
 
 
@@ -170,24 +186,11 @@ def _content(path: Path) -> Any:
             raise InputError(f"{path} must have a header, such as batch,seed,samples, and rows below it")
         return [{key: cell for key, cell in row.items() if key is not None} for row in rows]
     try:
+        if path.suffix.lower() in (".jsonl", ".ndjson"):
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is neither CSV by its name nor JSON: {error}") from None
-
-
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with nested config and summary beside the rest, and names in one spelling."""
-    found: dict[str, Any] = {}
-    for key, cell in row.items():
-        if isinstance(cell, Mapping) and set(cell) != {"value"}:
-            found |= _flat(cell)
-        else:
-            found[_name(key)] = cell["value"] if isinstance(cell, Mapping) else cell
-    return found
-
-
-def _name(key: str) -> str:
-    return _PREFIX.sub("", re.sub(r"[\s\-]+", "_", str(key).strip().lower()))
 
 
 def _collected(
@@ -200,9 +203,9 @@ def _collected(
     where: str,
 ) -> Table:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    at = _column(columns, batch, _BATCH, "batch", where)
+    at = _column(columns, batch, (*BATCH, *BATCH_TOKENS), "batch", where)
     values, declared = _values(rows, columns, unit, value, where)
-    run = next((key for key in _RUN if key in columns), None)
+    run = next((key for key in RUN if key in columns), None)
     found: dict[float, list[float]] = {}
     seen: set[tuple[float, str]] = set()
     notes = []
@@ -224,14 +227,15 @@ def _collected(
         seen.add(key)
         found.setdefault(size, []).extend(numbers)
     points = tuple(TablePoint(size, tuple(found[size])) for size in sorted(found))
-    return Table(name, declared, points, notes=tuple(notes))
+    counted = "tokens" if at in BATCH_TOKENS or "token" in at else "samples"
+    return Table(name, declared, points, notes=tuple(notes), batch_unit=counted)
 
 
 def _column(columns: list[str], wanted: str | None, known: Iterable[str], what: str, where: str) -> str:
     if wanted is not None:
-        if _name(wanted) not in columns:
+        if spelled(wanted) not in columns:
             raise InputError(f"{where} has no column {wanted!r}; it has {', '.join(columns)}")
-        return _name(wanted)
+        return spelled(wanted)
     found = [key for key in known if key in columns]
     if len(found) != 1:
         problem = f"several columns for the {what} ({', '.join(found)})" if found else f"no column for the {what}"

@@ -27,6 +27,22 @@ def plain(number: float) -> str:
     return f"{round(number, digits):,.{max(digits, 0)}f}"
 
 
+def sized(batch: float) -> str:
+    """Return a batch for people, every digit of a whole one.
+
+    Args:
+        batch: samples or tokens.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> sized(1048576.0), sized(1.5)
+        ('1,048,576', '1.5')
+    """
+    return f"{batch:,.0f}" if batch == int(batch) else f"{batch:,.6g}"
+
+
 def ranged(interval: Interval) -> str:
     """Return an interval: from low to high, or the bound that exists.
 
@@ -124,10 +140,10 @@ def fit_sentences(data: dict[str, Any], found: Hyperbola, seeds: Interval | None
         worst = max((p for p in data["points"] if p["left_out"] is not None), key=lambda p: abs(p["left_out"]))
         said.append(
             f"residuals {found.residual:.1%}; a batch left out is predicted within {data['left_out']:.1%} (root mean "
-            f"square), worst {math.expm1(worst['left_out']):+.1%} at {worst['batch']:,.6g}"
+            f"square), worst {math.expm1(worst['left_out']):+.1%} at {sized(worst['batch'])}"
         )
     said += [
-        f"left out as an outlier: {o['value']:,.12g} at batch {o['batch']:,.6g}, {o['ratio']:.3g} times what is "
+        f"left out as an outlier: {o['value']:,.12g} at batch {sized(o['batch'])}, {o['ratio']:.3g} times what is "
         "expected"
         for o in data["outliers"]
     ]
@@ -135,7 +151,7 @@ def fit_sentences(data: dict[str, Any], found: Hyperbola, seeds: Interval | None
     if coarse["quantum"] > 0.02 * coarse["mean"]:
         said.append(
             f"evaluated rarely: every {coarse['quantum'] / coarse['mean']:.0%} of the way at batch "
-            f"{coarse['batch']:,.6g}; half of that is taken off, and the interval is no narrower than it allows"
+            f"{sized(coarse['batch'])}; half of that is taken off, and the interval is no narrower than it allows"
         )
     bent = data["bend"]
     if bent is not None and bent["better"]:
@@ -150,7 +166,9 @@ def fit_sentences(data: dict[str, Any], found: Hyperbola, seeds: Interval | None
 def _critical_sentence(data: dict[str, Any], found: Hyperbola) -> str:
     interval = f"{found.level * 100:g}% interval {ranged(found.critical)}"
     if found.identified:
-        return f"{data['name']}: critical batch {plain(found.critical.value)} ({interval}), {found.batches} batches"
+        unit = "" if data["batch_unit"] == "samples" else f" {data['batch_unit']}"
+        value = f"{plain(found.critical.value)}{unit}"
+        return f"{data['name']}: critical batch {value} ({interval}), {found.batches} batches"
     return f"{data['name']}: critical batch not identified ({interval}), {found.batches} batches; {wanting(found)}"
 
 

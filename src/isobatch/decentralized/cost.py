@@ -15,6 +15,7 @@ ASSUMPTIONS = (
     "alpha and bandwidth are those of the links measured here; another network has others, which can be given",
     "no overlap with computation on either side",
 )
+"""What every figure of this file takes for granted, as printed beside it."""
 
 
 @dataclass(frozen=True)

@@ -281,3 +281,4 @@ TOPOLOGIES: dict[str, Callable[[int], Topology]] = {
     "one-peer-exponential": one_peer_exponential,
     "random-matching": random_matching,
 }
+"""Name -> the topology of so many nodes."""

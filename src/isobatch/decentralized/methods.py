@@ -263,6 +263,7 @@ class PmSGDLars(PmSGD):
 METHODS: dict[str, type[Method]] = {
     kind.name: kind for kind in (DSGD, DmSGD, AWC, DA, SlowMo, QG, D2, DecentLaM, PmSGD, PmSGDLars)
 }
+"""Methods by the name that a recipe or study gives."""
 
 
 def find(method: str | Method, beta: float) -> Method:

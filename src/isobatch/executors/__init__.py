@@ -6,12 +6,13 @@ need("torch")
 
 from isobatch.executors.local import LocalExecutor, processes
 from isobatch.executors.named import opened
-from isobatch.executors.progress import State, watching
+from isobatch.executors.progress import Line, State, watching
 from isobatch.executors.resources import Resources
 from isobatch.executors.session import RETRIES, Session, as_done, map_jobs, width
 
 __all__ = [
     "RETRIES",
+    "Line",
     "LocalExecutor",
     "Resources",
     "Session",

@@ -1,6 +1,7 @@
 """Executors by name: what `--on` takes."""
 
 import importlib
+import logging
 import re
 from collections.abc import Generator
 from concurrent.futures import Executor
@@ -101,13 +102,25 @@ def _dask(on: str, address: str, resources: Resources) -> Generator[Executor]:
 
     names = {"CPU": resources.cpus if resources.cpus != 1 else 0, "GPU": resources.gpus}
     wanted = {name: amount for name, amount in (names | {"MEMORY_GB": resources.memory_gb or 0}).items() if amount}
+    log = logging.getLogger("distributed.client")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # a scheduler that goes away is said once, by the session
     try:
         client = connect(address if "://" in address else f"tcp://{address}", set_as_default=False, timeout="10s")
     except (OSError, ValueError) as error:
+        log.setLevel(level)
         raise InputError(f"--on {on!r}: no Dask scheduler answers there ({error}); start one: dask scheduler") from None
     try:
         if not client.nthreads():
             raise InputError(f"--on {on!r}: its scheduler has no workers; start some: dask worker tcp://{address}")
+        there = [worker.get("resources", {}) for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+        if not any(all(has.get(name, 0) >= amount for name, amount in wanted.items()) for has in there):
+            asked = ",".join(f"{name}={amount:g}" for name, amount in wanted.items())
+            raise InputError(
+                f"--on {on!r}: no worker has {asked}, which a run takes, so that it would wait for ever; say what "
+                f'workers have: dask worker tcp://{address} --resources "{asked}"'
+            )
         yield client.get_executor(pure=False, **({"resources": wanted} if wanted else {}))
     finally:
         client.close(timeout=2)
+        log.setLevel(level)

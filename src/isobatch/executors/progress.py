@@ -1,10 +1,15 @@
 """Progress over all workers: runs done, running, waiting, lost, rate and time left."""
 
+import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TextIO
+
+_SILENT = 60.0
+"""Seconds between lines of progress in a log file."""
 
 
 @dataclass
@@ -25,7 +30,7 @@ class State:
     done: int = 0
     failed: int = 0
     lost: int = 0
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
 
     @property
     def running(self) -> int:
@@ -57,6 +62,68 @@ class State:
         if self.lost:
             parts.append(f"workers lost {self.lost} times")
         return ", ".join(parts)
+
+
+class Line:
+    """Writes the state over sessions that follow each other: in place where people look on, a line a minute in a file.
+
+    Args:
+        file: a terminal, a notebook's output or a log; standard error unless given.
+        known: runs that are to be made in all; None where that shows only as they are asked for.
+
+    Example:
+        >>> with watching(Line()):
+        ...     pass
+    """
+
+    def __init__(self, file: TextIO | None = None, known: int | None = None):
+        self._file = file or sys.stderr
+        self._live = self._file.isatty() or type(self._file).__module__.startswith("ipykernel")
+        self._said, self._length, self._last = time.monotonic(), 0, State(width=1)
+        self.start(known)
+
+    def start(self, known: int | None) -> None:
+        """Count from here on.
+
+        Args:
+            known: as for a new line.
+        """
+        self._known, self._past = known, State(width=1, done=-self._last.done, failed=-self._last.failed)
+
+    def over(self, state: State, found: int = 0) -> State:
+        """Return the state of all sessions.
+
+        Args:
+            state: of the one that goes on.
+            found: runs of those that are known which were there before.
+
+        Returns:
+            Their sum.
+        """
+        past, last = self._past, self._last
+        if state is not last:
+            past.done, past.failed, past.lost = past.done + last.done, past.failed + last.failed, past.lost + last.lost
+            self._last = state
+        total = max(past.done + state.total, (self._known or 0) - found)
+        done, failed, lost = past.done + state.done, past.failed + state.failed, past.lost + state.lost
+        return State(state.running, total, done, failed, lost, past.began)
+
+    def __call__(self, state: State, found: int = 0) -> None:
+        """Write it.
+
+        Args:
+            state: of the session that goes on.
+            found: as for `over`.
+        """
+        text, now = str(self.over(state, found)), time.monotonic()
+        if self._live:
+            self._file.write("\r" + text.ljust(self._length))
+            self._length = len(text)
+            self._file.flush()
+        elif now - self._said > _SILENT:
+            self._said = now
+            self._file.write(f"isobatch: {text}\n")
+            self._file.flush()
 
 
 _WATCH: ContextVar[Callable[[State], None] | None] = ContextVar("watch", default=None)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future
 from functools import partial
 from typing import Any
+from warnings import warn
 
 from isobatch.errors import EngineError, InputError, WorkerLost
 from isobatch.executors.resources import Resources
@@ -24,6 +25,12 @@ class RayExecutor(Executor):
         memory = {} if resources.memory_gb is None else {"memory": int(resources.memory_gb * 1e9)}
         self._options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": 0, **memory}
         total = ray.cluster_resources()
+        if resources.gpus > total.get("GPU", 0.0) or resources.cpus > total.get("CPU", 0.0):
+            warn(
+                f"a run takes {resources.cpus:g} CPUs and {resources.gpus:g} GPUs; this Ray cluster has "
+                f"{total.get('CPU', 0.0):g} and {total.get('GPU', 0.0):g}: runs wait until it has grown",
+                stacklevel=4,
+            )
         shares = [(total.get("CPU", 0.0), resources.cpus), (total.get("GPU", 0.0), resources.gpus)]
         self.workers = max(1, int(min((there / each for there, each in shares if each), default=1)))
         self._open: dict[Future[Any], Any] = {}

@@ -109,8 +109,8 @@ class Session:
             if result is not _NOTHING:
                 self._state.done += 1
                 self._state.failed += bool(getattr(result, "stopped", ""))
-                report(self._state)
                 yield key, result
+                report(self._state)
         if self._gone:
             raise self._poison()
 
@@ -290,8 +290,9 @@ def _gone(error: BaseException) -> bool:
 
 
 def _engine_gone(error: BaseException) -> EngineError:
+    why = str(error).strip() or "its calls were cancelled from outside"
     return EngineError(
-        f"what runs the calls is gone ({type(error).__name__}: {error}); finished runs are kept, and the same command "
+        f"what runs the calls is gone ({type(error).__name__}: {why}); finished runs are kept, and the same command "
         "trains only what is missing once it is back"
     )
 

@@ -14,7 +14,7 @@ _WORDS = re.compile(
     r"epochs?|epoches|steps?|iters?|iterations|updates?|max_?iters?|max_?steps?|milestones?|gamma|"
     r"optim\w*|optimi[sz]er\w*|opt|loss_?reduction|reduction|total_?tokens|train_?tokens|train_?samples|"
     r"layer_?decay|layerwise\w*|lr_?mult\w*|no_?decay\w*|freeze\w*|bn_?momentum|bn_?mom|sync_?bn|auto_?scale\w*|auto_?find\w*|"
-    r"rollout\w*|num_?generations|total_?episodes|temp|temps|temperature\w*|interval|intervals|period|periods|every"
+    r"num_?generations|total_?episodes|temp|temps|temperature\w*|interval|intervals|period|periods|every"
     r")(?=$|[_.\-/\[\d])"
 )
 _RATES = re.compile(r"(?:^|_)(?:lrs?|learning_?rates?|weight_?decay|momentum|betas?)(?=$|[_\d])")
@@ -42,7 +42,7 @@ def acts(key: str, value: Any) -> bool:
         >>> acts("optim.layerwise_decay", 0.9), acts("model.num_heads", 12), acts("save_steps", 100)
         (True, False, False)
     """
-    if value is None or value is False or value == "" or value in ([], {}):
+    if value is None or value is False or value == "" or value == 0 or value in ([], {}):
         return False
     text = _CAMEL.sub("_", key).lower()
     last = re.sub(r"\[\d+\]", "", text).rsplit(".", 1)[-1]

@@ -32,32 +32,38 @@ class Format:
 
     def points(self, source: Source) -> int:
         """Return how much a file looks like this format."""
-        names = Reader(source)
-        total = 0
-        for mark, points in self.marks.items():
-            word, _, rest = mark.partition(":")
-            if word == "program":
-                held = rest in source.extra.get("program", "").replace("\\", "/")
-            elif word == "kind":
-                held = source.kind == rest
-            elif word == "text":
-                held = source.kind == "python" and rest in source.text
-            elif word == "not":
-                total -= points if names.has(rest) else 0
-                continue
-            else:
-                held = names.has(mark)
-            total += points if held else 0
-        return total
+        return _points(self.marks, source)
 
 
-def detect(source: Source, formats: tuple[Format, ...], asked: str | None = None) -> Format:
+@dataclass(frozen=True)
+class Other:
+    """A stack that is known and not read, so that its files are not taken for those of another one.
+
+    Args:
+        title: for people.
+        marks: as those of a format.
+        way_out: what its users can do.
+    """
+
+    title: str
+    marks: Mapping[str, int]
+    way_out: str
+
+    def points(self, source: Source) -> int:
+        """Return how much a file looks like this stack."""
+        return _points(self.marks, source)
+
+
+def detect(
+    source: Source, formats: tuple[Format, ...], asked: str | None = None, others: tuple[Other, ...] = ()
+) -> Format:
     """Return the format of a file.
 
     Args:
         source: the file.
         formats: the formats there are.
         asked: a name that was given.
+        others: stacks that are known and not read.
 
     Returns:
         The format.
@@ -73,6 +79,12 @@ def detect(source: Source, formats: tuple[Format, ...], asked: str | None = None
         raise InputError(f"--format {asked!r} is none of {known}")
     ranked = sorted(((one.points(source), -index, one) for index, one in enumerate(formats)), reverse=True, key=_rank)
     best = ranked[0][0]
+    for other in others:
+        if other.points(source) >= max(best, ENOUGH):
+            raise InputError(
+                f"{source.name} is a recipe of {other.title}, which is not read; {other.way_out}. Or write its "
+                "numbers in isobatch's own TOML (isobatch plan --keys lists them)"
+            )
     if best < ENOUGH:
         raise InputError(
             f"{source.name} looks like none of the known formats; say which with --format ({known}), or write the "
@@ -86,3 +98,23 @@ def detect(source: Source, formats: tuple[Format, ...], asked: str | None = None
 
 def _rank(item: tuple[int, int, Format]) -> tuple[int, int]:
     return item[0], item[1]
+
+
+def _points(marks: Mapping[str, int], source: Source) -> int:
+    names = Reader(source)
+    total = 0
+    for mark, points in marks.items():
+        word, _, rest = mark.partition(":")
+        if word == "program":
+            held = rest in source.extra.get("program", "").replace("\\", "/")
+        elif word == "kind":
+            held = source.kind == rest
+        elif word == "text":
+            held = source.kind == "python" and rest in source.text
+        elif word == "not":
+            total -= points if names.has(rest) else 0
+            continue
+        else:
+            held = names.has(mark)
+        total += points if held else 0
+    return total

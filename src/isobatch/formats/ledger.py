@@ -18,6 +18,31 @@ SAME = 1e-12
 
 
 @dataclass(frozen=True)
+class Found:
+    """A value of the file.
+
+    Args:
+        key: where it stands, or would stand.
+        value: as it stands.
+        origin: "file", "default", "asked", "launcher" or "include NAME".
+    """
+
+    key: Key
+    value: Any
+    origin: str = "file"
+
+    @property
+    def name(self) -> str:
+        """The key as people write it."""
+        return spelled(self.key)
+
+    @property
+    def said(self) -> bool:
+        """Whether somebody said it, rather than a default."""
+        return self.origin != "default"
+
+
+@dataclass(frozen=True)
 class Link:
     """One key of a file and the number of the recipe that it is.
 

@@ -13,7 +13,7 @@ from isobatch.formats.includes import merged
 from isobatch.formats.ledger import Ledger, Unanswered
 from isobatch.formats.planned import FilePlan, plan_file
 from isobatch.formats.reader import Reader
-from isobatch.formats.stacks import FORMATS
+from isobatch.formats.stacks import FORMATS, OTHERS
 from isobatch.formats.stamp import SIDECAR, Stamp, read_stamp
 from isobatch.formats.texts import (
     Key,
@@ -141,7 +141,7 @@ def read(
     stamp: Stamp | None = None,
 ) -> Loaded:
     """Read a source into a recipe and its ledger; see `load`."""
-    form = detect(source, FORMATS, format_name)
+    form = detect(source, FORMATS, format_name, OTHERS)
     if stamp is not None:
         answers = {**stamp.answers, **answers}
         told = answers.get("devices", stamp.devices)
@@ -215,6 +215,8 @@ def plain_tree(value: Any, depth: int = 0) -> Any:
         return {str(key): plain_tree(inner, depth + 1) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain_tree(inner, depth + 1) for inner in value]
+    if like_a_mapping(value):
+        return {str(key): plain_tree(value[key], depth + 1) for key in value.keys()}  # noqa: SIM118
     if isinstance(value, Enum):
         return plain_tree(value.value, depth + 1)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -225,6 +227,13 @@ def plain_tree(value: Any, depth: int = 0) -> Any:
         shown = {name: inner for name, inner in held.items() if not name.startswith("_")}
         return {name: plain_tree(inner, depth + 1) for name, inner in shown.items()}
     return str(value)[:200]
+
+
+def like_a_mapping(value: Any) -> bool:
+    """Return whether an object is read and written by its keys: ml_collections' ConfigDict, mmengine's Config."""
+    if isinstance(value, type):
+        return False
+    return all(callable(getattr(value, name, None)) for name in ("keys", "__getitem__", "__setitem__"))
 
 
 def _stamp_of(source: Source) -> Stamp | None:

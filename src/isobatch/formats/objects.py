@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from isobatch.errors import InputError
-from isobatch.formats.loading import load
+from isobatch.formats.loading import like_a_mapping, load
 from isobatch.formats.texts import Key
 
 C = TypeVar("C")
@@ -27,7 +27,8 @@ def scale_config(
     """Return a config object at another batch, every number that moves with the batch moved.
 
     Args:
-        config: a mapping, a dataclass, a namespace, `TrainingArguments`, OmegaConf's DictConfig, ...
+        config: a mapping, a dataclass, a namespace, `TrainingArguments`, OmegaConf's DictConfig, ml_collections'
+            ConfigDict, mmengine's Config, ...
         batch_size: the new global batch; unless given the one that new_devices take.
         devices: data-parallel devices that the config is for, where it does not say it.
         new_devices: data-parallel devices that it shall be for.
@@ -68,6 +69,13 @@ def _with(held: Any, key: Key, value: Any) -> Any:
         inner = held.get(name, {} if rest else None)
         out: Any = copy.copy(held)
         out[name] = _with(inner, rest, value)
+        return out
+    if like_a_mapping(held):
+        out = copy.deepcopy(held)
+        names = {str(name): name for name in out.keys()}  # noqa: SIM118
+        if part not in names:
+            raise InputError(f"{type(held).__name__} has no {part}, which the plan changes to {value!r}; add it")
+        out[names[part]] = _with(out[names[part]], rest, value)
         return out
     if isinstance(held, (list, tuple)) and isinstance(part, int):
         items = [_with(item, rest, value) if index == part else item for index, item in enumerate(held)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from isobatch.formats.ledger import Change, Ledger, same
 from isobatch.formats.show import render, to_dict, to_json, to_markdown
 from isobatch.formats.split import asked_batch
 from isobatch.formats.stamp import SIDECAR, Stamp, stamped
-from isobatch.formats.texts import Key, spelled, write_text
+from isobatch.formats.texts import Key, Source, Unknown, spelled, write_text
 from isobatch.formats.view import View
 from isobatch.plan import Plan, Recipe
 
@@ -153,23 +154,30 @@ class FilePlan:
         return text
 
     def edits(self) -> dict[Key, Any]:
-        """Return what is written where; a list that the file does not have yet is written whole."""
+        """Return what is written where; a list that the file itself does not have is written whole."""
         found: dict[Key, Any] = {}
         source = self.ledger.source
-        moved = {change.link.key: change.becomes for change in self.changes}
-        for key, value in moved.items():
-            parent = key[:-1]
-            whole = not isinstance(source.get(parent), list) or (parent in source.spots and key not in source.spots)
-            if isinstance(key[-1], int) and whole:
-                items = {
-                    link.key[-1]: moved.get(link.key, link.value)
-                    for link in self.ledger.links
-                    if link.key[:-1] == parent
-                }
-                found[parent] = [items[index] for index in sorted(items, key=int)]
-            else:
+        for key, value in ((change.link.key, change.becomes) for change in self.changes):
+            lists = (cut for cut in range(1, len(key)) if isinstance(key[cut], int))
+            cut = next((cut for cut in lists if not _stands(source, key[:cut], key[cut])), None)
+            if cut is None:
                 found[key] = value
+                continue
+            whole = found.setdefault(key[:cut], self._list_of(key[:cut]))
+            for part in key[cut:-1]:
+                whole = whole[part]
+            whole[key[-1]] = value
         return found
+
+    def _list_of(self, key: Key) -> list[Any]:
+        """Return a list as an included file has it, or as the trainer's defaults fill it."""
+        held = self.ledger.source.get(key)
+        if isinstance(held, list):
+            if not all(plain for plain in map(_known, held)):
+                raise InputError(f"{spelled(key)} is computed in another file; write it out in this one")
+            return copy.deepcopy(held)
+        items = {link.key[-1]: link.value for link in self.ledger.links if link.key[:-1] == key}
+        return [items[index] for index in sorted(items, key=int)]
 
     def _check(self, text: str) -> None:
         if self.again is None:
@@ -330,6 +338,23 @@ def plan_file(
         except InputError:
             kept = None
     return FilePlan(plan, recipe, ledger, changes, kept)
+
+
+def _stands(source: Source, key: Key, index: str | int) -> bool:
+    """Whether a list, and an item of it, stand in the text itself, or in an object."""
+    if not isinstance(source.get(key), list):
+        return False
+    if source.kind in ("toml", "object"):
+        return True
+    if source.kind == "command":  # [0.9, 0.95] in one word is written whole, two words are not
+        return key not in source.spots
+    return key in source.spots and (*key, index) in source.spots
+
+
+def _known(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_known(item) for item in value)
+    return all(_known(item) for item in value.values()) if isinstance(value, dict) else not isinstance(value, Unknown)
 
 
 def _number_at(view: View, path: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from isobatch.errors import InputError
 from isobatch.formats.acting import acts
 from isobatch.formats.draft import Draft
-from isobatch.formats.ledger import Fixed, Ledger, Link, OwnRule, Question, Unanswered, Unread
+from isobatch.formats.ledger import Fixed, Found, Ledger, Link, OwnRule, Question, Unanswered, Unread
 from isobatch.formats.texts import Key, Source, Unknown, leaves, spelled
 from isobatch.formats.view import FIELDS, View
 
@@ -23,31 +23,6 @@ _REFERENCE = re.compile(r"\$\{([\w.-]+)\}$")
 _LONGEST = 8
 """References that lead to each other, at most."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Found:
-    """A value of the file.
-
-    Args:
-        key: where it stands, or would stand.
-        value: as it stands.
-        origin: "file", "default", "asked", "launcher" or "include NAME".
-    """
-
-    key: Key
-    value: Any
-    origin: str = "file"
-
-    @property
-    def name(self) -> str:
-        """The key as people write it."""
-        return spelled(self.key)
-
-    @property
-    def said(self) -> bool:
-        """Whether somebody said it, rather than a default."""
-        return self.origin != "default"
 
 
 @dataclass
@@ -322,8 +297,11 @@ class Reader:
             whole: whether only whole numbers can stand there.
             least: smallest number that can stand there.
         """
+        said = found.value if value is None else value
+        if path == "lr" and not said > 0:
+            raise InputError(f"{found.name}={found.value!r}: the learning rate must be above 0; mend the file")
         if path in FIELDS or "[" not in path:
-            self.draft.values[path] = found.value if value is None else value
+            self.draft.values[path] = said
         self.link(path, found, back or (lambda view: view[path]), words=words, whole=whole, least=least)
 
     def link(

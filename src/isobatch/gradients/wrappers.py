@@ -14,7 +14,9 @@ from isobatch.gradients.reductions import copies_group, managing
 from isobatch.gradients.shards import sharded
 
 Ranks = dist.ProcessGroup | Literal["alone"] | None
+"""Who shares a model: a process group, ALONE for nobody, None for all of the job."""
 ALONE: Final = "alone"
+"""Said in place of a process group by one process that measures for itself."""
 # Segments that wrappers put into names: torch.compile, activation checkpointing, FSDP1.
 _SEGMENTS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 

@@ -179,6 +179,11 @@ class Following:
                 f"half_life={self.half_life!r} is in epochs and the clock counts tokens; say it in tokens, or count "
                 "samples"
             )
+        if data_size is None and self.half_life.rstrip(" s").endswith("epoch"):
+            raise InputError(
+                f"half_life={self.half_life!r} is in epochs, and the samples of an epoch are not known here (a stream, "
+                'or no dataloader was given); say it in samples, such as "1_000_000 samples"'
+            )
         batch = None if self.batch_size is None else int(self.batch_size)
         return to_samples(self.half_life, batch=batch, data_size=data_size, name="half_life", unit=self.counts)
 
@@ -188,6 +193,25 @@ class Following:
         if isinstance(self.half_life, str):
             word = self.half_life.strip().rstrip("s").rstrip()
             return "tokens" if word.endswith("token") else "samples" if word.endswith("sample") else None
+        return None
+
+
+def samples_of(loader: Any) -> int | None:
+    """Return the samples of an epoch.
+
+    Args:
+        loader: of the training data, or None.
+
+    Returns:
+        Their number, None for a stream and where nobody knows.
+
+    Example:
+        >>> samples_of(torch.utils.data.DataLoader([1, 2, 3], batch_size=2)), samples_of(iter([]))
+        (3, None)
+    """
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError):
         return None
 
 

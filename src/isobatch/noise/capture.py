@@ -153,7 +153,7 @@ class Passes:
             if parameter in check:
                 for gradient in gradients:
                     check.add(parameter, gradient)
-        if self.sums is not None:
+        if self.sums is not None and (turn == 0 or self.take != "all"):  # several chunks need no trust in rows
             known, gradient = self.sums.get(parameter), gradients[0]
             self.sums[parameter] = gradient.clone() if known is None else known + gradient
         if self.take == "none" or (self.take == "first" and turn):
@@ -192,6 +192,7 @@ class Rows:
         few: rows a pass.
         turn: counts measurements, so that other rows come next time.
         check: whether to compare each layer's gradient with what autograd adds, and trust it only where they agree.
+        enough: whether there is another chunk already, so that further passes need not be looked at.
     """
 
     def __init__(
@@ -205,9 +206,11 @@ class Rows:
         few: int,
         turn: int,
         check: bool,
+        enough: Callable[[], bool] | None = None,
     ):
         self.record = record
         self.watch = watch
+        self.enough, self._idle = enough, False
         self.layers = list(layers)
         self.declared = declared
         self.few, self.turn = few, turn
@@ -260,11 +263,12 @@ class Rows:
 
     def _count(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         if torch.is_grad_enabled():
+            self._idle = self._idle or (self.enough is not None and self.enough())
             self._forward, self._batch = self._forward + 1, length([*inputs, *named.values()])
 
     def _before(self, owner: Owner) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if torch.is_grad_enabled() and output.requires_grad and not torch.jit.is_tracing():
+            if torch.is_grad_enabled() and output.requires_grad and not self._idle and not torch.jit.is_tracing():
                 x = inputs[0].detach()
                 output.register_hook(partial(self._backward, owner, x, self._forward, self._batch))
 

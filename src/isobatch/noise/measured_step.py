@@ -116,6 +116,7 @@ class MeasuredStep:
                         few=setup.rows,
                         turn=turn,
                         check=trusted is None,
+                        enough=self._begun if mode == "auto" else None,
                     )
             take = {"auto": "all", "chunks": "all", "prefix": "first"}.get(mode, "none")
             everything = Record(columns, geometry, trainable, norms=norms)
@@ -136,6 +137,10 @@ class MeasuredStep:
             self._watch.remove()
         if self.rows is not None:
             self.rows.remove()
+
+    def _begun(self) -> bool:
+        """Whether a backward pass of this step was seen."""
+        return bool(self.passes.units)
 
     def bucket(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         """Take this rank's gradients from a bucket before it is reduced.

@@ -11,6 +11,7 @@ from typing import Any
 
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
+from isobatch.rules import optimizer_row
 
 _BACKBONE = "backbone"
 _DECAYS = ("momentum", "beta1", "beta2", "ema")
@@ -27,6 +28,8 @@ _READ: dict[str, Callable[[Recipe], float | None]] = {
 }
 _KEYS = {"backbone_lr": f"groups.{_BACKBONE}.lr", "ema": "ema.decay", "ema_tau": "ema.ramp.tau",
          "warmup": "spans.warmup", "beta1": "optimizer.betas[0]", "beta2": "optimizer.betas[1]"}  # fmt: skip
+_SOMETIMES = ("ema",)
+"""What an optimizer does without, so that it is missing only where other batches of the same authors state it."""
 _ORDER = (*_READ, "ema_tau", "warmup")
 
 
@@ -60,7 +63,6 @@ class Published:
         points: batch -> its numbers (lr, momentum, beta1, beta2, eps, weight_decay, clip, ema, backbone_lr; warmup and
             ema_tau in samples).
         source: repository, commit and path.
-        assumed: what the source does not say; taken for the recipe, never compared.
         critical: B_crit with its 95% interval, fitted from the same runs (docs/evidence.md); None where there is none.
     """
 
@@ -69,8 +71,23 @@ class Published:
     optimizer: str
     points: dict[int, dict[str, float]]
     source: str
-    assumed: tuple[str, ...] = ()
     critical: tuple[float, float, float] | None = None
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """What the source does not say of the optimizer at some batch: the recipe's own is taken, and not compared."""
+        row = optimizer_row(self.optimizer)
+        moments = [key for name in row.moments for key in (("beta1", "beta2") if name == "betas" else (name,))]
+        found = []
+        for key in (*moments, *(("eps",) if row.adaptive else ()), "weight_decay", "clip", *_SOMETIMES):
+            silent = [batch for batch, told in self.points.items() if key not in told]
+            if not silent or (key in _SOMETIMES and len(silent) == len(self.points)):
+                continue
+            value = _READ[key](self.recipe(silent[0])) if key in _READ else None
+            taken = "none" if not value else f"{value:g}"
+            where = "" if len(silent) == len(self.points) else f" at {', '.join(map(str, silent))}"
+            found.append(f"{key}{where}; {taken} taken, not compared")
+        return tuple(found)
 
     def nearest(self, batch: int) -> int:
         """Return the authors' batch that lies nearest by ratio.
@@ -174,7 +191,7 @@ def _registry() -> dict[str, Published]:
         same = entry["same"]
         points = {p["batch"]: same | {k: v for k, v in p.items() if k != "batch"} for p in entry["points"]}
         critical = tuple(entry["critical"]) if "critical" in entry else None
-        told = (entry["name"], entry["title"], entry["optimizer"], points, entry["source"], tuple(entry["assumed"]))
+        told = (entry["name"], entry["title"], entry["optimizer"], points, entry["source"])
         found[entry["name"]] = Published(*told, critical)
     return found
 

@@ -85,6 +85,7 @@ class Segment(Part):
 
 
 Curve = tuple[Segment, ...]
+"""Segments one after the other; each is a share of the setting's own number."""
 
 
 def pieces_of(name: str, segments: Curve, samples: Callable[[str, str], float], length: float, stair: float) -> Pieces:

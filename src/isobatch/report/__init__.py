@@ -4,8 +4,9 @@ from isobatch.installed import need
 
 need("verify")
 
+from isobatch.report.drawing import svg
 from isobatch.report.page import Section, render
-from isobatch.report.pictures import model_figure, overlay_figure, png
+from isobatch.report.pictures import model_figure, overlay_figure, panel_figures, png
 from isobatch.results import HELD, dump, prepare, read_result, versions, write, write_result
 
 __all__ = [
@@ -14,10 +15,12 @@ __all__ = [
     "dump",
     "model_figure",
     "overlay_figure",
+    "panel_figures",
     "png",
     "prepare",
     "read_result",
     "render",
+    "svg",
     "versions",
     "write",
     "write_result",

@@ -120,6 +120,34 @@ def model_figure(data: dict[str, Any], model: str) -> Figure:
     return figure
 
 
+def panel_figures(data: dict[str, Any], model: str, *, steps: bool = False) -> list[tuple[str, Figure]]:
+    """Draw one model's panels as figures of their own, so that a page may set them side by side or below each other.
+
+    Args:
+        data: what `verify run` stores in result.json.
+        model: "average" or "raw".
+        steps: whether the overlay against steps is drawn as well.
+
+    Returns:
+        Description and figure of each panel.
+    """
+    name = "averaged" if model == "average" else "raw"
+    panels = [(f"{data['metric']} of the {name} model against {data['unit']}, every arm", False)]
+    panels += [(f"{data['metric']} of the {name} model against optimizer steps, every arm", True)] if steps else []
+    found = []
+    with matplotlib.rc_context(RC):
+        for alt, against in [*panels, (f"gap of each arm to the reference, {name} model, and the margin", None)]:
+            figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+            axes = figure.subplots()
+            if against is None:
+                _gaps(axes, data, model)
+            else:
+                _overlay(axes, data, model, steps=against)
+                figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, handlelength=3)
+            found.append((alt, figure))
+    return found
+
+
 def png(figure: Figure, dpi: int = 130) -> bytes:
     """Return a figure as PNG.
 
@@ -195,6 +223,7 @@ def _overlay(axes: Axes, data: dict[str, Any], model: str, *, steps: bool) -> No
         axes.yaxis.set_minor_formatter(NullFormatter())
         low, high = axes.get_ylim()
         axes.set_yticks(_log_ticks(low, high))
+    axes.margins(x=0)
     if steps:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
@@ -248,6 +277,7 @@ def _gaps(axes: Axes, data: dict[str, Any], model: str) -> None:
         )
         axes.fill_between(marks, low, high, color=shade, alpha=0.25, lw=0)
     axes.set_ylim(-limit, limit)
+    axes.margins(x=0.02)  # for the marks at both ends
     _thousands(axes)
     axes.set_title("gap to the reference")
     axes.set_xlabel(f"{data['unit']} seen")

@@ -93,7 +93,9 @@ class Metric:
 
 
 LOSS = Metric("ratio", better="lower", headline=True)
+"""A loss: compared by ratio, lower is better, and the headline of a task."""
 PERCENT = Metric("difference", better="higher", unit="percent")
+"""An accuracy or other share in percent: compared by difference, higher is better."""
 
 
 def declarations(task: str, declared: Any) -> dict[str, Metric]:

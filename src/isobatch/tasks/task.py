@@ -137,6 +137,7 @@ def _numbers(found: Any) -> dict[str, float]:
 
 
 Make = Callable[[Recipe, int], Run]
+"""A task: recipe and seed of the initial weights -> a run."""
 
 
 class TensorSamples:

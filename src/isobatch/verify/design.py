@@ -15,6 +15,7 @@ from isobatch.verify.judging import ArmTest, judge
 from isobatch.verify.workers import Curve, Job
 
 ABLATIONS = ("lr-only", "ema-only", "unscaled", "clip")
+"""Names of the controls, each a plan in which something is left as it was."""
 MEANING = {
     "reference": "the recipe as it is",
     "plan": "every number by the plan",

@@ -54,14 +54,15 @@ def html(data: dict[str, Any]) -> str:
             "Verdicts",
             [*failure_lines(data), *data["next"]],
             verdict_table(data),
-            [("overlays and gap", report.overlay_figure(data))],
+            report.panel_figures(data, data["headline"], steps=True),
         ),
         *_mended(data),
         *(
             report.Section(
-                f"The {'averaged' if m == 'average' else 'raw'} model", [], [], [(m, report.model_figure(data, m))]
+                f"The {'averaged' if m == 'average' else 'raw'} model", [], [], report.panel_figures(data, m)
             )
-            for m in sorted(data["arms"]["plan"], key=lambda m: m != data["headline"])
+            for m in data["arms"]["plan"]
+            if m != data["headline"]
         ),
         report.Section(
             "The plan",
@@ -71,9 +72,8 @@ def html(data: dict[str, Any]) -> str:
         report.Section("How the verdict was reached", how(data), _marks(data)),
         report.Section("Data", [f"{name}: {value}" for name, value in data["facts"].items()]),
     ]
-    made = report.versions()
-    footer = ", ".join(f"{name} {value}" for name, value in made.items()) + f"; {data['seconds']} s"
-    return report.render(f"{task}: {change}, is it the same run?", lead, sections, badge=data["verdict"], footer=footer)
+    title, recipe = f"{task}: {change}, is it the same run?", toml_text(data["recipe"])
+    return report.render(title, lead, sections, badge=data["verdict"], footer=f"{data['seconds']} s", recipe=recipe)
 
 
 def signed(value: float | None, digits: int = 4) -> str:

@@ -19,5 +19,4 @@ def page(data: dict[str, Any], lead: str, sections: list[report.Section]) -> str
     rows = [["claim", "", "evidence", "source"]]
     rows += [[f"{c['id']}: {c['claim']}", report.HELD[c["held"]], c["evidence"], c["source"]] for c in data["claims"]]
     criteria = f"Criteria are fixed in isobatch_studies/{data['study'].replace('-', '_')}/criteria.json."
-    footer = ", ".join(f"{name} {value}" for name, value in report.versions().items())
-    return report.render(data["title"], lead, [report.Section("Claims", [criteria], rows), *sections], footer=footer)
+    return report.render(data["title"], lead, [report.Section("Claims", [criteria], rows), *sections])

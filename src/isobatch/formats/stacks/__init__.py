@@ -26,6 +26,7 @@ from isobatch.formats.stacks import (
     ultralytics,
     verl,
 )
+from isobatch.formats.stacks.others import OTHERS
 
 FORMATS: tuple[Format, ...] = (
     hf.FORMAT,
@@ -57,5 +58,6 @@ FORMATS: tuple[Format, ...] = (
     verl.FORMAT,
     lerobot.FORMAT,
 )
+"""Every format that is read, in the order in which a file is tried."""
 
-__all__ = ["FORMATS"]
+__all__ = ["FORMATS", "OTHERS"]

@@ -5,7 +5,7 @@ import ast
 from isobatch.errors import InputError
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import milestones
+from isobatch.formats.stacks.words import has, milestones, optimizer
 from isobatch.formats.view import View
 
 _INERT = (
@@ -29,9 +29,17 @@ def read(reader: Reader) -> None:
         reader.link("devices", world, lambda view: view.devices, whole=True, least=1)
         reader.note("REFERENCE_WORLD_SIZE makes detectron2 scale batch, rate and iterations on other GPUs; the "
                     "plan writes the new number there, so that nothing is scaled twice")  # fmt: skip
-    draft.values["name"] = "sgd"
+    name = optimizer(reader, reader.word("SOLVER.OPTIMIZER", "SOLVER.OPTIMIZER_NAME", default="SGD"))
     reader.say("lr", reader.number("SOLVER.BASE_LR", default=0.001))
-    reader.say("momentum", reader.number("SOLVER.MOMENTUM", default=0.9))
+    if has(name, "betas"):
+        for path, value in (("beta1", 0.9), ("beta2", 0.999), ("eps", 1e-8)):
+            reader.fix(path, value, "torch's default, which the project's train_net.py leaves alone")
+        reader.inert("SOLVER.MOMENTUM")
+    else:
+        reader.say("momentum", reader.number("SOLVER.MOMENTUM", default=0.9))
+    times = reader.number("SOLVER.BACKBONE_MULTIPLIER", default=1.0)
+    if times.value not in (0, 1):
+        draft.groups.append({"name": "backbone", "match": "backbone", "lr_scale": float(times.value)})
     if reader.flag("SOLVER.NESTEROV").value:
         draft.values["nesterov"] = True
     reader.say("weight_decay", reader.number("SOLVER.WEIGHT_DECAY", default=1e-4))

@@ -52,7 +52,14 @@ def read_v1(reader: Reader) -> None:
     """Read main_dino.py's arguments."""
     draft = reader.draft
     micro = reader.whole("batch_size_per_gpu", default=64, low=1)
-    per_device_batch(reader, micro, None, reader.devices(default=launched_devices(reader)))
+    told = launched_devices(reader)
+    if "run_with_submitit" in reader.source.extra.get("program", ""):
+        nodes, each = reader.whole("nodes", default=2, low=1), reader.whole("ngpus", default=8, low=1)
+        told = nodes.value * each.value
+        if reader.answers.get("devices", told) == told:
+            count = nodes.value
+            reader.link("devices", each, lambda view: view.devices / count, words="of one node", whole=True, least=1)
+    per_device_batch(reader, micro, None, reader.devices(default=told))
     size = draft.values["batch"]
     reader.data_size("its epochs are passes over the data")
     name = optimizer(reader, reader.word("optimizer", default="adamw"))
@@ -298,6 +305,7 @@ V1 = Format(
         "batch_size_per_gpu": 2,
         "momentum_teacher": 3,
         "program:main_dino.py": 5,
+        "program:run_with_submitit.py": 1,
         "weight_decay_end": 1,
         "warmup_teacher_temp_epochs": 1,
         "freeze_last_layer": 1,

@@ -5,7 +5,7 @@ from isobatch.formats.reader import Reader
 from isobatch.formats.stacks.words import clip, has, launched_devices, optimizer, per_device_batch
 
 _INERT = (
-    "trainer.log_every_n_steps trainer.check_val_every_n_epoch trainer.callbacks trainer.logger "
+    "trainer.log_every_n_steps trainer.check_val_every_n_epoch trainer.logger "
     "trainer.gradient_clip_algorithm trainer.num_sanity_val_steps trainer.limit_train_batches "
     "trainer.precision lr_scheduler.class_path data.init_args.num_workers trainer.overfit_batches "
     "trainer.strategy optimizer.class_path trainer.max_time model.class_path"
@@ -59,6 +59,9 @@ def read(reader: Reader) -> None:
         draft.values["clip_by"] = "value"
     _length(reader)
     _schedule(reader)
+    _callbacks(reader)
+    if reader.has("optimizer.init_args.lr") and reader.has("model.init_args.lr", "model.init_args.learning_rate"):
+        reader.doubt("the model and the optimizer each have a rate; the optimizer's is taken, check which one acts")
     every = reader.find("trainer.val_check_interval", default=None)
     if isinstance(every.value, int) and not isinstance(every.value, bool) and every.value > 1:
         reader.note("trainer.val_check_interval counts passes, not optimizer steps; it is left as it is")
@@ -99,6 +102,29 @@ def _schedule(reader: Reader) -> None:
     else:
         reader.unread("lr_scheduler.init_args", f"{kind}: its counts are epochs under LightningCLI, and steps where "
                       'the module says interval = "step"; then divide them by kappa')  # fmt: skip
+
+
+def _callbacks(reader: Reader) -> None:
+    """Enter the callbacks that average weights or change the batch; the others do not act on it."""
+    for index, item in enumerate(reader.items("trainer.callbacks")):
+        place = f"trainer.callbacks.{index}"
+        kind = str(item.get("class_path", "")).rsplit(".", 1)[-1] if isinstance(item, dict) else ""
+        if "EMA" in kind:
+            reader.say("ema", reader.number(f"{place}.init_args.decay", default=0.999))
+            every = reader.whole(f"{place}.init_args.update_every_n_steps", default=1, low=1)
+            reader.draft.average["every"] = every.value
+            if every.value > 1:
+                reader.link("ema.every", every, lambda view, n=every.value: n, words="updates between averages, kept")
+            reader.inert(f"{place}.class_path", f"{place}.init_args.device")
+        elif kind in (
+            "GradientAccumulationScheduler",
+            "StochasticWeightAveraging",
+            "WeightAveraging",
+            "BatchSizeFinder",
+        ):
+            reader.unread(place, f"{kind} acts by a course of its own; it is left as it is")
+        else:
+            reader.inert(place)
 
 
 FORMAT = Format(

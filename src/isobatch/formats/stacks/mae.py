@@ -1,5 +1,7 @@
 """MAE (per GPU, accumulating, rate at 256) and MoCo v3 (whole batch, rate at 256, momentum encoder)."""
 
+from dataclasses import dataclass
+
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.words import (
@@ -12,14 +14,35 @@ from isobatch.formats.stacks.words import (
 )
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What one of MAE's three scripts takes where its command is silent."""
+
+    code: str
+    optimizer: str
+    beta2: float
+    base: float
+    epochs: int
+    warmup: int
+    least: float
+
+
+_TRAIN = _Job("main_pretrain.py's AdamW", "adamw", 0.95, 1e-3, 400, 40, 0.0)
+_TUNE = _Job("main_finetune.py's AdamW", "adamw", 0.999, 1e-3, 50, 5, 1e-6)
+_PROBE = _Job("main_linprobe.py's LARS", "lars", 0.999, 0.1, 90, 10, 0.0)
+
+
 def read_mae(reader: Reader) -> None:
-    """Read main_pretrain.py's and main_finetune.py's arguments."""
+    """Read main_pretrain.py's, main_finetune.py's and main_linprobe.py's arguments."""
     draft = reader.draft
-    tuned = "finetune" in reader.source.extra.get("program", "") or reader.has("finetune", "layer_decay")
+    program = reader.source.extra.get("program", "")
+    probed = "linprobe" in program
+    tuned = not probed and ("finetune" in program or reader.has("finetune", "layer_decay"))
+    job = _PROBE if probed else _TUNE if tuned else _TRAIN
     micro = reader.whole("batch_size", default=64, low=1)
     passes = reader.whole("accum_iter", default=1, low=1)
     nodes, each = reader.find("nodes", default=1).value, reader.find("ngpus", default=None).value
-    submitted = "submitit" in reader.source.extra.get("program", "")
+    submitted = "submitit" in program
     told = launched_devices(reader)
     if submitted:
         told = nodes * (each or 8) if isinstance(nodes, int) else None
@@ -28,9 +51,9 @@ def read_mae(reader: Reader) -> None:
         reader.note("the GPUs are nodes x ngpus, which the plan does not write; give them when you submit")
     size = draft.values["batch"]
     reader.data_size("its epochs are passes over the data")
-    optimizer(reader, Found(("optimizer",), "adamw", "default"))
+    optimizer(reader, Found(("optimizer",), job.optimizer, "default"))
     lr = reader.number("lr", default=None)
-    base = reader.number("blr", default=1e-3)
+    base = reader.number("blr", default=job.base)
     if lr.value is not None:
         reader.say("lr", lr)
         reader.inert("blr")
@@ -39,13 +62,14 @@ def read_mae(reader: Reader) -> None:
                    back=lambda view: view["lr"] * 256 / view.batch)  # fmt: skip
         reader.rule("linear", "blr", "blr * batch/256, accumulation counted", 256)
         reader.reference = 4096
-    for path, value in (("beta1", 0.9), ("beta2", 0.999 if tuned else 0.95), ("eps", 1e-8)):
-        reader.fix(path, value, "main_finetune.py's AdamW" if tuned else "main_pretrain.py's AdamW")
-    reader.say("weight_decay", reader.number("weight_decay", default=0.05))
+    fixed = (("momentum", 0.9),) if probed else (("beta1", 0.9), ("beta2", job.beta2), ("eps", 1e-8))
+    for path, value in fixed:
+        reader.fix(path, value, job.code)
+    reader.say("weight_decay", reader.number("weight_decay", default=0.0 if probed else 0.05))
     clip(reader, reader.number("clip_grad", default=None))
-    reader.span("length", reader.number("epochs", default=50 if tuned else 400), "epochs")
-    reader.span("warmup", reader.number("warmup_epochs", default=5 if tuned else 40), "epochs")
-    least = reader.number("min_lr", default=1e-6 if tuned else 0.0)
+    reader.span("length", reader.number("epochs", default=job.epochs), "epochs")
+    reader.span("warmup", reader.number("warmup_epochs", default=job.warmup), "epochs")
+    least = reader.number("min_lr", default=job.least)
     end = share_of_peak(reader, "schedule.final", least) if least.value else 0.0
     draft.rest = [{"by": "cosine", "to": end}]
     if reader.number("layer_decay", default=None).value:

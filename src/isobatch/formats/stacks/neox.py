@@ -1,11 +1,13 @@
 """GPT-NeoX and DeepSpeed: batches per GPU, an optimizer with params, a warm-up that is a share."""
 
+from isobatch.errors import InputError
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.words import clip, optimizer, per_device_batch
 
+_FILLED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _INERT = (
-    "log_interval eval_iters layernorm_epsilon rms_norm_epsilon steps_per_print fp16 bf16 "
+    "extra_save_iters log_interval eval_iters layernorm_epsilon rms_norm_epsilon steps_per_print fp16 bf16 "
     "zero_optimization checkpoint_factor hysteresis optimizer.params.adam_w_mode "
     "optimizer.params.torch_adam scaled_masked_softmax_fusion zero_allow_untested_optimizer num_epochs "
     "attention_config lr_decay_style scheduler.params.warmup_type scheduler.type "
@@ -14,7 +16,15 @@ _INERT = (
 
 
 def _batch(reader: Reader) -> None:
-    micro = reader.whole("train_micro_batch_size_per_gpu", ask="samples per GPU and pass", low=1)
+    if [reader.find(key).value for key in _FILLED].count("auto") == len(_FILLED):
+        raise InputError(
+            'every batch here is "auto": the Hugging Face Trainer fills them in from its own arguments; plan that '
+            "file, and leave this one as it is"
+        )
+    micro = reader.whole("train_micro_batch_size_per_gpu", default=None, low=1)
+    if micro.value is None:
+        _whole_batch(reader)
+        return
     passes = reader.whole("gradient_accumulation_steps", "gas", default=1, low=1)
     total = reader.whole("train_batch_size", default=None, low=1)
     told = None
@@ -24,6 +34,25 @@ def _batch(reader: Reader) -> None:
     if total.value:
         reader.link("batch", total, lambda view: view.batch, whole=True, least=1)
         reader.note("train_batch_size, micro-batch and accumulation must multiply with the GPUs; all three are written")
+
+
+def _whole_batch(reader: Reader) -> None:
+    """Enter a batch that is given for all GPUs alone, in one pass unless the file says more."""
+    total = reader.whole("train_batch_size", ask="neither samples per GPU nor those of all GPUs are given", low=1)
+    passes = reader.whole("gradient_accumulation_steps", "gas", default=1, low=1)
+    devices = reader.devices("train_batch_size is that of all GPUs together")
+    if total.value % (devices * passes.value):
+        raise InputError(
+            f"train_batch_size = {total.value} does not lie evenly on {devices} GPUs x {passes.value} passes"
+        )
+    share = int(total.value) // (devices * passes.value)
+    reader.keeps_batch, reader.per_device = passes.said, False
+    reader.draft.values |= {"batch": int(total.value), "devices": devices, "micro": share}
+    reader.link("batch", total, lambda view: view.batch, whole=True, least=1)
+    if passes.said:
+        reader.link("accumulation", passes, lambda view: view.accumulation, whole=True, least=1)
+    else:
+        reader.accumulates = False
 
 
 def _optimizer(reader: Reader) -> None:
@@ -149,7 +178,7 @@ DEEPSPEED = Format(
     {
         "train_micro_batch_size_per_gpu": 3,
         "train_batch_size": 1,
-        "optimizer.params.lr": 1,
+        "optimizer.params.lr": 2,
         "zero_optimization": 2,
         "scheduler.type": 1,
         "not:train_iters": 3,

@@ -36,8 +36,9 @@ def read(reader: Reader) -> None:
     _optimizer(reader)
     _schedule(reader)
     _average(reader)
-    for key in ("layer_decay", "lr_noise"):
-        reader.unread(key, "multiplies rates in a way of its own; ratios stay as they are")
+    reader.unread("lr_noise", "noise on the rate, in a way of its own; it stays as it is")
+    if reader.number("layer_decay", default=None).value:
+        reader.note("layer_decay is a ratio of rates between layers, which no batch moves")
     reader.inert(_INERT)
 
 

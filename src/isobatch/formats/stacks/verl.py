@@ -6,9 +6,10 @@ from isobatch.formats.stacks.words import clip
 
 _ACTOR = "actor_rollout_ref.actor"
 _INERT = (
-    "actor_rollout_ref.rollout actor_rollout_ref.ref algorithm reward_model critic data.val_batch_size "
+    "actor_rollout_ref.rollout actor_rollout_ref.ref algorithm reward_model data.val_batch_size "
     "trainer.save_freq trainer.test_freq trainer.total_epochs data.max_prompt_length "
     "actor_rollout_ref.actor.clip_ratio custom_reward_function actor_rollout_ref.actor.clip_ratio_low "
+    "actor_rollout_ref.actor.use_dynamic_bsz actor_rollout_ref.actor.ppo_max_token_len_per_gpu "
     "actor_rollout_ref.actor.clip_ratio_high actor_rollout_ref.actor.ppo_epochs "
     "actor_rollout_ref.actor.loss_agg_mode actor_rollout_ref.actor.kl_loss_coef actor_rollout_ref.model "
     "trainer.total_training_steps"
@@ -58,9 +59,28 @@ def read(reader: Reader) -> None:
     reader.note(
         f"one rollout is {prompts.value} prompts x {n} responses, in {ratio:g} updates of {update.value * n} responses"
     )
-    if "critic" in reader.source.tree:
-        reader.note("the critic has an optimizer and batches of its own (critic.*); it is left as it is")
+    _critic(reader, update.value)
     reader.inert(_INERT)
+
+
+def _critic(reader: Reader, update: int) -> None:
+    """Enter the critic's own rate and batches: it is updated on the same rollouts, as often as the actor."""
+    if not reader.table("critic"):
+        return
+    rate = reader.number("critic.optim.lr", default=None)
+    if rate.value:
+        path = f"groups[{len(reader.draft.groups)}].lr"
+        reader.draft.groups.append({"name": "critic", "match": "^critic", "lr": float(rate.value)})
+        reader.link(path, rate, lambda view: view[path])
+    size = reader.whole("critic.ppo_mini_batch_size", default=None, low=1)
+    if size.value:
+        ratio = size.value / update
+        reader.link("critic", size, lambda view: view.batch / reader.draft.values["batch"] * update * ratio,
+                    words="prompts of one update of the critic", whole=True, least=1)  # fmt: skip
+    for key in ("ppo_micro_batch_size_per_gpu", "forward_micro_batch_size_per_gpu", "ppo_max_token_len_per_gpu"):
+        reader.inert(f"critic.{key}")
+    reader.inert("critic.model", "critic.ppo_epochs", "critic.cliprange_value", "critic.optim.lr_warmup_steps_ratio")
+    reader.note("the critic's decay and warm-up have no place of their own in the plan: its rate moves, they stay")
 
 
 def _length(reader: Reader, prompts: Found, n: int, ratio: float) -> None:

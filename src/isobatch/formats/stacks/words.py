@@ -6,7 +6,7 @@ from isobatch.formats.reader import Found, Reader
 from isobatch.rules import OPTIMIZERS
 
 _AROUND = re.compile(
-    r"^(?:paged_|decoupled_?|fused_?|bnb_?|ao_|default_|apex_|low_precision_|nl?skipstep|skipstep)+|"
+    r"^(?:paged_?|decoupled_?|fused_?|bnb_?|ao_|default_|apex_|low_precision_|nl?skipstep|skipstep)+|"
     r"(?:_?(?:8bit|4bit|32bit|fp8|torch|hf|apex|anyprecision|fused|legacy|xla|npu|config|bnb|tf|c|l2))+$"
 )
 _OTHERS = {"nesterov": "sgd", "momentum": "sgd", "sgdw": "sgd", "sgdp": "sgd", "nadam": "nadamw"}

@@ -40,7 +40,8 @@ def read_command(text: str, name: str) -> Source:
         InputError: no command, several of them, or an open quote.
     """
     shell = Shell(text, name)
-    commands = [c for c in shell.commands() if any(_RUNS.search(word.text) for word in c)]
+    ends = {id(words): (words, stop) for words, stop in shell.commands()}
+    commands = [c for c, _ in ends.values() if any(_RUNS.search(word.text) for word in c)]
     commands = [c for c in commands if sum(w.text.startswith("-") or "=" in w.text for w in c)] or commands
     if not commands:
         raise InputError(f"{name} holds no training command; give the line that starts the training")
@@ -68,7 +69,7 @@ def read_command(text: str, name: str) -> Source:
     extra = {
         "launcher": {flag: _plain(values) for flag, values in _flags(launcher).items()},
         "program": program,
-        "end": most[-1].end,
+        "end": ends[id(most)][1],
         "dashes": {flag: values[0].text for flag, values in _flags(rest, raw=True).items()},
         "words": tuple(word.text for word in rest if not word.text.startswith("-") and "=" not in word.text),
     }
@@ -180,15 +181,10 @@ def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
         else:
             flag = _flag(source, key)
             listed = flag.endswith("=") and isinstance(value, (list, tuple))
-            added += f" {flag}" + (f"[{','.join(map(_literal, value))}]" if listed else _literal(value))
+            added += f" '{flag}[{','.join(map(_literal, value))}]'" if listed else f" {flag}{_literal(value)}"
     if added:
-        pieces.append((source.extra["end"], source.extra["end"], _closed(source, added)))
+        pieces.append((source.extra["end"], source.extra["end"], added))
     return replaced(source.text, pieces)
-
-
-def _closed(source: Source, added: str) -> str:
-    """Return flags to add behind the last word, past the quote that the word may stand in."""
-    return added
 
 
 def _flag(source: Source, key: Key) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from isobatch.errors import InputError
 from isobatch.formats.texts.python_names import ENOUGH_FLAGS, ONCE, arguments, assigned, local_names
-from isobatch.formats.texts.source import DEEPEST, Key, Source, Spot, Unknown, newline, replaced, spelled
+from isobatch.formats.texts.source import DEEPEST, Key, Source, Spot, Unknown, nested, newline, replaced, spelled
 
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -322,6 +322,11 @@ def _literal(value: Any, old: str) -> str:
     if isinstance(value, (list, tuple)):
         inside = ", ".join(_literal(item, "") for item in value)
         return f"({inside})" if old[:1] == "(" else f"[{inside}]"
+    if isinstance(value, dict):
+        named = all(str(name).isidentifier() for name in value)
+        pairs = [f"{name}=" if named else f"{name!r}: " for name in value]
+        inside = ", ".join(head + _literal(inner, "") for head, inner in zip(pairs, value.values(), strict=True))
+        return f"dict({inside})" if named else f"{{{inside}}}"
     text = repr(value)
     if isinstance(value, str) and old[:1] == '"' and '"' not in value and "\\" not in text:
         return f'"{value}"'
@@ -343,6 +348,9 @@ def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
             pieces.append(_argument(source, key, _literal(value, "")))
         else:
             missing.setdefault(key[:-1], {})[str(key[-1])] = value
+    if "_base_" in source.tree:
+        pieces += _laid_over(source, missing, added)
+        missing = {}
     for parent, values in missing.items():
         inside = ", ".join(f"{name}={_literal(value, '')}" for name, value in values.items())
         pieces.append(_argument(source, parent, f"{_built_elsewhere(source, parent)}({inside})"))
@@ -351,6 +359,24 @@ def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
         end = newline(text)
         text += ("" if text.endswith("\n") or not text else end) + end.join(added) + end
     return text
+
+
+def _laid_over(source: Source, missing: Mapping[Key, dict[str, Any]], added: list[str]) -> list[tuple[int, int, str]]:
+    """Return the pieces that lay keys over those of a base file, and add the tables that this file lacks."""
+    grouped: dict[Key, dict[Key, Any]] = {}
+    for parent, values in missing.items():
+        cuts = range(len(parent), 0, -1)
+        own = (cut for cut in cuts if parent[:cut] in source.spots and isinstance(source.get(parent[:cut]), dict))
+        cut = next(own, 0)
+        grouped.setdefault(parent[:cut], {}).update({(*parent[cut:], name): value for name, value in values.items()})
+    pieces = []
+    for place, values in grouped.items():
+        for name, value in nested(values).items():
+            if place:
+                pieces.append(_argument(source, (*place, name), _literal(value, "")))
+            else:
+                added.append(f"{name} = {_literal(value, '')}")
+    return pieces
 
 
 def _built_elsewhere(source: Source, key: Key) -> str:

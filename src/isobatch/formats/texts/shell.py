@@ -43,9 +43,9 @@ class Shell:
         self.held: dict[str, list[Word]] = {}
         self.twice: set[str] = set()
 
-    def commands(self) -> Iterator[list[Word]]:
-        """Yield the words of every command, variables followed."""
-        at, words = 0, []
+    def commands(self) -> Iterator[tuple[list[Word], int]]:
+        """Yield the words of every command, variables followed, and where the command's own text ends."""
+        at, words, stop = 0, [], 0
         text = self.text
         while at < len(text):
             head = text[at]
@@ -54,11 +54,11 @@ class Shell:
             elif text.startswith(("\\\n", "\\\r\n"), at):
                 at += 2 if text[at + 1] == "\n" else 3
             elif head == "#" and (at == 0 or text[at - 1] in " \t\n;"):
-                stop = text.find("\n", at)
-                at = len(text) if stop < 0 else stop
+                line_end = text.find("\n", at)
+                at = len(text) if line_end < 0 else line_end
             elif head in "\r\n;&|(){}<>" and not text.startswith("{", at):
                 if words:
-                    yield words
+                    yield words, stop
                 words, at = [], at + 1
             else:
                 match = ASSIGN.match(text, at)
@@ -66,10 +66,15 @@ class Shell:
                     at, own = self._assignment(match)
                     words = own
                     continue
-                found, at = self._word(at)
+                found, after = self._word(at)
+                if text[after : after + 1] == ">" and text[at:after].isdigit():  # the 2 of 2>&1
+                    found, after = [], after
+                else:
+                    stop = after
                 words += found
+                at = after
         if words:
-            yield words
+            yield words, stop
 
     def counted(self, name: str) -> list[Word]:
         """Return a variable that holds one whole number as a launcher's flag, nothing for any other."""

@@ -49,6 +49,11 @@ def read_yaml(text: str, name: str) -> Source:
         raise InputError(f"{name} is not YAML:{where} {said}; mend the file") from None
     spots: dict[Key, Spot] = {}
     tree = {} if root is None else _value(root, (), spots, shift, name)
+    for key, spot in list(spots.items()):
+        word = spots.get((*key, "\0key"))
+        if spot.start == spot.end and word is not None:  # a key without a value: its place is behind its colon
+            colon = text.find(":", word.end) + 1
+            spots[key] = Spot(colon, colon, spot.quote)
     if not isinstance(tree, dict):
         raise InputError(f"{name} holds no keys at its top level; a recipe is a table of key: value")
     return Source(name, "yaml", text, tree, spots, _rewrite)
@@ -143,7 +148,7 @@ def literal(value: Any, old: str = "", quote: str = "") -> str:
     elif isinstance(value, int):
         text = str(value)
     elif isinstance(value, (list, tuple)):
-        text = "[" + ", ".join(literal(item) for item in value) + "]"
+        text = "[" + ", ".join(_flow(item) for item in value) + "]"
     else:
         text = str(value)
         if not quote and not (_PLAIN.match(text) and isinstance(plain(text), str)):

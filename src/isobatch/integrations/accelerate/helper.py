@@ -14,7 +14,7 @@ from isobatch.errors import InputError
 from isobatch.gradients import bare_optimizer
 from isobatch.integrations.export import save_average
 from isobatch.integrations.report import answer, entries, say
-from isobatch.integrations.settings import Following, Unit
+from isobatch.integrations.settings import Following, Unit, samples_of
 from isobatch.train import SampleClock, SampleScheduler
 
 
@@ -64,9 +64,8 @@ class IsobatchHelper:
         if not asked.averages and not asked.measures:
             raise InputError("nothing to do: give half_life, decay or a recipe with [ema], or noise=True")
         self.asked, self.accelerator, self.model = asked, accelerator, model
-        size = None if dataloader is None else len(dataloader.dataset)
         self.clock = SampleClock(
-            average=asked.make_average(model, size),
+            average=asked.make_average(model, samples_of(dataloader)),
             noise=asked.make_noise(model, optimizer, unit=asked.counts),
             scheduler=scheduler,
             steps_scheduler=False,
@@ -112,7 +111,8 @@ class IsobatchHelper:
             else:
                 raise InputError(
                     "the gradients are synchronised and no step was made inside micro(); put optimizer.step() inside "
-                    "the block"
+                    "the block, and accumulate by Accelerator(gradient_accumulation_steps=...) with "
+                    "accelerator.accumulate(model)"
                 )
 
     def evaluation(self) -> AbstractContextManager[None]:

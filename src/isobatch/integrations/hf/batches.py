@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from transformers.trainer_callback import TrainerState
 from transformers.training_args import TrainingArguments
 
 from isobatch.control import BatchSchedule
@@ -108,6 +109,59 @@ class BatchStages:
     def end(self) -> None:
         """Give the Trainer its own accumulation back."""
         self.args.gradient_accumulation_steps = self.before
+
+
+def batch_of(args: TrainingArguments) -> dict[str, int]:
+    """Return what the batch of a Trainer is made of.
+
+    Args:
+        args: of the Trainer.
+
+    Returns:
+        Samples of one micro-batch on all ranks, and micro-batches of a step.
+    """
+    per_pass = args.per_device_train_batch_size * args.world_size
+    return {"per_pass": per_pass, "accumulation": args.gradient_accumulation_steps}
+
+
+def refuse_another_place(held: Mapping[str, Any], args: TrainingArguments, state: TrainerState, loader: Any) -> None:
+    """Refuse a resume after which the Trainer would go on at another place in the data than where it stopped.
+
+    It skips global_step times the batch that it is given now, whatever the batch was before.
+
+    Args:
+        held: the state of the callback in the checkpoint.
+        args: of the Trainer.
+        state: of the Trainer, at the checkpoint's step.
+        loader: of the training data.
+
+    Raises:
+        InputError: another batch, and another place; says both and what would do.
+    """
+    before, now = held.get("trainer"), batch_of(args)
+    if before is None or dict(before) == now or args.ignore_data_skip:
+        return
+    try:
+        passes = len(loader)
+    except TypeError:
+        passes = None
+
+    def place(batch: Mapping[str, int]) -> int:
+        accumulate = batch["accumulation"]
+        if passes is None:
+            return state.global_step * accumulate * batch["per_pass"]
+        each = passes * now["per_pass"] // batch["per_pass"]  # passes of an epoch in that batch
+        epochs, steps = divmod(state.global_step, max(1, -(-each // accumulate)))
+        return epochs * passes * now["per_pass"] + steps * accumulate * batch["per_pass"]
+
+    stopped, goes_on = place(before), place(now)
+    if stopped != goes_on:
+        old, new = before["per_pass"] * before["accumulation"], now["per_pass"] * now["accumulation"]
+        raise InputError(
+            f"the checkpoint is of batch {old}, this run of {new}: the Trainer would skip {goes_on:,} samples where "
+            f"{stopped:,} were trained on; resume at batch {old}, or take ignore_data_skip=True, which begins the "
+            "epoch's data again, or use isobatch train"
+        )
 
 
 def _check(schedule: BatchSchedule, data_size: int, per_pass: int, args: TrainingArguments) -> None:

@@ -1,7 +1,7 @@
 """The callback of an HF Trainer: average, noise scale, evaluation, resume, batch schedule."""
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from transformers.training_args import TrainingArguments
 
 from isobatch.errors import InputError
 from isobatch.integrations.export import STATE, load_state, save_average, save_state
-from isobatch.integrations.hf.batches import BatchStages
+from isobatch.integrations.hf.batches import BatchStages, batch_of, refuse_another_place
 from isobatch.integrations.hf.counting import Counted, Counting
 from isobatch.integrations.report import answer, entries, say
-from isobatch.integrations.settings import Following, Unit, Weights, refuse_other_weights
+from isobatch.integrations.settings import Following, Unit, Weights, refuse_other_weights, samples_of
 from isobatch.train import SampleClock, SampleScheduler
 
 
@@ -117,7 +117,7 @@ class IsobatchCallback(TrainerCallback):
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         self.leave()
         self._model, self._trainer = model, trainer_of(state)
-        size = _data_size(kwargs.get("train_dataloader"))
+        size = samples_of(kwargs.get("train_dataloader"))
         if self.counting is not None:
             self.counting.remove()
         self.counting = Counting(model, args, self._trainer, self.rows_per_sample)
@@ -134,7 +134,7 @@ class IsobatchCallback(TrainerCallback):
         )
         self.counting.attach(self._micro)
         if state.global_step:
-            self._resume(args, state)
+            self._resume(args, state, kwargs.get("train_dataloader"))
         self._stages = BatchStages.of(self.asked, args, size, self.clock.seen, scheduler, kwargs)
 
     def on_epoch_begin(
@@ -205,7 +205,7 @@ class IsobatchCallback(TrainerCallback):
             if self._trainer is not None:
                 trial = getattr(self._trainer, "_trial", None)
                 folder = Path(self._trainer._get_output_dir(trial)) / folder.name
-            save_state(folder, self.clock.state_dict())
+            save_state(folder, self.clock.state_dict() | {"trainer": batch_of(args)})
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -244,6 +244,8 @@ class IsobatchCallback(TrainerCallback):
             data = None if self._trainer is None else self._trainer.eval_dataset
             self._evaluations = len(data) if isinstance(data, dict) else 1
             self._lent.enter_context(self.ema.applied(self._model))
+            if self._trainer is not None:
+                self._lent.callback(_leaving_after_errors(self._trainer, self.leave))
 
     def leave(self) -> None:
         """Give the model its raw weights back, where an evaluation has the average."""
@@ -263,7 +265,7 @@ class IsobatchCallback(TrainerCallback):
             before.append(callback)
         return [one for one in before if type(one).__module__ == "transformers.integrations.integration_utils"]
 
-    def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
+    def _resume(self, args: TrainingArguments, state: TrainerState, loader: Any) -> None:
         given = args.resume_from_checkpoint
         places = [self.resume_from, given if isinstance(given, str) else None]
         places += [Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"]
@@ -273,7 +275,10 @@ class IsobatchCallback(TrainerCallback):
                 f"training resumes at step {state.global_step}, and {places[-1]} has no {STATE}; give "
                 "IsobatchCallback(resume_from=FOLDER), the checkpoint, or start without resume_from_checkpoint"
             )
-        self.clock.load_state_dict(load_state(found[0]))
+        held = load_state(found[0])
+        if self.asked.batches is None:
+            refuse_another_place(held, args, state, loader)
+        self.clock.load_state_dict(held)
 
 
 def trainer_of(state: TrainerState) -> Trainer | None:
@@ -291,13 +296,25 @@ def trainer_of(state: TrainerState) -> Trainer | None:
     return next((one for one in things if type(one) in kinds and getattr(one, "state", None) is state), None)
 
 
-def _data_size(loader: Any) -> int | None:
-    """Return the samples of an epoch, None for a stream."""
-    data = getattr(loader, "dataset", None)
-    try:
-        return len(data) if data is not None else None
-    except TypeError:
-        return None
+def _leaving_after_errors(trainer: Trainer, leave: Callable[[], None]) -> Callable[[], None]:
+    """Let a Trainer's evaluate() call leave() where it fails, of which no callback is told; return what undoes that."""
+    inner, own = trainer.evaluate, vars(trainer).get("evaluate")
+
+    def evaluate(*args: Any, **kwargs: Any) -> dict[str, float]:
+        try:
+            return inner(*args, **kwargs)
+        except BaseException:
+            leave()
+            raise
+
+    def undo() -> None:
+        if own is None:
+            vars(trainer).pop("evaluate", None)
+        else:
+            vars(trainer)["evaluate"] = own
+
+    vars(trainer)["evaluate"] = evaluate
+    return undo
 
 
 def _sample_scheduler(scheduler: Any) -> Any:

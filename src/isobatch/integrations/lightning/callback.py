@@ -17,7 +17,7 @@ from isobatch.gradients import bare_optimizer
 from isobatch.integrations.export import save_average
 from isobatch.integrations.lightning.parts import part_of
 from isobatch.integrations.report import answer, entries, say
-from isobatch.integrations.settings import Following, Unit, Weights, refuse_other_weights
+from isobatch.integrations.settings import Following, Unit, Weights, refuse_other_weights, samples_of
 from isobatch.train import SampleClock, SampleScheduler
 
 _RAW = "current_model_state"
@@ -86,6 +86,7 @@ class IsobatchCallback(Callback):
         self._handles: list[Any] = []
         self._lent = ExitStack()
         self._stepped = self._reached = False
+        self._rows: float | None = None
         self._module: LightningModule | None = None
         self._line = ""
 
@@ -144,15 +145,24 @@ class IsobatchCallback(Callback):
         self._handles = [optimizer.register_step_post_hook(self._note) for optimizer in self._optimizers]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count a micro-batch."""
+        """Count a micro-batch; under automatic optimization once it is really differentiated."""
         if self.clock is not None:
             self._stepped = self._reached = False
-            self.clock.micro(float(self.count(batch)))
+            self._rows = float(self.count(batch))
+            if not pl_module.automatic_optimization:
+                self._count(self._rows)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Count the micro-batch, which a training_step that returns None leaves out."""
+        if self._rows is not None:
+            self._count(self._rows)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Sum the samples of the step over ranks, and measure this optimizer's gradient."""
         if self.clock is not None:
             self._reached = True
+            if not self.clock.pending:  # no batch of the step was differentiated
+                self._count(0.0)
             self.clock.ready(noise=self._optimizers.index(bare_optimizer(optimizer)))
 
     def on_train_batch_end(
@@ -228,6 +238,11 @@ class IsobatchCallback(Callback):
         """
         self._pending = state_dict or None
 
+    def _count(self, rows: float) -> None:
+        if self.clock is not None:
+            self.clock.micro(rows)
+        self._rows = None
+
     def _note(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._stepped = self._stepped or not overflowed(optimizer)
 
@@ -248,11 +263,7 @@ def _kept(value: Any) -> Any:
 def _data_size(trainer: Trainer) -> int | None:
     """Return the samples of an epoch, None where they are not known before the loaders are set up."""
     source: Any = trainer.fit_loop._data_source
-    loader: Any = source.dataloader() if source.is_defined() else None
-    try:
-        return len(loader.dataset)
-    except (AttributeError, TypeError):
-        return None
+    return samples_of(source.dataloader() if source.is_defined() else None)
 
 
 def _sample_scheduler(trainer: Trainer) -> SampleScheduler | None:
