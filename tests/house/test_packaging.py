@@ -63,9 +63,8 @@ def test_the_base_install_is_what_floor_zero_uses():
 
 
 def test_the_extras_of_the_metadata_bring_the_modules_of_the_table():
-    extras = {
-        name: lines for name, lines in PROJECT["optional-dependencies"].items() if name not in ("all", "dev", "docs")
-    }
+    others = ("all", "dev", "docs", "peers")
+    extras = {name: lines for name, lines in PROJECT["optional-dependencies"].items() if name not in others}
     assert extras.keys() == EXTRAS.keys()
     for name, lines in extras.items():
         assert [distribution(line) for line in lines] == [DISTRIBUTIONS.get(module, module) for module in EXTRAS[name]]
