@@ -293,6 +293,21 @@ def _alphas(found: list[tuple[dict[str, Any], TableFit]]) -> list[str]:
     ]
 
 
+def surprises(found: list[tuple[dict[str, Any], TableFit]]) -> list[str]:
+    """What was expected of the league and did not come true."""
+    values = [score.value for entry, score in exponents(found) if entry["optimizer"] not in GROUPS["SGD"]]
+    with_fixed = scores(table(found, "all", fixed=True))
+    first = min(RULES, key=lambda rule: with_fixed[rule].value)
+    rows = table(found, "all")
+    near = [rule for rule in RULES if rule != BEST and not _apart(against(rows, rule, BEST))]
+    return [
+        "That the exponent is 1/2 wherever the gradient is divided by its size: it is so in the mean alone, from "
+        f"{min(values):.2f} to {max(values):.2f} over the benchmarks.",
+        "That the winner of the league is beyond doubt: it is the nearest in the mean, but within the interval of the "
+        f"difference lie {_listed(near)}, and with the four transformers of one rate {first} is first.",
+    ]
+
+
 def families(found: list[tuple[dict[str, Any], TableFit]]) -> list[str]:
     """The rule of the smallest error in each optimizer's benchmarks, as words."""
     rows, named = table(found, "all"), {benchmark(entry): entry["optimizer"] for entry, _ in found}

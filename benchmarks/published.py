@@ -206,6 +206,8 @@ def _expected(found: list[tuple[dict[str, Any], TableFit]]) -> list[str]:
             f"That the hyperbola is the right bend everywhere: {len(better)} of {len(bends)} tables of five batches "
             f"and more prefer another exponent, {sum(b.exponent > 1 for b in better)} of them one above 1: flatter "
             "below B_crit, steeper above it.",
+            *league.surprises(found),
+            *published_averages.surprises(found),
             f"That every table identifies a critical batch. These do not: {'; '.join(missing)}.",
         ),
     ]

@@ -204,5 +204,18 @@ def _conclusion(found: list[tuple[dict[str, Any], TableFit]]) -> list[str]:
     ]
 
 
+def surprises(found: list[tuple[dict[str, Any], TableFit]]) -> list[str]:
+    """What was expected of averages and did not come true."""
+    if carried(found):
+        return []
+    rows = scores(found, "above")
+    less = mean([row[RULES[0]] - row[RULES[1]] for row in rows.values()])
+    return [
+        "That past B_crit a half-life of 1 to 5% of the run's steps is the better description: rho**kappa is farther "
+        f"off by {_interval(less, '+.2f')} (mean squared log error, {len(rows)} tables), which does not exclude 0, and "
+        "RNN-T goes the other way."
+    ]
+
+
 def _interval(score: Score, form: str = ".2f") -> str:
     return f"{score.value:{form}} [{score.low:{form}} to {score.high:{form}}]"

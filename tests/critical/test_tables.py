@@ -25,6 +25,8 @@ def reference(benchmark="llama31_8b", values=((16, [160, 172]), (32, [180, 190])
 
 @pytest.mark.parametrize(("name", "content", "unit"), [
     ("a.csv", "batch,seed,samples\n" + ROWS, "samples"),
+    ("semi.csv", ("batch,seed,samples\n" + ROWS).replace(",", ";"), "samples"),
+    ("tab.tsv", ("batch,seed,samples\n" + ROWS).replace(",", "\t"), "samples"),
     ("bom.csv", "\ufeffbatch,seed,samples\n" + ROWS, "samples"),
     ("b.csv", "Global Batch Size,Run ID,steps_to_target\n" + ROWS, "steps"),
     ("c.csv", "Name,State,config.batch_size,summary.tokens_to_loss\n" + "".join(
@@ -98,6 +100,7 @@ def test_a_typing_error_in_reference_points_is_found(tmp_path):
     ("a.csv", "batch,seed,samples\n16,0,1k\n", "row 1, samples is '1k', which is no number"),
     ("a.csv", "batch,seed,samples\n16,0,nan\n", "row 1, samples=nan must be finite"),
     ("a.csv", "batch,seed,samples\n16,0\n", "row 1, samples"),
+    ("a.csv", "batch,seed,samples,samples\n16,0,1,2\n", "several columns called samples"),
     ("a.csv", "batch,seed,samples\n", "must have a header"),
     ("a.csv", "", "must have a header"),
     ("a.csv", "batch,seed,samples\n16,0,900\n32,0,800\n64,0,700\n128,0,300\n", "fall as the batch grows.*declare"),

@@ -17,7 +17,7 @@ from isobatch.average import Storage, trainable
 from isobatch.errors import InputError
 from isobatch.integrations.hf import IsobatchCallback
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # TRL's and datasets' own
+pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and datasets' own
 
 
 def tokenizer():
@@ -50,6 +50,7 @@ def test_sft_counts_rows_and_tokens(tmp_path):
     assert callback.noise.estimate().measurements > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 def test_dpo_counts_pairs(tmp_path, lora):
     rows = Dataset.from_list(
@@ -75,6 +76,7 @@ def test_dpo_counts_pairs(tmp_path, lora):
         assert all("lora_" in name for name in callback.ema.average())
 
 
+@pytest.mark.slow
 def test_packed_rows_are_refused(tmp_path):
     rows = Dataset.from_list([{"text": words(n, 3 + n % 9)} for n in range(22)])
     config = SFTConfig(output_dir=str(tmp_path), max_length=16, packing=True, packing_strategy="wrapped", **TRAIN)

@@ -33,10 +33,28 @@ FOUND = [
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(("package", "name", "causes"), FOUND, ids=[name for _, name, _ in FOUND])
-def test_what_is_found_in_it(package, name, causes):
+def test_what_is_found_in_it(package, name, causes, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")  # read when keras is imported
     pytest.importorskip(package, exc_type=ImportError)
     report = split(getattr(real, name))
     assert [cause.name for cause in report.causes] == causes, str(report)
+
+
+ON_TWO = [
+    ("accelerate", "accelerate_scheduler", ["mean-of-means", "scheduler-per-process"]),
+    ("lightning", "lightning_ema", ["mean-of-means"]),
+    ("transformers", "trainer_causal_lm", []),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("package", "name", "causes"), ON_TWO, ids=[name for _, name, _ in ON_TWO])
+def test_what_is_found_on_two_processes(package, name, causes):
+    pytest.importorskip(package, exc_type=ImportError)
+    report = split(getattr(real, name), 2, processes=2, timeout=300)
+    assert [cause.name for cause in report.causes] == causes, str(report)
+    assert "2 processes x 4" in report.layouts
 
 
 @pytest.mark.slow

@@ -24,7 +24,11 @@ BROKEN = {}
 
 
 def broken(source, *causes):
-    """Register a trainer with the address of its bug and the causes that must be named."""
+    """Register a trainer with the thread of its bug and the causes that must be named.
+
+    A bare address is a thread that reports this bug or mends it; "re-created from the description in" one names
+    a thread whose software leaves room for it.
+    """
 
     def keep(make):
         BROKEN[make.__name__] = (make, causes, source)
@@ -33,7 +37,7 @@ def broken(source, *causes):
     return keep
 
 
-@broken("https://github.com/huggingface/transformers/issues/34191", "mean-of-means")
+@broken("https://github.com/huggingface/transformers/pull/34191", "mean-of-means")
 def token_mean_per_micro_batch():
     model = language_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -238,7 +242,7 @@ def ema_every_micro_batch():
     return Subject(model, update, regression())
 
 
-@broken("https://github.com/huggingface/trl/pull/6123", "average-per-part")
+@broken("https://github.com/lucidrains/rectified-flow-pytorch/pull/46", "average-per-part")
 def ema_k_times_after_the_step():
     model = mlp()
     shadow = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -269,7 +273,7 @@ class Warmed:
             held.lerp_(p.detach(), 1 - decay)
 
 
-@broken("https://github.com/huggingface/diffusers/pull/64", "average-per-part")
+@broken("re-created from the description in https://github.com/huggingface/diffusers/pull/64", "average-per-part")
 def ema_counter_of_micro_batches():
     model = mlp()
     average, optimizer = Warmed(model), sgd(model)
@@ -324,7 +328,11 @@ def centre_every_micro_batch():
     return Subject(student, update, regression(), state=state)
 
 
-@broken("https://github.com/pytorch/pytorch/issues/84053", "batch-norm", "buffers-wrong-moment")
+@broken(
+    "re-created from the description in https://github.com/pytorch/pytorch/issues/84053",
+    "batch-norm",
+    "buffers-wrong-moment",
+)
 def average_with_buffers_before_the_last_forward():
     """The average takes the model's running statistics while a micro-batch is still to come."""
     model = mlp(nn.BatchNorm1d(8))
@@ -379,7 +387,7 @@ def scheduler_every_micro_batch():
     return Subject(model, update, regression())
 
 
-@broken("https://github.com/huggingface/accelerate/issues/499", "scheduler-per-part")
+@broken("https://github.com/huggingface/accelerate/issues/1170", "scheduler-per-part")
 def rate_by_a_count_of_micro_batches():
     """A schedule by hand: the rate is a function of how many micro-batches were seen."""
     model = mlp()
@@ -426,7 +434,7 @@ def in_batch_negatives():
     return Subject(model, update, regression())
 
 
-@broken("https://github.com/karpathy/nanoGPT/pull/207", "loss-reported")
+@broken("https://github.com/karpathy/autoresearch/pull/357", "loss-reported")
 def reports_the_last_micro_batch():
     model = mlp()
     optimizer = sgd(model)
@@ -442,7 +450,7 @@ def reports_the_last_micro_batch():
     return Subject(model, update, regression())
 
 
-@broken("https://github.com/huggingface/transformers/issues/35204", "loss-reported")
+@broken("https://github.com/huggingface/transformers/pull/35438", "loss-reported")
 def reports_the_sum_of_means():
     model = mlp()
     optimizer = sgd(model)
@@ -460,7 +468,7 @@ def reports_the_sum_of_means():
     return Subject(model, update, regression())
 
 
-@broken("https://github.com/BottleCapAI/NoCap-Test/pull/2", "loss-reported")
+@broken("https://github.com/espnet/espnet/issues/5090", "loss-reported")
 def reports_a_loss_divided_twice():
     model = mlp()
     optimizer = sgd(model)
@@ -494,7 +502,7 @@ def gradient_noise_every_micro_batch():
     return Subject(model, update, regression())
 
 
-@broken("https://github.com/timoschick/pet/issues/36", "samples-lost")
+@broken("https://github.com/thinking-machines-lab/tinker-cookbook/pull/392", "samples-lost")
 def remainder_dropped():
     """`batch // parts` rows a part: where it does not divide, the rest is never seen."""
     model = mlp()
@@ -578,7 +586,7 @@ def penalty_added_every_micro_batch():
     return Subject(model, update, regression())
 
 
-@broken("https://github.com/huggingface/diffusers/pull/64", "average-per-part")
+@broken("torch's AveragedModel, as the average in https://github.com/SWivid/F5-TTS/issues/631", "average-per-part")
 def averaged_model_every_micro_batch():
     model = mlp()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))

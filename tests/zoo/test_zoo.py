@@ -3,6 +3,7 @@
 import pytest
 from tests.zoo.broken import BROKEN
 from tests.zoo.correct import CORRECT
+from tests.zoo.others_in_layers import ALL
 
 from isobatch.split import split
 
@@ -30,6 +31,17 @@ def test_every_bug_is_named(name):
     report = split(make)
     assert [cause.name for cause in report.causes] == list(wanted), str(report)
     assert report.exit_code == 4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step", "ignore:std\\(\\)")  # bugs that torch notices
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler looks at it
+@pytest.mark.parametrize("name", ALL)
+def test_trainers_in_other_styles(name):
+    make, wanted = ALL[name]
+    report = split(make)
+    assert [cause.name for cause in report.causes] == list(wanted), str(report)
+    assert report.exit_code == (4 if wanted else 0), str(report)
 
 
 def test_the_zoo_is_large_enough_and_every_bug_has_a_source():

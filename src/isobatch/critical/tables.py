@@ -180,8 +180,14 @@ def _content(path: Path) -> Any:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    if path.suffix.lower() == ".csv":
-        rows = list(csv.DictReader(text.splitlines()))
+    if path.suffix.lower() in (".csv", ".tsv"):
+        lines = text.splitlines()
+        between = max(",;\t", key=lines[0].count) if lines else ","
+        head = next(csv.reader(lines, delimiter=between), [])
+        again = sorted({key for key in head if key and head.count(key) > 1})
+        if again:
+            raise InputError(f"{path} has several columns called {', '.join(again)}; keep one of each name")
+        rows = list(csv.DictReader(lines, delimiter=between))
         if not rows:
             raise InputError(f"{path} must have a header, such as batch,seed,samples, and rows below it")
         return [{key: cell for key, cell in row.items() if key is not None} for row in rows]

@@ -90,6 +90,10 @@ KINDS: dict[str, tuple[str, str]] = {
         "noise added per micro-batch",
         "add noise once, to the whole batch's gradient, before the optimizer step",
     ),
+    "perturbation-per-part": (
+        "weights perturbed per micro-batch (sharpness-aware, adversarial weights)",
+        "take the perturbation from the whole batch's gradient, and pass all micro-batches at the perturbed weights",
+    ),
     "batch-norm": (
         "batch statistics (batch norm) on micro-batches",
         "synchronise or freeze the statistics, use group norm, or keep samples per forward fixed (ghost batch norm)",

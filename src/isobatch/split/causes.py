@@ -147,8 +147,11 @@ def _gradient(evidence: Evidence, components: Components, found: list[Cause]) ->
 
 def _clipping(evidence: Evidence, components: Components, found: list[Cause]) -> list[Cause]:
     """Clipping that sees a micro-batch, or a gradient that is not divided yet."""
-    if len(evidence.amplified) < 2 or any(one.name in ("optimizer-per-part",) for one in found):
+    names = {one.name for one in found}
+    if len(evidence.amplified) < 2 or names & {"optimizer-per-part", "decay-per-part"}:
         return []
+    if any(one.updates[0].outside > evidence.reference.updates[0].outside for one in evidence.splits):
+        return []  # weights that move between micro-batches bend the gradient too: see _writes
     like = gradient(evidence.amplified[0])
     loud, quiet = evidence.amplified, (evidence.linear[0], evidence.linear[-1])
     whole, split = (joined(gradient(one), like) for one in loud)
@@ -191,6 +194,9 @@ def _writes(evidence: Evidence, components: Components, found: list[Cause]) -> l
         follows = ("update", "weights after all updates", *GRADIENT)
         if all(factor == factor for factor in mine.shrinks):
             return [cause("decay-per-part", f"{times}, each time to {mine.shrinks[0]:.6g} of themselves", *follows)]
+        if first.outside and mine.outside == first.outside * split.layout.parts:
+            more = "there and back, once for each micro-batch"
+            return [cause("perturbation-per-part", f"{times}, {more}", *follows, confidence="derived")]
         if first.stepped:
             return [cause("unexplained", times, *follows, confidence="unknown")]
     return []

@@ -239,11 +239,11 @@ class Session:
         """What each sample contributes: as many parts as samples, or batches of one."""
         one = self.run([base.but(parts=base.batch)])[0]
         if not one.failed and len(one.updates[0].passes) == base.batch:
-            return [each.gives for each in one.updates[0].passes]
+            return _finite([each.gives for each in one.updates[0].passes])
         alone = self.run([base.but(batch=1, first=place) for place in range(base.batch)])
         if any(one.failed or not one.updates[0].passes for one in alone):
             return []
-        return [contributed(one.updates[0]) for one in alone]
+        return _finite([contributed(one.updates[0]) for one in alone])
 
     def _loose(self, evidence: Evidence) -> bool:
         """Whether random numbers that cannot be held still (numpy, random) move the gradient."""
@@ -288,7 +288,7 @@ class Session:
             for size in sizes:
                 one = self.run([split.layout.but(batch=size, first=start, parts=1, updates=1, amplify=LOW)])[0]
                 start += size
-                means += [] if one.failed else [gradient(one)]
+                means += [] if one.failed else _finite([gradient(one)])
             if len(means) == len(sizes):
                 found[place] = means
         return found
@@ -367,6 +367,11 @@ def _where(evidence: Evidence, place: int) -> str:
         return f"{count} processes x {layout.batch // count}"
     even = layout.batch % layout.parts == 0
     return str(layout) if even else f"{layout.parts} uneven parts of {layout.batch}"
+
+
+def _finite(gradients: list[Named]) -> list[Named]:
+    """The gradients of samples, none where one alone has none (a deviation of one sample)."""
+    return gradients if all(bool(one.isfinite().all()) for each in gradients for one in each.values()) else []
 
 
 def _eps(record: Record) -> float:

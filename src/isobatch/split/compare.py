@@ -261,8 +261,10 @@ def vectors(floor: Floor) -> dict[str, Vector]:
 
     def counted(*groups: str) -> Vector:
         def found(record: Record, reference: Record) -> Tensor | None:
-            rows = [[u.numbers.get(group, {}).get(path, math.nan) for group in groups
-                     for path in reference.updates[0].numbers.get(group, {})] for u in record.updates]  # fmt: skip
+            # what becomes a tensor on the way, such as a first guess, is no counter
+            paths = [(group, path) for group in groups for path in reference.updates[0].numbers.get(group, {})
+                     if all(path in u.numbers.get(group, {}) for u in reference.updates)]  # fmt: skip
+            rows = [[u.numbers.get(group, {}).get(path, math.nan) for group, path in paths] for u in record.updates]
             flat = torch.tensor([value for row in rows for value in row], dtype=torch.float64)
             return flat if flat.numel() else None
 

@@ -322,8 +322,32 @@ def first_meeting(reference: Update, split: Update, close: float) -> tuple[str, 
         other = split.outputs.get(name, [])
         if not rows or len(rows) != len(other):
             continue
-        one, two = torch.tensor(rows).double().sort()[0], torch.tensor(other).double().sort()[0]
+        one, two = (torch.tensor(each, dtype=torch.float64).sort()[0] for each in (rows, other))
         if float((one - two).abs().max()) > close * (float(one.abs().max()) or 1.0):
             written = any(path.startswith(f"buffers:{name}.") for path in split.moves)
             return name, written
+    return None
+
+
+def state_between(reference: Update, split: Update, tolerance: float) -> str | None:
+    """Return the first module that gives the rows of the first micro-batch as in one batch, and later ones otherwise.
+
+    Args:
+        reference: of one whole batch.
+        split: of the same samples in parts, taken in the same order.
+        tolerance: relative, of the gradient.
+
+    Returns:
+        Its name; None where there is none, or where the first rows differ already.
+    """
+    if len(split.sizes) < 2:
+        return None
+    for name, rows in reference.outputs.items():
+        one, other = (torch.tensor(each, dtype=torch.float64) for each in (rows, split.outputs.get(name, [])))
+        if len(one) != len(other) or not len(one) or len(one) % sum(split.sizes):
+            continue
+        first = split.sizes[0] * (len(one) // sum(split.sizes))
+        gaps, limit = (one - other).abs(), tolerance * (float(one.abs().max()) or 1.0)
+        if float(gaps.max()) > limit:
+            return name if float(gaps[:first].max()) <= limit else None
     return None

@@ -132,10 +132,12 @@ class Observer:
             if parameter.requires_grad:
                 keep(parameter.register_hook(lambda g, n=name: self._contribution(n, g)).remove)
         # plain functions: a copy of the model (an average) must not copy this observer with its hooks
-        keep(self.bare.register_forward_pre_hook(lambda m, a, k: self._enters(m, a, k), with_kwargs=True).remove)
+        enters = _untraced(lambda m, a, k: self._enters(m, a, k))
+        keep(self.bare.register_forward_pre_hook(enters, with_kwargs=True).remove)
         self._names = {id(module): name for name, module in self.bare.named_modules() if name}
         for module in self.bare.modules():
-            keep(module.register_forward_hook(lambda m, a, out: self._output(self._names.get(id(m)), out)).remove)
+            left = _untraced(lambda m, a, out: self._output(self._names.get(id(m)), out))
+            keep(module.register_forward_hook(left).remove)
         keep(register_optimizer_step_pre_hook(self._before_step).remove)
         keep(register_optimizer_step_post_hook(self._after_step).remove)
         self._stack.enter_context(_patched(torch.autograd, "backward", self._backward))
@@ -156,7 +158,7 @@ class Observer:
         for path, module in held.modules.items():
             if id(module) not in self._entered:
                 self._entered.add(id(module))
-                hook = module.register_forward_pre_hook(lambda m, a, p=path: self._called(p))
+                hook = module.register_forward_pre_hook(_untraced(lambda m, a, p=path: self._called(p)))
                 self._stack.callback(hook.remove)
         self._marks = self._marked(held)
 
@@ -326,6 +328,11 @@ class Observer:
             self.now.clips += 1
             self.now.unclipped.append(sketches((n, p.grad) for n, p in self.parameters.items()))
         return real(parameters, *args, **kwargs)
+
+
+def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook that a compiled model leaves alone; who compiles nothing does not pay for the compiler's import."""
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
 
 def _factor(before: list[tuple[float, ...]], after: list[tuple[float, ...]]) -> float:

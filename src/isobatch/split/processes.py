@@ -8,8 +8,8 @@ import socket
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from multiprocessing.connection import wait
@@ -29,6 +29,9 @@ from isobatch.split.target import told
 
 PATIENCE = 300.0
 _INSIDE: list[bool] = []  # not empty in a process that was forked here
+_AGENT = "TORCHELASTIC_"
+_LAUNCHED = {"RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
+             "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"}  # fmt: skip
 _KINDS = {kind.__name__: kind for kind in (Layout, Record, Update, Pass)}
 
 
@@ -140,6 +143,7 @@ def world(make: Callable[..., Any], count: int, seed: int, seconds: float) -> Ca
             "MASTER_PORT": port,
         }
         os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+        os.environ["TORCHELASTIC_RUN_ID"] = "isobatch"  # by which trainers know that their processes are started
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
         try:
@@ -153,6 +157,20 @@ def world(make: Callable[..., Any], count: int, seed: int, seconds: float) -> Ca
         return [_merged([_back(one[place]) for one in ranks]) for place in range(len(layouts))]
 
     return run
+
+
+@contextmanager
+def unlaunched() -> Generator[None]:
+    """Hide what torchrun told this process: the reference is one process, and a trainer would wait for the others.
+
+    Yields:
+        None.
+    """
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name in _LAUNCHED or name.startswith(_AGENT)}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _free_port() -> int:

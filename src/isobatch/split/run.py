@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import distributed as dist
+
 from isobatch.errors import InputError
 from isobatch.installed import import_from
 from isobatch.plan import Recipe
 from isobatch.split.check import check, runner
-from isobatch.split.processes import PATIENCE, apart, world
+from isobatch.split.processes import PATIENCE, apart, unlaunched, world
 from isobatch.split.result import SplitReport
 from isobatch.split.target import TaskLoop, told
 from isobatch.tasks import Run, find, make_any
@@ -74,10 +76,14 @@ def split(
     if timeout is not None and not timeout > 0:
         raise InputError(f"timeout={timeout!r} must be seconds above 0, such as 300")
 
+    if dist.is_available() and dist.is_initialized():
+        raise InputError("a process group is open here, and one process is the reference; call split outside of it")
+
     def whole_check() -> SplitReport:
         patience = timeout or PATIENCE
         worlds = {processes: world(make, processes, seed, patience)} if processes > 1 else {}
-        return check(runner(make, seed), numbers, batch_size, worlds, float64)
+        with unlaunched():
+            return check(runner(make, seed), numbers, batch_size, worlds, float64)
 
     if timeout is None:
         return whole_check()

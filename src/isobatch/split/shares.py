@@ -4,7 +4,16 @@ import torch
 
 from isobatch.split.cause import GRADIENT, Cause, cause
 from isobatch.split.compare import distance, gradient, parallel
-from isobatch.split.evidence import Evidence, Weights, first_meeting, per_parts, share_of, tampered, weights
+from isobatch.split.evidence import (
+    Evidence,
+    Weights,
+    first_meeting,
+    per_parts,
+    share_of,
+    state_between,
+    tampered,
+    weights,
+)
 from isobatch.split.sketch import joined
 
 CLOSE = 1e-6
@@ -50,7 +59,7 @@ def _of(evidence: Evidence, places: list[int], *, over_processes: bool) -> list[
     if len(straight) == len(factors):
         return [_multiple(evidence, places, straight, over_processes)]
     for place in places:
-        if made := _penalty(evidence, place):
+        if made := _penalty(evidence, place) or _between(evidence, place):
             return [made]
     crooked = [place for place, factor in zip(places, factors, strict=True) if factor is None]
     found = [weights(evidence, place) for place in crooked]
@@ -123,9 +132,22 @@ def _penalty(evidence: Evidence, place: int) -> Cause | None:
     return cause("decay-per-part", seen, *GRADIENT)
 
 
+def _between(evidence: Evidence, place: int) -> Cause | None:
+    """Buffers of the model move with every forward pass: the first part's outputs agree, those after it do not."""
+    whole, split = evidence.reference.updates[0], evidence.splits[place].updates[0]
+    more = [path for path, count in split.moves.items()
+            if path.startswith("buffers:") and count > whole.moves.get(path, 0)]  # fmt: skip
+    name = state_between(whole, split, evidence.tolerance) if more else None
+    if name is None:
+        return None
+    moved = f"{more[0].removeprefix('buffers:')} moved {split.moves[more[0]]} times in an update"
+    seen = f"{moved} at {_name(evidence, place)}; what `{name}` returns agrees in the first micro-batch only"
+    return cause("centre-per-part", seen, *GRADIENT, "buffers of the model", "average's buffers")
+
+
 def _weighted(evidence: Evidence, known: list[tuple[int, Weights]], over_processes: bool) -> list[Cause]:
     """Samples weigh otherwise than in the whole batch."""
-    totals, means = [], []
+    totals, shares, means = [], [], []
     for place, found in known:
         factors = found.factors
         lost = [i for i in range(len(factors)) if abs(float(factors[i])) < CLOSE]
@@ -145,10 +167,16 @@ def _weighted(evidence: Evidence, known: list[tuple[int, Weights]], over_process
                           *GRADIENT, confidence="unknown")]  # fmt: skip
         # part j of n_j weighs f N / (k n_j); the n_j add up to N, so the mean of the reciprocals is 1 / f
         totals.append(1 / float(torch.stack([1 / row.mean() for row in rows]).mean()))
+        # a mean of its own weights, times n_j / N: the n_j weigh in the mean
+        shares.append(len(factors) / float(sum(len(row) / row.mean() for row in rows)))
         least, most = float(factors.min()), float(factors.max())
         means.append(f"{_name(evidence, place)}: samples weigh {least:.4g} to {most:.4g} times as in one batch")
     parts = [evidence.processes[p] if over_processes else evidence.parts(p) for p, _ in known]
     seen = "; ".join(means)
+    if all(float((found.factors - 1).abs().max()) < 10 * evidence.close for _, found in known):
+        return [cause("unexplained", f"{seen}, which is too little to tell", *GRADIENT, confidence="unknown")]
+    if all(abs(one - 1) < 10 * evidence.close for one in shares):
+        totals = shares
     plain = all(abs(total - 1) < 10 * evidence.close for total in totals)
     if not plain and per_parts(totals, parts, 1e-4) is None:
         return [cause("unexplained", seen, *GRADIENT, confidence="unknown")]

@@ -1,6 +1,8 @@
 """Trainers of frameworks as subjects: Accelerate and Lightning."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -231,8 +233,9 @@ class LightningFit(Subject):
         given |= self.settings
         given |= forced
         given["callbacks"] = [*self.callbacks, _lightning_watcher(steps, self.reported, long)]
-        trainer: Any = import_module("lightning").Trainer(**given)
-        trainer.fit(self.model, train_dataloaders=loader)
+        with _hushed("lightning"):
+            trainer: Any = import_module("lightning").Trainer(**given)
+            trainer.fit(self.model, train_dataloaders=loader)
 
     @property
     def software(self) -> str:
@@ -265,6 +268,20 @@ class LightningFit(Subject):
             updates, parts, lambda rows: self.collate([*map(Rows(data, rows).__getitem__, range(len(rows)))])
         )
         self._trained(loader, steps, {"max_epochs": 1, "accumulate_grad_batches": parts}, long=True)
+
+
+@contextmanager
+def _hushed(package: str) -> Generator[None]:
+    """Keep a package's tips and greetings, told once a run, off stderr."""
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith(package)]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _lightning_watcher(steps: Any, reported: str, long: bool) -> Any:
