@@ -16,7 +16,7 @@ def page(data: dict[str, Any], lead: str, sections: list[report.Section]) -> str
     Returns:
         Self-contained HTML.
     """
-    rows = [["claim", "", "evidence", "source"]]
+    rows = [["claim", "held?", "evidence", "source"]]
     rows += [[f"{c['id']}: {c['claim']}", report.HELD[c["held"]], c["evidence"], c["source"]] for c in data["claims"]]
     criteria = f"Criteria are fixed in isobatch_studies/{data['study'].replace('-', '_')}/criteria.json."
     return report.render(data["title"], lead, [report.Section("Claims", [criteria], rows), *sections])
