@@ -44,4 +44,5 @@ def setup(app):
     """Hang the project's own pages into the build."""
     app.connect("source-read", pages.expand)
     app.connect("autodoc-process-docstring", pages.plain_docstring, priority=400)
+    app.connect("build-finished", pages.accessible)
     return {"parallel_read_safe": True}

@@ -175,3 +175,34 @@ def plain_docstring(app: Any, what: str, name: str, thing: Any, options: Any, li
         re.sub(r"^(\s*)((?:\\\*)+)(\w+:)", lambda m: m[1] + m[2].replace("\\", "") + m[3], line)
         for line in plain(lines)
     ]
+
+
+SIGNATURE = re.compile(r'(<span class="sig-paren">\(</span>\s*)<dl>(.*?)</dl>', re.DOTALL)
+
+
+def accessible(app: Any, failure: Exception | None) -> None:
+    """Mend what the theme and Sphinx leave: levels of headings, code that a keyboard cannot scroll.
+
+    Args:
+        app: Sphinx.
+        failure: why the build failed, None where it did not.
+    """
+    if failure is not None or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        before = path.read_text(encoding="utf-8")
+        after = mended(before)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+
+
+def mended(page: str) -> str:
+    """Return a page with levels on headings, code that takes the focus, and signatures as plain blocks."""
+    page = page.replace('class="caption" role="heading">', 'class="caption" role="heading" aria-level="2">')
+    page = page.replace("<pre>", '<pre tabindex="0">')
+    return SIGNATURE.sub(lambda found: found[1] + _blocks(found[2]), page)
+
+
+def _blocks(items: str) -> str:
+    inner = items.replace("<dd>", '<div class="sig-line">').replace("</dd>", "</div>")
+    return f'<div class="sig-lines">{inner}</div>'

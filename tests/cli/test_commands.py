@@ -21,7 +21,7 @@ OPTIONS = {
     "--mend --metric --on --optimizer --out --seed-from --seeds --workers recipe",
     "verify split": "--batch-size --json --markdown --out --own-types --parts --processes --seed --timeout target",
     "verify characteristic": "--batch-size --device --json --on --out --sample --seeds --workers recipe",
-    "train": "--adaptive --async-save --batch-size --device --every --json --noise --order-seed --out --patience "
+    "train": "--adaptive --async-save --batch-size --device --every --json --log --noise --order-seed --out --patience "
     "--resume --seed --shard --tensorboard recipe",
     "study": "--budget --device --json --on --out --quick --simulate-nodes --workers name",
     "noise measure": "--device --geometry --json --marks --out --samples --seed recipe",

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FILE = re.compile(r"^# ([\w-]+\.(?:toml|yaml|py|csv))\b")
+FILE = re.compile(r"^# ([\w-]+\.(?:toml|yaml|py))\b")
+TABLE = re.compile(r"^`([\w-]+\.csv)`:\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = {
     path.relative_to(ROOT).as_posix(): path
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -35,11 +36,11 @@ class Command(NamedTuple):
 
 
 def files(text: str) -> dict[str, str]:
-    """The files of a page by name: blocks whose first line is a comment with a file's name."""
-    found = {}
+    """The files of a page by name: blocks whose first line is a comment with the name, tables that it stands above."""
+    found = dict(TABLE.findall(text))
     for _, body in BLOCK.findall(text):
         if name := FILE.match(body):
-            found[name[1]] = body.partition("\n")[2] if name[1].endswith("csv") else body
+            found[name[1]] = body
     return found
 
 

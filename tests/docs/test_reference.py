@@ -73,6 +73,15 @@ def test_docstrings_are_taken_literally(line, wanted):
     assert pages.plain([line]) == [wanted]
 
 
+def test_pages_are_mended_for_keyboards_and_readers():
+    page = '<p class="caption" role="heading">A</p><pre>b</pre><span class="sig-paren">(</span><dl><dd>c</dd></dl>'
+    assert pages.mended(page) == (
+        '<p class="caption" role="heading" aria-level="2">A</p><pre tabindex="0">b</pre>'
+        '<span class="sig-paren">(</span><div class="sig-lines"><div class="sig-line">c</div></div>'
+    )
+    assert pages.mended(pages.mended(page)) == pages.mended(page)
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
     pytest.importorskip("sphinx")

@@ -10,7 +10,7 @@ FLOORS = (
     ("units", "curves", "recipe", "rules", "plan", "published", "formats", "export", "control", "schedules"),
     ("gradients", "modules", "average", "noise", "augment", "optimizers"),
     ("data", "checkpoint", "decentralized", "topologies"),
-    ("tasks", "train", "executors"),
+    ("tasks", "logs", "train", "executors"),
     ("report", "split", "testing", "verify", "critical"),
     ("cli", "integrations"),
 )

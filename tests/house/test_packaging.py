@@ -15,6 +15,7 @@ from isobatch.installed import EXTRAS, MissingExtra, need
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 STUDIES = tomllib.loads((ROOT / "studies" / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+BESIDE = {"markupsafe": "jinja2"}  # its text type, which it is never without
 BASE = {"pydantic", "rich"}
 KNOWN = {"isobatch", *BASE, *sys.stdlib_module_names}
 
@@ -25,6 +26,7 @@ def distribution(requirement):
 
 def module_of(target):
     """The module in the table of extras that a dotted name belongs to; fails for what no extra brings."""
+    target = BESIDE.get(target, target)
     for module in {module for modules in EXTRAS.values() for module in modules}:
         if target == module or target.startswith(f"{module}."):
             return module

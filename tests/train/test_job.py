@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.jobs import RECIPE, TOML, final, lines, same, signalled, start, with_dropout
 
-from isobatch import cli
+from isobatch import cli, installed
 from isobatch.errors import InputError
 from isobatch.tasks import TensorSamples, make_run
 from isobatch.train import job
@@ -105,9 +105,10 @@ def test_a_sample_that_is_always_bad_does_not_end_a_run(tmp_path, monkeypatch):
 
 
 def test_tensorboard_gets_samples_as_its_steps_and_is_named_where_it_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InputError, match="TensorBoard is not installed; pip install tensorboard"):
-        start(tmp_path, tensorboard=True)
+    monkeypatch.setattr(installed, "_found", lambda module: module != "tensorboard")
+    with pytest.raises(InputError, match=r'pip install "isobatch\[tensorboard\]"'):
+        start(tmp_path, log="tensorboard")
+    monkeypatch.setattr(installed, "_found", lambda module: True)
     found = []
 
     class SummaryWriter:
@@ -122,10 +123,40 @@ def test_tensorboard_gets_samples_as_its_steps_and_is_named_where_it_is_missing(
 
     module = types.SimpleNamespace(SummaryWriter=SummaryWriter)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    assert start(tmp_path, tensorboard=True).finished
+    assert start(tmp_path, log="tensorboard").finished
     assert [step for name, step in found[:-1] if name == "loss"] == [*range(24, 481, 24), 481]
     assert {"lr", "batch", "raw/accuracy", "average/loss"} <= {name for name, _ in found[:-1]}
     assert found[-1] == "closed"
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_other_loggers_get_samples_on_their_axis_and_stay_offline(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=f"{name} is not installed; pip install {name}"):
+        start(tmp_path, log=name)
+    told = []
+    module = types.SimpleNamespace(
+        init=lambda **options: told.append(options),
+        log=lambda values, step: told.append((step, values)),
+        finish=lambda: told.append("finished"),
+    )
+    monkeypatch.setitem(sys.modules, name, module)
+    assert start(tmp_path, log=name).finished
+    assert told[0]["project"] == "isobatch"
+    assert told[0].get("mode") == ("offline" if name == "wandb" else None)
+    assert told[-1] == "finished"
+    steps = [step for step, values in told[1:-1] if "lr" in values]
+    assert steps == [*range(24, 481, 24), 481]
+    assert all(values["samples"] == step for step, values in told[1:-1])
+
+
+def test_a_real_tensorboard_reads_the_samples_back(tmp_path):
+    pytest.importorskip("tensorboard", reason='pip install "isobatch[tensorboard]"')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    start(tmp_path, log="tensorboard")
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in found.Scalars("loss")] == [*range(24, 481, 24), 481]
 
 
 def test_the_log_of_a_killed_run_goes_on_where_its_checkpoint_stands(tmp_path):

@@ -29,6 +29,7 @@ from isobatch.average.state import (
 )
 from isobatch.errors import InputError, IsobatchError
 from isobatch.gradients import bare_optimizer
+from isobatch.markup import panel
 from isobatch.units import finite
 
 Which = float | None
@@ -263,6 +264,21 @@ class ModelAverage(ABC):
         self._engine.buffers.refresh()
         with self._engine.buffers.check.paused():
             return measured(self._engine, self.average(which), self._indices(which))
+
+    def _repr_html_(self) -> str:
+        """As notebooks show it: its report, or why it has none without being asked for a horizon."""
+        try:
+            found = self.report()
+        except InputError as error:
+            return panel(type(self).__name__, notes=[str(error)])
+        rows: list[list[object]] = [["of the average", "value"]]
+        rows += [
+            ["half-life (samples)", "-" if found.half_life is None else f"{found.half_life:,.6g}"],
+            ["mean age (samples)", f"{found.mean_age:,.6g}"],
+            ["samples seen", f"{found.seen:,.12g}"],
+            ["distance to the weights", f"{found.distance:.4g} ({found.relative_distance:.2%} of them)"],
+        ]
+        return panel(type(self).__name__, rows, found.warnings)
 
     def state_dict(self) -> dict[str, Any]:
         """Return {"tensors": {name: tensor}, "values": JSON-able settings and clock}.

@@ -28,7 +28,11 @@ def add(commands: Any) -> None:
     command.add_argument("--every", help='how far apart checkpoints lie, such as "1000 samples" (a tenth of the run)')
     command.add_argument("--patience", type=int, default=3, help="steps in a row that may be skipped (3)")
     command.add_argument("--async-save", action="store_true", help="write checkpoints in a thread")
-    command.add_argument("--tensorboard", action="store_true", help="TensorBoard scalars on a samples axis")
+    loggers = "tell a logger too, samples on its x axis; wandb stays offline"
+    command.add_argument("--log", choices=["tensorboard", "trackio", "wandb"], default="", help=loggers)
+    command.add_argument(
+        "--tensorboard", action="store_const", const="tensorboard", dest="log", help="--log tensorboard"
+    )
     command.add_argument("--device", default="cpu", help=DEVICE)
     parts = "under torchrun, keep a part of the weights on each rank (FSDP2) in place of copies"
     command.add_argument("--shard", action="store_true", help=parts)
@@ -72,7 +76,7 @@ def train(chosen: argparse.Namespace) -> int:
         every=int(recipe.samples(chosen.every, "--every")) if chosen.every else None,
         patience=chosen.patience,
         asynchronous=chosen.async_save,
-        tensorboard=chosen.tensorboard,
+        log=chosen.log,
         device=chosen.device,
         shard=chosen.shard,
     )

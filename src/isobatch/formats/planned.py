@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from isobatch.errors import InputError
 from isobatch.formats.ledger import Change, Ledger, same
-from isobatch.formats.show import render, to_dict, to_json, to_markdown
+from isobatch.formats.show import head, remarks, render, to_dict, to_json, to_markdown
 from isobatch.formats.split import asked_batch
 from isobatch.formats.stamp import SIDECAR, Stamp, stamped
 from isobatch.formats.texts import Key, Source, Unknown, spelled, write_text
 from isobatch.formats.view import View
+from isobatch.markup import panel
 from isobatch.plan import Plan, Recipe
+from isobatch.plan.plan import show
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -247,6 +249,12 @@ class FilePlan:
         with console.capture() as capture:
             console.print(self)
         return capture.get()
+
+    def _repr_html_(self) -> str:
+        """As notebooks show it."""
+        rows = [["key", "was", "becomes", "because", "confidence"]]
+        rows += [[row.key, show(row.was), show(row.becomes), row.because, row.confidence] for row in self.rows]
+        return panel(head(self), rows if self.rows else (), [*remarks(self)])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from render(self, options.max_width)

@@ -7,6 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from isobatch.markup import panel
 from isobatch.noise.statistic import Moments, Spread, noise_scale, ratio_interval
 from isobatch.student import student_t
 
@@ -57,6 +58,14 @@ class NoiseEstimate:
     reason: str = ""
     caveats: tuple[str, ...] = ()
     parts: Mapping[str, "NoiseEstimate"] = field(default_factory=lambda: MappingProxyType({}))
+
+    def _repr_html_(self) -> str:
+        """As notebooks show it."""
+        rows = [["part", "noise scale", "low", "high", "verdict"]]
+        for name, one in {"": self, **self.parts}.items():
+            value = "-" if one.value is None else f"{one.value:,.4g}"
+            rows.append([name or "all", value, f"{one.low:,.4g}", f"{one.high:,.4g}", str(one.verdict)])
+        return panel(self.sentence, rows, self.caveats, badge=str(self.verdict))
 
     def __str__(self) -> str:
         return self.sentence

@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from isobatch.markup import panel
 from isobatch.plan.settings import lr_rule_of
 from isobatch.recipe import RecipeData, Split
 from isobatch.rules import Confidence, Severity, Side
@@ -217,6 +218,13 @@ class Plan(Generic[R]):
         with console.capture() as capture:
             console.print(self)
         return capture.get()
+
+    def _repr_html_(self) -> str:
+        """As notebooks show it."""
+        rows = [["key", "was", "becomes", "because", "confidence"]]
+        rows += [[row.key, *row.text, row.because, str(row.confidence)] for row in self.rows]
+        notes = [f"{one.condition} ({one.side}): {one.message} ({one.source})" for one in self.warnings[:PRINTED]]
+        return panel(f"kappa = {self.kappa:g}, batch {self.recipe.batch.size}", rows, notes)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from render(self, options.max_width)

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from importlib import resources
 
 from jinja2 import Environment
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from isobatch.markup import style
@@ -58,7 +57,7 @@ def render(
             "texts": part.texts,
             "table": part.table,
             "code": part.code,
-            "pictures": [{"alt": alt, "svg": Markup(text)} for alt, text in shown],
+            "pictures": [{"alt": alt, "svg": text} for alt, text in shown],
         }
         for part, shown in zip(sections, pictures, strict=True)
     ]
@@ -73,7 +72,7 @@ def render(
         recipe=recipe,
         command=command(),
         summary=summary(title, lead, sections, badge=badge),
-        style=Markup(style() + colours("".join(text for shown in pictures for _, text in shown))),
+        style=style() + colours("".join(text for shown in pictures for _, text in shown)),
     )
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from isobatch.checkpoint import Checkpoints, Preemption, load
 from isobatch.data import fingerprint
 from isobatch.errors import InputError
+from isobatch.logs import Log, open_log
 from isobatch.plan import Recipe
 from isobatch.tasks import TensorSamples, make_run
 from isobatch.train.guard import Guard, StepVerdict
@@ -29,34 +30,25 @@ class Journal:
 
     Args:
         folder: of the run.
-        tensorboard: also write TensorBoard scalars, with samples as their step.
+        log: also tell a logger of `LOGS`, with samples as its step; "" tells none.
         write: whether this process writes at all (the first rank).
         resumed: whether the run goes on from a checkpoint.
         after: `place` and `seen` of that checkpoint, None where it does not know them.
 
     Raises:
-        InputError: TensorBoard is asked for and not installed.
+        InputError: a logger that is not known or not installed.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
-        tensorboard: bool = False,
+        log: str = "",
         write: bool = True,
         resumed: bool = False,
         after: tuple[int, int] | None = None,
     ):
-        self._board: Any = None
-        if tensorboard and write:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise InputError(
-                    "TensorBoard is not installed; pip install tensorboard, or drop --tensorboard"
-                ) from None
-            purge = {} if after is None else {"purge_step": after[1] + 1}
-            self._board = SummaryWriter(str(folder / "tensorboard"), **purge)
+        self._log: Log | None = open_log(log, folder, None if after is None else after[1]) if log and write else None
         path = folder / "log.jsonl"
         if write and after is not None and path.exists():
             _cut(path, after[0])
@@ -78,17 +70,15 @@ class Journal:
             return
         self._file.write(json.dumps({"seen": seen, **values}) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(name, value, global_step=seen)
+        if self._log is not None:
+            self._log.add({name: value for name, value in values.items() if isinstance(value, (int, float))}, seen)
 
     def close(self) -> None:
         """Close the files."""
         if self._file is not None:
             self._file.close()
-        if self._board is not None:
-            self._board.close()
+        if self._log is not None:
+            self._log.close()
 
     def __enter__(self) -> Self:
         return self
@@ -126,7 +116,7 @@ class Options:
         every: samples between two checkpoints and evaluations; a tenth of the run unless given.
         patience: steps in a row that may be skipped.
         asynchronous: write checkpoints in a thread.
-        tensorboard: write TensorBoard scalars too.
+        log: tell a logger too: tensorboard, trackio or wandb (offline); "" tells none.
         device: device and its options in one word, as `Device.parse` reads it.
         shard: keep a part of the weights on each rank (FSDP2) in place of copies (DDP).
     """
@@ -139,7 +129,7 @@ class Options:
     every: int | None = None
     patience: int = 3
     asynchronous: bool = False
-    tensorboard: bool = False
+    log: str = ""
     device: str = "cpu"
     shard: bool = False
 
@@ -204,7 +194,7 @@ def train(recipe: Recipe, options: Options, on_step: Callable[[Step, int, int], 
     with (
         Preemption(grace=1.0) as stop,
         store,
-        Journal(options.out, tensorboard=options.tensorboard, write=first, resumed=options.resume, after=after) as log,
+        Journal(options.out, log=options.log, write=first, resumed=options.resume, after=after) as log,
     ):
         due = (trainer.seen // every + 1) * every
         metrics: dict[str, dict[str, float]] = {}

@@ -1,5 +1,6 @@
 """verify run: train every arm over several seeds, compare at matched samples, reach a verdict."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isobatch.errors import InputError
+from isobatch.markup import panel
 from isobatch.plan import Plan, Recipe
 from isobatch.tasks.metric import headline
 from isobatch.units import finite, whole
@@ -48,6 +50,18 @@ class Comparisons:
     folder: Path | None = None
     reused: dict[str, Any] | None = None
     mended: Mended | None = None
+
+    def _repr_html_(self) -> str:
+        """As notebooks show it."""
+        models = sorted(self.table["plan"], key=lambda model: model != self.headline)
+        rows = [["arm", *(word for model in models for word in (f"{model} model", "worst gap"))]]
+        for arm, tests in self.table.items():
+            told = [(str(test.verdict), "-" if math.isnan(test.worst) else f"{test.worst:+.4f}") for test in
+                    (tests[model] for model in models)]  # fmt: skip
+            rows.append([arm, *(word for pair in told for word in pair)])
+        margins = ", ".join(f"±{margin:.4g} ({model})" for model, margin in self.margins.items())
+        notes = [f"{len(self.seeds)} seeds, {self.seconds:.0f} s; margins fixed before the run: {margins}"]
+        return panel(self.conclusion.headline, rows, notes, badge=str(self.verdict))
 
     @property
     def recipe(self) -> Recipe:
