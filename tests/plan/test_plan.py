@@ -125,7 +125,7 @@ def test_an_unknown_row_names_those_there_are():
 def test_json_holds_every_row_and_warning():
     plan = recipe(optimizer=ADAMW).at(512)
     data = json.loads(plan.to_json())
-    assert data.keys() == {"kappa", "goal", "kept", "rows", "forms", "warnings", "remedies", "recipe"}
+    assert data.keys() == {"kappa", "goal", "kept", "length", "rows", "forms", "warnings", "remedies", "recipe"}
     assert data["goal"] == "equivalence"
     assert [row["key"] for row in data["rows"]] == [row.key for row in plan.rows]
     assert data["rows"][0].keys() == {"key", "was", "becomes", "rule", "because", "confidence", "note",
