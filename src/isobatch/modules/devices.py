@@ -32,6 +32,11 @@ class DeviceCopies:
 
     Args:
         device: of the reader; None where the weights are.
+
+    Example:
+        >>> weight = torch.zeros(2)
+        >>> DeviceCopies(torch.device("cpu")).bind({"weight": weight}, spread=False)["weight"] is weight
+        True
     """
 
     def __init__(self, device: torch.device | None):
