@@ -118,6 +118,8 @@ BAD = [
     (["advise", "PATH"], "the recipe has no [critical]; measure it"),
     (["advise", "PATH", "--noise-scale", "40"], "is not a critical batch"),
     (["advise", "PATH", "--critical", "9,8,7"], "low,value,high in rising order"),
+    (["advise", "PATH", "--critical", "nan,8,9"], "'nan,8,9' must be a batch, or low,value,high in rising order"),
+    (["advise", "PATH", "--critical=-1,8,9"], "none below 0"),
     (["advise", "PATH", "--critical", "0"], "critical batch=0 must be in (0, inf]"),
     (["advise", "PATH", "--critical", "nan"], "critical batch=nan must be finite"),
     (["advise", "PATH", "--critical", "40", "--throughput", "nowhere.csv"], "cannot read the throughput nowhere.csv"),

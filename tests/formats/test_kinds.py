@@ -215,3 +215,15 @@ def test_the_other_form_is_in_the_words_of_the_file(name, text, line, tmp_path):
     found = loaded(tmp_path, name, text)
     told = str(found.at(found.recipe.batch.size * 2))
     assert line in " ".join(told.split())
+
+
+def test_reasons_are_those_of_the_number_itself(tmp_path):
+    text = "SOLVER:\n  IMS_PER_BATCH: 16\n  BASE_LR: 0.02\n  STEPS: (60000, 80000)\n  MAX_ITER: 90000\n"
+    marks = {row.key: row.rule for row in loaded(tmp_path, "a.yaml", text).at(32).rows}
+    assert marks["SOLVER.STEPS"] == "steps/kappa"
+    line = (
+        "torchrun --nproc_per_node=8 -m scripts.base_train --depth=20 --total-batch-size=524288 --num-iterations=9000"
+    )
+    for row in loaded(tmp_path, "b.sh", line).at(1048576).unsaid:
+        if row.path.endswith("betas"):
+            assert row.rule.startswith(("beta**kappa", "max(beta**kappa"))

@@ -133,6 +133,10 @@ def test_check(tmp_path, capsys):
     assert "max_steps = 1000, planned 250" in out
     assert cli.run(["plan", str(tmp_path / "bad.yaml"), *words, "--json"]) == 4
     assert {one["key"] for one in json.loads(capsys.readouterr().out)["departs"]} >= {"learning_rate", "warmup_steps"}
+    per_device = ["--check", "--reference", str(tmp_path / "a.yaml"), "--devices", "1->4"]
+    (tmp_path / "four.yaml").write_text(load(tmp_path / "a.yaml", devices=1).at(devices=4).text())
+    assert cli.run(["plan", str(tmp_path / "four.yaml"), *per_device]) == 0
+    assert cli.run(["plan", str(tmp_path / "a.yaml"), *per_device]) == 4  # the same words on other devices
     with pytest.raises(InputError, match="check files of one format"):
         check(read("timm/args.yaml"), read("mae/pretrain.sh"))
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,8 +184,10 @@ def _critical(chosen: argparse.Namespace, recipe: "Recipe") -> tuple["Interval",
 
     if chosen.critical is not None:
         values = numbers("--critical", chosen.critical)
-        if len(values) not in (1, 3) or values != sorted(values):
-            raise InputError(f"--critical {chosen.critical!r} must be a batch, or low,value,high in rising order")
+        rising = all(low <= high for low, high in pairwise(values))  # which nan is not
+        if len(values) not in (1, 3) or not rising or values[0] < 0:
+            words = "must be a batch, or low,value,high in rising order, none below 0"
+            raise InputError(f"--critical {chosen.critical!r} {words}")
         low, value, high = values if len(values) == 3 else values * 3
         return Interval(value, low, high), None, "critical batch given on the command line"
     known = recipe.critical

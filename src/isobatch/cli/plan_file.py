@@ -97,9 +97,9 @@ def plan_file(chosen: argparse.Namespace) -> int:
         raise InputError(
             "a file of another stack cannot say the invariant form; drop --optimizer, or write the recipe in TOML"
         )
-    file, new = _loaded(chosen, chosen.recipe)
     if chosen.check:
-        return _checked(chosen, file)
+        return _checked(chosen)
+    file, new = _loaded(chosen, chosen.recipe)
     asked = (chosen.batch_size, new, chosen.micro)
     if chosen.html is not None and write_page(chosen, file, new):
         return 0
@@ -168,26 +168,30 @@ def _answer(text: str) -> tuple[str, Any]:
     return name.strip(), plain(value)
 
 
-def _checked(chosen: argparse.Namespace, file: Any) -> int:
+def _checked(chosen: argparse.Namespace) -> int:
     from isobatch.formats import check
 
     if chosen.reference is None:
         raise InputError("--check needs --reference FILE, the recipe that the file comes from")
-    reference, _ = _loaded(chosen, chosen.reference)
+    old, new = devices_of(chosen.devices)
+    (reference, _), (file, _) = (
+        _loaded(argparse.Namespace(**vars(chosen) | {"devices": None if count is None else str(count)}), path)
+        for count, path in ((old, chosen.reference), (old if new is None else new, chosen.recipe))
+    )
     found = check(file, reference)
     if chosen.json:
         import json
         from dataclasses import asdict
 
         say(json.dumps({"departs": [asdict(one) for one in found]}, indent=2, default=str))
-    old, new = reference.recipe.batch.size, file.recipe.batch.size
+    before, after = reference.recipe.batch.size, file.recipe.batch.size
     name = file.ledger.source.name
     if not found:
         if not chosen.json:
-            say(f"{name}: batch {new} has the values that the plan gives from {chosen.reference} (batch {old})")
+            say(f"{name}: batch {after} has the values that the plan gives from {chosen.reference} (batch {before})")
         return 0
     if not chosen.json:
-        say(f"{name}: batch {new} departs from the plan of {chosen.reference} (batch {old}):")
+        say(f"{name}: batch {after} departs from the plan of {chosen.reference} (batch {before}):")
         for departure in found:
             say(f"  {departure}")
     return DEPARTS

@@ -320,7 +320,11 @@ class FilePlan:
 
     def _why(self, path: str) -> tuple[str, str, str]:
         if path.startswith("groups["):
-            path = f"optimizer.{path.rsplit('.', 1)[1]}"
+            head, field = path.split(".", 1)
+            group = self.recipe.groups[int(head[len("groups[") : -1])]
+            path = f"groups.{group.name}.{field}"
+            if not any(row.key.split("[")[0] == path.split("[")[0] for row in self.plan.rows):
+                path = f"optimizer.{field}"
         path = _RULED.get(path, path)
         heads = (path, path.split("[")[0], path.rsplit(".", 1)[0])
         near = (row for row in self.plan.rows if row.key in heads or row.key.split("[")[0] == heads[1])

@@ -89,7 +89,7 @@ def _schedule(reader: Reader) -> None:
             inside = ", ".join(map(str, now)) + ("," if len(now) == 1 else "")
             return f"({inside})" if text else now
 
-        reader.link("curves.lr", found, back, words="milestones in iterations")
+        reader.link("milestones", found, back, words="milestones in iterations")
         milestones(reader, [mark * batch for mark in marks], gamma.value)
     elif kind == "WarmupCosineLR":
         end = reader.number("SOLVER.BASE_LR_END", default=0.0)
