@@ -63,7 +63,7 @@ def _optimizer(reader: Reader, axolotl: bool) -> None:
     default = "adamw_torch_fused" if axolotl else "adamw_torch"
     if reader.find("adafactor").value:
         optimizer(reader, Found(("adafactor",), "adafactor"))
-    name = optimizer(reader, reader.word("optim", "optimizer", default=default))
+    name = optimizer(reader, reader.word("optim", "optimizer", default=default), adam="adamw")
     reader.say("lr", lr)
     reader.say("weight_decay", reader.number("weight_decay", default=0.0))
     if name == "muon":
