@@ -10,16 +10,7 @@ from torch import Tensor, nn
 from isobatch.average.binding import Binding, Weights, bare, tell_changes
 from isobatch.average.clock import Hold
 from isobatch.average.kernels import Update
-from isobatch.average.layout import (
-    NARROW,
-    Buffers,
-    Stacks,
-    Storage,
-    allocate,
-    flatten,
-    kept_dtype,
-    refuse_lost,
-)
+from isobatch.average.layout import NARROW, Buffers, Stacks, Storage, allocate, flatten, kept_dtype, refuse_lost
 from isobatch.average.lending import FiniteCheck, exchanged
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.gradients import Shards, canonical, dressed, first_not_finite, fitted, local, piece, settle, unwrap
@@ -356,6 +347,7 @@ class AverageBuffers:
                 compensation=roles.get("compensation"),
                 previous=roles.get("previous"),
                 generators=self.generators,
+                compiled=self.storage.compiled,
             )
         tell_changes(set(kept["average"]) - set(told) if old else set(live), set(live))
         self.roles, self._was_still = roles, set(self.still)
