@@ -62,7 +62,16 @@ class _CannotCompile(Exception):
 @final
 @dataclass(frozen=True)
 class Piece:
-    """K averages of one tensor and their companions, as compiled code takes them, and whose versions that moves."""
+    """K averages of one tensor and their companions, as compiled code takes them, and whose versions that moves.
+
+    Args:
+        given: averages, what rounding lost, previous weights, weights: what blended() takes.
+        written: the tensors that are overwritten.
+
+    Example:
+        >>> Piece(([torch.zeros(2)], [torch.zeros(2)], None, torch.ones(2)), []).given[3]
+        tensor([1., 1.])
+    """
 
     given: tuple[list[Tensor], list[Tensor], Tensor | None, Tensor]
     written: list[Tensor]
