@@ -31,7 +31,7 @@ part() { # name, seconds, command: skipped when done, cut at its seconds or at w
 
 small=""
 [ -n "$smoke" ] && small="--smoke"
-part tests-train 120 "$python" -m pytest tests/train tests/augment -m gpu -q -n 0 -p no:cacheprovider
+part tests-train 120 "$python" -m pytest tests/train tests/augment tests/average -m gpu -q -n 0 -p no:cacheprovider
 part tests-trainers 120 "$python" -m pytest tests/integrations -m gpu -q -n 0 -p no:cacheprovider
 # shellcheck disable=SC2086
 for name in average noise step; do

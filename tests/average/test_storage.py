@@ -8,7 +8,8 @@ from tests.average.kinds import model, step
 from torch import nn
 
 from isobatch.average import ModelEMA, MultiEMA, Storage, trainable
-from isobatch.average.layout import FLAT, compensated_, stochastic_
+from isobatch.average.kernels import compensated_, stochastic_
+from isobatch.average.layout import FLAT
 from isobatch.errors import InputError
 
 LAYOUTS = {

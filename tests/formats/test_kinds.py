@@ -132,3 +132,86 @@ def test_what_is_refused_by_name(name, text, said, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=said):
         load(tmp_path / name, devices=8)
+
+
+YOLO = "lr0: 0.01\nmomentum: 0.937\nweight_decay: 0.0005\nepochs: 100\nbatch: 16\nnbs: 64\noptimizer: {}\n"
+
+
+@pytest.mark.parametrize(("optimizer", "decay", "code"), [
+    # the gradient is a sum over the batch: what is compared with it moves by kappa more than beside a mean
+    ("SGD", 0.0005 * 4, {"optimizer.clip": 10 * 4}),
+    ("Adam", 0.0005 * 4, {"optimizer.clip": 10 * 4, "optimizer.eps": 1e-8 * 2}),
+    ("NAdam", 0.0005 * 4, {"optimizer.clip": 10 * 4, "optimizer.eps": 1e-8 * 2}),
+    ("RMSProp", 0.0005 * 4, {"optimizer.clip": 10 * 4, "optimizer.alpha": 0.99**4}),
+    ("AdamW", 0.0005 * 2, {"optimizer.clip": 10 * 4, "optimizer.eps": 1e-8 * 2}),  # of the weights, not beside it
+])  # fmt: skip
+def test_a_loss_times_the_batch_says_clip_eps_and_l2_in_its_own_unit(optimizer, decay, code, tmp_path):
+    made = loaded(tmp_path, "yolo.yaml", YOLO.format(optimizer)).at(256)
+    assert rows(made)["weight_decay"] == pytest.approx(decay)
+    unsaid = {row.key: row.becomes for row in made.unsaid}
+    assert {key: unsaid[key] for key in code} == pytest.approx(code)
+
+
+@pytest.mark.parametrize(("name", "text", "coupling"), [
+    # torch's Adam holds the decay as L2 in its gradient; AdamW, and the fused Adams unless told otherwise, do not
+    ("a.yaml", "optimizer: {{class_path: torch.optim.{}, init_args: {{lr: 1.0e-3, weight_decay: 0.1}}}}\n"
+               "trainer: {{max_steps: 100, devices: 2}}\ndata: {{init_args: {{batch_size: 8}}}}\n",
+     {"Adam": "L2", "AdamW": "apart", "NAdam": "L2", "FusedAdam": "apart"}),
+    ("b.yaml", "opt: {}\nlr: 1.0e-3\nweight_decay: 0.1\nepochs: 9\nbatch_size: 8\nsched: cosine\nmodel: resnet50\n",
+     {"adam": "L2", "adamw": "apart", "nadam": "L2", "nadamw": "apart", "fusedadam": "L2", "sgd": "L2",
+      "sgdw": "apart"}),
+    ("c.py", "optim_wrapper = dict(optimizer=dict(type='{}', lr=0.001, weight_decay=0.1))\n"
+             "train_cfg = dict(max_epochs=12)\ntrain_dataloader = dict(batch_size=2)\n",
+     {"Adam": "L2", "AdamW": "apart"}),
+    ("d.toml", "[optimizer]\nname = '{}'\nlr = 3e-4\nweight_decay = 0.1\n[training]\nlocal_batch_size = 1\n"
+               "seq_len = 2048\nsteps = 100\n[lr_scheduler]\nwarmup_steps = 5\n", {"Adam": "L2", "AdamW": "apart"}),
+    ("e.json", '{{"train_batch_size": 64, "optimizer": {{"type": "{}", "params": {{"lr": 1e-3, "weight_decay": 0.1}}}},'
+               '"gradient_clipping": 1.0}}', {"Adam": "apart", "AdamW": "apart"}),
+])  # fmt: skip
+def test_whether_a_decay_is_l2_is_what_the_stack_means_by_the_name(name, text, coupling, tmp_path):
+    for optimizer, how in coupling.items():
+        found = loaded(tmp_path, name, text.format(optimizer))
+        made = found.at(found.recipe.batch.size * 4)
+        old, new = found.recipe.optimizer, made.recipe.optimizer
+        want = 0.1 if how == "L2" else 0.1 * 4 * old.lr / new.lr
+        assert new.weight_decay == pytest.approx(want), optimizer
+
+
+@pytest.mark.parametrize(("name", "text", "counts"), [
+    ("a.yaml", HF.replace("1000", "1001") + "warmup_steps: 33\nsave_steps: 500\n", {"max_steps", "warmup_steps"}),
+    ("b.yaml", "train:\n  batch_size_per_gpu: 64\n  OFFICIAL_EPOCH_LENGTH: 1250\noptim:\n  base_lr: 0.004\n"
+               "  epochs: 90\nteacher:\n  momentum_teacher: 0.992\n", {"train.OFFICIAL_EPOCH_LENGTH"}),
+    ("c.py", "batch_size = 12\nblock_size = 1024\ngradient_accumulation_steps = 40\nmax_iters = 6001\n"
+             "lr_decay_iters = 6001\nlearning_rate = 6e-4\nwarmup_iters = 715\n", {"max_iters", "warmup_iters"}),
+])  # fmt: skip
+def test_a_count_that_was_made_whole_comes_back_as_a_whole_number(name, text, counts, tmp_path):
+    found = loaded(tmp_path, name, text)
+    size = found.recipe.batch.size
+    there = tmp_path / f"there{name}"
+    there.write_text(found.at(size * 4).text())
+    home = load(there).at(size)
+    stated = {link.name: link.value for link in found.ledger.links}
+    for row in home.rows:
+        if row.key in counts:
+            assert (row.becomes, type(row.becomes)) == (stated[row.key], int)
+    assert counts <= rows(home).keys()
+
+
+@pytest.mark.parametrize(("kappa", "first", "second"), [(2, "beta**kappa", "beta**kappa"), (4, "beta**kappa", "0.95"),
+                                                        (16, "0.5", "0.95")])  # fmt: skip
+def test_each_of_two_moments_has_the_reason_of_its_own(kappa, first, second, tmp_path):
+    made = loaded(tmp_path, "a.yaml", HF + "adam_beta2: 0.98\n").at(64 * kappa)
+    rules = {row.key: row.rule for row in made.rows}
+    assert first in rules["adam_beta1"]
+    assert second in rules["adam_beta2"]
+
+
+@pytest.mark.parametrize(("name", "text", "line"), [
+    ("a.yaml", YOLO.format("SGD"), "lr0 0.01937, momentum 0.877969, weight_decay 0.001"),
+    ("b.yaml", "opt: sgd\nlr: null\nlr_base: 0.1\nlr_base_size: 256\nmomentum: 0.9\nepochs: 9\nbatch_size: 128\n"
+               "sched: cosine\nmodel: resnet50\n", "lr_base 0.19, momentum 0.81, weight_decay 2e-05"),
+])  # fmt: skip
+def test_the_other_form_is_in_the_words_of_the_file(name, text, line, tmp_path):
+    found = loaded(tmp_path, name, text)
+    told = str(found.at(found.recipe.batch.size * 2))
+    assert line in " ".join(told.split())

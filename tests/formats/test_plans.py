@@ -229,6 +229,15 @@ def test_a_generation_holds_whole_groups(tmp_path):
         load(tmp_path / "a.yaml", devices=4).at(12)
 
 
+@pytest.mark.parametrize(("name", "size", "key"), [("hf/trl_sft.sh", 16384, "eval_steps")])
+def test_a_count_of_less_than_one_step_is_one_step_and_no_share(name, size, key):
+    made = read(name).at(size)
+    text = made.text()
+    assert f"--{key} 1 " in text
+    back = made.again(text, made.stamp).at(128)
+    assert {change.link.name: change.becomes for change in back.changes}[key] == 100
+
+
 def test_a_registry_asks_which_config_and_keeps_the_others():
     file = FILES / "torchtitan/config_registry.py"
     made = load(file, devices=64, set={"config": "large"}).at(2097152)

@@ -94,47 +94,47 @@ def taken(state, average, batch_size=None):
 
 def test_states_of_torch():
     model = net()
-    peer = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     for seed in range(3):
         move(model, seed)
-        peer.update_parameters(model)
-    found, ema = taken(peer.state_dict(), dict(peer.module.named_parameters()), 16)
+        theirs.update_parameters(model)
+    found, ema = taken(theirs.state_dict(), dict(theirs.module.named_parameters()), 16)
     assert (found.updates, found.decay, ema.seen) == (3, None, 48)
 
 
 def test_states_of_ema_pytorch():
-    package = pytest.importorskip("ema_pytorch")
+    package = peer("ema_pytorch")
     model = net()
-    peer = package.EMA(model, beta=0.9, update_after_step=0, update_every=1)
+    theirs = package.EMA(model, beta=0.9, update_after_step=0, update_every=1)
     for seed in range(3):
         move(model, seed)
-        peer.update()
-    found, _ = taken(peer.state_dict(), dict(peer.ema_model.named_parameters()))
+        theirs.update()
+    found, _ = taken(theirs.state_dict(), dict(theirs.ema_model.named_parameters()))
     assert found.updates == 3
 
 
 def test_states_of_diffusers():
-    training = pytest.importorskip("diffusers.training_utils")
+    training = peer("diffusers.training_utils")
     model = net()
-    peer = training.EMAModel(model.parameters(), decay=0.9)
+    theirs = training.EMAModel(model.parameters(), decay=0.9)
     for seed in range(3):
         move(model, seed)
-        peer.step(model.parameters())
+        theirs.step(model.parameters())
     names = [name for name, _ in model.named_parameters()]
-    found, ema = taken(peer.state_dict(), dict(zip(names, peer.shadow_params, strict=True)), 16)
+    found, ema = taken(theirs.state_dict(), dict(zip(names, theirs.shadow_params, strict=True)), 16)
     assert (found.updates, found.decay, ema.seen) == (3, 0.9, 48)
     assert ema.half_life == pytest.approx(ib.units.half_life(0.9, 16))
 
 
 def test_states_of_torch_ema():
-    package = pytest.importorskip("torch_ema")
+    package = peer("torch_ema")
     model = net()
-    peer = package.ExponentialMovingAverage(model.parameters(), decay=0.9)
+    theirs = package.ExponentialMovingAverage(model.parameters(), decay=0.9)
     for seed in range(3):
         move(model, seed)
-        peer.update()
+        theirs.update()
     names = [name for name, _ in model.named_parameters()]
-    found, ema = taken(peer.state_dict(), dict(zip(names, peer.shadow_params, strict=True)), 16)
+    found, ema = taken(theirs.state_dict(), dict(zip(names, theirs.shadow_params, strict=True)), 16)
     assert (found.updates, found.decay) == (3, 0.9)
     assert ema.half_life == pytest.approx(ib.units.half_life(0.9, 16))
 

@@ -125,7 +125,7 @@ def test_an_unknown_row_names_those_there_are():
 def test_json_holds_every_row_and_warning():
     plan = recipe(optimizer=ADAMW).at(512)
     data = json.loads(plan.to_json())
-    assert data.keys() == {"kappa", "goal", "kept", "rows", "forms", "warnings", "remedies", "recipe"}
+    assert data.keys() == {"kappa", "goal", "kept", "length", "rows", "forms", "warnings", "remedies", "recipe"}
     assert data["goal"] == "equivalence"
     assert [row["key"] for row in data["rows"]] == [row.key for row in plan.rows]
     assert data["rows"][0].keys() == {"key", "was", "becomes", "rule", "because", "confidence", "note",
@@ -145,3 +145,12 @@ def test_the_table_shows_keys_values_notes_and_warnings():
     text = str(recipe(optimizer=ADAMW).at(512))
     for part in ("kappa = 64", "optimizer.betas[0]", "[0.008, 0.064]", "! "):
         assert part in text
+
+
+def test_steps_under_a_schedule_of_the_batch_are_said_to_be_those_of_one_batch():
+    one = {"schedule": {"length": "4000 samples", "warmup": "50 steps"}, "spans": {"freeze": "100 steps"}}
+    staged = recipe(**one, batch={"size": 8, "schedule": [["0 samples", 8], ["800 samples", 16]]}).at(32)
+    plain = recipe(**one, batch={"size": 8}).at(32)
+    for key, before, after in (("schedule.length", 500, 125), ("schedule.warmup", 50, 13), ("spans.freeze", 100, 25)):
+        assert plain.row(key).note == f"{before} steps become {after}"
+        assert staged.row(key).note == f"{before} steps of 8 become {after} of 32, without batch.schedule"

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from isobatch.average.binding import Binding, Weights, bare, tell_changes
 from isobatch.average.clock import Hold
-from isobatch.average.kernels import Update
-from isobatch.average.layout import NARROW, Buffers, Stacks, Storage, allocate, flatten, kept_dtype, refuse_lost
+from isobatch.average.kernels import Update, refuse_lost
+from isobatch.average.layout import NARROW, Buffers, Stacks, Storage, allocate, flatten, kept_dtype
 from isobatch.average.lending import FiniteCheck, exchanged
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.gradients import Shards, canonical, dressed, first_not_finite, fitted, local, piece, settle, unwrap
-from isobatch.modules import with_weights
+from isobatch.modules import DeviceCopies, with_weights
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -28,7 +28,7 @@ class AverageBuffers:
         count: K.
         dtype: in which the averages are held.
         buffers: "copy" leaves buffers the model's own, "average" averages the floating ones.
-        storage: rounding, layout and selection.
+        storage: rounding, layout, selection and device.
         previous: whether the weights of the last update are kept too, for a first-order hold.
 
     Raises:
@@ -62,6 +62,7 @@ class AverageBuffers:
         self.roles: dict[str, Stacks] = {}
         self._was_still: set[str] = set()
         self.shards = Shards(())
+        self._copies = DeviceCopies(self.storage.place())
         self.check = FiniteCheck(self.storage.check_finite)
         self._bind({})
         own = self._own_buffers()
@@ -206,6 +207,7 @@ class AverageBuffers:
         Raises:
             NonFiniteError: names the first bad tensor; no average was moved.
         """
+        self._copies.read()
         self._update.read()
         self.check.before_update(seen, whole=whole)
 
@@ -332,16 +334,17 @@ class AverageBuffers:
             live = self.parts()
             kept = {role: self._cut(stacks.tensors) for role, stacks in old.items()}
             self._refuse(live, kept.get("average", {}))
-            roles = self._allocate(live)
+            read = self._copies.bind(live, spread=bool(self.shards))
+            roles = self._allocate(read)
             for role, stacks in roles.items():
                 for name, stack in stacks.tensors.items():
                     if name in kept.get(role, {}) and not (name in self._was_still and name not in self.still):
                         stack.copy_(kept[role][name])
                     elif role != "compensation":
-                        stack.copy_(live[name].detach().expand_as(stack))
-            self._seed({t.device for t in live.values()})
+                        stack.copy_(read[name].detach().expand_as(stack))
+            self._seed({t.device for t in read.values()})
             self._update = Update(
-                live,
+                read,
                 roles["average"],
                 self.rounding,
                 compensation=roles.get("compensation"),

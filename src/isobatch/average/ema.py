@@ -11,7 +11,7 @@ from isobatch.average.base import ModelAverage, Which
 from isobatch.average.buffers import AverageBuffers
 from isobatch.average.clock import Cadence, counted, number_in, number_out
 from isobatch.average.engine import Engine
-from isobatch.average.layout import Buffers, Storage
+from isobatch.average.layout import Buffers, Storage, placed
 from isobatch.average.state import (
     checked_half_life,
     chosen,
@@ -48,7 +48,8 @@ class ModelEMA(ModelAverage):
         cadence: apply every m-th update with the exact exponent of the samples passed; "auto": once 1/200 of a
             half-life has passed.
         warmup: how the half-life grows at the start.
-        storage: rounding, layout and selection of tensors.
+        storage: rounding, layout, selection of tensors and device.
+        device: where the average lies, such as "cpu" for a model on a GPU; short for Storage(device=...).
 
     Raises:
         InputError: a setting outside its range, or not exactly one of half_life and decay.
@@ -82,9 +83,11 @@ class ModelEMA(ModelAverage):
         cadence: int | Literal["auto"] = 1,
         warmup: Warmup | None = None,
         storage: Storage | None = None,
+        device: torch.device | str | int | None = None,
     ):
         if kind not in ("plain", "hold"):
             raise InputError(f'kind={kind!r} must be "plain" or "hold"')
+        storage = placed(storage, device)
         self.half_life = resolved(half_life, decay, batch_size)
         reference = None if batch_size is None else finite("batch_size", batch_size, 0, open_low=True)
         self.warmup = fitting_warmup(warmup, reference)
@@ -330,7 +333,7 @@ class SwitchEMA(ModelAverage):
         for name, tensor in parts.items():
             value = local(values[name])
             wide = torch.promote_types(value.dtype, tensor.dtype)
-            tensor.copy_(torch.lerp(tensor.to(wide), value.to(wide), self.share))
+            tensor.copy_(torch.lerp(tensor.to(wide), value.to(tensor.device, wide), self.share))
         self._engine.buffers.follow()
 
     def _indices(self, which: Which) -> tuple[int, ...]:

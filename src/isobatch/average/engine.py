@@ -335,7 +335,7 @@ def measured(engine: Engine, values: Mapping[str, Tensor], indices: Sequence[int
     for name, value in ((name, local(value)) for name, value in values.items()):
         if name in engine.buffers.still:
             continue
-        weights, part = local(live[name]).detach(), shards.share(live[name])
+        weights, part = local(live[name]).detach().to(value.device), shards.share(live[name])
         wide = torch.promote_types(value.dtype, torch.float32)
         away = (value.to(wide) - weights.to(wide)).abs()
         stuck = 0 if exact or not share else _frozen(value, weights, share)

@@ -1,34 +1,22 @@
 """One update as a few multi-tensor calls: average <- keep * average + before * previous + after * weights.
 
 The tensors of a model are bound once, so that an update walks no tree. Pieces that stay in cache between the operations
-on them are moved together, so that memory is read once however many averages, dtypes or roundings are involved.
+on them are moved together, so that memory is read once however many averages, dtypes or roundings are involved. A
+result is computed wide and rounded to the average's dtype at the end.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import final
 
 import torch
 from torch import Tensor
 
 from isobatch.average.clock import Hold
-from isobatch.average.layout import (
-    NARROW,
-    Key,
-    RoundingInForce,
-    Stacks,
-    alias,
-    compensated_,
-    dense,
-    rows,
-    span,
-    stochastic_,
-)
-from isobatch.gradients import Compiled, Piece, may_be_finite
+from isobatch.average.layout import NARROW, Key, RoundingInForce, Stacks, alias, dense, rows, span
+from isobatch.errors import InputError
+from isobatch.gradients import Compiled, Piece
 
-LEAST = 1 << 14  # elements looked at before every update at least: a model of no more is looked at as a whole
-TURNS = 64  # updates after which everything was looked at, however large the model
 CACHED = 1 << 19  # elements per block and thread on a CPU: 2 MiB of float32
 STAGED = 1 << 26  # elements per block on an accelerator, where it bounds working memory only
 
@@ -231,62 +219,6 @@ def _cast(tensors: list[Tensor], scratch: list[Tensor]) -> list[Tensor]:
 
 
 @final
-class Turns:
-    """Weights and averages, cut into the shares that are looked at in turn.
-
-    Args:
-        items: of every tensor of a model that is averaged.
-        always: small weights that are looked at before every update: of biases and norms every layer has some.
-
-    Example:
-        >>> turns = Turns([Item(torch.zeros(1, 2), torch.ones(2), None, None)], ())
-        >>> turns.count, turns.weights(whole=False), turns.averages()
-        (1, True, True)
-    """
-
-    def __init__(self, items: Sequence[Item], always: Sequence[Tensor]):
-        total = sum(item.weights.numel() for item in items)
-        size = max(LEAST, ceil(total / TURNS))
-        self._turns = gather(items, size)
-        self._items, self._now = items, 0
-        cheap = max(LEAST, total // 16)
-        self._always = [w for w in always if w.numel() <= cheap] if len(self._turns) > 1 else []
-
-    @property
-    def count(self) -> int:
-        """Updates that a full round takes."""
-        return max(1, len(self._turns))
-
-    def weights(self, *, whole: bool) -> bool:
-        """Go on to the next share, and say whether the small weights may be finite; where there are none, its weights.
-
-        Args:
-            whole: look at all of them.
-
-        Returns:
-            False where a sum overflowed or a weight is not finite.
-        """
-        self._now = (self._now + 1) % self.count
-        if whole:
-            return may_be_finite(item.weights for item in self._items)
-        return may_be_finite(self._always or (item.weights for item in self._due()))
-
-    def averages(self, *, whole: bool = False) -> bool:
-        """Whether the averages of the present share may be finite.
-
-        Args:
-            whole: look at all of them.
-
-        Returns:
-            False where a sum overflowed or an average is not finite.
-        """
-        return may_be_finite(item.average for item in (self._items if whole else self._due()))
-
-    def _due(self) -> Sequence[Item]:
-        return self._turns[self._now] if self._turns else ()
-
-
-@final
 class Update:
     """One update of every average of a model.
 
@@ -395,6 +327,18 @@ class Update:
         return into
 
 
+def _parts(items: list[Item], rounding: RoundingInForce) -> list[list[Item]]:
+    if not items:
+        return []
+    first = items[0]
+    kept, given = first.average.dtype, first.weights.dtype
+    once = first.average.shape[0] == 1 and first.previous is None
+    if once and work_dtype(kept, given, rounding) == kept == given:
+        return [items]
+    device = first.average.device
+    return gather(items, CACHED * torch.get_num_threads() if device.type == "cpu" else STAGED)
+
+
 def work_dtype(average: torch.dtype, weights: torch.dtype, rounding: RoundingInForce) -> torch.dtype:
     """Return the dtype in which an update is computed.
 
@@ -416,13 +360,74 @@ def work_dtype(average: torch.dtype, weights: torch.dtype, rounding: RoundingInF
     return torch.float32 if average in NARROW else average
 
 
-def _parts(items: list[Item], rounding: RoundingInForce) -> list[list[Item]]:
-    if not items:
-        return []
-    first = items[0]
-    kept, given = first.average.dtype, first.weights.dtype
-    once = first.average.shape[0] == 1 and first.previous is None
-    if once and work_dtype(kept, given, rounding) == kept == given:
-        return [items]
-    device = first.average.device
-    return gather(items, CACHED * torch.get_num_threads() if device.type == "cpu" else STAGED)
+def refuse_lost(dtype: torch.dtype, shares: Sequence[float]) -> None:
+    """Refuse an update that rounding to nearest would lose even where average and weights differ by 100%.
+
+    Args:
+        dtype: of the average.
+        shares: weights of the new weights; 0 means that nothing is to move.
+
+    Raises:
+        InputError: says the smallest workable weight and the ways out.
+
+    Example:
+        >>> refuse_lost(torch.bfloat16, [0.1])
+    """
+    floor = torch.finfo(dtype).eps / 4
+    low = min((s for s in shares if s > 0), default=1.0)
+    if low < floor:
+        raise InputError(
+            f"an update of weight {low:.3g} is lost in {dtype} rounded to nearest, even where average and weights "
+            f"differ by 100%; the smallest workable weight is {floor:.3g} (decay {1 - floor:.5g}). Use "
+            'dtype=torch.float32, rounding="stochastic", or a longer cadence'
+        )
+
+
+def stochastic_(target: Tensor, value: Tensor, generator: torch.Generator | None) -> None:
+    """Round value to one of target's two neighbouring numbers, so that the expectation is value.
+
+    Of the neighbours a <= value <= b it takes b with probability (value - a) / (b - a).
+
+    Args:
+        target: bfloat16 or float16, any shape; overwritten.
+        value: float32, same shape.
+        generator: source of the random numbers, on target's device.
+
+    Example:
+        >>> target = torch.zeros(4, dtype=torch.bfloat16)
+        >>> stochastic_(target, torch.full((4,), 0.5), None)
+        >>> target.tolist()
+        [0.5, 0.5, 0.5, 0.5]
+
+    References:
+        arXiv 2010.06192 (stochastic rounding for training in bfloat16).
+    """
+    near = value.to(target.dtype)
+    back = near.to(value.dtype)
+    error = value - back
+    bits = near.view(torch.int16)
+    # Floats are sign and magnitude: one more in the bits is one step away from zero, whatever the sign.
+    step = torch.where((error > 0) == (back > 0), 1, -1).to(torch.int16)
+    across = torch.where(error > 0, 1, -32767).to(torch.int16)
+    other = torch.where(back == 0, across, bits + step).view(target.dtype)
+    gap = (other.to(value.dtype) - back).abs_()
+    chance = torch.rand(value.shape, generator=generator, dtype=value.dtype, device=value.device)
+    target.copy_(torch.where((error != 0) & (chance * gap < error.abs()), other, near))
+
+
+def compensated_(target: Tensor, rest: Tensor, value: Tensor) -> None:
+    """Write value as target + rest, each in target's dtype.
+
+    Args:
+        target: the average; overwritten.
+        rest: what rounding to target lost; overwritten.
+        value: wider than target, same shape; its contents are used up.
+
+    Example:
+        >>> target, rest = torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.bfloat16)
+        >>> compensated_(target, rest, torch.tensor([1.0009765625]))
+        >>> target.item(), rest.item()
+        (1.0, 0.0009765625)
+    """
+    target.copy_(value)
+    rest.copy_(value.sub_(target.to(value.dtype)))  # one operation on two dtypes is slower than a cast before it

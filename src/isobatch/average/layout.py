@@ -1,11 +1,11 @@
-"""How averages are held: the options of their memory, where they live in it, and how results are rounded into it.
+"""How averages are held: the options of their memory, and where they live in it.
 
 K averages of one tensor are one tensor of shape [K, *shape], so a single operation moves all of them and reads the
 weights once. Tensors of at most SMALL elements share one buffer of shape [K, total].
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
 import torch
@@ -52,10 +52,13 @@ class Storage:
         compiled: with rounding="compensated", update large tensors on a CPU by torch.compile, measured 2.5 to 3.5
             times as fast and equal to rounding. It needs a C++ compiler and some seconds at the first update; where
             compiling fails, a warning says so once and plain PyTorch goes on.
+        device: where the average lies; None: beside its weights. Elsewhere, such as "cpu" for a model on a GPU, it
+            takes no memory beside the model; every update first copies the weights over, into memory that is kept
+            there. What is lent or copied to the model, and a teacher, is on the model's device. Not for sharded models.
 
     Raises:
-        InputError: an unknown rounding, layout or check, a bad seed, a selection that is no function, or another
-            rounding compiled, which was measured to be no faster.
+        InputError: an unknown rounding, layout or check, a bad seed, a selection that is no function, no device, or
+            another rounding compiled, which was measured to be no faster.
 
     Example:
         >>> Storage(rounding="stochastic").resolve(torch.bfloat16)
@@ -68,6 +71,7 @@ class Storage:
     select: Select | None = None
     check_finite: bool | Literal["all"] = True
     compiled: bool = False
+    device: torch.device | str | int | None = None
 
     def __post_init__(self) -> None:
         if self.rounding not in ("auto", "nearest", "stochastic", "compensated"):
@@ -88,6 +92,30 @@ class Storage:
         whole("seed", self.seed, 0)
         if self.select is not None and not callable(self.select):
             raise InputError(f"select={self.select!r} must be a function of name and tensor, or None for all")
+        self.place()
+
+    def place(self) -> torch.device | None:
+        """Return where the average lies, with its index.
+
+        Returns:
+            The device; None beside the weights.
+
+        Raises:
+            InputError: no device, or one that is not there.
+        """
+        if self.device is None:
+            return None
+        try:
+            found = torch.empty(0, device=self.device).device
+        except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+            said = str(error).splitlines()[0]
+            raise InputError(
+                f"device={self.device!r} cannot be used here ({said}); leave it out, and the average lies beside its "
+                'weights, or give "cpu"'
+            ) from error
+        if found.type == "meta":
+            raise InputError('device="meta" holds no values; give "cpu", or leave it out')
+        return found
 
     def resolve(self, dtype: torch.dtype) -> RoundingInForce:
         """Return the rounding in force for averages held in `dtype`.
@@ -123,6 +151,32 @@ def kept_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
     if tensor.is_complex() or (dtype == torch.float32 and tensor.dtype == torch.float64):
         return tensor.dtype
     return dtype
+
+
+def placed(storage: Storage | None, device: torch.device | str | int | None) -> Storage | None:
+    """Return the options with the device that was given beside them.
+
+    Args:
+        storage: options, or None for the defaults.
+        device: where the average lies; None where the options say it.
+
+    Returns:
+        The options.
+
+    Raises:
+        InputError: two devices.
+
+    Example:
+        >>> placed(None, "cpu").place()
+        device(type='cpu')
+    """
+    if device is None or (storage is not None and not isinstance(storage, Storage)):
+        return storage
+    given = Storage() if storage is None else storage
+    found = replace(given, device=device)
+    if given.device is not None and given.place() != found.place():
+        raise InputError(f"device={device!r} and Storage(device={given.device!r}) differ; give one of them")
+    return found
 
 
 def dense(tensor: Tensor) -> bool:
@@ -364,76 +418,3 @@ def _stack(tensor: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     strides = tensor.stride() if dense(tensor) else torch.empty(tensor.shape, device="meta").stride()
     made = torch.empty_strided((count, *tensor.shape), (size, *strides), dtype=dtype, device=tensor.device)
     return made.zero_()
-
-
-def refuse_lost(dtype: torch.dtype, shares: Sequence[float]) -> None:
-    """Refuse an update that rounding to nearest would lose even where average and weights differ by 100%.
-
-    Args:
-        dtype: of the average.
-        shares: weights of the new weights; 0 means that nothing is to move.
-
-    Raises:
-        InputError: says the smallest workable weight and the ways out.
-
-    Example:
-        >>> refuse_lost(torch.bfloat16, [0.1])
-    """
-    floor = torch.finfo(dtype).eps / 4
-    low = min((s for s in shares if s > 0), default=1.0)
-    if low < floor:
-        raise InputError(
-            f"an update of weight {low:.3g} is lost in {dtype} rounded to nearest, even where average and weights "
-            f"differ by 100%; the smallest workable weight is {floor:.3g} (decay {1 - floor:.5g}). Use "
-            'dtype=torch.float32, rounding="stochastic", or a longer cadence'
-        )
-
-
-def stochastic_(target: Tensor, value: Tensor, generator: torch.Generator | None) -> None:
-    """Round value to one of target's two neighbouring numbers, so that the expectation is value.
-
-    Of the neighbours a <= value <= b it takes b with probability (value - a) / (b - a).
-
-    Args:
-        target: bfloat16 or float16, any shape; overwritten.
-        value: float32, same shape.
-        generator: source of the random numbers, on target's device.
-
-    Example:
-        >>> target = torch.zeros(4, dtype=torch.bfloat16)
-        >>> stochastic_(target, torch.full((4,), 0.5), None)
-        >>> target.tolist()
-        [0.5, 0.5, 0.5, 0.5]
-
-    References:
-        arXiv 2010.06192 (stochastic rounding for training in bfloat16).
-    """
-    near = value.to(target.dtype)
-    back = near.to(value.dtype)
-    error = value - back
-    bits = near.view(torch.int16)
-    # Floats are sign and magnitude: one more in the bits is one step away from zero, whatever the sign.
-    step = torch.where((error > 0) == (back > 0), 1, -1).to(torch.int16)
-    across = torch.where(error > 0, 1, -32767).to(torch.int16)
-    other = torch.where(back == 0, across, bits + step).view(target.dtype)
-    gap = (other.to(value.dtype) - back).abs_()
-    chance = torch.rand(value.shape, generator=generator, dtype=value.dtype, device=value.device)
-    target.copy_(torch.where((error != 0) & (chance * gap < error.abs()), other, near))
-
-
-def compensated_(target: Tensor, rest: Tensor, value: Tensor) -> None:
-    """Write value as target + rest, each in target's dtype.
-
-    Args:
-        target: the average; overwritten.
-        rest: what rounding to target lost; overwritten.
-        value: wider than target, same shape; its contents are used up.
-
-    Example:
-        >>> target, rest = torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.bfloat16)
-        >>> compensated_(target, rest, torch.tensor([1.0009765625]))
-        >>> target.item(), rest.item()
-        (1.0, 0.0009765625)
-    """
-    target.copy_(value)
-    rest.copy_(value.sub_(target.to(value.dtype)))  # one operation on two dtypes is slower than a cast before it

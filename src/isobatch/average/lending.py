@@ -3,20 +3,78 @@
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from math import ceil
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from isobatch.average.kernels import Item, Turns
+from isobatch.average.kernels import Item, gather
 from isobatch.average.layout import Stacks
 from isobatch.errors import InputError, NonFiniteError
-from isobatch.gradients import Shards, address, canonical, first_not_finite, local, settle, sharded
+from isobatch.gradients import Shards, address, canonical, first_not_finite, local, may_be_finite, settle, sharded
 from isobatch.modules import bare_class, copied, leaves_weights_alone
 
 Mode = Literal["eval", "train"]
 MODES = ("eval", "train")
 LOOKS = 8
+LEAST = 1 << 14  # elements looked at before every update at least: a model of no more is looked at as a whole
+TURNS = 64  # updates after which everything was looked at, however large the model
+
+
+@final
+class Turns:
+    """Weights and averages, cut into the shares that are looked at in turn.
+
+    Args:
+        items: of every tensor of a model that is averaged.
+        always: small weights that are looked at before every update: of biases and norms every layer has some.
+
+    Example:
+        >>> Turns([Item(torch.zeros(1, 2), torch.ones(2), None, None)], ()).weights(whole=False)
+        True
+    """
+
+    def __init__(self, items: Sequence[Item], always: Sequence[Tensor]):
+        total = sum(item.weights.numel() for item in items)
+        size = max(LEAST, ceil(total / TURNS))
+        self._turns = gather(items, size)
+        self._items, self._now = items, 0
+        cheap = max(LEAST, total // 16)
+        self._always = [w for w in always if w.numel() <= cheap] if len(self._turns) > 1 else []
+
+    @property
+    def count(self) -> int:
+        """Updates that a full round takes."""
+        return max(1, len(self._turns))
+
+    def weights(self, *, whole: bool) -> bool:
+        """Go on to the next share, and say whether the small weights may be finite; where there are none, its weights.
+
+        Args:
+            whole: look at all of them.
+
+        Returns:
+            False where a sum overflowed or a weight is not finite.
+        """
+        self._now = (self._now + 1) % self.count
+        if whole:
+            return may_be_finite(item.weights for item in self._items)
+        return may_be_finite(self._always or (item.weights for item in self._due()))
+
+    def averages(self, *, whole: bool = False) -> bool:
+        """Whether the averages of the present share may be finite.
+
+        Args:
+            whole: look at all of them.
+
+        Returns:
+            False where a sum overflowed or an average is not finite.
+        """
+        return may_be_finite(item.average for item in (self._items if whole else self._due()))
+
+    def _due(self) -> Sequence[Item]:
+        return self._turns[self._now] if self._turns else ()
 
 
 @final
@@ -148,7 +206,7 @@ class FiniteCheck:
             count = 0 if name in self._still else int(bad.sum())
             if not count:
                 continue
-            weights = self._live[name].detach()
+            weights = self._live[name].detach().to(stack.device)
             stack.copy_(torch.where(bad, weights.to(stack.dtype), stack))
             if "compensation" in self._stacks:
                 self._stacks["compensation"][name].masked_fill_(bad, 0)

@@ -17,6 +17,8 @@ from isobatch.installed import need
 
 FORMS = "local, dask://host:8786, ray, ray://host:10001, slurm:partition=NAME, module:executor"
 _ENGINE = re.compile(r"^(local(?=\?|$)|dask://[^?]+|ray(?:://[^?]+)?|slurm(?::[^?]*)?)(?:\?(.*))?$")
+# What Dask and its event loop log, with a traceback each, when a connection is lost.
+_LOST = ("distributed.client", "distributed.core", "distributed.batched", "distributed.comm", "tornado.application")
 
 
 @contextmanager
@@ -102,13 +104,14 @@ def _dask(on: str, address: str, resources: Resources) -> Generator[Executor]:
 
     names = {"CPU": resources.cpus if resources.cpus != 1 else 0, "GPU": resources.gpus}
     wanted = {name: amount for name, amount in (names | {"MEMORY_GB": resources.memory_gb or 0}).items() if amount}
-    log = logging.getLogger("distributed.client")
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # a scheduler that goes away is said once, by the session
+    # a scheduler that goes away is said once, by the session
+    levels = {log: log.level for log in map(logging.getLogger, _LOST)}
+    for log in levels:
+        log.setLevel(logging.CRITICAL)
     try:
         client = connect(address if "://" in address else f"tcp://{address}", set_as_default=False, timeout="10s")
     except (OSError, ValueError) as error:
-        log.setLevel(level)
+        _give_back(levels)
         raise InputError(f"--on {on!r}: no Dask scheduler answers there ({error}); start one: dask scheduler") from None
     try:
         if not client.nthreads():
@@ -123,4 +126,9 @@ def _dask(on: str, address: str, resources: Resources) -> Generator[Executor]:
         yield client.get_executor(pure=False, **({"resources": wanted} if wanted else {}))
     finally:
         client.close(timeout=2)
+        _give_back(levels)
+
+
+def _give_back(levels: dict[logging.Logger, int]) -> None:
+    for log, level in levels.items():
         log.setLevel(level)

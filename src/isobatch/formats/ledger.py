@@ -93,13 +93,15 @@ class Fixed:
 
     Args:
         path: the number in the recipe.
-        value: what it is.
+        value: what it is, as the code says it.
         where: which code holds it.
+        back: what the code would have to say for another recipe; the recipe's own number unless given.
     """
 
     path: str
     value: Any
     where: str
+    back: Callable[[View], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ class Ledger:
                 continue
             if not possible(wanted):
                 raise InputError(f"{link.name} would have to be {wanted!r} at this batch; choose another one")
-            found.append(Change(link, like(wanted, link.value), exact))
+            found.append(Change(link, like(wanted, stands), exact))
         return tuple(found)
 
     def link(self, key: str) -> Link:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobatch.errors import InputError
-from isobatch.formats.ledger import Change, Ledger, same
+from isobatch.formats.ledger import Change, Ledger, like, same
 from isobatch.formats.show import head, remarks, render, to_dict, to_json, to_markdown
 from isobatch.formats.split import asked_batch
 from isobatch.formats.stamp import SIDECAR, Stamp, stamped
@@ -18,7 +18,7 @@ from isobatch.formats.texts import Key, Source, Unknown, spelled, write_text
 from isobatch.formats.view import View
 from isobatch.markup import panel
 from isobatch.plan import Plan, Recipe
-from isobatch.plan.plan import show
+from isobatch.plan.plan import Form, show
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -111,13 +111,34 @@ class FilePlan:
         found = []
         new = View(self.recipe, self.ledger.spans, self.reference)
         for fixed in self.ledger.fixed:
-            becomes = _number_at(new, fixed.path)
+            becomes = _number_at(new, fixed.path) if fixed.back is None else fixed.back(new)
             if becomes is not None and not same(becomes, fixed.value):
                 rule, because, confidence = self._why(fixed.path)
                 found.append(
                     FileRow(fixed.path, fixed.value, becomes, fixed.path, rule, because, confidence, fixed.where)
                 )
         return tuple(found)
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """The plan's other forms that a file can say, each with its numbers as this file would say them."""
+        return tuple(
+            replace(form, values=self._worded(form))
+            for form in self.plan.forms
+            if not form.how.startswith("--optimizer")
+        )
+
+    def _worded(self, form: Form) -> dict[str, object]:
+        moved = {path.removeprefix("optimizer."): value for path, value in form.values.items()}
+        optimizer = self.recipe.optimizer.model_copy(update=moved)
+        view = View(self.recipe.model_copy(update={"optimizer": optimizer}), self.ledger.spans, self.reference)
+        found: dict[str, object] = {}
+        for path, value in form.values.items():
+            links = [link for link in self.ledger.links if link.path.split("[")[0] == path]
+            said = {link.name: like(link.back(view), link.value) for link in links}
+            code = {one.path: one.back(view) for one in self.ledger.fixed if one.path == path and one.back is not None}
+            found |= said or code or {path: value}
+        return found
 
     @property
     def stamp(self) -> Stamp:
@@ -302,9 +323,10 @@ class FilePlan:
             path = f"optimizer.{path.rsplit('.', 1)[1]}"
         path = _RULED.get(path, path)
         heads = (path, path.split("[")[0], path.rsplit(".", 1)[0])
-        for row in self.plan.rows:
-            if row.key in heads or row.key.split("[")[0] == heads[1]:
-                return row.rule, row.because, str(row.confidence)
+        near = (row for row in self.plan.rows if row.key in heads or row.key.split("[")[0] == heads[1])
+        row = next((row for row in self.plan.rows if row.key == path), None) or next(near, None)
+        if row is not None:
+            return row.rule, row.because, str(row.confidence)
         if path in _SPLIT:
             return "B = micro x devices x n", "what was asked for", "derived"
         return "steps/kappa", "a span stays the same in samples", "derived"

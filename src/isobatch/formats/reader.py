@@ -347,11 +347,11 @@ class Reader:
         said = f"{times:g} {unit} each" if times != 1 else ""
         self.link(name, found, per, words=said, whole=whole and unit == "steps", least=least)
 
-    def fix(self, path: str, value: Any, where: str) -> None:
-        """Enter a constant of the trainer's code."""
-        if path in FIELDS:
+    def fix(self, path: str, value: Any, where: str, back: Callable[[View], Any] | None = None) -> None:
+        """Enter a constant of the trainer's code; with `back`, one that the code says in a unit of its own."""
+        if path in FIELDS and back is None:
             self.draft.values[path] = value
-        self.fixed.append(Fixed(FIELDS.get(path, path), value, where))
+        self.fixed.append(Fixed(FIELDS.get(path, path), value, where, back))
 
     def rule(self, word: str, key: str, formula: str, reference: float) -> None:
         """Note that the trainer scales what its file says by a rule of its own, which stays on."""

@@ -104,9 +104,7 @@ def remarks(made: Any) -> Iterator[str]:
     if made.plan.kappa != 1:
         for warning in made.plan.warnings[:PRINTED]:
             yield f"{warning.condition} ({warning.side}): {warning.message} ({warning.source})"
-        for form in made.plan.forms:
-            if form.how.startswith("--optimizer"):  # which no file of another stack can say
-                continue
+        for form in made.forms:
             yield f"other form, {form.name}: {form}"
 
 

@@ -64,13 +64,31 @@ def whole_steps(samples: float, settings: Settings) -> int:
     return math.ceil(samples / settings.batch - 1e-9)
 
 
+def told_steps(recipe: RecipeData, steps: tuple[int, int], old: Settings, new: Settings) -> str:
+    """Say what the steps of a span become; under batch.schedule they are those of one batch alone.
+
+    Args:
+        recipe: the reference recipe.
+        steps: before and after.
+        old: settings at the reference batch.
+        new: settings at the new batch.
+
+    Returns:
+        The words.
+    """
+    if recipe.batch.schedule is None:
+        return f"{steps[0]:,} steps become {steps[1]:,}"
+    before, after = f"{old.batch:,.6g}", f"{new.batch:,.6g}"
+    return f"{steps[0]:,} steps of {before} become {steps[1]:,} of {after}, without batch.schedule"
+
+
 def _span_row(
     recipe: RecipeData, key: str, quantity: str, rule: Rule, old: Settings, new: Settings, note: str = ""
 ) -> Row:
     """Return the row of a span that stays in samples, with the whole steps that it takes before and after."""
     samples = recipe.samples(quantity, key)
     steps = whole_steps(samples, old), whole_steps(samples, new)
-    told = f"{steps[0]:,} steps become {steps[1]:,}" + (f"; {note}" if note else "")
+    told = told_steps(recipe, steps, old, new) + (f"; {note}" if note else "")
     return make_row(key, samples, samples, rule, told, unit=recipe.batch.unit, steps=steps, said=(quantity, ""))
 
 

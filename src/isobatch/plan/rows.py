@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from isobatch.curves import Pieces, Staircase
-from isobatch.plan.moving import MEAN, SHARE, curve_rows, group_rows, make_row, ramp_rows, whole_steps
+from isobatch.plan.moving import MEAN, SHARE, curve_rows, group_rows, make_row, ramp_rows, told_steps, whole_steps
 from isobatch.plan.plan import R, Row, count, show
 from isobatch.plan.settings import (
     Moves,
@@ -252,7 +252,7 @@ def _schedule_rows(recipe: RecipeData, old: Settings, new: Settings) -> Iterator
         if not before or (key == "decay_from" and was.decay_from is becomes.decay_from is None):
             continue
         steps = whole_steps(before, old), whole_steps(after, new)
-        note = f"{steps[0]:,} steps become {steps[1]:,}"
+        note = told_steps(recipe, steps, old, new)
         said = getattr(recipe.schedule, key) or "", ""
         unit = recipe.batch.unit
         yield make_row(f"schedule.{key}", before, after, words, note, unit=unit, steps=steps, said=said)

@@ -71,8 +71,8 @@ def optimal_lr(lr: float, batch: float, new_batch: float, critical: float, power
         InputError: a value outside its range.
 
     Example:
-        >>> optimal_lr(0.1, 100, 300, critical=300), optimal_lr(0.1, 20, 300, critical=300, power=0.5)
-        (0.2, 0.282842712474619)
+        >>> optimal_lr(0.1, 100, 300, critical=300), round(optimal_lr(0.1, 20, 300, critical=300, power=0.5), 6)
+        (0.2, 0.282843)
 
     References:
         arXiv 1812.06162, 2.4 and 2.6 (alpha = 1), section 4 (other alphas); docs/evidence.md (which one published

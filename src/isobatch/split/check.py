@@ -219,7 +219,8 @@ class Session:
         equal = [p for p in alone if base.batch % p == 0] or alone
         evidence.natural = [one for one in self.natural if not one.failed]
         loud = self.run([base.but(parts=p, amplify=LOUD) for p in (1, max(equal))])
-        low = self.run([base.but(parts=p, amplify=LOW) for p in (1, *alone, max(equal))])
+        low = self.run([base.but(parts=p, amplify=LOW) for p in (1, *alone)])
+        low.append(low[1 + alone.index(max(equal))])
         if self.reference.updates[0].stepped and not any(one.failed for one in (*loud, *low)):
             evidence.amplified, evidence.linear = loud, low
         bad = self.run([base.but(parts=p, poison=True) for p in (1, max(equal))])

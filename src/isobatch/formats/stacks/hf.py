@@ -42,7 +42,7 @@ def read(reader: Reader) -> None:
     _schedule(reader, axolotl)
     for name, key in (("checkpoints", "save_steps"), ("evaluation", "eval_steps")):
         found = reader.number(key)
-        if found.value and found.value >= 1:
+        if found.value and _counted(reader, found):
             reader.span(name, found, "steps", least=1)
     if reader.find("packing", "sample_packing").value:
         reader.note("samples are packed sequences here: the data size is the number of packs, and a batch counts packs")
@@ -52,13 +52,18 @@ def read(reader: Reader) -> None:
             reader.unread(key, "may set rates, batches or clipping of its own")
 
 
+def _counted(reader: Reader, found: Found) -> bool:
+    """Whether a number counts steps: shares of the run are below 1, and so may be what a plan made a whole step of."""
+    return found.value >= 1 or found.name in reader.exact
+
+
 def _optimizer(reader: Reader, axolotl: bool) -> None:
     lr = reader.number("learning_rate", default=None if axolotl or _trl(reader) else 5e-5,
                        ask="each trainer has a default of its own, and the file names none")  # fmt: skip
     default = "adamw_torch_fused" if axolotl else "adamw_torch"
     if reader.find("adafactor").value:
         optimizer(reader, Found(("adafactor",), "adafactor"))
-    name = optimizer(reader, reader.word("optim", "optimizer", default=default))
+    name = optimizer(reader, reader.word("optim", "optimizer", default=default), adam="adamw")
     reader.say("lr", lr)
     reader.say("weight_decay", reader.number("weight_decay", default=0.0))
     if name == "muon":
@@ -119,7 +124,7 @@ def _schedule(reader: Reader, axolotl: bool) -> None:
         )
         reader.ask("warmup_steps", "axolotl warms up for min(100, 3% of the run) steps where neither is given", 0)
         steps = reader.number("warmup_steps", default=0)
-    if steps.value >= 1:
+    if _counted(reader, steps):
         reader.span("warmup", steps, "steps", least=1)
     elif steps.value > 0:
         reader.span("warmup", steps, "length")

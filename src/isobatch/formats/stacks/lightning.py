@@ -30,11 +30,9 @@ def read(reader: Reader) -> None:
     draft = reader.draft
     micro = reader.whole(*_BATCH, ask="the batch per device stands in the user's datamodule", low=1)
     passes = reader.whole("trainer.accumulate_grad_batches", default=1, low=1)
-    count, nodes = reader.find("trainer.devices").value, reader.find("trainer.num_nodes", default=1).value
+    count, nodes = reader.find("trainer.devices").value, reader.whole("trainer.num_nodes", default=1, low=1).value
     count = len(count) if isinstance(count, list) else count
-    told = (
-        count * nodes if isinstance(count, int) and count > 0 and isinstance(nodes, int) else launched_devices(reader)
-    )
+    told = count * nodes if isinstance(count, int) and count > 0 else launched_devices(reader)
     per_device_batch(reader, micro, passes, reader.devices('trainer.devices is not a number ("auto")', default=told))
     if isinstance(reader.find("trainer.devices").value, int) and told:
         reader.link("devices", reader.find("trainer.devices"), lambda view: view.devices / nodes, whole=True, least=1)

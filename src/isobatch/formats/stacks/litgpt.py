@@ -11,8 +11,8 @@ def read(reader: Reader) -> None:
     size = reader.whole("train.global_batch_size", ask="samples per optimizer step", low=1)
     micro = reader.whole("train.micro_batch_size", default=1, low=1)
     count = reader.find("devices").value
-    nodes = reader.find("num_nodes", default=1).value
-    told = count * nodes if isinstance(count, int) and isinstance(nodes, int) and count > 0 else None
+    nodes = int(reader.whole("num_nodes", default=1, low=1).value)
+    told = count * nodes if isinstance(count, int) and count > 0 else None
     devices = reader.devices('the file says devices = "auto"', default=told)
     reader.keeps_batch, reader.per_device = True, False
     draft.values |= {"batch": int(size.value), "devices": devices, "micro": int(micro.value)}

@@ -41,11 +41,12 @@ def read_mae(reader: Reader) -> None:
     job = _PROBE if probed else _TUNE if tuned else _TRAIN
     micro = reader.whole("batch_size", default=64, low=1)
     passes = reader.whole("accum_iter", default=1, low=1)
-    nodes, each = reader.find("nodes", default=1).value, reader.find("ngpus", default=None).value
+    nodes = reader.whole("nodes", default=1, low=1).value
+    each = reader.whole("ngpus", default=None, low=1).value
     submitted = "submitit" in program
     told = launched_devices(reader)
     if submitted:
-        told = nodes * (each or 8) if isinstance(nodes, int) else None
+        told = nodes * (each or 8)
     per_device_batch(reader, micro, passes, reader.devices(default=told))
     if submitted:
         reader.note("the GPUs are nodes x ngpus, which the plan does not write; give them when you submit")

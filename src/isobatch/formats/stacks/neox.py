@@ -125,7 +125,7 @@ def read_deepspeed(reader: Reader) -> None:
     if not reader.has("optimizer.params.lr") and reader.has("scheduler.params.warmup_max_lr"):
         peak = reader.number("scheduler.params.warmup_max_lr")
         reader.source.tree.setdefault("optimizer", {})
-        optimizer(reader, reader.word("optimizer.type", default="AdamW"))
+        optimizer(reader, reader.word("optimizer.type", default="AdamW"), adam="adamw")
         reader.say("lr", peak)
     else:
         _optimizer(reader)

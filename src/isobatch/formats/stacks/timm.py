@@ -46,7 +46,7 @@ def _optimizer(reader: Reader) -> None:
     draft = reader.draft
     word = reader.word("opt", default="sgd")
     text = str(word.value).lower().removeprefix("fused").removeprefix("bnb")
-    name = optimizer(reader, word)
+    name = optimizer(reader, word, fused="adam")
     _rate(reader, str(word.value).lower())
     reader.say("weight_decay", reader.number("weight_decay", default=2e-5))
     moment = reader.number("momentum", default=0.9)

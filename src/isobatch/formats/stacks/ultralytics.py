@@ -2,15 +2,18 @@
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Reader
-from isobatch.formats.stacks.words import launched_devices, optimizer
+from isobatch.formats.stacks.words import has, launched_devices, optimizer
 from isobatch.formats.view import View
+from isobatch.rules import OPTIMIZERS
 
 _INERT = (
     "warmup_momentum warmup_bias_lr patience close_mosaic save_period time momentum epochs freeze iou "
     "conf dropout optimizer batch rect single_cls val mosaic mixup augment degrees"
 )
 CLIP = 10.0
+EPS = 1e-8
 DECAY, TAU = 0.9999, 2000
+_SUMMED = "beside a loss that is multiplied by the batch"
 
 
 def read(reader: Reader) -> None:
@@ -74,24 +77,31 @@ def _optimizer(reader: Reader, kept: int, nominal: int) -> None:
         )
     name = optimizer(reader, word)
     lr, moment = reader.number("lr0", default=0.01), reader.number("momentum", default=0.937)
-    decay = reader.number("weight_decay", default=0.0005)
     if name == "sgd":
         how = "lr0 x batch per step: the loss is multiplied by the batch"
         reader.say("lr", lr, lr.value * size, words=how, back=lambda view: view["lr"] / view.batch)
         reader.rule("linear", "loss x batch", "lr0 * batch (a sum over the batch)", nominal)
+    else:
+        reader.say("lr", lr)
+        draft.values["eps"] = EPS / size
+        reader.fix("eps", EPS, f"torch's default {_SUMMED}", back=lambda view: view["eps"] * view.batch)
+    if has(name, "momentum"):
         reader.say("momentum", moment)
-        draft.values["nesterov"] = True
+        draft.values["nesterov"] = name == "sgd" or None
+        if has(name, "alpha"):
+            reader.fix("alpha", 0.99, "torch's default")
+    else:
+        reader.say("beta1", moment)
+        reader.fix("beta2", 0.999, "the trainer's betas=(momentum, 0.999)")
+    decay = reader.number("weight_decay", default=0.0005)
+    if draft.values.get("decay", OPTIMIZERS[name].decay) == "coupled":  # L2 beside a sum over the batch
         reader.say("weight_decay", decay, decay.value / nominal, words="weight_decay * batch/nbs beside a loss x batch",
                    back=lambda view: view["weight_decay"] * _nominal(view, kept, nominal))  # fmt: skip
     else:
-        reader.say("lr", lr)
-        reader.say("beta1", moment)
-        reader.fix("beta2", 0.999, "the trainer's betas=(momentum, 0.999)")
-        reader.fix("eps", 1e-8, "torch's default")
         reader.say("weight_decay", decay, decay.value * size / nominal, words="weight_decay * batch/nbs",
                    back=lambda view: view["weight_decay"] * _nominal(view, kept, nominal) / view.batch)  # fmt: skip
     draft.values["clip"] = CLIP / size
-    reader.fix("optimizer.clip", CLIP / size, "clip_grad_norm_(10.0) beside a loss that is multiplied by the batch")
+    reader.fix("clip", CLIP, f"clip_grad_norm_(10.0) {_SUMMED}", back=lambda view: view["clip"] * view.batch)
 
 
 def _schedule(reader: Reader) -> None:

@@ -10,6 +10,10 @@ _AROUND = re.compile(
     r"(?:_?(?:8bit|4bit|32bit|fp8|torch|hf|apex|anyprecision|fused|legacy|xla|npu|config|bnb|tf|c|l2))+$"
 )
 _OTHERS = {"nesterov": "sgd", "momentum": "sgd", "sgdw": "sgd", "sgdp": "sgd", "nadam": "nadamw"}
+_DECAYS = {"nadam": "coupled", "sgdw": "decoupled"}
+"""How the decay is coupled where the name in `OPTIMIZERS` is that of the other kind."""
+_DECOUPLED = re.compile(r"(?:^|[._])(?:te|apex)?_?(?:fused|deepspeedcpu|cpu)_?adam$", re.IGNORECASE)
+"""Adams of apex, DeepSpeed and Transformer Engine, which decouple the decay unless told otherwise."""
 
 
 def known_name(word: str) -> str | None:
@@ -33,27 +37,32 @@ def known_name(word: str) -> str | None:
     return None
 
 
-def optimizer(reader: Reader, found: Found, *, adam: str = "adamw") -> str:
+def optimizer(reader: Reader, found: Found, *, adam: str = "adam", fused: str = "adamw") -> str:
     """Enter an optimizer by the name that a stack gives it; ask where nobody knows what its rules would be.
 
     Args:
         reader: of the file.
         found: the name.
-        adam: what the stack means by "adam".
+        adam: what the stack means by "adam": torch's, whose decay is L2, or "adamw".
+        fused: what it means by FusedAdam and its like.
 
     Returns:
         The name in `isobatch.rules.OPTIMIZERS`.
     """
     if "optimizer" in reader.answers:
         reader.used.add("optimizer")
-    name = known_name(str(reader.answers.get("optimizer", found.value)))
-    if name == "adam" and adam != "adam" and "optimizer" not in reader.answers:
-        name = adam
+    word = str(reader.answers.get("optimizer", found.value)).strip()
+    name = known_name(word)
+    if name == "adam" and "optimizer" not in reader.answers:
+        name = fused if adam == "adam" and _DECOUPLED.search(word) else adam
     if name is None:
         known = ", ".join(OPTIMIZERS)
         why = f"{found.name} = {found.value!r} has no rules of its own here; which of {known} does it behave as?"
         name = reader.ask("optimizer", why, "adamw", "--set optimizer=adamw")
     reader.draft.values["name"] = name
+    decay = _DECAYS.get(_AROUND.sub("", word.lower().rsplit(".", 1)[-1]))
+    if decay is not None:
+        reader.draft.values["decay"] = decay
     return name
 
 
