@@ -12,6 +12,8 @@ from isobatch.average import ModelEMA, MultiEMA, Storage
 DECAY, BATCH = 0.999, 256
 LEFT_TO_THE_LOOP = Storage(check_finite=False)
 LOOKED_AT = Storage(check_finite="all")
+COMPENSATED = {"dtype": torch.bfloat16, "storage": Storage(check_finite=False, rounding="compensated")}
+COMPILED = {"dtype": torch.bfloat16, "storage": Storage(check_finite=False, rounding="compensated", compiled=True)}
 Update = Callable[[], Any]
 
 
@@ -69,6 +71,21 @@ def cast_foreach(model: nn.Module) -> Update:
     return lambda: torch._foreach_lerp_(averages, [w.float() for w in weights], 1 - DECAY)
 
 
+def blended(averages: list[torch.Tensor], weights: torch.Tensor, share: torch.Tensor) -> None:
+    now = weights.to(averages[0].dtype)
+    for k, average in enumerate(averages):
+        average.copy_(average + share[k] * (now - average))
+
+
+def compiled(model: nn.Module, count: int = 1) -> Update:
+    """One compiled pass per tensor, however many averages and whatever the dtype; what is small lies in one tensor."""
+    flat = [p.detach().reshape(-1) for p in model.parameters()]
+    rows = [w.clone() for w in flat if w.numel() > 4096] + [torch.cat([w for w in flat if w.numel() <= 4096])]
+    averages = [[w.to(torch.float32, copy=True) for _ in range(count)] for w in rows]
+    share, function = torch.full((count,), 1 - DECAY), torch.compile(blended, fullgraph=True, dynamic=True)
+    return lambda: [function(a, w, share) for a, w in zip(averages, rows, strict=True)]
+
+
 def ema_pytorch(model: nn.Module, foreach: bool) -> Update:
     library = load("ema_pytorch")
     average = library.EMA(model, beta=DECAY, update_after_step=0, update_every=1, use_foreach=foreach)
@@ -114,6 +131,7 @@ FLOAT32: dict[str, Callable[[nn.Module], Update]] = {
     "isobatch, nothing looked at": lambda m: ours(m, storage=LEFT_TO_THE_LOOP),
     "isobatch, all looked at": lambda m: ours(m, storage=LOOKED_AT),
     "raw _foreach_lerp_, lists bound": raw_foreach,
+    "one compiled pass": compiled,
     "torch AveragedModel multi_avg_fn": averaged_model,
     "torch AveragedModel avg_fn": lambda m: averaged_model(m, multi=False),
     "ema-pytorch foreach": lambda m: ema_pytorch(m, True),
@@ -131,6 +149,7 @@ NARROW: dict[str, Callable[[nn.Module], Update]] = {
     "isobatch, all looked at": lambda m: ours(m, storage=LOOKED_AT),
     "foreach mul_ + add_, lists bound": foreach_mul_add,
     "cast, then _foreach_lerp_": cast_foreach,
+    "one compiled pass": compiled,
     "diffusers foreach": lambda m: diffusers(m, True, torch.float32),
     "torch-ema": lambda m: torch_ema(m, torch.float32),
     "timm": lambda m: timm(m, dtype=torch.float32),
@@ -139,9 +158,18 @@ SEVERAL: dict[str, Callable[[nn.Module], Update]] = {
     "isobatch default": horizons,
     "isobatch, nothing looked at": lambda m: horizons(m, storage=LEFT_TO_THE_LOOP),
     "isobatch, all looked at": lambda m: horizons(m, storage=LOOKED_AT),
+    "one compiled pass": lambda m: compiled(m, 3),
     "3 x raw _foreach_lerp_, lists bound": three(raw_foreach),
     "3 x torch AveragedModel": three(averaged_model),
     "3 x ema-pytorch foreach": three(lambda m: ema_pytorch(m, True)),
     "3 x timm": three(timm),
     "3 x ultralytics": three(ultralytics),
+}
+SHORT: dict[str, Callable[[nn.Module], Update]] = {
+    "isobatch compensated": lambda m: ours(m, **COMPENSATED),
+    "isobatch compensated, compiled": lambda m: ours(m, **COMPILED),
+    "isobatch hold, compensated": lambda m: ours(m, kind="hold", **COMPENSATED),
+    "isobatch hold, compensated, compiled": lambda m: ours(m, kind="hold", **COMPILED),
+    "3 horizons, compensated": lambda m: horizons(m, **COMPENSATED),
+    "3 horizons, compensated, compiled": lambda m: horizons(m, **COMPILED),
 }

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from average_contenders import FLOAT32, LEFT_TO_THE_LOOP, NARROW, SEVERAL, SMALL, Update
+from average_contenders import FLOAT32, LEFT_TO_THE_LOOP, NARROW, SEVERAL, SHORT, SMALL, Update
 from average_models import many_small, resnet50, vit_b16
 from torch import nn
 
@@ -37,6 +37,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Callable[[nn.Module], 
     "1000x1k": (many_small, SMALL, 12),
     "bf16 to fp32": (lambda: resnet50().bfloat16(), NARROW, 10),
     "3 horizons": (resnet50, SEVERAL, 28),
+    "bf16 compensated": (lambda: resnet50().bfloat16(), SHORT, 10),
     HOST: (lambda: resnet50(width=1, classes=10), FLOAT32, 12),
 }
 

@@ -350,6 +350,7 @@ class AverageBuffers:
                 compensation=roles.get("compensation"),
                 previous=roles.get("previous"),
                 generators=self.generators,
+                compiled=self.storage.compiled,
             )
         tell_changes(set(kept["average"]) - set(told) if old else set(live), set(live))
         self.roles, self._was_still = roles, set(self.still)

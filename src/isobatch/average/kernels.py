@@ -15,6 +15,7 @@ from torch import Tensor
 from isobatch.average.clock import Hold
 from isobatch.average.layout import NARROW, Key, RoundingInForce, Stacks, alias, dense, rows, span
 from isobatch.errors import InputError
+from isobatch.gradients import Compiled, Piece
 
 CACHED = 1 << 19  # elements per block and thread on a CPU: 2 MiB of float32
 STAGED = 1 << 26  # elements per block on an accelerator, where it bounds working memory only
@@ -165,6 +166,7 @@ class Block:
         self._staged = scratch.like("weights", self._weights, work) if work != given else []
         differs = self._previous and self._previous[0].dtype != work
         self._before = scratch.like("previous", self._previous, work) if differs else []
+        self._lost = scratch.like("lost", self._rests, work) if self._rests and self._wide else []
 
     def move(self, shares: Shares) -> None:
         """Move the averages of this block.
@@ -175,7 +177,8 @@ class Block:
         sources = _cast(self._weights, self._staged)
         targets = _cast(self._averages, self._wide)
         if self._rests:
-            torch._foreach_add_(targets, self._rests)
+            # one operation on two dtypes is slower than a cast before it
+            torch._foreach_add_(targets, _cast(self._rests, self._lost))
         if not self._previous:
             self._lerp(targets, sources, shares, shares.whole)
         else:
@@ -226,6 +229,7 @@ class Update:
         compensation: what rounding lost, for compensated averages.
         previous: weights of the last update, for a first-order hold.
         generators: of stochastic rounding, by device.
+        compiled: compile what torch.compile makes faster: compensated averages of large tensors.
     """
 
     def __init__(
@@ -237,18 +241,32 @@ class Update:
         compensation: Stacks | None = None,
         previous: Stacks | None = None,
         generators: dict[torch.device, torch.Generator] | None = None,
+        compiled: bool = False,
     ):
         self._reads: list[tuple[list[Tensor], Tensor]] = []
         self.items: list[Item] = []
         self.collected: list[Tensor] = []
         self._blocks: list[Block] = []
+        self._compiled: list[tuple[Compiled, list[tuple[Piece, list[Block]]]]] = []
         for key, names in averages.groups.items():
             items = list(self._items(live, key, names, averages, (compensation, previous)))
             self.items += items
             generator = (generators or {}).get(key[2])
             parts = _parts(items, rounding)
             scratch = Scratch(max((sum(i.average.numel() for i in part) for part in parts), default=0))
-            self._blocks += [Block(part, rounding, generator, scratch) for part in parts]
+            code = Compiled(work_dtype(key[0], key[1], rounding)) if compiled and compensation is not None else None
+            pieces: list[tuple[Piece, list[Block]]] = []
+            plain: list[Item] = []
+            for item in items:
+                if code is None or item.compensation is None or not code.suits(item.weights):
+                    plain.append(item)
+                    continue
+                piece = code.piece(item.average, item.compensation, item.previous, item.weights)
+                own = [Block(part, rounding, generator, scratch) for part in _parts([item], rounding)]
+                pieces.append((piece, own))
+            if code is not None:
+                self._compiled.append((code, pieces))
+            self._blocks += [Block(part, rounding, generator, scratch) for part in _parts(plain, rounding)]
 
     def read(self) -> None:
         """Collect small weights into their buffers; call it once before move()."""
@@ -264,6 +282,15 @@ class Update:
         shares = Shares(holds)
         for block in self._blocks:
             block.move(shares)
+        for code, pieces in self._compiled:
+            held = bool(pieces) and pieces[0][0].given[2] is not None
+            chosen = (shares.before, shares.after) if held else (shares.before, shares.whole)
+            table = code.shares(*chosen)
+            moves = any(chosen[0]) or any(chosen[1])
+            for piece, blocks in pieces:
+                if not (moves and code.move(piece, table)):
+                    for block in blocks:
+                        block.move(shares)
 
     def _items(
         self,
@@ -403,4 +430,4 @@ def compensated_(target: Tensor, rest: Tensor, value: Tensor) -> None:
         (1.0, 0.0009765625)
     """
     target.copy_(value)
-    rest.copy_(value.sub_(target))
+    rest.copy_(value.sub_(target.to(value.dtype)))  # one operation on two dtypes is slower than a cast before it

@@ -16,9 +16,9 @@ from isobatch.errors import InputError
 from isobatch.units import whole
 
 Buffers = Literal["copy", "average"]
-Rounding = Literal["auto", "nearest", "stochastic", "compensated"]
 RoundingInForce = Literal["nearest", "stochastic", "compensated"]
 NARROW = (torch.bfloat16, torch.float16)
+Rounding = Literal["auto", "nearest", "stochastic", "compensated"]
 SMALL = 4096
 FLAT = 1 << 16
 MANY, THIN = 64, 8192  # small tensors, and elements of the model to each, from which "auto" moves them together
@@ -49,12 +49,16 @@ class Storage:
             ones and at a 64th of the averages (at everything in models of up to 16,384 elements), and at everything
             before the average is used; "all" looks at everything before every update (one more read of the
             weights); False looks at nothing, where the training loop has judged the step already.
+        compiled: with rounding="compensated", update large tensors on a CPU by torch.compile, measured 2.5 to 3.5
+            times as fast and equal to rounding. It needs a C++ compiler and some seconds at the first update; where
+            compiling fails, a warning says so once and plain PyTorch goes on.
         device: where the average lies; None: beside its weights. Elsewhere, such as "cpu" for a model on a GPU, it
             takes no memory beside the model; every update first copies the weights over, into memory that is kept
             there. What is lent or copied to the model, and a teacher, is on the model's device. Not for sharded models.
 
     Raises:
-        InputError: an unknown rounding, layout or check, a bad seed, a selection that is no function, or no device.
+        InputError: an unknown rounding, layout or check, a bad seed, a selection that is no function, no device, or
+            another rounding compiled, which was measured to be no faster.
 
     Example:
         >>> Storage(rounding="stochastic").resolve(torch.bfloat16)
@@ -66,6 +70,7 @@ class Storage:
     flat: bool | Literal["auto"] = "auto"
     select: Select | None = None
     check_finite: bool | Literal["all"] = True
+    compiled: bool = False
     device: torch.device | str | int | None = None
 
     def __post_init__(self) -> None:
@@ -77,6 +82,13 @@ class Storage:
             raise InputError(f'flat={self.flat!r} must be True, False or "auto"; "auto" moves what is safe to move')
         if self.check_finite not in (True, False, "all"):
             raise InputError(f'check_finite={self.check_finite!r} must be True, False or "all"; True is safe and cheap')
+        if self.compiled not in (True, False):
+            raise InputError(f"compiled={self.compiled!r} must be True or False; False is plain PyTorch")
+        if self.compiled and self.rounding != "compensated":
+            raise InputError(
+                f'compiled=True with rounding={self.rounding!r} must be left out: it speeds up rounding="compensated" '
+                "alone, other averages are as fast or faster without"
+            )
         whole("seed", self.seed, 0)
         if self.select is not None and not callable(self.select):
             raise InputError(f"select={self.select!r} must be a function of name and tensor, or None for all")
@@ -105,7 +117,7 @@ class Storage:
             raise InputError('device="meta" holds no values; give "cpu", or leave it out')
         return found
 
-    def resolve(self, dtype: torch.dtype) -> Literal["nearest", "stochastic", "compensated"]:
+    def resolve(self, dtype: torch.dtype) -> RoundingInForce:
         """Return the rounding in force for averages held in `dtype`.
 
         Args:

@@ -6,6 +6,7 @@ need("torch")
 
 from isobatch.gradients.batch_rows import BatchRows
 from isobatch.gradients.batches import mapped, rebuilt
+from isobatch.gradients.compensated import Compiled, Piece
 from isobatch.gradients.finite import all_finite, first_not_finite, may_be_finite
 from isobatch.gradients.layer_hook import LayerHook
 from isobatch.gradients.pass_norms import PassNorms
@@ -46,9 +47,11 @@ from isobatch.gradients.wrappers import (
 __all__ = [
     "ALONE",
     "BatchRows",
+    "Compiled",
     "LayerHook",
     "Member",
     "PassNorms",
+    "Piece",
     "Ranks",
     "Reading",
     "Receiver",

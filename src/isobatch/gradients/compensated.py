@@ -1,0 +1,198 @@
+"""Compensated averages by torch.compile: every number is read and written once, where plain PyTorch takes nine passes.
+
+Only where it was measured to pay: other roundings are as fast or faster in plain multi-tensor calls.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+LEAST = 4096  # elements from which a tensor of its own is worth a call into compiled code
+TRIAL = 64  # elements of the tensors that the compiler is tried on
+# By default it leaves out the rounding of what it reads again, so that nothing would seem to have been lost.
+OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
+
+
+def blended(
+    averages: Sequence[Tensor],
+    rests: Sequence[Tensor],
+    previous: Tensor | None,
+    weights: Tensor,
+    shares: Tensor,
+) -> None:
+    """Move compensated averages of one tensor: average + rest <- lerp(average + rest, weights, share).
+
+    With previous weights, first towards them and then towards the present ones, which become the previous. The shares
+    are a tensor, so that one graph serves however they change, and nothing is read back on the host.
+
+    Args:
+        averages: K of shape [n]; overwritten.
+        rests: what rounding lost, K of shape [n]; overwritten.
+        previous: [n]; overwritten.
+        weights: [n].
+        shares: [2, K] of the dtype to compute in: towards the previous and towards the present weights.
+
+    Example:
+        >>> average, rest = torch.ones(1, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.bfloat16)
+        >>> blended([average], [rest], None, torch.zeros(1), torch.tensor([[0.0], [2.0**-10]]))
+        >>> float(average), float(rest)
+        (1.0, -0.0009765625)
+    """
+    now = weights.to(shares.dtype)
+    for k, (average, rest) in enumerate(zip(averages, rests, strict=True)):
+        value = average.to(shares.dtype) + rest.to(shares.dtype)
+        if previous is not None:
+            value = torch.lerp(value, previous.to(shares.dtype), shares[0, k])
+        value = torch.lerp(value, now, shares[1, k])
+        kept = value.to(average.dtype)
+        average.copy_(kept)
+        rest.copy_(value - kept.to(shares.dtype))
+    if previous is not None:
+        previous.copy_(weights)
+
+
+class _CannotCompile(Exception):
+    """A compiler failed."""
+
+
+@final
+@dataclass(frozen=True)
+class Piece:
+    """K averages of one tensor and their companions, as compiled code takes them, and whose versions that moves.
+
+    Args:
+        given: averages, what rounding lost, previous weights, weights: what blended() takes.
+        written: the tensors that are overwritten.
+
+    Example:
+        >>> Piece(([torch.zeros(2)], [torch.zeros(2)], None, torch.ones(2)), []).given[3]
+        tensor([1., 1.])
+    """
+
+    given: tuple[list[Tensor], list[Tensor], Tensor | None, Tensor]
+    written: list[Tensor]
+
+
+@final
+class Compiled:
+    """Compiled moves of the tensors of one update; what it does not move is left to plain PyTorch.
+
+    Args:
+        work: dtype to compute in.
+
+    Example:
+        >>> Compiled(torch.float32).suits(torch.zeros(2))
+        False
+    """
+
+    def __init__(self, work: torch.dtype):
+        self._work = work
+        self._function: Callable[..., Any] | None = None
+        self._failed = False
+
+    def suits(self, weights: Tensor) -> bool:
+        """Whether a tensor is worth compiled code: in one piece, real, on a CPU, and of at least LEAST elements.
+
+        Args:
+            weights: as an update is bound to them.
+
+        Returns:
+            False where the plain path takes it.
+        """
+        large = weights.dim() == 1 and weights.numel() >= LEAST
+        return large and weights.device.type == "cpu" and weights.is_floating_point()
+
+    def piece(self, average: Tensor, rest: Tensor, previous: Tensor | None, weights: Tensor) -> Piece:
+        """Bind the averages of one tensor.
+
+        Args:
+            average: [K, n].
+            rest: [K, n].
+            previous: [n], for a first-order hold.
+            weights: [n].
+
+        Returns:
+            What move() takes.
+        """
+        # `data` is the same memory as a view of nothing: a graph would be compiled anew for every kind of base
+        before = None if previous is None else previous.data
+        given = [a.data for a in average], [r.data for r in rest], before, weights.data
+        return Piece(given, [t for t in (average, rest, previous) if t is not None])
+
+    def shares(self, before: Sequence[float], after: Sequence[float]) -> Tensor:
+        """Return the weights of one update as the tensor that move() takes.
+
+        Args:
+            before: towards the previous weights, one per horizon.
+            after: towards the present weights.
+
+        Returns:
+            Of shape [2, K].
+        """
+        return torch.tensor([before, after], dtype=self._work)
+
+    def move(self, piece: Piece, shares: Tensor) -> bool:
+        """Move the averages of one tensor, or leave them as they are.
+
+        Args:
+            piece: the averages.
+            shares: of shares().
+
+        Returns:
+            Whether they were moved; a compiler that fails is told of once, and nothing was written.
+        """
+        if self._failed:
+            return False
+        try:
+            with torch.no_grad():
+                if self._function is None:
+                    self._function = _tried(piece, self._work)
+                self._function(*piece.given, shares)
+        except Exception as error:
+            # what Dynamo raises, as for too many recompilations, comes before anything is run
+            if not isinstance(error, _CannotCompile) and type(error).__module__ != "torch._dynamo.exc":
+                raise
+            self._failed = True
+            warnings.warn(
+                f"averages are not compiled, but updated by plain PyTorch as without compiled=True: {error}",
+                stacklevel=8,
+            )
+            return False
+        # Compiled code writes past the versions that tell teachers what has moved.
+        for tensor in piece.written:
+            torch.autograd.graph.increment_version(tensor)
+        return True
+
+
+def _tried(piece: Piece, work: torch.dtype) -> Callable[..., Any]:
+    """Return the compiled function once it gave, on a few elements, what the plain one gives."""
+    averages, _, previous, weights = piece.given
+    width = averages[0].dtype
+    ramp = torch.linspace(0.3, 1.7, TRIAL, dtype=torch.float64)
+    rows = len(averages)
+
+    def given() -> tuple[list[Tensor], list[Tensor], Tensor | None, Tensor]:
+        kept = [(ramp * (k + 1)).to(width) for k in range(rows)]
+        rests = [(ramp.flip(0) * torch.finfo(width).eps / 8).to(width) for _ in range(rows)]
+        before = None if previous is None else (ramp.square()).to(previous.dtype)
+        return kept, rests, before, ramp.sin().to(weights.dtype)
+
+    shares = torch.full((2, rows), 0.01, dtype=work)
+    plain, fast = given(), given()
+    blended(*plain, shares)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the compiler's own imports
+            function: Callable[..., Any] = torch.compile(blended, fullgraph=True, dynamic=True, options=OPTIONS)
+            function(*fast, shares)
+    except Exception as error:  # of Dynamo, Inductor, a C++ compiler or the system: all mean the same here
+        text = " ".join(str(error).split())
+        raise _CannotCompile(f"{type(error).__name__}: {text[:300]}") from error
+    for mine, theirs in zip((*fast[0], *fast[1]), (*plain[0], *plain[1]), strict=True):
+        if not torch.allclose(mine.double(), theirs.double(), rtol=0, atol=8 * torch.finfo(width).eps ** 2 * rows):
+            raise _CannotCompile("what the compiled code rounds differs from what plain PyTorch rounds")
+    return function
