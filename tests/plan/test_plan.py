@@ -5,6 +5,7 @@ import json
 import pytest
 from tests.recipes import recipe
 
+from isobatch.errors import InputError
 from isobatch.rules import Confidence
 
 ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}
@@ -115,6 +116,12 @@ def test_every_row_has_a_rule_a_reason_and_a_confidence():
         assert row.because
         assert isinstance(row.confidence, Confidence)
     assert recipe(optimizer={"clip": 1.0}).at(32).row("optimizer.clip").confidence is Confidence.UNKNOWN
+
+
+@pytest.mark.parametrize("optimizer", [{"lr": 1e300}, {"name": "adamw", "lr": 1e305, "eps": 1e-8}])
+def test_a_number_that_no_float_holds_is_refused(optimizer):
+    with pytest.raises(InputError, match=r"optimizer\.lr=1e\+30\d would become inf at a batch of"):
+        recipe(optimizer=optimizer).at(10**18)
 
 
 def test_an_unknown_row_names_those_there_are():

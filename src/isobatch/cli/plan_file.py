@@ -77,7 +77,7 @@ def is_own(path: Path) -> bool:
     import tomllib
 
     try:
-        tables = tomllib.loads(path.read_bytes().decode("utf-8"))
+        tables = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return True
     # other stacks have [optimizer] too (torchtitan), none has [batch]

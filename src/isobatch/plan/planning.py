@@ -1,5 +1,7 @@
 """From a recipe and a batch to the plan: the variant that was asked for, its numbers, and the scaled recipe."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -81,10 +83,21 @@ def make_plan(
         passes = over / normalised_over(recipe)
         kept = replace(kept, batch_norm=rules.scale_batch_norm(recipe.batch_norm.momentum, passes))
     rows = (kept_row(recipe, kept), *renamed, *all_rows(recipe, after, old, new, moved))
+    _refuse_endless(rows, recipe, size)
     found = tuple(warnings_of(recipe, after, old, new, moved))
     return Plan(
         size / recipe.batch.size, rows, found, after, kept, remedies(recipe, size, noise_scale), forms(recipe, size)
     )
+
+
+def _refuse_endless(rows: Sequence[Row], recipe: RecipeData, size: int) -> None:
+    for row in rows:
+        was, becomes = row.was, row.becomes
+        if isinstance(was, float) and isinstance(becomes, float) and math.isfinite(was) and not math.isfinite(becomes):
+            raise InputError(
+                f"{row.key}={was:g} would become {becomes:g} at a batch of {size:,}; ask for one nearer to "
+                f"{recipe.batch.size:,}, the recipe's own"
+            )
 
 
 def _of_length(

@@ -27,7 +27,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """
     file = Path(path)
     try:
-        return tomllib.loads(file.read_bytes().decode("utf-8"))
+        return tomllib.loads(file.read_bytes().decode("utf-8-sig"))  # some editors put a byte-order mark first
     except OSError as error:
         raise InputError(f"cannot read the recipe {file}: {error.strerror}") from None
     except UnicodeDecodeError:
