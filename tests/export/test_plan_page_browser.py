@@ -108,7 +108,7 @@ def test_the_noise_scale_is_a_second_slider(opened):
 
 def copied(page, name):
     page.get_by_role("button", name=f"copy {name}", exact=True).click()
-    page.wait_for_function("document.getElementById('copied').textContent.startsWith('copied')")
+    page.locator("#copied", has_text="copied").wait_for(state="attached")  # not by eval, which the page forbids
     text = page.evaluate("navigator.clipboard.readText()")
     page.evaluate("document.getElementById('copied').textContent = ''")
     return text
