@@ -12,7 +12,7 @@ class Study:
     Args:
         name: of the study; its folder has underscores for dashes.
         question: what it asks, in a line.
-        takes: options of `run` beside those of every study: "device", "simulate_nodes".
+        takes: options of `run` beside those of every study: "device", "grid", "simulate_nodes".
     """
 
     name: str
@@ -31,9 +31,9 @@ class Study:
         return importlib.import_module(f"isobatch_studies.{self.name.replace('-', '_')}.study").run(**options)
 
 
-_DEVICE = frozenset({"device"})
+_DEVICE, _GRID = frozenset({"device"}), frozenset({"grid"})
 
-ADAM = Study("adam", "Adam at any batch size: which rule holds when")
+ADAM = Study("adam", "Adam at any batch size: which rule holds when", _GRID)
 ADAPTIVE = Study("adaptive", "A batch that follows the noise scale, against fixed batches")
 AUTOWU = Study("autowu", "AutoWU: a learning rate found without tuning, and a short budget mended")
 BATCH_AUGMENTATION = Study("batch-augmentation", "Batch augmentation: many views of each sample in one update")

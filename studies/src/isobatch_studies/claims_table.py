@@ -13,7 +13,7 @@ from isobatch.errors import InputError
 from isobatch.results import HELD, write
 from isobatch_studies import catalogue
 from isobatch_studies.byol_24576 import devices
-from isobatch_studies.claims import Claim, claims
+from isobatch_studies.claims import Claim, claims, grids
 from isobatch_studies.teachers.tables import markdown
 
 _LINE = re.compile(r"^- \*\*(Claimed|Found|Size)\*\*: (.+)$", re.MULTILINE)
@@ -67,15 +67,16 @@ def verdicts(study: str, docs: Path) -> list[Standing]:
         One a claim, in the order of the criteria.
     """
     found = []
-    for claim in claims(study).values():
-        choices = []
+    for grid, claim in ((grid, claim) for grid in grids(study) for claim in claims(study, grid).values()):
+        own, choices = f"{study}-{grid}" if grid else study, []
         for path in sorted((docs / "results").glob("*/result.json")):
             data = json.loads(path.read_text("utf-8"))
-            if data.get("study") == study:
+            if (data.get("study"), data.get("grid", "")) == (study, grid):
                 held = next((c["held"] for c in data["claims"] if c["id"] == claim.id), None)
-                choices.append((held is None, bool(data["quick"]), path.parent.name != study, path.parent.name, held))
-        _, quick, _, folder, held = min(choices, default=(True, False, False, study, None), key=lambda one: one[:4])
-        command = f"isobatch study {study}{' --quick' if quick else ''} --out docs/results/{folder}"
+                choices.append((held is None, bool(data["quick"]), path.parent.name != own, path.parent.name, held))
+        _, quick, _, folder, held = min(choices, default=(True, False, False, own, None), key=lambda one: one[:4])
+        size = " --quick" if quick else f" --grid {grid}" if grid else ""
+        command = f"isobatch study {study}{size} --out docs/results/{folder}"
         found.append(Standing(claim, study, held, command))
     return found
 
