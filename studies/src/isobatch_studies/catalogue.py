@@ -34,7 +34,7 @@ class Study:
 _DEVICE, _GRID = frozenset({"device"}), frozenset({"grid"})
 
 ADAM = Study("adam", "Adam at any batch size: which rule holds when", _GRID)
-ADAPTIVE = Study("adaptive", "A batch that follows the noise scale, against fixed batches")
+ADAPTIVE = Study("adaptive", "A batch that follows the noise scale, against fixed batches", _GRID)
 AUTOWU = Study("autowu", "AutoWU: a learning rate found without tuning, and a short budget mended")
 BATCH_AUGMENTATION = Study("batch-augmentation", "Batch augmentation: many views of each sample in one update")
 BYOL = Study("byol", "BYOL: the average is the teacher", _DEVICE)

@@ -67,7 +67,8 @@ def verdicts(study: str, docs: Path) -> list[Standing]:
         One a claim, in the order of the criteria.
     """
     found = []
-    for grid, claim in ((grid, claim) for grid in grids(study) for claim in claims(study, grid).values()):
+    listed = [(grid, claim) for grid in grids(study) for claim in claims(study, grid).values()]
+    for grid, claim in listed:
         own, choices = f"{study}-{grid}" if grid else study, []
         for path in sorted((docs / "results").glob("*/result.json")):
             data = json.loads(path.read_text("utf-8"))
