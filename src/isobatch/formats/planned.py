@@ -313,7 +313,8 @@ class FilePlan:
                 f"  becomes {change.becomes!r}" + (f", made whole from {change.exact!r}" if change.exact else "")
             )
         if rule:
-            lines.append(f"  rule {rule}: {because} ({confidence})")
+            sure = "" if because.endswith(f"({confidence})") else f" ({confidence})"
+            lines.append(f"  rule {rule}: {because}{sure}")
         own = self.ledger.own_rule
         if own is not None and link.path == "optimizer.lr":
             lines.append(f"  the trainer's own rule stays on: {own.formula} ({own.key})")

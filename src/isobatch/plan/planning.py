@@ -8,7 +8,6 @@ from typing import Any
 from isobatch import rules
 from isobatch.curves import Pieces
 from isobatch.errors import InputError
-from isobatch.plan.held import held_moments
 from isobatch.plan.moving import length_factor, longer, make_row, marked
 from isobatch.plan.plan import Form, Plan, R, Row
 from isobatch.plan.rows import all_rows, kept_row, with_rules
@@ -28,6 +27,7 @@ from isobatch.plan.settings import (
 )
 from isobatch.plan.warnings import remedies, warnings_of
 from isobatch.recipe import Batch, Critical, Planned, RecipeData, asked_size, in_samples, split_kept, validate
+from isobatch.rules.held import held_moments
 from isobatch.rules.lr.linear import INVARIANT
 
 GOALS = ("equivalence", "speed")

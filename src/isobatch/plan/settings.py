@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from isobatch.curves import Pieces, Staircase
 from isobatch.errors import InputError
-from isobatch.plan.held import from_first
 from isobatch.recipe import Batch, Group, RecipeData
 from isobatch.rules import (
     OPTIMIZERS,
@@ -23,6 +22,7 @@ from isobatch.rules import (
     weight_decay,
 )
 from isobatch.rules.betas import beta_rule
+from isobatch.rules.held import from_first
 from isobatch.rules.lr import LEARNING_RATES, lr_rule
 from isobatch.rules.lr.keep import SEARCHED
 from isobatch.rules.reduction import in_unit, power_of

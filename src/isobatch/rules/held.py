@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 from isobatch.errors import InputError
 from isobatch.recipe import RecipeData
-from isobatch.rules import Change, Rule
-from isobatch.rules.rule import Applied
+from isobatch.rules.rule import Applied, Change, Rule
 from isobatch.units import batch_ratio
 
 MOMENTS = ("betas[0]", "betas[1]", "alpha")
