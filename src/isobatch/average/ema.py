@@ -22,7 +22,7 @@ from isobatch.average.state import (
     several,
     storage_settings,
 )
-from isobatch.average.warmup import Warmup, warmup_from
+from isobatch.curves import Warmup, warmup_from
 from isobatch.errors import InputError
 from isobatch.gradients import local
 from isobatch.units import finite
