@@ -8,6 +8,7 @@ CPU time of one thread; wall time on a GPU. Rows: `ratio`, all seconds with isob
 turns, with a 95% interval (bootstrap over pairs of turns) and the quartiles of the pairs' ratios; `first`, what the
 first turns (from the first row that is read) cost beyond the bare trainer, in steps: the noise scale looks often there,
 once. The bar of 1.02 is for `ratio`; `whole` has the first turns in it.
+With --only the other rows of the file stay.
 """
 
 import argparse
@@ -205,6 +206,8 @@ def measure(trainer: str, width: int, steps: int, turn: int, first: int) -> dict
     quartiles = statistics.quantiles((ours / bare for ours, bare in late), n=4)
     return {
         "trainer": trainer,
+        "date": datetime.date.today().isoformat(),
+        "load": [round(x, 1) for x in os.getloadavg()],
         "parameters": sum(p.numel() for p in net(width).parameters()),
         "ratio": round(total(late), 4),
         "interval": [round(drawn[50], 4), round(drawn[-51], 4)],
@@ -242,20 +245,20 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="CPU time, or wall time of a GPU")
     given = parser.parse_args()
     DEVICE["name"] = given.device
-    rows = []
+    known = given.json is not None and given.json.exists() and given.only is not None
+    rows = {row["trainer"]: row for row in json.loads(given.json.read_text())["rows"]} if known else {}
     for trainer in TRAINERS:
         if given.only is None or trainer in given.only:
-            rows.append(measure(trainer, given.width, given.steps, given.turn, given.first))
-            print(json.dumps(rows[-1]), flush=True)
+            rows[trainer] = measure(trainer, given.width, given.steps, given.turn, given.first)
+            print(json.dumps(rows[trainer]), flush=True)
     if given.json is not None:
         about = {
             "command": "python benchmarks/trainers.py",
-            "date": datetime.date.today().isoformat(),
             "hardware": f"{platform.machine()}, {os.cpu_count()} cores, 1 torch thread",
-            "load": [round(x, 1) for x in os.getloadavg()],
             "versions": {name: version(name) for name in PACKAGES},
         }
-        given.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        about["rows"] = [rows[name] for name in TRAINERS if name in rows]
+        given.json.write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from isobatch.average import (
     timm_warmup,
     ultralytics_warmup,
 )
-from isobatch.average.clock import overlaps
-from isobatch.average.warmup import NoWarmup, warmup_from
+from isobatch.curves import NoWarmup, warmup_from
+from isobatch.curves.warmups import overlaps
 from isobatch.errors import InputError
 
 SAMPLE_CLOCK = [

@@ -141,6 +141,40 @@ def test_curves_are_the_settings_of_whole_steps():
         assert half_life[2] == pytest.approx([b * math.log(0.5) / math.log(0.99)] * len(decay[0]), rel=1e-5)
 
 
+AVERAGES = {
+    "to one": ({"decay": 0.99, "final": 1.0}, lambda j, n: 1 - 0.01 * (1 + math.cos(math.pi * j / n)) / 2),
+    "power": ({"decay": 0.99, "ramp": {"by": "power", "power": 0.75}}, lambda j, n: min(0.99, 1 - (1 + j) ** -0.75)),
+    "exp": ({"decay": 0.99, "ramp": {"by": "exp", "tau": "200 steps"}},
+            lambda j, n: 0.99 * (1 - math.exp(-(j + 1) / 200))),
+    "tensorflow": ({"decay": 0.99, "ramp": {"by": "tensorflow"}}, lambda j, n: min(0.99, (2 + j) / (11 + j))),
+    "ratio": ({"decay": 0.99, "ramp": {"by": "ratio", "ratio": 0.1}},
+              lambda j, n: 0.99 if j > 1000 else None if j * 0.1 > 68 else (j / (j + 1)) ** (math.log(2) / 0.1)),
+    "start": ({"decay": 0.99, "start": "50 steps"}, lambda j, n: 0.99 if j >= 50 else 0.0),
+    "post-hoc": ({"ramp": {"by": "post-hoc", "std": 0.1}}, lambda j, n: (j / (j + 1)) ** (6.9372 + 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_the_average_is_drawn_as_it_rises(name):
+    """Decay j of the reference by its law as printed; at kappa times the batch the product of its kappa decays."""
+    ema, law = AVERAGES[name]
+    values = recipe(schedule={"length": "4 epochs"}).model_dump(exclude_none=True) | {"ema": ema}
+    made = Recipe.parse(values)
+    data, b = data_of(plan_page(made)), made.batch.size
+    n = math.ceil(4 * made.data_size / b)
+    for size, _, _, point in points(data):
+        if size % b:
+            continue
+        decay, half_life = ([data["arrays"][i] for i in curve[1:]] for curve in point["curves"][-2:])
+        for (_, step, value), life in list(zip(zip(*decay, strict=True), half_life[2], strict=True))[::7]:
+            own = [law(j, n) for j in range(step * size // b, (step + 1) * size // b)]
+            if step * size // b + len(own) > n or None in own:
+                continue
+            assert value == pytest.approx(math.prod(own), rel=2e-4, abs=1e-9)
+            if 0 < value < 1 - 1e-4:
+                assert life == pytest.approx(size * math.log(0.5) / math.log(value), rel=2e-2)
+
+
 @pytest.mark.parametrize(("change", "words"), [
     ({"schedule": None}, "no [schedule]"),
     ({"batch": {"size": 8, "schedule": [["0 samples", 8], ["800 samples", 16]]}}, "batch moves over the run"),

@@ -10,6 +10,7 @@ pytest.importorskip("accelerate")
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from tests.integrations.notes import Notes, check
 
 import isobatch as ib
 from isobatch.errors import InputError
@@ -34,6 +35,18 @@ def loader(rows=54):
 
 def loss(model, batch):
     return (model(batch[0]).squeeze(-1) - batch[1]).square().mean()
+
+
+class Tracker:
+    """One of the Accelerator's."""
+
+    name = "notes"
+
+    def __init__(self):
+        self.told = []
+
+    def log(self, values, step=None, **_):
+        self.told.append((step, values))
 
 
 class Loop:
@@ -93,9 +106,15 @@ def same(helper, ema, noise, tolerance=1e-6):
 
 
 def test_the_helper_is_the_loop_by_hand(capsys):
-    run = Loop().train(8)
+    notes, own = Notes(), Tracker()
+    run = Loop(log=notes, log_every=5)
+    run.accelerator.trackers = [own]
+    run.train(8)
     same(run.helper, *by_hand())
     assert run.helper.finish() in capsys.readouterr().out
+    check(notes, run.helper.clock, 60)
+    assert [step for step, _ in own.told] == [5, 10, 15, 16]  # its own axis, with the samples beside
+    assert [values for _, values in own.told] == [values for _, values in notes.told]
     raw = copy.deepcopy(run.model.state_dict())
     with run.helper.evaluation():
         for name, tensor in run.helper.ema.average().items():

@@ -9,6 +9,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from tests.integrations.hf_models import InOrder, Texts, arguments, by_hand, llama
+from tests.integrations.notes import Notes, check
 from transformers import Trainer, TrainerCallback
 
 import isobatch as ib
@@ -45,9 +46,11 @@ def same(callback, model, ema, noise, tolerance=1e-6):
 
 
 def test_the_callback_is_the_loop_by_hand_with_accumulation_clipping_and_uneven_last_batches(tmp_path, capsys):
+    notes = Notes()
     trainer, callback = trained(
-        tmp_path, IsobatchCallback(50, noise={"every": 1}), logging_strategy="steps", logging_steps=2
+        tmp_path, IsobatchCallback(50, noise={"every": 1}, log=notes), logging_strategy="steps", logging_steps=2
     )
+    check(notes, callback.clock, 50)
     model, ema, noise = by_hand()
     for one, other in zip(model.parameters(), trainer.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -26,7 +26,7 @@ from isobatch.average.schedules import (
 )
 from isobatch.average.statistics import ObservedMean, recalibrate
 from isobatch.average.uniform import LAWA, SWA
-from isobatch.average.warmup import CopyUntil, Debias, LinearRamp, Ramp, StepWarmup
+from isobatch.curves import CopyUntil, Debias, LinearRamp, Ramp, StepWarmup
 
 __all__ = [
     "LAWA",

@@ -39,31 +39,6 @@ def counted(samples: object, name: str = "samples") -> int | float:
     return int(samples) if isinstance(samples, Integral) else size
 
 
-def overlaps(start: float, stop: float, batch: float) -> list[tuple[int, float]]:
-    """Return the reference steps that an interval of samples covers, each with the share of it that is covered.
-
-    Reference step j spans the samples from j * batch to (j + 1) * batch.
-
-    Args:
-        start: first sample.
-        stop: end of the interval, after start.
-        batch: reference batch.
-
-    Returns:
-        Pairs (j, share), shares in (0, 1].
-
-    Example:
-        >>> overlaps(4, 16, 8)
-        [(0, 0.5), (1, 1.0)]
-    """
-    found = []
-    for step in range(math.floor(start / batch), math.ceil(stop / batch)):
-        share = (min(stop, (step + 1) * batch) - max(start, step * batch)) / batch
-        if share > 0:
-            found.append((step, share))
-    return found
-
-
 class Hold(NamedTuple):
     """zeta' = keep * zeta + before * theta_before + after * theta_after; the three sum to 1."""
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-from isobatch.average.warmup import Curve, StepWarmup
-from isobatch.curves.shapes import cosine, mean_over
+from isobatch.curves import StepWarmup, mean_over
+from isobatch.curves.shapes import cosine
+from isobatch.curves.warmups import Curve
 from isobatch.errors import InputError
 from isobatch.units import finite, whole
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isobatch.average.binding import AVERAGED
 from isobatch.average.buffers import AverageBuffers
-from isobatch.average.warmup import NoWarmup, Warmup
+from isobatch.curves import NoWarmup, Warmup
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.gradients import canonical, dressed, first_not_finite, fitted, local
 from isobatch.units import finite

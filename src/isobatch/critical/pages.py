@@ -151,7 +151,7 @@ def advice_table(data: dict[str, Any]) -> list[list[str]]:
     for name, option in data["picks"].items():
         names[option["batch"], option["devices"]].append(name)
     base, unit = front[0], "seconds" if data["absolute"] else "time"
-    rows = [["batch", "devices", unit, "compute", "steps/fewest", f"{data['unit']}/fewest", "pick"]]
+    rows = [["batch", "devices", unit, "compute", "steps / fewest", f"{data['unit']} / fewest", "pick"]]
     for o in front:
         time = plain(o["seconds"]) if data["absolute"] else f"{o['seconds'] / base['seconds']:.3g}"
         cells = [f"{o['batch']:,}", f"{o['devices']:,}", time, f"{o['compute'] / base['compute']:.3g}x"]

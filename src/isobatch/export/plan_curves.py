@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from isobatch.curves import Ramp
+from isobatch.curves.warmups import constant_spans
 from isobatch.plan import Recipe
-from isobatch.units import decay_at
 
 POINTS = 97
 """Places along the run at which a curve is read."""
@@ -86,13 +87,18 @@ def _read(recipe: Recipe) -> Iterator[tuple[str, Any]]:
         yield "weight decay", lambda seen: o.weight_decay * decays.mean(seen, seen + size)
     if ema is None:
         return
-    moving, over = recipe.average_schedule(), size * ema.every
+    moving, warmup, end, over = recipe.average_schedule(), recipe.average_warmup(), recipe.half_life, size * ema.every
+    if ema.ramp is not None and ema.ramp.by == "post-hoc":  # a power profile: its half-life is a share of what was seen
+        warmup, end = Ramp(math.log(2) / (max(ema.ramp.profiles) + 1)), math.inf
 
-    def half_life(seen: float) -> float:
-        return recipe.half_life if moving is None else moving.half_life(seen, seen + over)
+    def spans(seen: float) -> float:
+        """Half-lives of one update: of the schedule's own decay, or more of them while the average begins."""
+        steady = end if moving is None else moving.half_life(seen, seen + over)
+        return constant_spans(over, steady) if warmup is None else warmup.spans(seen, over, steady, 0)
 
-    yield "decay of the average", lambda seen: decay_at(half_life(seen), over)
-    yield f"half-life of the average ({recipe.batch.unit})", half_life
+    yield "decay of the average", lambda seen: 2 ** -spans(seen)
+    name = f"half-life of the average ({recipe.batch.unit})"
+    yield name, lambda seen: over / found if (found := spans(seen)) else math.inf
 
 
 def _rounded(value: float) -> float | None:

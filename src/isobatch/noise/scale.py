@@ -122,6 +122,8 @@ class NoiseScale:
         self._loss_checked = False
         self._step: MeasuredStep | None = None
         self._pair: PairedStep | None = None
+        self._spare: dict[Tensor, Tensor] = {}
+        self._passes, self._looked = 0, False
         self._arm()
 
     @property
@@ -183,13 +185,13 @@ class NoiseScale:
         size = finite("samples", samples, 0, open_low=True)
         self.pace.arrive()
         self.progress.seen += size
-        if self._setup.group is None and self._given is None and self.progress.turn == 0 and world_size() > 1:
-            self._setup = replace(self._setup, group=process_group_of(self.columns.model, guess=False))
+        if self._step is not None:
+            self._look_for_ranks()
         self._finish_pair(size)
         if self._step is not None:
             step, self._step = self._step, None
             step.setup = self._setup
-            outcome = step.finish(size)
+            outcome, self._passes = step.finish(size), step.backwards
             with step.watch:
                 self._take(outcome, size)
             copies = [] if self._setup.group is None else [self._setup.group]
@@ -197,7 +199,7 @@ class NoiseScale:
         self._declared.step = 0.0
         if self.pace.due(ready=self.geometry.ready):
             self._arm()
-        self.pace.leave(self._watch())
+        self._leave()
 
     @property
     def armed(self) -> bool:
@@ -214,7 +216,7 @@ class NoiseScale:
 
     def back(self) -> None:
         """Say that the loop comes back from something else, such as an evaluation, which then is not a step's time."""
-        self.pace.leave(self._watch())
+        self._leave()
 
     def bucket_hook(self, inner: BucketHook | None = None) -> BucketHook:
         """Return a DDP communication hook that reads each bucket before it is reduced: one chunk a rank.
@@ -343,7 +345,8 @@ class NoiseScale:
             self._begin_again()
         self.progress.trained = trained
         self._tapped()
-        self._step = MeasuredStep(self._setup, self.progress.mode, self.progress.turn, self.progress.trusted)
+        progress, passes = self.progress, self._passes
+        self._step = MeasuredStep(self._setup, progress.mode, progress.turn, progress.trusted, expected=passes)
 
     def _layers(self) -> list[Owner]:
         hidden = self.columns.compiled or self.columns.shards
@@ -360,8 +363,16 @@ class NoiseScale:
         self.history.clear(self.seen)
         self.pace.restart()
 
-    def _watch(self) -> Stopwatch | None:
-        return None if self._step is None else self._step.watch
+    def _look_for_ranks(self) -> None:
+        """Find a DistributedDataParallel that was made later than this object; once, because all of memory is read."""
+        if self._looked or self._given is not None or world_size() == 1:
+            return
+        self._looked = True
+        if self._setup.group is None:
+            self._setup = replace(self._setup, group=process_group_of(self.columns.model, guess=False))
+
+    def _leave(self) -> None:
+        self.pace.leave(None if self._step is None else self._step.watch, plain=self._pair is None)
 
     def _take(self, outcome: Measurement, samples: float) -> None:
         progress = self.progress
@@ -376,7 +387,7 @@ class NoiseScale:
         progress.measured_at = self.seen
         if len(progress.pairs) < FIRST or progress.turn % LATER == 0:
             self._put_pair(
-                copied(outcome.record.covered, all_of_them=self._setup.group is not None),
+                copied(outcome.record.covered, all_of_them=self._setup.group is not None, into=self._spare),
                 facts_of(outcome.found),
                 samples,
             )
@@ -396,7 +407,9 @@ class NoiseScale:
                 facts,
                 samples,
                 trusted,
+                Stopwatch(self._device),
                 by_hand=setup.by_hand,
+                expected=self._passes,
             )
 
     def _finish_pair(self, samples: float) -> None:
@@ -404,12 +417,13 @@ class NoiseScale:
         pair, self._pair = self._pair, None
         if pair is None:
             return
-        watch = Stopwatch(self._device)
-        with watch:
+        with pair.watch:
             found = pair.finish(samples)
             if found is not None:
                 self.progress.pairs = [*self.progress.pairs, found][-KEPT:]
-        self.pace.followed(watch)
+        self.pace.followed(pair.watch)
+        more = self._device.type == "cpu" and len(self.progress.pairs) < FIRST  # accelerators keep their memory anyway
+        self._spare = pair.before if more else {}
 
     def _drop_pair(self) -> None:
         if self._pair is not None:

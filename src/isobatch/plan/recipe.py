@@ -1,15 +1,17 @@
 """Recipe: the data of a training run, checked by the rules, that can be planned at another batch."""
 
-from typing import Self
+import math
+from typing import Any, Self
 
 from pydantic import ConfigDict, model_validator
 
-from isobatch.curves import DecayCurve, DecaySchedule, Pieces, Staircase
+from isobatch.curves import CopyUntil, DecayCurve, DecaySchedule, Pieces, Ramp, Staircase, StepWarmup, Warmup
 from isobatch.plan.plan import Plan
 from isobatch.plan.planning import make_plan
 from isobatch.plan.settings import curve, scaled
-from isobatch.recipe import Group, RecipeData
+from isobatch.recipe import LAWS, Group, RecipeData
 from isobatch.rules import LEARNING_RATES, optimizer_row, scale_decay
+from isobatch.rules.average import scale_inv_gamma
 
 
 class Recipe(RecipeData):
@@ -149,3 +151,29 @@ class Recipe(RecipeData):
             return DecaySchedule(start, scale_decay(self.ema.final, back), stairs.length, stairs.stair * self.ema.every)
         share = self.curve("ema")
         return None if share is None else DecayCurve(start, share, stairs.stair * self.ema.every)
+
+    def average_warmup(self) -> Warmup | None:
+        """Return the start and the ramp of the weight average in the reference's own updates, exact for any batch.
+
+        Returns:
+            The warm-up, None where there is neither.
+        """
+        ema = self.ema
+        if ema is None:
+            return None
+        start = 0.0 if ema.start is None else self.samples(ema.start, "ema.start")
+        if ema.ramp is None or ema.ramp.by == "post-hoc":
+            return CopyUntil(start) if start else None
+        if ema.ramp.by == "ratio":
+            return Ramp(ema.ramp.ratio or 0.0)
+        stair = self.staircase().stair
+        span = stair * ema.every
+        scale = ema.ramp.scale
+        if ema.ramp.tau is not None:
+            scale = self.samples(ema.ramp.tau, "ema.ramp.tau") / span
+        elif ema.ramp.by == "power":
+            scale = scale_inv_gamma(scale, ema.ramp.exponent, stair / self.batch.size)
+        first = 1 if ema.ramp.by in ("exp", "tensorflow") else 0
+        copies = math.ceil(start / span - 1e-9)
+        law: Any = LAWS[ema.ramp.by]
+        return StepWarmup(law, scale, ema.ramp.exponent, first=first, copies=copies, batch_size=span)

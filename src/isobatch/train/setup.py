@@ -7,17 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isobatch.average import CopyUntil, ModelEMA, Ramp, StepWarmup
-from isobatch.average.warmup import Warmup
+from isobatch.average import ModelEMA
 from isobatch.control import BatchSchedule
 from isobatch.curves import DecayCurve, mean_over
 from isobatch.errors import InputError
 from isobatch.gradients import ALONE
 from isobatch.optimizers import build, prepare_settings
 from isobatch.plan import Recipe, Search, Settings, coupling_of, of_group, row_of, scaled
-from isobatch.recipe import LAWS, MOVED
+from isobatch.recipe import MOVED
 from isobatch.rules import OPTIMIZERS, OptimizerRow, StateChange, state_factors
-from isobatch.rules.average import scale_inv_gamma
 from isobatch.rules.optimizers import row_of_class, trained
 from isobatch.train.rate_search import RateSearch, copy_of, put_back
 from isobatch.train.world import World
@@ -279,38 +277,8 @@ def make_average(model: nn.Module, recipe: Recipe) -> ModelEMA | None:
         batch_size=stair,
         kind=ema.kind,
         cadence=ema.every,
-        warmup=make_warmup(recipe),
+        warmup=recipe.average_warmup(),
     )
-
-
-def make_warmup(recipe: Recipe) -> Warmup | None:
-    """Build the start and the ramp of the recipe's average, in the reference's own updates.
-
-    Args:
-        recipe: its [ema].
-
-    Returns:
-        The warm-up, exact for any batch; None where there is neither.
-    """
-    ema = recipe.ema
-    if ema is None:
-        return None
-    start = 0.0 if ema.start is None else recipe.samples(ema.start, "ema.start")
-    if ema.ramp is None or ema.ramp.by == "post-hoc":
-        return CopyUntil(start) if start else None
-    if ema.ramp.by == "ratio":
-        return Ramp(ema.ramp.ratio or 0.0)
-    stair = recipe.staircase().stair
-    span = stair * ema.every
-    scale = ema.ramp.scale
-    if ema.ramp.tau is not None:
-        scale = recipe.samples(ema.ramp.tau, "ema.ramp.tau") / span
-    elif ema.ramp.by == "power":
-        scale = scale_inv_gamma(scale, ema.ramp.exponent, stair / recipe.batch.size)
-    first = 1 if ema.ramp.by in ("exp", "tensorflow") else 0
-    copies = math.ceil(start / span - 1e-9)
-    law: Any = LAWS[ema.ramp.by]
-    return StepWarmup(law, scale, ema.ramp.exponent, first=first, copies=copies, batch_size=span)
 
 
 def make_search(

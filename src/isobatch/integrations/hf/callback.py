@@ -15,8 +15,9 @@ from isobatch.errors import InputError
 from isobatch.integrations.export import STATE, load_state, save_average, save_state
 from isobatch.integrations.hf.batches import BatchStages, batch_of, refuse_another_place
 from isobatch.integrations.hf.counting import Counted, Counting
-from isobatch.integrations.report import answer, entries, say
+from isobatch.integrations.report import answer, entries, say, tell
 from isobatch.integrations.settings import Following, Unit, Weights, refuse_other_weights, samples_of
+from isobatch.logs import Log
 from isobatch.train import SampleClock, SampleScheduler
 
 
@@ -37,6 +38,8 @@ class IsobatchCallback(TrainerCallback):
         rows_per_sample: rows of a forward pass that are one sample; known for the Trainer and for TRL's SFT, DPO and
             reward trainers.
         resume_from: checkpoint folder of a resumed run, where it is not output_dir/checkpoint-STEP.
+        log: a logger with samples on the x axis beside the trainer's own, whose steps are the trainer's:
+            `isobatch.logs.open_log("tensorboard", Path("out"))`, or any object with its two methods. Closed at the end.
         quiet: whether the closing line is left out.
 
     Raises:
@@ -61,6 +64,7 @@ class IsobatchCallback(TrainerCallback):
         export: Weights = "raw",
         rows_per_sample: int | None = None,
         resume_from: str | Path | None = None,
+        log: Log | None = None,
         quiet: bool = False,
     ):
         refuse_other_weights(evaluate=evaluate, export=export)
@@ -69,7 +73,7 @@ class IsobatchCallback(TrainerCallback):
             raise InputError("nothing to do: give half_life, decay or a recipe with [ema], or noise=True")
         self.evaluate: Weights = evaluate
         self.export: Weights = export
-        self.rows_per_sample, self.quiet = rows_per_sample, quiet
+        self.rows_per_sample, self.own_log, self.quiet = rows_per_sample, log, quiet
         self.resume_from = None if resume_from is None else Path(resume_from)
         self.clock: SampleClock | None = None
         self.counting: Counting | None = None
@@ -195,6 +199,8 @@ class IsobatchCallback(TrainerCallback):
         logs |= found
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1] |= found
+        if state.is_world_process_zero:
+            tell(self.own_log, self.clock)
         for reporter in self._reporters():
             reporter.on_log(args, state, control, logs=dict(found), **kwargs)
 
@@ -226,6 +232,9 @@ class IsobatchCallback(TrainerCallback):
             self._stages.end()
         unit = "tokens" if self.counting is not None and self.counting.weighted else "samples"
         self._line = answer(clock, unit)
+        if state.is_world_process_zero and self.own_log is not None:
+            tell(self.own_log, clock)
+            self.own_log.close()
         if state.is_world_process_zero and not self.quiet:
             say(self._line)
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, final
 
-from isobatch.average.clock import overlaps
-from isobatch.curves import RAMPS
+from isobatch.curves.ramps import RAMPS
 from isobatch.errors import InputError
 from isobatch.units import finite, whole
 
@@ -357,6 +356,31 @@ class StepWarmup(Warmup):
         own = math.inf if curve == 0 else -math.log2(curve)
         span = steady + own if self.curve == "exponential" else max(steady, own)
         return min(span, -math.log2(self.min_decay)) if self.min_decay else span
+
+
+def overlaps(start: float, stop: float, batch: float) -> list[tuple[int, float]]:
+    """Return the reference steps that an interval of samples covers, each with the share of it that is covered.
+
+    Reference step j spans the samples from j * batch to (j + 1) * batch.
+
+    Args:
+        start: first sample.
+        stop: end of the interval, after start.
+        batch: reference batch.
+
+    Returns:
+        Pairs (j, share), shares in (0, 1].
+
+    Example:
+        >>> overlaps(4, 16, 8)
+        [(0, 0.5), (1, 1.0)]
+    """
+    found = []
+    for step in range(math.floor(start / batch), math.ceil(stop / batch)):
+        share = (min(stop, (step + 1) * batch) - max(start, step * batch)) / batch
+        if share > 0:
+            found.append((step, share))
+    return found
 
 
 def warmup_from(settings: Mapping[str, Any]) -> Warmup:
