@@ -275,19 +275,23 @@ def scheduled(*stages):
     })  # fmt: skip
 
 
-def grown(folder, recipe, **changes):
+class Mixed(IsobatchTrainerMixin, InOrder):
+    pass
+
+
+def grown(folder, recipe, *, kind=InOrder, resume=None, **changes):
     model, callback = llama(), IsobatchCallback(recipe=recipe, quiet=True)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     scheduler = ib.SampleScheduler(torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0), batch_size=8)
     given = {"gradient_accumulation_steps": 2, "num_train_epochs": 3} | changes
-    trainer = InOrder(
+    trainer = kind(
         model,
         arguments(folder, **given),
         train_dataset=Texts(48),
         callbacks=[callback],
         optimizers=(optimizer, scheduler),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer, callback, optimizer
 
 
@@ -296,6 +300,29 @@ def test_a_batch_schedule_raises_the_accumulation_at_epochs_and_moves_the_settin
     assert (callback.ema.seen, callback.clock.steps) == (144, 6 + 3 + 2)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3)
     assert trainer.args.gradient_accumulation_steps == 2
+
+
+GROWS = (["0 epochs", 8], ["1 epoch", 16], ["2 epochs", 24])
+
+
+@pytest.mark.parametrize("step", [8, *(pytest.param(other, marks=pytest.mark.slow) for other in (6, 9, 10))])
+def test_a_batch_schedule_goes_on_after_the_batch_changed(tmp_path, step):
+    """From the end of an epoch (6, 9) and the middle of one (8, 10), as if nothing had happened."""
+    keeps = {"save_strategy": "steps", "save_steps": step, "max_grad_norm": 0}
+    straight, callback, optimizer = grown(tmp_path, scheduled(*GROWS), kind=Mixed, **keeps)
+    checkpoint = str(tmp_path / f"checkpoint-{step}")
+    trainer, again, other = grown(tmp_path, scheduled(*GROWS), kind=Mixed, resume=checkpoint, **keeps)
+    assert (again.ema.seen, again.clock.steps) == (callback.ema.seen, callback.clock.steps) == (144, 11)
+    assert other.param_groups[0]["lr"] == pytest.approx(optimizer.param_groups[0]["lr"])
+    for one, two in zip(straight.model.parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+    for name, tensor in callback.ema.average().items():
+        torch.testing.assert_close(again.ema.average()[name], tensor, rtol=1e-6, atol=1e-7)
+    if step != 6:
+        with pytest.raises(InputError, match="IsobatchTrainerMixin"):
+            grown(tmp_path, scheduled(*GROWS), resume=checkpoint, **keeps)
+    else:  # the batch had not changed yet
+        grown(tmp_path, scheduled(*GROWS), resume=checkpoint, **keeps)
 
 
 @pytest.mark.parametrize(("stages", "changes", "why"), [

@@ -81,7 +81,7 @@ class IsobatchCallback(TrainerCallback):
         self._model: nn.Module | None = None
         self._trainer: Trainer | None = None
         self._lent, self._evaluations = ExitStack(), 0
-        self._line = ""
+        self._line, self._placed = "", False
 
     @property
     def ema(self) -> Any:
@@ -137,9 +137,8 @@ class IsobatchCallback(TrainerCallback):
             unit=self.asked.counts,
         )
         self.counting.attach(self._micro)
-        if state.global_step:
-            self._resume(args, state, kwargs.get("train_dataloader"))
-        self._stages = BatchStages.of(self.asked, args, size, self.clock.seen, scheduler, kwargs)
+        held = self._resume(args, state, kwargs.get("train_dataloader")) if state.global_step else None
+        self._stages = BatchStages.of(self.asked, args, size, held, scheduler, kwargs, placed=self._placed)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -238,6 +237,19 @@ class IsobatchCallback(TrainerCallback):
         if state.is_world_process_zero and not self.quiet:
             say(self._line)
 
+    def place(self, state: TrainerState, passes: int | None) -> tuple[int, int] | None:
+        """Return where in the data a run with a batch schedule goes on, which the Trainer reckons by one accumulation.
+
+        Args:
+            state: of the Trainer, from the checkpoint.
+            passes: micro-batches of an epoch.
+
+        Returns:
+            Whole epochs, and micro-batches of the next one; None where the Trainer knows by itself.
+        """
+        self._placed = bool(passes and state.global_step and state.epoch is not None and self.asked.batches)
+        return divmod(round(state.epoch * passes), passes) if self._placed and passes and state.epoch else None
+
     def _micro(self, found: Counted) -> None:
         if self.clock is not None:
             self.clock.micro(found.rows, found.weight)
@@ -274,7 +286,7 @@ class IsobatchCallback(TrainerCallback):
             before.append(callback)
         return [one for one in before if type(one).__module__ == "transformers.integrations.integration_utils"]
 
-    def _resume(self, args: TrainingArguments, state: TrainerState, loader: Any) -> None:
+    def _resume(self, args: TrainingArguments, state: TrainerState, loader: Any) -> Mapping[str, Any]:
         given = args.resume_from_checkpoint
         places = [self.resume_from, given if isinstance(given, str) else None]
         places += [Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"]
@@ -288,6 +300,7 @@ class IsobatchCallback(TrainerCallback):
         if self.asked.batches is None:
             refuse_another_place(held, args, state, loader)
         self.clock.load_state_dict(held)
+        return held
 
 
 def trainer_of(state: TrainerState) -> Trainer | None:
