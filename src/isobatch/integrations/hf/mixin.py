@@ -21,12 +21,12 @@ class IsobatchTrainerMixin:
     def set_initial_training_values(self, args: Any, dataloader: Any, *more: Any, **named: Any) -> Any:
         """Note how many micro-batches an epoch has."""
         self._passes = len(dataloader) if hasattr(dataloader, "__len__") else None
-        return super().set_initial_training_values(args, dataloader, *more, **named)  # ty: ignore[unresolved-attribute]
+        return super().set_initial_training_values(args, dataloader, *more, **named)  # ty: ignore[missing-attribute]
 
     def _init_training_state(self, *args: Any, **named: Any) -> tuple[int, int]:
         """Go on where a run with a batch schedule stopped."""
-        found = super()._init_training_state(*args, **named)  # ty: ignore[unresolved-attribute]
-        state, ignored = self.state, self.args.ignore_data_skip  # ty: ignore[unresolved-attribute]
+        found = super()._init_training_state(*args, **named)  # ty: ignore[missing-attribute]
+        state, ignored = self.state, self.args.ignore_data_skip  # ty: ignore[missing-attribute]
         for callback in self._isobatch():
             place = callback.place(state, self._passes)
             found = found if place is None else (place[0], 0 if ignored else place[1])
