@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback
 
 import isobatch as ib
 from isobatch.errors import InputError
+from isobatch.integrations import export
 from isobatch.integrations.hf import IsobatchCallback, IsobatchTrainerMixin
 
 
@@ -356,3 +357,10 @@ def test_a_batch_schedule_beside_a_scheduler_that_counts_steps_is_refused(tmp_pa
 def test_settings_that_contradict_each_other_are_refused(given, why):
     with pytest.raises(InputError, match=why):
         IsobatchCallback(**given)
+
+
+def test_checkpoints_of_a_sharded_model_are_refused_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "sharded", lambda tensor: True)
+    with pytest.raises(InputError, match=r'sharded.*save_strategy="no"'):
+        trained(tmp_path, save_strategy="epoch")
+    assert trained(tmp_path, max_steps=1)[1].ema.seen == 12

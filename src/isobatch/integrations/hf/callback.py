@@ -12,7 +12,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 from isobatch.errors import InputError
-from isobatch.integrations.export import STATE, load_state, save_average, save_state
+from isobatch.integrations.export import STATE, load_state, refuse_sharded, save_average, save_state
 from isobatch.integrations.hf.batches import BatchStages, batch_of, refuse_another_place
 from isobatch.integrations.hf.counting import Counted, Counting
 from isobatch.integrations.report import answer, entries, say, tell
@@ -120,6 +120,8 @@ class IsobatchCallback(TrainerCallback):
         """Build average, noise scale and clock at the weights that training starts from, and take up a resumed run."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         self.leave()
+        if args.save_strategy != "no":
+            refuse_sharded(model, "a checkpoint of the Trainer", 'take save_strategy="no", or DistributedDataParallel')
         self._model, self._trainer = model, trainer_of(state)
         size = samples_of(kwargs.get("train_dataloader"))
         if self.counting is not None:
