@@ -88,6 +88,35 @@ def test_evaluation_in_between_sees_the_average_and_changes_nothing(tmp_path):
         assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[-1], rel=1e-4)
 
 
+class Own(InOrder):
+    """Evaluates in its own way: twice by the Trainer's, and then without telling any callback."""
+
+    def evaluate(self, *args, **kwargs):
+        held = [callback.ema._engine.buffers.exchanged for callback in self._isobatch]
+        for _ in range(2):
+            super().evaluate(*args, **kwargs)
+            held += [callback.ema._engine.buffers.exchanged for callback in self._isobatch]
+        self.held = held
+        return {"eval_loss": 0.0}
+
+    @property
+    def _isobatch(self):
+        return [one for one in self.callback_handler.callbacks if isinstance(one, IsobatchCallback)]
+
+
+class CalledOff(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_evaluate = False
+
+
+@pytest.mark.parametrize(("kind", "others"), [(Own, []), (InOrder, [CalledOff()])])
+def test_evaluations_in_ones_own_way_and_those_that_are_called_off_leave_the_raw_weights(tmp_path, kind, others):
+    trainer, callback = trained(tmp_path, kind=kind, others=others, eval_strategy="steps", eval_steps=2)
+    same(callback, *by_hand())
+    if kind is Own:
+        assert trainer.held == [True] * 3
+
+
 class Fails(TrainerCallback):
     def on_prediction_step(self, args, state, control, **kwargs):
         raise ValueError("broken")

@@ -80,7 +80,7 @@ class IsobatchCallback(TrainerCallback):
         self._stages: BatchStages | None = None
         self._model: nn.Module | None = None
         self._trainer: Trainer | None = None
-        self._lent, self._evaluations = ExitStack(), 0
+        self._lent, self._is_lent, self._evaluations = ExitStack(), False, 0
         self._line, self._placed = "", False
 
     @property
@@ -185,9 +185,16 @@ class IsobatchCallback(TrainerCallback):
         self._lend(control)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Give the model its raw weights back after the last data set that is evaluated."""
+        """Give the model its raw weights back after the last data set, where the Trainer itself was not found."""
         self._evaluations -= 1
-        if self._evaluations <= 0:
+        if self._evaluations <= 0 and self._trainer is None:
+            self.leave()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give the model its raw weights back where an evaluation that was due was called off."""
+        if self._is_lent:
             self.leave()
 
     def on_log(
@@ -263,16 +270,17 @@ class IsobatchCallback(TrainerCallback):
         return self.ema.applied(self._model) if lent else nullcontext()
 
     def _lend(self, control: TrainerControl) -> None:
-        if self.evaluate == "average" and control.should_evaluate and self.ema is not None and not self._evaluations:
+        if self.evaluate == "average" and control.should_evaluate and self.ema is not None and not self._is_lent:
             data = None if self._trainer is None else self._trainer.eval_dataset
             self._evaluations = len(data) if isinstance(data, dict) else 1
             self._lent.enter_context(self.ema.applied(self._model))
+            self._is_lent = True
             if self._trainer is not None:
-                self._lent.callback(_leaving_after_errors(self._trainer, self.leave))
+                self._lent.callback(_leaving_after(self._trainer, self.leave))
 
     def leave(self) -> None:
         """Give the model its raw weights back, where an evaluation has the average."""
-        self._evaluations = 0
+        self._evaluations, self._is_lent = 0, False
         self._lent.close()
         if self.noise is not None:
             self.noise.back()
@@ -320,16 +328,22 @@ def trainer_of(state: TrainerState) -> Trainer | None:
     return next((one for one in things if type(one) in kinds and getattr(one, "state", None) is state), None)
 
 
-def _leaving_after_errors(trainer: Trainer, leave: Callable[[], None]) -> Callable[[], None]:
-    """Let a Trainer's evaluate() call leave() where it fails, of which no callback is told; return what undoes that."""
-    inner, own = trainer.evaluate, vars(trainer).get("evaluate")
+def _leaving_after(trainer: Trainer, leave: Callable[[], None]) -> Callable[[], None]:
+    """Let a Trainer's evaluate() call leave() at its end; return what undoes that.
+
+    No callback is told where it fails, nor where a class of the user's own evaluates in its own way, once or often.
+    """
+    inner, own, depth = trainer.evaluate, vars(trainer).get("evaluate"), 0
 
     def evaluate(*args: Any, **kwargs: Any) -> dict[str, float]:
+        nonlocal depth
+        depth += 1
         try:
             return inner(*args, **kwargs)
-        except BaseException:
-            leave()
-            raise
+        finally:
+            depth -= 1
+            if not depth:
+                leave()
 
     def undo() -> None:
         if own is None:
