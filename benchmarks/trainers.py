@@ -6,7 +6,8 @@ Each trainer trains once, in one process, with average and noise scale (noise=Tr
 is on and off in turns of a few steps, in random order within a pair, so that both meet the same memory and the same
 machine: two processes that took turns gave 1.029 and 0.976 for the same code. A turn with the callback ends where the
 noise scale looks at nothing, so that what a measurement costs in the step after its own is in it. What is left out is
-the callback's own Python, which runs in both (0.6 ms a step at most under a profiler). A step is 256 rows in 4 micro-batches. CPU time of one thread; wall time on
+the callback's own Python, which runs in both (0.6 ms a step at most under a profiler). A step is 256 rows in 4
+micro-batches. CPU time of one thread; wall time on
 a GPU. Rows: `ratio`, all seconds a step with isobatch over all without after the first steps, with a 95% interval
 (bootstrap over pairs of turns) and the quartiles of the pairs' ratios; `average_alone`, the same over turns in which
 the noise scale measured nothing; `first`, what the first steps cost beyond bare ones, in steps: the noise scale looks
