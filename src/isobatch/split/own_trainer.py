@@ -339,7 +339,7 @@ class Patience:
 
     def __enter__(self) -> None:
         main = threading.current_thread() is threading.main_thread()
-        if self.seconds is not None and main and hasattr(signal, "setitimer"):
+        if self.seconds is not None and main and "setitimer" in vars(signal):
             self._before, self._on = signal.signal(signal.SIGALRM, self._hangs), True
             self.news()
 

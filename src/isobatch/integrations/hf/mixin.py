@@ -20,7 +20,10 @@ class IsobatchTrainerMixin:
 
     def set_initial_training_values(self, args: Any, dataloader: Any, *more: Any, **named: Any) -> Any:
         """Note how many micro-batches an epoch has."""
-        self._passes = len(dataloader) if hasattr(dataloader, "__len__") else None
+        try:
+            self._passes = len(dataloader)
+        except TypeError:  # a stream
+            self._passes = None
         return super().set_initial_training_values(args, dataloader, *more, **named)  # ty: ignore[missing-attribute]
 
     def _init_training_state(self, *args: Any, **named: Any) -> tuple[int, int]:
