@@ -23,7 +23,7 @@ OPTIONS = {
     "verify characteristic": "--batch-size --device --json --on --out --sample --seeds --workers recipe",
     "train": "--adaptive --async-save --batch-size --device --every --json --log --noise --order-seed --out --patience "
     "--resume --seed --shard --tensorboard recipe",
-    "study": "--budget --device --json --on --out --quick --simulate-nodes --workers name",
+    "study": "--budget --device --grid --json --on --out --quick --simulate-nodes --workers name",
     "noise measure": "--device --geometry --json --marks --out --samples --seed recipe",
     "noise branch": "--budget --checkpoint --device --factors --json --metric --on --out --seeds --smoothing --span "
     "--start --tolerance --workers recipe",

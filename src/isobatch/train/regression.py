@@ -70,7 +70,7 @@ class LossEvidence:
 
     @cached_property
     def _products(self) -> tuple[Array, Array, Array]:
-        """Factors of the sums in slope(), (32, 5); room for 1/(s*value + noise) and its square, and for the sums."""
+        """What the sums of slope() are made of, (32, 5), and room for 1/(s*value + noise), its square and the sums."""
         values, ones, along = self._turned
         made = np.stack([along**2, along * ones, ones**2, values, np.ones(TERMS)], 1)
         return made, np.empty((2, TERMS)), np.empty((2, 5))
