@@ -54,7 +54,7 @@ class AverageBuffers:
             raise InputError(f"storage={storage!r} must be a Storage(...), or None for the defaults")
         self.dtype, self.of_buffers = dtype, buffers
         self.storage = Storage() if storage is None else storage
-        self.rounding = self.storage.resolve(dtype)
+        self.rounding = self.storage.resolve(dtype, count)
         self.exchanged = False
         self._count, self._hold = count, previous
         self._binding = Binding(model, buffers=buffers == "average", select=self.storage.select)
