@@ -14,6 +14,7 @@ from tests.integrations.notes import Notes, check
 
 import isobatch as ib
 from isobatch.errors import InputError
+from isobatch.integrations import export
 from isobatch.integrations.accelerate import IsobatchHelper
 
 
@@ -197,3 +198,14 @@ def test_a_step_outside_of_the_block_is_refused():
         run.accelerator.backward(loss(run.model, batch))
     with pytest.raises(InputError, match="nothing to do"):
         IsobatchHelper(run.accelerator, run.model, run.optimizer)
+
+
+def test_checkpoints_of_a_sharded_model_are_refused_and_an_evaluation_is_no_steps_time(tmp_path, monkeypatch):
+    run = Loop()
+    ended = run.helper.noise.pace._ended = -1.0
+    with run.helper.evaluation():
+        pass
+    assert run.helper.noise.pace._ended > ended
+    monkeypatch.setattr(export, "sharded", lambda tensor: True)
+    with pytest.raises(InputError, match=r"sharded.*torch\.distributed\.checkpoint"):
+        run.accelerator.save_state(str(tmp_path))

@@ -18,6 +18,7 @@ from tests.integrations.notes import Notes, check
 import isobatch as ib
 from isobatch.average import CopyUntil
 from isobatch.errors import InputError
+from isobatch.integrations import export
 from isobatch.integrations.lightning import IsobatchCallback
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -320,3 +321,12 @@ def test_weights_under_their_own_names_in_one_file(tmp_path):
 def test_refusals(given, why):
     with pytest.raises(InputError, match=why):
         IsobatchCallback(**given)
+
+
+def test_checkpoints_of_a_sharded_module_are_refused(tmp_path, monkeypatch):
+    callback = ours()
+    fit(tmp_path, callback, max_epochs=1)
+    monkeypatch.setattr(export, "sharded", lambda tensor: True)
+    with pytest.raises(InputError, match=r"sharded.*torch\.distributed\.checkpoint"):
+        callback.state_dict()
+    assert ours().state_dict() == {}

@@ -1,7 +1,7 @@
 """The helper of an Accelerate loop: average, noise scale, evaluation, checkpoints, trackers."""
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from isobatch.average.engine import overflowed
 from isobatch.errors import InputError
 from isobatch.gradients import bare_optimizer
-from isobatch.integrations.export import save_average
+from isobatch.integrations.export import refuse_sharded, save_average
 from isobatch.integrations.report import answer, entries, say, tell
 from isobatch.integrations.settings import Following, Unit, samples_of
 from isobatch.logs import Log
@@ -120,9 +120,17 @@ class IsobatchHelper:
                     "accelerator.accumulate(model)"
                 )
 
-    def evaluation(self) -> AbstractContextManager[None]:
-        """Return a context in which the model has the averaged weights."""
-        return self.ema.applied(self.model) if self.ema is not None else nullcontext()
+    @contextmanager
+    def evaluation(self) -> Generator[None]:
+        """Give the model the averaged weights inside the block, whose time is no step's.
+
+        Yields:
+            None.
+        """
+        with self.ema.applied(self.model) if self.ema is not None else nullcontext():
+            yield
+        if self.noise is not None:
+            self.noise.back()
 
     def save_average(self, path: str | Path) -> Path | None:
         """Write the averaged model on the main process: a folder for `from_pretrained`, or one safetensors file.
@@ -158,6 +166,7 @@ class IsobatchHelper:
 
     def state_dict(self) -> dict[str, Any]:
         """Return average, noise scale and clock."""
+        refuse_sharded(self.model, "save_state() of an Accelerator", "train with DistributedDataParallel")
         return {**self.clock.state_dict(), "scheduler": None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

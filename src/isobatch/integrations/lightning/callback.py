@@ -14,7 +14,7 @@ from torch import Tensor
 from isobatch.average.engine import overflowed
 from isobatch.errors import InputError
 from isobatch.gradients import bare_optimizer
-from isobatch.integrations.export import save_average
+from isobatch.integrations.export import refuse_sharded, save_average
 from isobatch.integrations.lightning.parts import part_of
 from isobatch.integrations.report import answer, entries, say, tell
 from isobatch.integrations.settings import Following, Unit, Weights, refuse_other_weights, samples_of
@@ -234,7 +234,11 @@ class IsobatchCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return average, noise scales and clock."""
-        return {} if self.clock is None else self.clock.state_dict()
+        if self.clock is None:
+            return {}
+        if self._module is not None:
+            refuse_sharded(self._module, "a checkpoint of Lightning", "train with enable_checkpointing=False, or DDP")
+        return self.clock.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a state until fit starts.
