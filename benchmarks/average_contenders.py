@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from isobatch.average import ModelEMA, MultiEMA, Storage
 DECAY, BATCH = 0.999, 256
 LEFT_TO_THE_LOOP = Storage(check_finite=False)
 LOOKED_AT = Storage(check_finite="all")
+FLAT = Storage(flat=True)
 COMPENSATED = {"dtype": torch.bfloat16, "storage": Storage(check_finite=False, rounding="compensated")}
 COMPILED = {"dtype": torch.bfloat16, "storage": Storage(check_finite=False, rounding="compensated", compiled=True)}
 Update = Callable[[], Any]
@@ -130,6 +132,7 @@ FLOAT32: dict[str, Callable[[nn.Module], Update]] = {
     "isobatch default": ours,
     "isobatch, nothing looked at": lambda m: ours(m, storage=LEFT_TO_THE_LOOP),
     "isobatch, all looked at": lambda m: ours(m, storage=LOOKED_AT),
+    "isobatch flat": lambda m: ours(m, storage=FLAT),
     "raw _foreach_lerp_, lists bound": raw_foreach,
     "one compiled pass": compiled,
     "torch AveragedModel multi_avg_fn": averaged_model,
@@ -142,11 +145,12 @@ FLOAT32: dict[str, Callable[[nn.Module], Update]] = {
     "timm": timm,
     "ultralytics": ultralytics,
 }
-SMALL = {**FLOAT32, "isobatch flat": lambda m: ours(m, storage=Storage(check_finite=False, flat=True))}
+SMALL = {**FLOAT32, "isobatch flat, nothing looked at": lambda m: ours(m, storage=replace(FLAT, check_finite=False))}
 NARROW: dict[str, Callable[[nn.Module], Update]] = {
     "isobatch default": ours,
     "isobatch, nothing looked at": lambda m: ours(m, storage=LEFT_TO_THE_LOOP),
     "isobatch, all looked at": lambda m: ours(m, storage=LOOKED_AT),
+    "isobatch flat": lambda m: ours(m, storage=FLAT),
     "foreach mul_ + add_, lists bound": foreach_mul_add,
     "cast, then _foreach_lerp_": cast_foreach,
     "one compiled pass": compiled,
@@ -158,6 +162,9 @@ SEVERAL: dict[str, Callable[[nn.Module], Update]] = {
     "isobatch default": horizons,
     "isobatch, nothing looked at": lambda m: horizons(m, storage=LEFT_TO_THE_LOOP),
     "isobatch, all looked at": lambda m: horizons(m, storage=LOOKED_AT),
+    "isobatch flat": lambda m: horizons(m, storage=FLAT),
+    "isobatch compiled, flat": lambda m: horizons(m, storage=Storage(compiled=True)),
+    "isobatch compiled, not moved": lambda m: horizons(m, storage=Storage(compiled=True, flat=False)),
     "one compiled pass": lambda m: compiled(m, 3),
     "3 x raw _foreach_lerp_, lists bound": three(raw_foreach),
     "3 x torch AveragedModel": three(averaged_model),

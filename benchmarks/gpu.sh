@@ -34,11 +34,11 @@ small=""
 part tests-train 120 "$python" -m pytest tests/train tests/augment tests/average -m gpu -q -n 0 -p no:cacheprovider
 part tests-trainers 120 "$python" -m pytest tests/integrations -m gpu -q -n 0 -p no:cacheprovider
 # shellcheck disable=SC2086
-for name in average noise step; do
+for name in average graph offload noise step; do
     part "$name" 90 "$python" benchmarks/gpu.py "$name" --device "$device" $small --json "$out/$name.json"
 done
-rounds="--steps 600 --turn 20 --first 100"
-[ -n "$smoke" ] && rounds="--steps 8 --turn 2 --first 2 --width 16"
+rounds="--steps 1100 --turn 20 --first 100"
+[ -n "$smoke" ] && rounds="--steps 60 --turn 2 --first 2 --width 16"
 # shellcheck disable=SC2086
 part trainers 180 "$python" benchmarks/trainers.py --device "$device" $rounds --json "$out/trainers.json"
 part digits 90 "$python" -m isobatch train examples/digits.toml --device "$device" --batch-size 128 --out "$out/digits"

@@ -2,19 +2,22 @@
 
     python benchmarks/trainers.py --json benchmarks/results/trainers.json
 
-Each trainer trains twice at the same time, bare and with average and noise scale (noise=True), in two processes that
-take turns of a few steps in random order, so that both meet the same machine. A step is 256 rows in 4 micro-batches.
-CPU time of one thread; wall time on a GPU. Rows: `ratio`, all seconds with isobatch over all bare ones after the first
-turns, with a 95% interval (bootstrap over pairs of turns) and the quartiles of the pairs' ratios; `first`, what the
-first turns (from the first row that is read) cost beyond the bare trainer, in steps: the noise scale looks often there,
-once. The bar of 1.02 is for `ratio`; `whole` has the first turns in it.
+Each trainer trains once, in one process, with average and noise scale (noise=True). After the first steps its callback
+is on and off in turns of a few steps, in random order within a pair, so that both meet the same memory and the same
+machine: two processes that took turns gave 1.029 and 0.976 for the same code. A turn with the callback ends where the
+noise scale looks at nothing, so that what a measurement costs in the step after its own is in it. What is left out is
+the callback's own Python, which runs in both (0.6 ms a step at most under a profiler). A step is 256 rows in 4
+micro-batches. CPU time of one thread; wall time on
+a GPU. Rows: `ratio`, all seconds a step with isobatch over all without after the first steps, with a 95% interval
+(bootstrap over pairs of turns) and the quartiles of the pairs' ratios; `average_alone`, the same over turns in which
+the noise scale measured nothing; `first`, what the first steps cost beyond bare ones, in steps: the noise scale looks
+often there, once. The bar of 1.02 is for `ratio`. With --only the other rows of the file stay.
 """
 
 import argparse
 import datetime
 import json
 import logging
-import multiprocessing
 import os
 import platform
 import random
@@ -23,13 +26,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, TensorDataset
 
 BAR, MICRO, ACCUMULATE = 1.02, 64, 4
@@ -60,10 +63,90 @@ def data(steps: int) -> Rows:
     return Rows(x, x.sum(1))
 
 
-def hf(width: int, rows: Rows, isobatch: bool) -> None:
+class Turns:
+    """The clock of a callback, which it drives in some turns and not in others; says what each step took.
+
+    Args:
+        first: steps before the first turn.
+        turn: least steps of one.
+    """
+
+    def __init__(self, first: int, turn: int):
+        self.clock: Any = None
+        self.on, self.first, self.turn = True, first, turn
+        self.early: list[float] = []
+        self.pairs: list[dict[bool, list[float]]] = []
+        self.measured: list[bool] = []  # whether the turn with isobatch of a pair had a measured step
+        self._left, self._order, self._looked, self._began = 0, random.Random(0), False, 0.0
+
+    def __call__(self, clock: Any) -> "Turns":
+        self.clock, self._looked = clock, clock.noise.armed
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.clock, name)
+
+    def begin(self) -> None:
+        self._began = now()
+
+    @property
+    def ready_size(self) -> float:
+        return self.clock.ready_size if self.on else 0
+
+    @property
+    def pending(self) -> bool:
+        return self.clock.pending if self.on else True
+
+    def micro(self, rows: float, weight: Any = None) -> Any:
+        return self.clock.micro(rows, weight) if self.on else nullcontext()
+
+    def ready(self, *given: Any, **named: Any) -> float:
+        return self.clock.ready(*given, **named) if self.on else 0
+
+    def applied(self, **named: Any) -> None:
+        if self.on:
+            self.clock.applied(**named)
+        took, self._began = now() - self._began, now()
+        noise = self.clock.noise
+        if len(self.early) < self.first:
+            self.early.append(took)
+            if len(self.early) == self.first:
+                self._next()
+        else:
+            self.pairs[-1].setdefault(self.on, []).append(took)
+            self.measured[-1] |= self.on and self._looked
+            self._left -= 1
+            idle = not (self.on and (noise.armed or self._looked))
+            if self._left <= 0 and idle:
+                self._next()
+        self._looked = self.on and noise.armed
+
+    def _next(self) -> None:
+        before = self.on
+        if not self.pairs or len(self.pairs[-1]) == 2:
+            self.pairs.append({})
+            self.measured.append(False)
+            self.on = self._order.random() < 0.5
+        else:
+            self.on = not self.on
+        self._left = self.turn
+        if self.on and not before:
+            self.clock.noise.back()  # the steps in between were not its own
+
+
+def hf(width: int, rows: Rows, turns: Turns) -> None:
     from transformers import Trainer, TrainingArguments
 
     from isobatch.integrations.hf import IsobatchCallback
+
+    class InTurns(IsobatchCallback):
+        def on_train_begin(self, *given: Any, **named: Any) -> None:
+            super().on_train_begin(*given, **named)
+            self.clock = turns(self.clock)
+
+        def on_train_end(self, *given: Any, **named: Any) -> None:
+            self.clock = turns.clock
+            super().on_train_end(*given, **named)
 
     class Wrapped(nn.Module):
         def __init__(self) -> None:
@@ -78,18 +161,26 @@ def hf(width: int, rows: Rows, isobatch: bool) -> None:
             folder, per_device_train_batch_size=MICRO, gradient_accumulation_steps=ACCUMULATE, num_train_epochs=1,
             use_cpu=DEVICE["name"] == "cpu", report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
         )  # fmt: skip
-        callbacks = [IsobatchCallback(10_000, noise=True, quiet=True)] if isobatch else []
         trainer = Trainer(
-            Wrapped(), arguments, train_dataset=rows, callbacks=callbacks,
+            Wrapped(), arguments, train_dataset=rows, callbacks=[InTurns(10_000, noise=True, quiet=True)],
             data_collator=lambda some: {name: torch.stack([row[n] for row in some]) for n, name in enumerate(NAMES)},
         )  # fmt: skip
         trainer.train()
 
 
-def lightning(width: int, rows: Rows, isobatch: bool) -> None:
+def lightning(width: int, rows: Rows, turns: Turns) -> None:
     import lightning.pytorch as pl
 
     from isobatch.integrations.lightning import IsobatchCallback
+
+    class InTurns(IsobatchCallback):
+        def on_fit_start(self, *given: Any) -> None:
+            super().on_fit_start(*given)
+            self.clock = turns(self.clock)
+
+        def on_fit_end(self, *given: Any) -> None:
+            self.clock = turns.clock
+            super().on_fit_end(*given)
 
     class Module(pl.LightningModule):
         def __init__(self) -> None:
@@ -103,21 +194,18 @@ def lightning(width: int, rows: Rows, isobatch: bool) -> None:
             return torch.optim.AdamW(self.parameters(), lr=1e-4)
 
     silent = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-    callbacks = [IsobatchCallback(10_000, noise=True, quiet=True)] if isobatch else []
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="gpu" if DEVICE["name"] == "cuda" else "cpu",
         devices=1,
         accumulate_grad_batches=ACCUMULATE,
-        callbacks=callbacks,
+        callbacks=[InTurns(10_000, noise=True, quiet=True)],
         **silent,
     )
     trainer.fit(Module(), DataLoader(rows, MICRO))
 
 
-def accelerate(width: int, rows: Rows, isobatch: bool) -> None:
-    from contextlib import nullcontext
-
+def accelerate(width: int, rows: Rows, turns: Turns) -> None:
     from accelerate import Accelerator
 
     from isobatch.integrations.accelerate import IsobatchHelper
@@ -127,10 +215,10 @@ def accelerate(width: int, rows: Rows, isobatch: bool) -> None:
     model, optimizer, loader = accelerator.prepare(
         model, torch.optim.AdamW(model.parameters(), lr=1e-4), DataLoader(rows, MICRO)
     )
-    helper = IsobatchHelper(accelerator, model, optimizer, half_life=10_000, noise=True) if isobatch else None
-
+    helper = IsobatchHelper(accelerator, model, optimizer, half_life=10_000, noise=True)
+    helper.clock = turns(helper.clock)
     for x, y in loader:
-        with accelerator.accumulate(model), helper.micro(len(x)) if helper is not None else nullcontext():
+        with accelerator.accumulate(model), helper.micro(len(x)):
             accelerator.backward((model(x).squeeze(1) - y).square().mean())
             optimizer.step()
             optimizer.zero_grad()
@@ -143,90 +231,51 @@ def now() -> float:
     return time.perf_counter()
 
 
-def work(pipe: Connection, trainer: str, width: int, steps: int, turn: int, device: str, isobatch: bool) -> None:
-    """Train in one process; after every few optimizer steps say what they took, and wait for the next turn."""
-    DEVICE["name"] = device
-    torch.set_num_threads(1)
-    quiet()
-    done, started = 0, 0.0
-
-    def pause(*_: object) -> None:
-        nonlocal done, started
-        done += 1
-        if done % turn == 0:
-            pipe.send(now() - started)
-            pipe.recv()
-            started = now()
-
-    def begin() -> None:
-        nonlocal started
-        pipe.send(None)
-        pipe.recv()
-        started = now()
-
-    register_optimizer_step_post_hook(pause)
-    rows = data(steps)
-    rows.begun = begin
-    TRAINERS[trainer](width, rows, isobatch)
-    pipe.close()
-
-
 def quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
 
 
 def measure(trainer: str, width: int, steps: int, turn: int, first: int) -> dict:
-    """Let both trainers take turns to the end, and compare."""
-    order, context = random.Random(0), multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for isobatch in (False, True):
-        pipes[isobatch], theirs = context.Pipe()
-        given = (theirs, trainer, width, steps, turn, DEVICE["name"], isobatch)
-        processes.append(context.Process(target=work, args=given))
-        processes[-1].start()
-        theirs.close()
-    for pipe in pipes.values():
-        pipe.recv()
-    pairs = []
-    for _ in range(steps // turn):
-        found = {}
-        for isobatch in order.sample([False, True], 2):
-            pipes[isobatch].send(None)
-            found[isobatch] = pipes[isobatch].recv()
-        pairs.append((found[True], found[False]))
-    for isobatch in (False, True):
-        pipes[isobatch].send(None)
-    for process in processes:
-        process.join()
-    early, late = pairs[: first // turn], pairs[first // turn :]
-    bare = statistics.median(b for _, b in late) / turn
-    drawn = sorted(total(order.choices(late, k=len(late))) for _ in range(2000))
-    quartiles = statistics.quantiles((ours / bare for ours, bare in late), n=4)
+    """Train, and compare the turns."""
+    turns, rows = Turns(first, turn), data(steps)
+    rows.begun = turns.begin
+    TRAINERS[trainer](width, rows, turns)
+    whole = [(pair, looked) for pair, looked in zip(turns.pairs, turns.measured, strict=True) if len(pair) == 2]
+    order, pairs = random.Random(0), [pair for pair, _ in whole]
+    bare = statistics.mean(took for pair in pairs for took in pair[False])
+    drawn = sorted(ratio(order.choices(pairs, k=len(pairs))) for _ in range(2000))
+    each = [ratio([pair]) for pair in pairs]
+    alone = [ratio([pair]) for pair, looked in whole if not looked]
+    middle = {on: statistics.median(took for pair in pairs for took in pair[on]) for on in (True, False)}
     return {
         "trainer": trainer,
+        "date": datetime.date.today().isoformat(),
+        "load": [round(x, 1) for x in os.getloadavg()],
         "parameters": sum(p.numel() for p in net(width).parameters()),
-        "ratio": round(total(late), 4),
+        "ratio": round(ratio(pairs), 4),
         "interval": [round(drawn[50], 4), round(drawn[-51], 4)],
-        "quartiles": [round(q, 4) for q in quartiles],
+        "quartiles": [round(q, 4) for q in statistics.quantiles(each, n=4)],
         "bar": BAR,
-        "first": {"steps": len(early) * turn, "cost_in_steps": round(sum(o - b for o, b in early) / bare, 2)},
-        "whole": round(total(pairs), 4),
-        "milliseconds": {
-            "with isobatch": round(1e3 * statistics.median(o for o, _ in late) / turn, 2),
-            "bare": round(1e3 * bare, 2),
-        },
+        "average_alone": round(statistics.median(alone), 4) if alone else None,
+        "first": {"steps": first, "cost_in_steps": round(sum(took - bare for took in turns.early) / bare, 2)},
+        "milliseconds": {"with isobatch": round(1e3 * middle[True], 2), "bare": round(1e3 * middle[False], 2)},
         "rows_a_step": MICRO * ACCUMULATE,
-        "steps": steps,
+        "steps": {"with isobatch": sum(len(pair[True]) for pair in pairs), "bare": sum(len(p[False]) for p in pairs)},
         "steps_a_turn": turn,
     }
 
 
-def total(pairs: Sequence[tuple[float, float]]) -> float:
-    return sum(ours for ours, _ in pairs) / sum(bare for _, bare in pairs)
+def ratio(pairs: Sequence[dict[bool, list[float]]]) -> float:
+    """Mean seconds a step with isobatch over those without."""
+    return mean(pairs, on=True) / mean(pairs, on=False)
 
 
-TRAINERS: dict[str, Callable[[int, Rows, bool], None]] = {
+def mean(pairs: Sequence[dict[bool, list[float]]], *, on: bool) -> float:
+    return statistics.mean(took for pair in pairs for took in pair[on])
+
+
+TRAINERS: dict[str, Callable[[int, Rows, Turns], None]] = {
     "accelerate": accelerate, "hf": hf, "lightning": lightning,
 }  # fmt: skip
 
@@ -235,27 +284,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", nargs="*")
-    parser.add_argument("--steps", type=int, default=180, help="optimizer steps of each run")
-    parser.add_argument("--turn", type=int, default=6, help="steps of a turn")
-    parser.add_argument("--first", type=int, default=36, help="steps that are reported apart")
+    parser.add_argument("--steps", type=int, default=330, help="optimizer steps, with and without")
+    parser.add_argument("--turn", type=int, default=6, help="least steps of a turn")
+    parser.add_argument("--first", type=int, default=36, help="steps before the turns, reported apart")
     parser.add_argument("--width", type=int, default=3030)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="CPU time, or wall time of a GPU")
     given = parser.parse_args()
     DEVICE["name"] = given.device
-    rows = []
+    torch.set_num_threads(1)
+    quiet()
+    known = given.json is not None and given.json.exists() and given.only is not None
+    rows = {row["trainer"]: row for row in json.loads(given.json.read_text())["rows"]} if known else {}
     for trainer in TRAINERS:
         if given.only is None or trainer in given.only:
-            rows.append(measure(trainer, given.width, given.steps, given.turn, given.first))
-            print(json.dumps(rows[-1]), flush=True)
+            rows[trainer] = measure(trainer, given.width, given.steps, given.turn, given.first)
+            print(json.dumps(rows[trainer]), flush=True)
     if given.json is not None:
         about = {
             "command": "python benchmarks/trainers.py",
-            "date": datetime.date.today().isoformat(),
             "hardware": f"{platform.machine()}, {os.cpu_count()} cores, 1 torch thread",
-            "load": [round(x, 1) for x in os.getloadavg()],
             "versions": {name: version(name) for name in PACKAGES},
         }
-        given.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        about["rows"] = [rows[name] for name in TRAINERS if name in rows]
+        given.json.write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from isobatch.errors import InputError
 
 _QUANTITY = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9_]+)?(?:[eE][+-]?[0-9]+)?)\s*([a-z]+)\s*$")
+_EXACT = 2**53
 _UNITS = {"sample": "samples", "token": "tokens", "epoch": "epochs", "step": "steps"}
 
 
@@ -44,7 +45,9 @@ def finite(
         0.1
     """
     if type(value) is float and low < value < high and math.isfinite(value):
-        return value  # the common case, without the words of a refusal
+        return value  # the common cases, without the words of a refusal
+    if type(value) is int and low < value < high and -_EXACT <= value <= _EXACT:
+        return float(value)
     bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{name}={value!r} must be a number in {bounds}; got {type(value).__name__}")

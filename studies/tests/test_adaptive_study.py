@@ -103,7 +103,7 @@ def test_a_tiny_study_runs_resumes_and_draws(tmp_path, monkeypatch):
     short["recipe"] |= {"options": {"width": 8}, "schedule": {"length": "2560 samples"}}
     short |= {"goal": 2.0, "quick": {"seeds": 2, "fixed": [16, 64]}}
     short["adaptive"]["settle"] = "200 samples"
-    monkeypatch.setattr(study, "criteria", lambda name: short)
+    monkeypatch.setattr(study, "criteria", lambda name, grid="": short)
     none = study.run(quick=True, out=tmp_path, workers=1, budget=0.0)
     assert none["cells"] == {"complete": 0, "of": 4}
     done = []

@@ -84,7 +84,7 @@ def test_the_page_holds_claims_and_arms():
 
 def test_it_runs_from_selection_to_claims(tmp_path, monkeypatch):
     small = {**RULES, "peaks": [0.01, 0.1], "quick": {**RULES["quick"], "seeds": 2}}
-    monkeypatch.setattr(study, "criteria", lambda name: small)
+    monkeypatch.setattr(study, "criteria", lambda name, grid="": small)
     monkeypatch.setattr(layout, "TRAIN", 64)
     monkeypatch.setitem(layout.ARMS, "AutoWU", {"search": {"overshoot": 5.0}})
     monkeypatch.setitem(layout.ARMS, "AutoWU, rollback", {"search": {"overshoot": 5.0, "rollback": True}})

@@ -126,7 +126,7 @@ def shrunk():
 
 def test_seeds_are_counted_one_by_one(tmp_path, monkeypatch):
     rules = shrunk()
-    monkeypatch.setattr("isobatch_studies.teachers.study.criteria", lambda name: rules)
+    monkeypatch.setattr("isobatch_studies.teachers.study.criteria", lambda name, grid="": rules)
     done = []
 
     def stop(curve):

@@ -8,7 +8,7 @@ import pytest
 from isobatch.errors import InputError
 from isobatch_studies import claims_table
 from isobatch_studies.byol_24576 import devices
-from isobatch_studies.claims import claims, criteria
+from isobatch_studies.claims import claims, criteria, grids
 from isobatch_studies.teachers.grid import reference
 from isobatch_studies.teachers.tables import markdown
 
@@ -84,7 +84,7 @@ def test_a_page_that_begins_otherwise_is_refused(page):
 
 def test_counts_and_drawn_tables_are_renewed_and_nothing_else(tmp_path):
     page = "# T\n\n- **Found**: old. Kept words. More.\n\n<!-- drawn from none: arms -->\nold\n<!-- end -->\nTail.\n"
-    count = len(claims("dino"))
+    count = sum(len(claims("dino", grid)) for grid in grids("dino"))
     assert claims_table.renewed(page, "dino", tmp_path) == (
         f"# T\n\n- **Found**: 0 of {count} claims held, {count} without a verdict. Kept words. More.\n\n"
         "<!-- drawn from none: arms -->\nNo run is complete.\n<!-- end -->\nTail.\n"

@@ -93,7 +93,7 @@ def test_it_runs_from_selection_to_claims(tmp_path, monkeypatch):
     small = criteria("legw")
     small["quick"] = {"seeds": 2, "selection_seeds": 1, "tasks": ["lstm"]}
     small["tasks"]["lstm"]["rates"] = [0.1, 0.2]
-    monkeypatch.setattr(study, "criteria", lambda name: small)
+    monkeypatch.setattr(study, "criteria", lambda name, grid="": small)
     schedule = {"length": "512 samples", "warmup": "32 samples"}
     monkeypatch.setitem(layout._BASES["lstm"], "schedule", schedule)
     data = study.run(quick=True, out=tmp_path, workers=1)

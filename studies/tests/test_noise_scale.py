@@ -145,7 +145,7 @@ TINY = {
 
 @pytest.mark.slow
 def test_a_tiny_study_runs_resumes_and_draws(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "criteria", lambda name: {**RULES, "quick": TINY})
+    monkeypatch.setattr(study, "criteria", lambda name, grid="": {**RULES, "quick": TINY})
     done = []
     none = study.run(quick=True, out=tmp_path, workers=1, budget=0.0)
     assert none["cells"] == {"complete": 0, "of": 1}

@@ -164,7 +164,7 @@ def shrunk(name):
 @pytest.mark.slow  # its like in the fast tests: byol-24576
 @pytest.mark.parametrize("name", NAMES)
 def test_a_study_runs_writes_and_goes_on(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("isobatch_studies.teachers.study.criteria", lambda name: shrunk(name))
+    monkeypatch.setattr("isobatch_studies.teachers.study.criteria", lambda name, grid="": shrunk(name))
     run = getattr(catalogue, name.upper()).run
     stopped = run(quick=True, out=tmp_path / "out", workers=1, budget=-1.0)
     assert stopped["rows"] == []

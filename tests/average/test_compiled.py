@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from isobatch.average import SWA, CopyUntil, ModelEMA, MultiEMA, PowerEMA, Storage
+from isobatch.average import LAWA, SWA, CopyUntil, ModelEMA, MultiEMA, PowerEMA, Storage
 from isobatch.errors import InputError
 from isobatch.gradients.compensated import blended
 
@@ -38,12 +38,19 @@ def walk(model: nn.Module, *averages) -> list[dict[str, torch.Tensor]]:
     return seen
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "options", [{"rounding": "auto"}, {"rounding": "nearest"}, {"rounding": "stochastic"}, {}], ids=str
 )
-def test_what_was_measured_to_be_no_faster_is_refused(options):
+def test_what_was_measured_to_be_no_faster_is_refused(options, dtype):
     with pytest.raises(InputError, match="compensated"):
-        Storage(compiled=True, **options)
+        ModelEMA(nn.Linear(1, 1), half_life=8, dtype=dtype, storage=Storage(compiled=True, **options))
+
+
+@pytest.mark.parametrize("rounding", ["auto", "stochastic"])
+def test_random_numbers_are_not_compiled(rounding):
+    with pytest.raises(InputError, match="stochastic"):
+        MAKERS["several"](nn.Linear(1, 1), Storage(compiled=True, rounding=rounding))
 
 
 @pytest.mark.parametrize("value", ["yes", None, 2])
@@ -93,6 +100,27 @@ def test_the_function_is_the_rule(width, held):
     assert previous is None or torch.equal(previous, weights[0])
 
 
+@pytest.mark.parametrize("width", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("given", [torch.bfloat16, torch.float32])
+def test_several_averages_are_the_rule_too(width, given):
+    wide = torch.float64 if width == torch.float64 else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    average, weights = (torch.randn(3, 50, generator=generator) for _ in range(2))
+    average, weights = average.to(width), weights[0].to(given)
+    shares = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.01, 0.0]], dtype=wide)
+    expected = average.double() + shares[1:].double().T * (weights.double() - average.double())
+    blended(list(average), [], None, weights, shares)
+    slack = 2 * torch.finfo(width if width != torch.float64 else wide).eps
+    torch.testing.assert_close(average.double(), expected, rtol=slack, atol=slack)
+
+
+@pytest.mark.parametrize("flat", ["auto", True, False])
+def test_one_call_a_model_unless_nothing_may_be_moved(flat):
+    storage = Storage(compiled=True, flat=flat)
+    average = MultiEMA(nn.Sequential(*(nn.Linear(80, 80) for _ in range(4))), half_lives=HORIZONS, storage=storage)
+    assert len(average._engine.buffers._update._compiled[0][1]) == (1 if flat else 4)
+
+
 def test_where_compiling_fails_plain_pytorch_goes_on_with_one_warning(monkeypatch):
     def broken(*_, **__):
         raise OSError("no C++ compiler")
@@ -125,6 +153,12 @@ def whole(average) -> dict[str, torch.Tensor]:
     return found | {f"previous {name}": stack.double() for name, stack in previous.items()}
 
 
+SEVERAL = {
+    "float32": lambda m, s: MultiEMA(m, half_lives=HORIZONS, storage=s),
+    "float64": lambda m, s: MultiEMA(m, half_lives=HORIZONS, dtype=torch.float64, storage=s),
+    "hold": lambda m, s: MultiEMA(m, half_lives=HORIZONS, kind="hold", storage=s),
+    "recent": lambda m, s: LAWA(m, last=3, every=16, storage=s),
+}
 MAKERS = {
     "one": lambda m, s: ModelEMA(m, half_life=100, dtype=torch.bfloat16, storage=s),
     "copies at first": lambda m, s: ModelEMA(m, half_life=100, warmup=CopyUntil(20), dtype=torch.bfloat16, storage=s),
@@ -151,6 +185,20 @@ def test_compiled_averages_are_the_plain_ones_to_rounding(name):
     for key, value in theirs.items():
         # far below what the average's own dtype can tell: what rounding lost is kept by both
         torch.testing.assert_close(mine[key], value, rtol=0, atol=1e-13 if name == "float32" else 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_compiled_averages_are_the_plain_ones_to_rounding(name, flat):
+    make, model = SEVERAL[name], net()
+    plain, average = make(model, Storage(flat=flat)), make(model, Storage(flat=flat, compiled=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        walk(model, plain, average)
+    mine, theirs = (a._engine.buffers.roles["average"].tensors for a in (average, plain))
+    for key, value in theirs.items():
+        torch.testing.assert_close(mine[key], value, rtol=0, atol=1e-14 if name == "float64" else 1e-6)
 
 
 @pytest.mark.slow

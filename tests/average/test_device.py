@@ -124,10 +124,12 @@ def test_a_device_that_is_not_there_is_refused_with_the_way_out(device):
             make()
 
 
-def test_two_devices_are_refused(monkeypatch):
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.name)
+def test_every_kind_takes_the_device_itself_and_two_are_refused(kind, monkeypatch):
+    assert kind.make(model(), device="cpu")._engine.buffers.storage.place() == torch.device("cpu")
     monkeypatch.setattr(Storage, "place", lambda self: self.device)
     with pytest.raises(InputError, match="give one of them"):
-        ModelEMA(nn.Linear(1, 1), half_life=8, device="cuda", storage=Storage(device="cpu"))
+        kind.make(model(), device="cuda", storage=Storage(device="cpu"))
 
 
 def test_a_sharded_model_is_refused_elsewhere(away):

@@ -1,5 +1,7 @@
 """Averages of sharded models: FSDP2, HSDP, tensor parallel and both; each rank holds its shards and nothing more."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -11,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial
 
-from isobatch.average import LAWA, SWA, ModelEMA, MultiEMA, PowerEMA, Storage, SwitchEMA, trainable
+from isobatch.average import LAWA, SWA, ModelEMA, MultiEMA, PowerEMA, Storage, SwitchEMA, lending, trainable
 from isobatch.errors import InputError, NonFiniteError
 
 H = 300.0
@@ -126,6 +128,28 @@ def one_verdict(model, average, rank):
     assert all(torch.equal(before[name], _part(t)) for name, t in average.average().items())
 
 
+def one_verdict_before_use(size, rank, least):
+    """A NaN that one rank's average took in where nobody looked yet is refused on all ranks, then mended on one."""
+    model = net()
+    spread(model, "fsdp", size)
+    average = ModelEMA(model, half_life=H)
+    assert (average._engine.buffers.check.turns > 1) == (rank == 0 or least < 100)
+    weight = _part(dict(model.named_parameters())["4.weight"])  # all of it on rank 0
+    kept = weight.clone()
+    average.update(samples=8)
+    average.average()
+    if rank == 0:
+        weight[-1, -1] = torch.nan
+    average.update(samples=8)  # that share is not due
+    for use in (average.average, average.state_dict, lambda: average.copy_to(model), average.average):
+        with pytest.raises(NonFiniteError, match=r"'4\.weight' took in"):
+            use()
+    weight.copy_(kept)
+    with pytest.warns(UserWarning, match="elements of the average") if rank == 0 else contextlib.nullcontext():
+        held = average.average()
+    assert all(bool(_part(t).isfinite().all()) for t in held.values())
+
+
 def states(average, other, way):
     """A state in whole tensors goes into shards and back; shards into something else are refused."""
     state = average.state_dict()
@@ -185,6 +209,14 @@ def test_two_ranks(tmp_path):
             states(average, other, way)
         no_whole_copy(2)
         refused(2)
+
+    world(2, tmp_path, act)
+
+
+def test_two_ranks_agree_before_an_average_is_used(tmp_path):
+    def act(rank):
+        for lending.LEAST in (4, 480):  # both look in turn; only the one with the larger part does
+            one_verdict_before_use(2, rank, lending.LEAST)
 
     world(2, tmp_path, act)
 

@@ -19,12 +19,12 @@ OPTIONS = {
     "--length --like --markdown --micro --noise-scale --optimizer --overwrite --patch --plot --reference --rule --set "
     "--snippet --write recipe",
     "verify run": "--ablate --allow-failures --batch-size --budget --device --expect --json --margin --max-kappa "
-    "--mend --metric --on --optimizer --out --seed-from --seeds --workers recipe",
+    "--mend --metric --on --optimizer --out --seed-from --seeds --timeout --workers recipe",
     "verify split": "--batch-size --json --markdown --out --own-types --parts --processes --seed --timeout target",
     "verify characteristic": "--batch-size --device --json --on --out --sample --seeds --workers recipe",
     "train": "--adaptive --async-save --batch-size --device --every --json --log --noise --order-seed --out --patience "
     "--resume --seed --shard --tensorboard recipe",
-    "study": "--budget --device --json --on --out --quick --simulate-nodes --workers name",
+    "study": "--budget --device --grid --json --on --out --quick --simulate-nodes --workers name",
     "noise measure": "--device --geometry --json --marks --out --samples --seed recipe",
     "noise branch": "--budget --checkpoint --device --factors --json --metric --on --out --seeds --smoothing --span "
     "--start --tolerance --workers recipe",

@@ -13,7 +13,7 @@ from tests.recipes import TEXT, recipe
 from isobatch import cli, verify
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib")
+HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "concurrent.futures")
 
 
 def environment():

@@ -333,3 +333,32 @@ def test_lint_in_other_words(name, change, kind, tmp_path):
         item.name for item in lint(before.recipe, before.ledger)
     }
     assert new == {kind}
+
+
+@pytest.mark.parametrize(("span", "planned"), [("96ba", "6ba"), ("100ba", "6ba"), ("1_000ba", "62ba"), ("3ba", "1ba"),
+                                               ("0ba", "0ba"), ("1ep", "1ep"), ("0.5dur", "0.5dur")])  # fmt: skip
+def test_a_time_in_batches_is_made_whole_and_comes_back(tmp_path, span, planned):
+    text = (FILES / "composer/adamw.yaml").read_text()
+    assert "t_warmup: 100ba," in text
+    (tmp_path / "a.yaml").write_text(text.replace("100ba", span))
+    found = load(tmp_path / "a.yaml", devices=8, data_size=1_000_000)
+    made = found.at(found.recipe.batch.size * 16)
+    assert f"t_warmup: {planned}," in made.text()
+    back = made.again(made.text(), made.stamp).at(found.recipe.batch.size)
+    assert f"t_warmup: {span.replace('_', '')}," in back.text().replace("1_000ba", "1000ba")
+
+
+@pytest.mark.parametrize("mini", [256, 64])
+def test_verls_warmup_counts_rollouts_not_their_updates(tmp_path, mini):
+    """The actor's scheduler steps once a rollout, however many updates it is used for."""
+    (tmp_path / "a.sh").write_text(
+        "python3 -m verl.trainer.main_ppo algorithm.adv_estimator=grpo data.train_batch_size=256 "
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={mini} actor_rollout_ref.rollout.n=5 "
+        "actor_rollout_ref.actor.optim.lr=1e-6 actor_rollout_ref.actor.optim.lr_warmup_steps=10 "
+        "trainer.n_gpus_per_node=8 trainer.total_training_steps=100\n"
+    )
+    found = load(tmp_path / "a.sh")
+    assert found.recipe.staircase().warmup == 10 * 256 * 5
+    planned = rows(found.at(found.recipe.batch.size // 2))
+    assert planned["actor_rollout_ref.actor.optim.lr_warmup_steps"] == 20
+    assert planned["trainer.total_training_steps"] == 200

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from isobatch.errors import InputError
+from isobatch.gradients import PassNorms, Tap, Watch
 from isobatch.noise import NoiseScale
 from isobatch.optimizers import InvariantAdamW
 
@@ -214,3 +215,43 @@ def test_ranks_are_averaged_first(tmp_path):
             assert (noise.estimate().measurements, noise.estimate().excluded) == (5, 0), way
 
     world(2, tmp_path, action)
+
+
+class Arrivals:
+    """Tells norms of every pass."""
+
+    def __init__(self, norms):
+        self.norms = norms
+
+    def receive(self, parameter, gradients, reading=None):
+        self.norms.arrive()
+
+
+@pytest.mark.parametrize(("expected", "passes", "taken"), [(0, 3, 3), (3, 3, 1), (2, 3, 2), (3, 2, 0), (1, 1, 1)])
+def test_norms_are_taken_at_the_end_of_the_last_pass_that_is_expected(monkeypatch, expected, passes, taken):
+    net, times = nn.Linear(2, 1), []
+    norms = PassNorms(net.parameters(), expected=expected)
+    watch = Watch(told := Arrivals(norms), Tap())
+    watch.add(net.parameters())
+    with monkeypatch.context() as patched:
+        plain = torch._foreach_norm
+        patched.setattr(torch, "_foreach_norm", lambda *args: times.append(1) or plain(*args))
+        for _ in range(passes):
+            net(torch.ones(1, 2)).sum().backward()
+    assert (len(times), norms.passes) == (taken, passes)
+    net.weight.grad.mul_(2)
+    assert bool(norms.explained(list(net.parameters()), torch.ones(()))) == (taken == 0)
+    assert told.norms is norms
+
+
+def test_a_noise_scale_takes_norms_once_a_step_from_its_second_measurement_on(monkeypatch):
+    net, times = build(), []
+    noise = NoiseScale(net, every=1, capture="chunks")
+    end = PassNorms._end
+    monkeypatch.setattr(PassNorms, "_end", lambda self, left: times.append(left) or end(self, left))
+    for step in range(3):
+        net.zero_grad()
+        passes(net, data(step, torch.float32))
+        noise.update(samples=16)
+    of_steps, of_pairs = 4 + 1 + 1, 1 + 1  # the first step does not know how many passes it will have
+    assert times.count(0) == of_steps + of_pairs

@@ -104,8 +104,8 @@ def test_with_torch_alone_an_optimizer_of_another_package_names_its_extra(torch,
 
 @pytest.mark.slow
 def test_a_plan_starts_within_four_times_what_the_base_alone_takes_to_load(base):
-    """0.4 s where pydantic and rich load in 0.1 s; benchmarks/cold_start.py gives the figures."""
-    from benchmarks.cold_start import ratio
+    """0.4 s where pydantic and rich load in 0.1 s; benchmarks/start.py gives the figures."""
+    from benchmarks.start import ratio
 
     assert ratio(str(base), EXAMPLES[0], rounds=8)["ratio"] < 4
 

@@ -10,9 +10,11 @@ pytest.importorskip("accelerate")
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from tests.integrations.notes import Notes, check
 
 import isobatch as ib
 from isobatch.errors import InputError
+from isobatch.integrations import export
 from isobatch.integrations.accelerate import IsobatchHelper
 
 
@@ -34,6 +36,18 @@ def loader(rows=54):
 
 def loss(model, batch):
     return (model(batch[0]).squeeze(-1) - batch[1]).square().mean()
+
+
+class Tracker:
+    """One of the Accelerator's."""
+
+    name = "notes"
+
+    def __init__(self):
+        self.told = []
+
+    def log(self, values, step=None, **_):
+        self.told.append((step, values))
 
 
 class Loop:
@@ -93,9 +107,15 @@ def same(helper, ema, noise, tolerance=1e-6):
 
 
 def test_the_helper_is_the_loop_by_hand(capsys):
-    run = Loop().train(8)
+    notes, own = Notes(), Tracker()
+    run = Loop(log=notes, log_every=5)
+    run.accelerator.trackers = [own]
+    run.train(8)
     same(run.helper, *by_hand())
     assert run.helper.finish() in capsys.readouterr().out
+    check(notes, run.helper.clock, 60)
+    assert [step for step, _ in own.told] == [5, 10, 15, 16]  # its own axis, with the samples beside
+    assert [values for _, values in own.told] == [values for _, values in notes.told]
     raw = copy.deepcopy(run.model.state_dict())
     with run.helper.evaluation():
         for name, tensor in run.helper.ema.average().items():
@@ -178,3 +198,14 @@ def test_a_step_outside_of_the_block_is_refused():
         run.accelerator.backward(loss(run.model, batch))
     with pytest.raises(InputError, match="nothing to do"):
         IsobatchHelper(run.accelerator, run.model, run.optimizer)
+
+
+def test_checkpoints_of_a_sharded_model_are_refused_and_an_evaluation_is_no_steps_time(tmp_path, monkeypatch):
+    run = Loop()
+    ended = run.helper.noise.pace._ended = -1.0
+    with run.helper.evaluation():
+        pass
+    assert run.helper.noise.pace._ended > ended
+    monkeypatch.setattr(export, "sharded", lambda tensor: True)
+    with pytest.raises(InputError, match=r"sharded.*torch\.distributed\.checkpoint"):
+        run.accelerator.save_state(str(tmp_path))

@@ -9,10 +9,12 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from tests.integrations.hf_models import InOrder, Texts, arguments, by_hand, llama
+from tests.integrations.notes import Notes, check
 from transformers import Trainer, TrainerCallback
 
 import isobatch as ib
 from isobatch.errors import InputError
+from isobatch.integrations import export
 from isobatch.integrations.hf import IsobatchCallback, IsobatchTrainerMixin
 
 
@@ -45,9 +47,11 @@ def same(callback, model, ema, noise, tolerance=1e-6):
 
 
 def test_the_callback_is_the_loop_by_hand_with_accumulation_clipping_and_uneven_last_batches(tmp_path, capsys):
+    notes = Notes()
     trainer, callback = trained(
-        tmp_path, IsobatchCallback(50, noise={"every": 1}), logging_strategy="steps", logging_steps=2
+        tmp_path, IsobatchCallback(50, noise={"every": 1}, log=notes), logging_strategy="steps", logging_steps=2
     )
+    check(notes, callback.clock, 50)
     model, ema, noise = by_hand()
     for one, other in zip(model.parameters(), trainer.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -82,6 +86,40 @@ def test_evaluation_in_between_sees_the_average_and_changes_nothing(tmp_path):
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     with callback.ema.applied(trainer.model):
         assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[-1], rel=1e-4)
+
+
+class Own(InOrder):
+    """Evaluates in its own way: twice by the Trainer's, and then without telling any callback."""
+
+    def evaluate(self, *args, **kwargs):
+        held = [callback.ema._engine.buffers.exchanged for callback in self._isobatch]
+        for _ in range(2):
+            super().evaluate(*args, **kwargs)
+            held += [callback.ema._engine.buffers.exchanged for callback in self._isobatch]
+        self.held = held
+        return {"eval_loss": 0.0}
+
+    @property
+    def _isobatch(self):
+        return [one for one in self.callback_handler.callbacks if isinstance(one, IsobatchCallback)]
+
+
+class CalledOff(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_evaluate = False
+
+
+@pytest.mark.parametrize(("kind", "others"), [(Own, []), (InOrder, [CalledOff()])])
+def test_evaluations_in_ones_own_way_and_those_that_are_called_off_leave_the_raw_weights(tmp_path, kind, others):
+    callback = IsobatchCallback(50, noise={"every": 1}, quiet=True)
+    looks, keeps = Looks(callback), {"save_strategy": "steps", "save_steps": 2}
+    given = {"eval_strategy": "steps", "eval_steps": 2} | (keeps if kind is Own else {})
+    trainer, _ = trained(tmp_path, callback, kind=kind, others=[*others, looks], **given)
+    same(callback, *by_hand())
+    if kind is Own:
+        assert trainer.held == [True] * 3
+        assert looks.saved
+        assert not any(looks.saved)
 
 
 class Fails(TrainerCallback):
@@ -272,19 +310,23 @@ def scheduled(*stages):
     })  # fmt: skip
 
 
-def grown(folder, recipe, **changes):
+class Mixed(IsobatchTrainerMixin, InOrder):
+    pass
+
+
+def grown(folder, recipe, *, kind=InOrder, resume=None, **changes):
     model, callback = llama(), IsobatchCallback(recipe=recipe, quiet=True)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     scheduler = ib.SampleScheduler(torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0), batch_size=8)
     given = {"gradient_accumulation_steps": 2, "num_train_epochs": 3} | changes
-    trainer = InOrder(
+    trainer = kind(
         model,
         arguments(folder, **given),
         train_dataset=Texts(48),
         callbacks=[callback],
         optimizers=(optimizer, scheduler),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer, callback, optimizer
 
 
@@ -293,6 +335,29 @@ def test_a_batch_schedule_raises_the_accumulation_at_epochs_and_moves_the_settin
     assert (callback.ema.seen, callback.clock.steps) == (144, 6 + 3 + 2)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3)
     assert trainer.args.gradient_accumulation_steps == 2
+
+
+GROWS = (["0 epochs", 8], ["1 epoch", 16], ["2 epochs", 24])
+
+
+@pytest.mark.parametrize("step", [8, *(pytest.param(other, marks=pytest.mark.slow) for other in (6, 9, 10))])
+def test_a_batch_schedule_goes_on_after_the_batch_changed(tmp_path, step):
+    """From the end of an epoch (6, 9) and the middle of one (8, 10), as if nothing had happened."""
+    keeps = {"save_strategy": "steps", "save_steps": step, "max_grad_norm": 0}
+    straight, callback, optimizer = grown(tmp_path, scheduled(*GROWS), kind=Mixed, **keeps)
+    checkpoint = str(tmp_path / f"checkpoint-{step}")
+    trainer, again, other = grown(tmp_path, scheduled(*GROWS), kind=Mixed, resume=checkpoint, **keeps)
+    assert (again.ema.seen, again.clock.steps) == (callback.ema.seen, callback.clock.steps) == (144, 11)
+    assert other.param_groups[0]["lr"] == pytest.approx(optimizer.param_groups[0]["lr"])
+    for one, two in zip(straight.model.parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+    for name, tensor in callback.ema.average().items():
+        torch.testing.assert_close(again.ema.average()[name], tensor, rtol=1e-6, atol=1e-7)
+    if step != 6:
+        with pytest.raises(InputError, match="IsobatchTrainerMixin"):
+            grown(tmp_path, scheduled(*GROWS), resume=checkpoint, **keeps)
+    else:  # the batch had not changed yet
+        grown(tmp_path, scheduled(*GROWS), resume=checkpoint, **keeps)
 
 
 @pytest.mark.parametrize(("stages", "changes", "why"), [
@@ -326,3 +391,10 @@ def test_a_batch_schedule_beside_a_scheduler_that_counts_steps_is_refused(tmp_pa
 def test_settings_that_contradict_each_other_are_refused(given, why):
     with pytest.raises(InputError, match=why):
         IsobatchCallback(**given)
+
+
+def test_checkpoints_of_a_sharded_model_are_refused_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "sharded", lambda tensor: True)
+    with pytest.raises(InputError, match=r'sharded.*save_strategy="no"'):
+        trained(tmp_path, save_strategy="epoch")
+    assert trained(tmp_path, max_steps=1)[1].ema.seen == 12

@@ -13,10 +13,12 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
+from tests.integrations.notes import Notes, check
 
 import isobatch as ib
 from isobatch.average import CopyUntil
 from isobatch.errors import InputError
+from isobatch.integrations import export
 from isobatch.integrations.lightning import IsobatchCallback
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -287,13 +289,15 @@ def test_the_average_is_lightnings_own_at_its_own_settings(tmp_path):
 
 
 def test_the_logger_and_the_last_line(tmp_path, capsys):
-    callback = IsobatchCallback("2 epochs", noise={"every": 1})
+    notes = Notes()
+    callback = IsobatchCallback("2 epochs", noise={"every": 1}, log=notes)
     fit(tmp_path, callback, logger=CSVLogger(tmp_path), log_every_n_steps=2, max_epochs=2)
     metrics = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text()
     assert "isobatch/half_life" in metrics
     assert "isobatch/noise_scale" in metrics
     assert callback.ema.half_life == 108
     assert callback.sentence in capsys.readouterr().out
+    check(notes, callback.clock, 108)
 
 
 def test_weights_under_their_own_names_in_one_file(tmp_path):
@@ -317,3 +321,12 @@ def test_weights_under_their_own_names_in_one_file(tmp_path):
 def test_refusals(given, why):
     with pytest.raises(InputError, match=why):
         IsobatchCallback(**given)
+
+
+def test_checkpoints_of_a_sharded_module_are_refused(tmp_path, monkeypatch):
+    callback = ours()
+    fit(tmp_path, callback, max_epochs=1)
+    monkeypatch.setattr(export, "sharded", lambda tensor: True)
+    with pytest.raises(InputError, match=r"sharded.*torch\.distributed\.checkpoint"):
+        callback.state_dict()
+    assert ours().state_dict() == {}

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from isobatch.errors import InputError
-from isobatch.noise import NoiseScale
+from isobatch.noise import NoiseScale, scale
 from isobatch.noise.history import MOST_CELLS, History
+from isobatch.noise.independence import FIRST, copied
 from isobatch.noise.pace import ADVANCE, Pace, Stopwatch, gap
 from isobatch.noise.record import Found
 
@@ -211,6 +212,80 @@ def test_comparing_two_steps_counts_as_a_cost(every):
     train(net, noise, range(7), torch.optim.SGD(net.parameters(), 0.01))
     assert len(noise.progress.pairs) == len([watch for watch in noise.pace._later if watch is not None]) > 2
     assert all(watch.seconds() > 0 for watch in noise.pace._later if watch is not None)
+
+
+def test_steps_that_are_compared_do_not_count_as_plain_ones():
+    """Each third step is measured and takes 0.05 longer, the next one 0.2: so 0.25 in all, one in 84 keeps 0.003."""
+    now = [0.0]
+    pace, device = Pace(None, 0.003, lambda: now[0]), torch.device("cpu")
+    pace.steps = 10**6
+    for turn in range(120):
+        measured, compared = turn % 3 == 1, turn % 3 == 2
+        watch, after = Stopwatch(device), Stopwatch(device)
+        pace.leave(watch if measured else None, plain=not compared)
+        now[0] += 1.05 if measured else 1.2 if compared else 1.0
+        pace.arrive()
+        if measured:
+            watch.host = 0.05
+            pace.measured(watch, (), device)
+        if compared:
+            after.host = 0.2
+            pace.followed(after)
+    assert list(pace._steps) == pytest.approx([1.0] * 31)
+    assert 81 <= pace.gap <= 84
+
+
+def test_what_is_compared_in_a_measured_step_is_no_cost_of_that_step():
+    now = [0.0]
+    pace, device = Pace(None, 0.003, lambda: now[0]), torch.device("cpu")
+    pace.steps = 10**6
+    for _ in range(20):
+        watch, after = Stopwatch(device), Stopwatch(device)
+        pace.leave(watch, plain=False)
+        now[0], watch.host, after.host = now[0] + 1.25, 0.05, 0.2
+        pace.arrive()
+        pace.followed(after)
+        pace.measured(watch, (), device)
+    assert list(pace._steps) == pytest.approx([1.0] * 8)
+    assert list(pace._longer) == pytest.approx([0.05] * 12)
+
+
+def test_copies_for_comparison_go_into_the_memory_of_those_before():
+    net = build()
+    noise, places = NoiseScale(net, every=1), []
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    for step in range(24):
+        train(net, noise, [step], optimizer, micro=4)
+        places.append(None if noise._pair is None else {t.data_ptr() for t in noise._pair.before.values()})
+    assert all(place == places[0] for place in places[1:FIRST])
+    assert not noise._spare  # from then on pairs are rare
+    grown = {p: torch.ones(3) for p in net.parameters()}
+    made = copied(list(net.parameters()), all_of_them=False, into=grown)
+    assert all(torch.equal(made[p], p.grad) and made[p].dtype == torch.float64 for p in net.parameters())
+
+
+@pytest.mark.parametrize("turn", [0, 3])
+def test_ranks_that_average_later_are_looked_for_once(monkeypatch, turn):
+    """All of this process's memory is searched for them; also where a run goes on that has measured already."""
+    net, looked, group = build(), [], object()
+    noise = NoiseScale(net, every=1)
+    state = noise.state_dict()
+    state["values"]["clock"]["turn"] = turn
+    net.requires_grad_(False)
+    noise.load_state_dict(state)
+    monkeypatch.setattr(scale, "world_size", lambda: 2)
+    monkeypatch.setattr(scale, "process_group_of", lambda *_, **__: looked.append(1))
+    for _ in range(3):  # nothing is measured yet
+        noise.update(samples=16)
+    assert not looked
+    net.requires_grad_(True)
+    train(net, noise, range(4), torch.optim.SGD(net.parameters(), 0.01))
+    assert len(looked) == 1
+    monkeypatch.setattr(scale, "process_group_of", lambda *_, **__: group)
+    found = NoiseScale(net, every=1, process_group=None)
+    found._setup = noise._setup
+    found._look_for_ranks()
+    assert found._setup.group is group
 
 
 def test_unmeasured_steps_have_no_hooks():

@@ -12,7 +12,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from isobatch.errors import InputError
 from isobatch.noise import NoiseScale
-from isobatch.optimizers import InvariantAdam, InvariantAdamW, InvariantRMSprop, layer_squares, split_backward
+from isobatch.optimizers import (
+    InvariantAdam,
+    InvariantAdamW,
+    InvariantRMSprop,
+    invariant,
+    layer_squares,
+    split_backward,
+)
 
 KINDS = [InvariantAdamW, InvariantAdam, InvariantRMSprop]
 
@@ -506,3 +513,26 @@ def test_a_rank_whose_zeros_are_averaged_takes_part(tmp_path):
     optimizer.step()
     for rank in range(2):
         np.testing.assert_allclose(np.load(tmp_path / f"{rank}.npy"), second(optimizer).numpy(), rtol=1e-9)
+
+
+def test_whether_ranks_are_averaged_by_hand_is_settled_once_there_are_ranks(monkeypatch):
+    """Gradients that ranks average by hand have other norms than their passes left; alone that is a change."""
+    net = build()
+    optimizer = InvariantAdamW(net.parameters(), 1e-3, reference_batch=4)
+    looked = []
+    monkeypatch.setattr(invariant, "process_group_of", lambda *_, **__: looked.append(1))
+    work = [(optimizer.param_groups[0], list(net.parameters()))]
+
+    def changed():
+        optimizer.zero_grad()
+        with optimizer.chunk(16):
+            loss(net, data(0)).backward()
+        net[0].weight.grad.mul_(0.5)
+        return optimizer._all([1.0], work)
+
+    for _ in range(2):
+        with pytest.raises(InputError, match="more than one factor"):
+            changed()
+    optimizer._ranks = object()  # torch.distributed began
+    assert changed() == changed() == [1.0]
+    assert len(looked) == 1

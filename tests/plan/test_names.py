@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from isobatch import Recipe
-from isobatch.verify.cells import hashed, recipe_values
+from isobatch.verify.cells import hashed, recipe_values, run_values
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = json.loads((ROOT / "tests" / "fixtures" / "recipe-names.json").read_text())
@@ -20,10 +20,10 @@ ROWS = json.loads((ROOT / "tests" / "fixtures" / "recipe-names.json").read_text(
 def test_a_recipe_and_its_plans_keep_their_names(row):
     recipe = Recipe.parse(row["values"])
     assert recipe_values(recipe) == row["values"]
-    assert hashed(recipe_values(recipe)) == row["name"]
+    assert hashed(run_values(recipe)) == row["name"]
     for asked, name in row["plans"].items():
         batch, options = json.loads(asked)
-        found = hashed(recipe_values(recipe.at(batch, **options).recipe))
+        found = hashed(run_values(recipe.at(batch, **options).recipe))
         if (
             recipe.optimizer.name == "lamb" and "rule" not in options
         ):  # since then its steps are of kappa times the length
@@ -36,5 +36,5 @@ def test_the_examples_are_among_them():
     names = {row["from"]: row["name"] for row in ROWS}
     for path in (ROOT / "examples").glob("*.toml"):
         if path.name in names:
-            assert hashed(recipe_values(Recipe.load(path))) == names[path.name]
+            assert hashed(run_values(Recipe.load(path))) == names[path.name]
     assert len([name for name in names if name.endswith(".toml")]) >= 16

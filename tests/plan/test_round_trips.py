@@ -1,9 +1,10 @@
-"""A plan of a plan: there and back gives the old numbers, and 4x is 2x then 2x, wherever no floor was hit."""
+"""A plan of a plan: there and back gives the old numbers, and 4x is 2x then 2x, also where a floor was hit."""
 
 import pytest
 from tests.recipes import recipe
 
 from isobatch import Recipe
+from isobatch.errors import InputError
 from isobatch.plan import base, scaled
 
 RECIPES = {
@@ -73,13 +74,83 @@ def test_the_scaled_recipe_survives_json(parts):
     assert Recipe.parse(plan.to_dict()["recipe"]) == plan.recipe
 
 
-def test_a_floor_is_the_exception():
-    one = recipe(optimizer={"name": "adamw"})
+def owned(one):
+    """The same without RMSProp's moment, which no optimizer below has."""
+    found = numbers(one)
+    return found[:5] + found[6:]
+
+
+FLOORED = {
+    "adamw": ({"optimizer": {"name": "adamw"}}, (0.9, 0.999), (0.5, 0.95)),
+    "only the first": (
+        {"optimizer": {"name": "adamw", "betas": [0.9, 0.9999999]}}, (0.9, 0.9999999), (0.5, 0.99996416),
+    ),
+    "already at the floor": ({"optimizer": {"name": "adamw", "betas": [0.5, 0.95]}}, (0.5, 0.95), (0.5, 0.95)),
+    "below the floor": ({"optimizer": {"name": "adamw", "betas": [0.3, 0.9]}}, (0.3, 0.9), (0.3, 0.9)),
+    "floors of its own": (
+        {"optimizer": {"name": "adamw"}, "rules": {"floors": [0.2, 0.6]}}, (0.9, 0.999), (0.2, 0.6987),
+    ),
+    "lion's share": ({"optimizer": {"name": "lion", "betas": [0.9, 0.99]}}, (0.9, 0.99), (0.0, 0.027378)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("parts", "before", "held"), FLOORED.values(), ids=FLOORED)
+def test_a_floor_does_not_lose_what_it_holds(parts, before, held):
+    one = recipe(**parts)
+    there = one.at(8 * 358).recipe
+    assert there.optimizer.betas == pytest.approx(held, rel=1e-3)
+    assert there.at(8).recipe.optimizer.betas == pytest.approx(before, rel=1e-12)
+    for way in ((64,), (8192,), (16, 8192), (8192, 4, 64)):
+        batch = way[-1]
+        found = there
+        for size in way:
+            found = found.at(size).recipe
+        assert owned(found) == pytest.approx(owned(one.at(batch).recipe), rel=1e-9), way
+    assert owned(one.at(2).recipe.at(8192).recipe.at(8).recipe) == pytest.approx(owned(one), rel=1e-9)
+    assert Recipe.parse(there.model_dump(mode="json", exclude_none=True)) == there
+
+
+def test_rmsprops_moment_comes_back_from_its_floor():
+    one = recipe(optimizer={"name": "rmsprop", "alpha": 0.99})
     there = one.at(8 * 64).recipe
-    assert there.optimizer.betas == (0.5, 0.95)
-    back = there.at(8).recipe.optimizer.betas
-    assert back[0] == pytest.approx(0.5 ** (1 / 64))
-    assert back[0] > 0.9
+    assert there.optimizer.alpha == 0.95
+    assert there.planned.held == {"optimizer.alpha": 0.99}
+    assert there.at(8).recipe.optimizer.alpha == pytest.approx(0.99)
+
+
+def test_a_group_has_floors_of_its_own():
+    groups = [{"name": "head", "match": "head", "betas": [0.8, 0.99]}, {"name": "norms", "dims": "vectors", "lr": 0.1}]
+    one = recipe(optimizer={"name": "adamw", "betas": [0.9, 0.999]}, groups=groups)
+    there = one.at(8 * 64).recipe
+    back = there.at(8).recipe
+    assert [there.optimizer.betas, there.groups[0].betas, there.groups[1].betas] == [(0.5, 0.95), (0.5, 0.95), None]
+    assert back.optimizer.betas == pytest.approx((0.9, 0.999))
+    assert back.groups[0].betas == pytest.approx((0.8, 0.99))
+
+
+def test_another_optimizer_of_a_group_is_written_whole():
+    """Its numbers start from that optimizer's defaults, which hold at the first batch alone."""
+    group = {"name": "hidden", "match": "hidden", "optimizer": "adamw", "lr": 1e-3}
+    plan = recipe(groups=[group]).at(32)
+    assert plan.recipe.groups[0].betas == pytest.approx((0.9**4, 0.999**4))
+    assert plan.recipe.groups[0].betas[0] == plan.row("groups.hidden.betas[0]").becomes
+    assert plan.recipe.groups[0].eps == plan.row("groups.hidden.eps").becomes == pytest.approx(0.5e-8)
+    assert plan.recipe.groups[0].momentum is None
+
+
+def test_a_held_beta_that_was_edited_since_counts_as_it_stands():
+    there = recipe(optimizer={"name": "adamw"}).at(8 * 64).recipe
+    values = there.model_dump(mode="json", exclude_none=True)
+    values["optimizer"]["betas"] = [0.6, 0.95]
+    back = Recipe.parse(values).at(8).recipe.optimizer.betas
+    assert back == pytest.approx((0.6 ** (1 / 64), 0.999))
+
+
+@pytest.mark.parametrize("held", [{"optimizer.betas[0]": 1.0}, {"optimizer.betas[0]": -0.1}, {"optimizer.alpha": "x"}])
+def test_a_damaged_stamp_is_refused(held):
+    values = recipe(optimizer={"name": "adamw"}).model_dump(mode="json", exclude_none=True)
+    with pytest.raises(InputError, match=r"planned\.held"):
+        Recipe.parse(values | {"planned": {"batches": [4, 8], "held": held}})
 
 
 def test_the_reference_staircase_is_kept_in_the_scaled_recipe():
@@ -98,3 +169,9 @@ def test_the_stairs_of_an_average_schedule_are_kept_too():
     assert other.stair == mine.stair == 8
     for seen in (0, 1280, 5120, 9600):
         assert other.half_life(seen, seen + 128) == pytest.approx(mine.half_life(seen, seen + 128), rel=1e-9)
+
+
+def test_the_end_of_the_linear_form_is_no_one_way_street():
+    one = recipe(optimizer={"name": "adamw", "betas": [0.0, 0.99]}, rules={"betas": "linear"})
+    for batch in (1, 3, 5, 7):
+        assert one.at(batch).recipe.at(8).recipe.optimizer.betas == pytest.approx((0.0, 0.99))

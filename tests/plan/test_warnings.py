@@ -139,3 +139,10 @@ def test_five_cautions_are_printed_the_worst_first_each_with_its_side():
     assert [w.severity for w in plan.warnings] == sorted(w.severity for w in plan.warnings)
     shown = plan.to_markdown()
     assert sum(f"**{w.condition}** ({w.side})" in shown for w in plan.warnings) == 5
+
+
+@pytest.mark.parametrize(("optimizer", "said"), [({"name": "muon"}, True), ({"name": "muon", "momentum": 0.95}, False),
+                                                 ({"name": "sgd"}, False), ({"name": "lion"}, False)])  # fmt: skip
+def test_muon_without_momentum_is_not_what_its_name_promises(optimizer, said):
+    found = [one.condition for one in recipe(optimizer=optimizer).at(32).warnings]
+    assert ("optimizer.momentum is 0" in found) is said

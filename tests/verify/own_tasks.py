@@ -1,5 +1,7 @@
 """One task in many trainers: this package's loop, a plain loop, Accelerate, Lightning and Hugging Face."""
 
+import threading
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -167,4 +169,19 @@ def explodes(settings, seed):
     made = subject(settings, seed)
     update = made.update
     made.update = lambda batch, count: update(batch, count) or float("nan")
+    return made
+
+
+def hangs(settings, seed):
+    """Waits at its third update for what never comes."""
+    made = subject(settings, seed)
+    update, calls, never = made.update, [], threading.Event()
+
+    def waits(batch, count):
+        update(batch, count)
+        calls.append(1)
+        if len(calls) == 3:
+            never.wait()
+
+    made.update = waits
     return made

@@ -2,7 +2,9 @@
 
 import json
 import re
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from tests.recipes import recipe
 
 from isobatch.cli import run as command
 from isobatch.errors import InputError
+from isobatch.split.own_trainer import Patience
 from isobatch.verify import run
 from isobatch.verify.workers import Job, probe, train_curve
 
@@ -149,3 +152,35 @@ def test_the_examples_of_the_page_are_compared(name, tmp_path, monkeypatch, caps
     assert code in (0, 3, 4)
     assert found["facts"]["trainer"]
     assert len(found["seeds"]) == 8
+
+
+def test_a_trainer_that_hangs_is_ended_and_the_line_named(tmp_path, capsys):
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(
+        InputError, match=r"hangs: no update .* within 0\.3 s; it stands in .*own_tasks\.py, line \d+, in waits"
+    ):
+        train_curve(Job("reference", asked("hangs"), 0, 0, STOPS, timeout=0.3))
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    found = curve("subject", 4)  # no time limit where none is given, none left behind
+    assert not found.stopped
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        'task = "tests.verify.own_tasks:hangs"\n[batch]\nsize = 4\n[optimizer]\nname = "sgd"\nlr = 0.1\n'
+        '[schedule]\nlength = "256 samples"\n'
+    )
+    asking = ["verify", "run", str(path), "--batch-size", "8", "--workers", "1", "--seeds", "8", "--timeout", "0.5"]
+    assert command(asking) == 2
+    assert "in waits" in capsys.readouterr().err.replace("\n", " ")
+    assert command([*asking[:-1], "0"]) == 2
+    assert "timeout" in capsys.readouterr().err
+
+
+def test_only_time_without_an_update_counts():
+    patience = Patience(0.4)
+    with patience:
+        for _ in range(4):
+            time.sleep(0.15)
+            patience.news()
+    with pytest.raises(InputError, match="hangs"), patience:
+        time.sleep(5)

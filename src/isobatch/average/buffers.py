@@ -54,7 +54,7 @@ class AverageBuffers:
             raise InputError(f"storage={storage!r} must be a Storage(...), or None for the defaults")
         self.dtype, self.of_buffers = dtype, buffers
         self.storage = Storage() if storage is None else storage
-        self.rounding = self.storage.resolve(dtype)
+        self.rounding = self.storage.resolve(dtype, count)
         self.exchanged = False
         self._count, self._hold = count, previous
         self._binding = Binding(model, buffers=buffers == "average", select=self.storage.select)
@@ -326,9 +326,9 @@ class AverageBuffers:
 
     def _bind(self, old: Mapping[str, Stacks], told: Collection[str] = ()) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            if self.storage.flat:
+            if self.storage.moves:
                 # the binding's own alias is made anew; one of somebody else would go on with the old values
-                flatten(self.parts(), self.storage.flat, holders=1)
+                flatten(self.parts(), self.storage.moves, holders=1)
                 self._binding.pin()
             self.shards = Shards(self.live().values())
             live = self.parts()

@@ -163,6 +163,7 @@ class MultiEMA(ModelAverage):
         cadence: as in ModelEMA; "auto" follows the shortest half-life.
         warmup: how the half-lives grow at the start.
         storage: rounding, layout and selection of tensors.
+        device: where the averages lie, such as "cpu" for a model on a GPU; short for Storage(device=...).
 
     Raises:
         InputError: a setting outside its range, or not exactly one of half_lives and decays.
@@ -195,6 +196,7 @@ class MultiEMA(ModelAverage):
         cadence: int | Literal["auto"] = 1,
         warmup: Warmup | None = None,
         storage: Storage | None = None,
+        device: torch.device | str | int | None = None,
     ):
         if (half_lives is None) == (decays is None):
             raise InputError("give half_lives (in samples), or decays with the batch_size at which they were chosen")
@@ -209,7 +211,8 @@ class MultiEMA(ModelAverage):
         reference = None if batch_size is None else finite("batch_size", batch_size, 0, open_low=True)
         self.warmup = fitting_warmup(warmup, reference)
         count, hold = len(self.half_lives), kind == "hold"
-        averages = AverageBuffers(model, count, dtype=dtype, buffers=buffers, storage=storage, previous=hold)
+        place = placed(storage, device)
+        averages = AverageBuffers(model, count, dtype=dtype, buffers=buffers, storage=place, previous=hold)
         self._engine = Engine(averages, count, Cadence.parse(cadence), holds=hold, batch_size=reference)
 
     def update(self, *, samples: float, half_life: float | None = None) -> None:

@@ -17,7 +17,7 @@ from isobatch.average.layout import NARROW, Key, RoundingInForce, Stacks, alias,
 from isobatch.errors import InputError
 from isobatch.gradients import Compiled, Piece
 
-CACHED = 1 << 19  # elements per block and thread on a CPU: 2 MiB of float32
+CACHED = 1 << 20  # elements per block and thread on a CPU: 4 MiB of float32
 STAGED = 1 << 26  # elements per block on an accelerator, where it bounds working memory only
 
 
@@ -229,7 +229,7 @@ class Update:
         compensation: what rounding lost, for compensated averages.
         previous: weights of the last update, for a first-order hold.
         generators: of stochastic rounding, by device.
-        compiled: compile what torch.compile makes faster: compensated averages of large tensors.
+        compiled: compile what torch.compile makes faster: compensated and several averages of large tensors.
     """
 
     def __init__(
@@ -254,11 +254,11 @@ class Update:
             generator = (generators or {}).get(key[2])
             parts = _parts(items, rounding)
             scratch = Scratch(max((sum(i.average.numel() for i in part) for part in parts), default=0))
-            code = Compiled(work_dtype(key[0], key[1], rounding)) if compiled and compensation is not None else None
+            code = Compiled(work_dtype(key[0], key[1], rounding)) if compiled else None
             pieces: list[tuple[Piece, list[Block]]] = []
             plain: list[Item] = []
             for item in items:
-                if code is None or item.compensation is None or not code.suits(item.weights):
+                if code is None or not code.suits(item.weights):
                     plain.append(item)
                     continue
                 piece = code.piece(item.average, item.compensation, item.previous, item.weights)

@@ -20,7 +20,6 @@ RoundingInForce = Literal["nearest", "stochastic", "compensated"]
 NARROW = (torch.bfloat16, torch.float16)
 Rounding = Literal["auto", "nearest", "stochastic", "compensated"]
 SMALL = 4096
-FLAT = 1 << 16
 MANY, THIN = 64, 8192  # small tensors, and elements of the model to each, from which "auto" moves them together
 ALIGNED = 32  # elements: at least the 64 bytes of torch's own allocations, so that no kernel takes another path
 
@@ -38,10 +37,11 @@ class Storage:
             seeded generator, so ranks agree); "compensated" (a second tensor keeps what rounding lost); "auto" takes
             nearest for float32 and wider, stochastic below.
         seed: of the stochastic rounding.
-        flat: move the model's small parameters into one buffer per dtype, so that models of many small tensors are
-            averaged in one operation; the parameters stay the same objects, aligned as before. "auto" does so on a
-            CPU where collecting them costs more than averaging them (at least 64, with less than 8,192 elements of
-            the model to each). Parameters whose memory somebody else holds too stay where they are.
+        flat: move the model's parameters into one buffer per dtype, so that they are averaged in one operation; they
+            stay the same objects, aligned as before. "auto" moves small ones, on a CPU where collecting them costs
+            more than averaging them (at least 64, with less than 8,192 elements of the model to each); True moves
+            all, which for a moment takes the memory of the model again. Parameters whose memory somebody else holds
+            too stay where they are.
         select: which parameters to average, by canonical name and tensor; None for all. The rest, and buffers that
             are not averaged, stay the model's own. What was chosen stays chosen when it is frozen; what is chosen
             later joins with a warning.
@@ -49,16 +49,17 @@ class Storage:
             ones and at a 64th of the averages (at everything in models of up to 16,384 elements), and at everything
             before the average is used; "all" looks at everything before every update (one more read of the
             weights); False looks at nothing, where the training loop has judged the step already.
-        compiled: with rounding="compensated", update large tensors on a CPU by torch.compile, measured 2.5 to 3.5
-            times as fast and equal to rounding. It needs a C++ compiler and some seconds at the first update; where
-            compiling fails, a warning says so once and plain PyTorch goes on.
+        compiled: update large tensors on a CPU by torch.compile, equal to rounding: compensated averages, measured 2.5
+            to 3.5 times as fast, and several averages of one model. Each call into compiled code costs, so parameters
+            are moved as with flat=True unless flat=False is given. It needs a C++ compiler and some seconds at the
+            first update; where compiling fails, a warning says so once and plain PyTorch goes on.
         device: where the average lies; None: beside its weights. Elsewhere, such as "cpu" for a model on a GPU, it
             takes no memory beside the model; every update first copies the weights over, into memory that is kept
             there. What is lent or copied to the model, and a teacher, is on the model's device. Not for sharded models.
 
     Raises:
         InputError: an unknown rounding, layout or check, a bad seed, a selection that is no function, no device, or
-            another rounding compiled, which was measured to be no faster.
+            stochastic rounding compiled, whose random numbers would be others.
 
     Example:
         >>> Storage(rounding="stochastic").resolve(torch.bfloat16)
@@ -84,15 +85,23 @@ class Storage:
             raise InputError(f'check_finite={self.check_finite!r} must be True, False or "all"; True is safe and cheap')
         if self.compiled not in (True, False):
             raise InputError(f"compiled={self.compiled!r} must be True or False; False is plain PyTorch")
-        if self.compiled and self.rounding != "compensated":
-            raise InputError(
-                f'compiled=True with rounding={self.rounding!r} must be left out: it speeds up rounding="compensated" '
-                "alone, other averages are as fast or faster without"
-            )
+        if self.compiled and self.rounding == "stochastic":
+            self._refuse_compiled("stochastic")
         whole("seed", self.seed, 0)
         if self.select is not None and not callable(self.select):
             raise InputError(f"select={self.select!r} must be a function of name and tensor, or None for all")
         self.place()
+
+    @property
+    def moves(self) -> bool | Literal["auto"]:
+        """Which parameters are moved into one buffer: `flat`, or all where a compiled update is to be one call."""
+        return True if self.compiled and self.flat == "auto" else self.flat
+
+    def _refuse_compiled(self, rounding: str) -> None:
+        raise InputError(
+            f'compiled=True with rounding={rounding!r} must be left out here: it speeds up rounding="compensated" and '
+            "several averages of one model; other averages are as fast or faster without"
+        )
 
     def place(self) -> torch.device | None:
         """Return where the average lies, with its index.
@@ -117,21 +126,26 @@ class Storage:
             raise InputError('device="meta" holds no values; give "cpu", or leave it out')
         return found
 
-    def resolve(self, dtype: torch.dtype) -> RoundingInForce:
+    def resolve(self, dtype: torch.dtype, count: int = 1) -> RoundingInForce:
         """Return the rounding in force for averages held in `dtype`.
 
         Args:
             dtype: of the average.
+            count: how many averages of one model.
 
         Returns:
             nearest, stochastic or compensated; stochastic rounding exists below float32 only.
+
+        Raises:
+            InputError: compiled averages where that was measured to be no faster.
         """
         narrow = dtype in NARROW
-        if self.rounding == "auto":
-            return "stochastic" if narrow else "nearest"
-        if self.rounding == "stochastic" and not narrow:
-            return "nearest"
-        return self.rounding
+        found: RoundingInForce = "compensated" if self.rounding == "compensated" else "nearest"
+        if narrow and self.rounding in ("auto", "stochastic"):
+            found = "stochastic"
+        if self.compiled and (found == "stochastic" or (found == "nearest" and count == 1)):
+            self._refuse_compiled(found)
+        return found
 
 
 def kept_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
@@ -320,14 +334,14 @@ def allocate(
 
 
 def flatten(live: Mapping[str, Tensor], flat: bool | Literal["auto"], *, holders: int) -> None:
-    """Move small parameters of one dtype and device into one buffer; they stay the same objects.
+    """Move parameters of one dtype and device into one buffer; they stay the same objects.
 
     Only plain parameters move that own their storage, are not shared between processes, and whose storage nobody else
     holds: a view of a parameter made before would go on with the old values.
 
     Args:
         live: the model's tensors by name.
-        flat: True, or "auto" where it pays.
+        flat: True for all sizes, or "auto" for small ones where it pays.
         holders: of each storage that are known to follow.
 
     Example:
@@ -336,8 +350,8 @@ def flatten(live: Mapping[str, Tensor], flat: bool | Literal["auto"], *, holders
         >>> a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
         True
     """
-    limit = FLAT if flat is True else SMALL
-    small = {n: t for n, t in live.items() if isinstance(t, nn.Parameter) and t.numel() <= limit and dense(t)}
+    fits = flat is True
+    small = {n: t for n, t in live.items() if isinstance(t, nn.Parameter) and (fits or t.numel() <= SMALL) and dense(t)}
     if flat == "auto":
         small = {n: t for n, t in small.items() if t.device.type == "cpu" and type(t) is nn.Parameter}
         if len(small) < MANY or sum(t.numel() for t in live.values()) >= THIN * len(small):

@@ -17,8 +17,7 @@ from isobatch.modules import bare_class, copied, leaves_weights_alone
 
 Mode = Literal["eval", "train"]
 MODES = ("eval", "train")
-LOOKS = 8
-LEAST = 1 << 14  # elements looked at before every update at least: a model of no more is looked at as a whole
+LOOKS, LEAST = 8, 1 << 14  # elements looked at in every update at least, so models of no more as a whole
 TURNS = 64  # updates after which everything was looked at, however large the model
 
 
@@ -82,8 +81,8 @@ class FiniteCheck:
     """What an average promises about values that are not finite: named before they are used, and undone.
 
     - Before every update, all small weights are looked at (where there are none, a share of the weights), and a share
-      of the averages. What is found is refused by name, and nothing has moved: a loss that became NaN reaches the
-      small weights of every layer at once. After a refusal, everything is looked at until it is finite.
+      of the averages. What is found is refused by name, and nothing has moved: a loss that became NaN reaches the small
+      weights of every layer at once. After a refusal, everything is looked at until it is finite.
     - A single weight elsewhere is named when its share is due, `turns` updates later at most, and before the average
       is lent, copied or stored. Elements that took it in start again at the weights once these are finite, with a
       warning that counts them; the others were never touched by it.
@@ -94,6 +93,7 @@ class FiniteCheck:
 
     def __init__(self, check: bool | Literal["all"]):
         self._check, self._stale, self._seen, self._refused = check, 0, 0.0, False
+        self._moved = False  # unlike _stale it is the same on every rank, whatever share of the model a rank has
 
     @property
     def turns(self) -> int:
@@ -154,8 +154,8 @@ class FiniteCheck:
         spoilt = None
         if self._stale and not (fine and self._turns.averages(whole=self._refused)):
             spoilt = first_not_finite(average, self._still)
-        looked = {} if fine and spoilt is None else self._live
-        bad = self._shards.first(first_not_finite(looked, self._still), average)
+        own = None if fine and spoilt is None else first_not_finite(self._live, self._still)
+        bad = self._shards.first(own, self._live)
         self._refused = bad is not None
         if bad is not None:
             raise NonFiniteError(
@@ -168,35 +168,35 @@ class FiniteCheck:
         if spoilt is not None:
             self._mend()
         self._stale += not whole or self._stale > 0
+        self._moved = True
 
     def before_use(self) -> None:
-        """Look at all averages that were moved since they were last looked at as a whole.
+        """Look at all averages that were moved since they were last looked at as a whole; all ranks agree.
 
         Raises:
             NonFiniteError: an average took in a weight that was not finite, and its weights still are not.
         """
-        if not self._check or not self._stale:
+        if not self._check or not (self._moved or self._stale):
             return
-        if not self._turns.averages(whole=True):
-            spoilt = first_not_finite(self._stacks["average"], self._still)
-            if spoilt is not None and first_not_finite(self._live, self._still) is not None:
-                raise NonFiniteError(
-                    f"after {self._seen:g} samples the average must not be used{self._took(spoilt)}. Restore finite "
-                    "weights, then go on; or load the averages of a checkpoint",
-                    seen=int(self._seen),
-                    parameter=spoilt,
-                )
-            if spoilt is not None:
-                self._mend()
-        self._stale = 0
+        fine = not self._stale or self._turns.averages(whole=True)
+        spoilt = None if fine else first_not_finite(self._stacks["average"], self._still)
+        lost = spoilt is not None and first_not_finite(self._live, self._still) is not None
+        bad = self._shards.first(spoilt if lost else None, self._live)
+        if bad is not None:
+            raise NonFiniteError(
+                f"after {self._seen:g} samples the average must not be used{self._took(bad)}. Restore finite "
+                "weights, then go on; or load the averages of a checkpoint",
+                seen=int(self._seen),
+                parameter=bad,
+            )
+        if spoilt is not None:
+            self._mend()
+        self._stale, self._moved = 0, False
 
     def _took(self, name: str | None) -> str:
-        if name is None:
-            return ""
-        return (
-            f"; elements of the average of {name!r} took in a weight that was not finite within the last {self._stale} "
-            "updates, and start again at the weights once these are finite"
-        )
+        words = "took in a weight that was not finite within the last"
+        again = "updates, and start again at the weights once these are finite"
+        return "" if name is None else f"; elements of the average of {name!r} {words} {self._stale} {again}"
 
     @torch.no_grad()
     def _mend(self) -> None:

@@ -13,7 +13,7 @@ from isobatch.average.base import ModelAverage, Which
 from isobatch.average.buffers import AverageBuffers
 from isobatch.average.clock import Cadence, counted
 from isobatch.average.engine import Engine
-from isobatch.average.layout import Buffers, Storage
+from isobatch.average.layout import Buffers, Storage, placed
 from isobatch.average.state import chosen, no_half_life, several, storage_settings
 from isobatch.errors import InputError
 from isobatch.units import finite
@@ -65,6 +65,7 @@ class PowerEMA(ModelAverage):
         buffers: "copy" leaves buffers the model's own, "average" averages the floating ones.
         cadence: as in ModelEMA; "auto" follows the narrowest width.
         storage: rounding, layout and selection of tensors.
+        device: where the averages lie, such as "cpu" for a model on a GPU; short for Storage(device=...).
 
     Raises:
         InputError: a setting outside its range.
@@ -91,13 +92,14 @@ class PowerEMA(ModelAverage):
         buffers: Buffers = "copy",
         cadence: int | Literal["auto"] = 1,
         storage: Storage | None = None,
+        device: torch.device | str | int | None = None,
     ):
         self.sigma_rels = tuple(finite("sigma_rel", s) for s in several("sigma_rels", sigma_rels))
         self.exponents = tuple(exponent(s) for s in self.sigma_rels)
         if len(set(self.sigma_rels)) < len(self.sigma_rels):
             raise InputError(f"sigma_rels={list(self.sigma_rels)} must be all different")
         count = len(self.sigma_rels)
-        averages = AverageBuffers(model, count, dtype=dtype, buffers=buffers, storage=storage)
+        averages = AverageBuffers(model, count, dtype=dtype, buffers=buffers, storage=placed(storage, device))
         self._engine = Engine(averages, count, Cadence.parse(cadence))
 
     def update(self, *, samples: float, half_life: float | None = None) -> None:

@@ -11,7 +11,7 @@ from isobatch.average.base import ModelAverage, Which
 from isobatch.average.buffers import AverageBuffers
 from isobatch.average.clock import Cadence, counted
 from isobatch.average.engine import Engine
-from isobatch.average.layout import Buffers, Storage
+from isobatch.average.layout import Buffers, Storage, placed
 from isobatch.average.state import no_half_life, only_average, storage_settings
 from isobatch.units import finite, whole
 
@@ -30,6 +30,7 @@ class SWA(ModelAverage):
         dtype: in which the average is held; float32 holds float64 weights in float64.
         buffers: "copy" leaves buffers the model's own, "average" averages the floating ones.
         storage: rounding, layout and selection of tensors.
+        device: where the average lies, such as "cpu" for a model on a GPU; short for Storage(device=...).
 
     Raises:
         InputError: a setting outside its range.
@@ -58,10 +59,12 @@ class SWA(ModelAverage):
         dtype: torch.dtype = torch.float32,
         buffers: Buffers = "copy",
         storage: Storage | None = None,
+        device: torch.device | str | int | None = None,
     ):
         self.start = finite("start", start, 0)
         cadence = Cadence(calls=1) if every is None else Cadence(samples=finite("every", every, 0, open_low=True))
-        self._engine = Engine(AverageBuffers(model, 1, dtype=dtype, buffers=buffers, storage=storage), 1, cadence)
+        averages = AverageBuffers(model, 1, dtype=dtype, buffers=buffers, storage=placed(storage, device))
+        self._engine = Engine(averages, 1, cadence)
 
     def update(self, *, samples: float, half_life: float | None = None) -> None:
         """Take in the weights of one optimizer step; call it after the step.
@@ -117,6 +120,7 @@ class LAWA(ModelAverage):
         dtype: in which the snapshots are held; float32 holds float64 weights in float64.
         buffers: "copy" leaves buffers the model's own, "average" averages the floating ones.
         storage: layout and selection of tensors.
+        device: where the snapshots lie, such as "cpu" for a model on a GPU; short for Storage(device=...).
 
     Raises:
         InputError: a setting outside its range.
@@ -145,10 +149,11 @@ class LAWA(ModelAverage):
         dtype: torch.dtype = torch.float32,
         buffers: Buffers = "copy",
         storage: Storage | None = None,
+        device: torch.device | str | int | None = None,
     ):
         self.last = whole("last", last)
         cadence = Cadence(samples=finite("every", every, 0, open_low=True))
-        averages = AverageBuffers(model, self.last, dtype=dtype, buffers=buffers, storage=storage)
+        averages = AverageBuffers(model, self.last, dtype=dtype, buffers=buffers, storage=placed(storage, device))
         self._engine = Engine(averages, self.last, cadence)
 
     def update(self, *, samples: float, half_life: float | None = None) -> None:

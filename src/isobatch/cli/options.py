@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,8 @@ from isobatch.errors import InputError
 from isobatch.installed import import_from
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from isobatch.plan import Recipe
 
 STYLES = {
@@ -178,7 +179,7 @@ def ending() -> Generator[None]:
 
 
 @contextmanager
-def executor_of(chosen: argparse.Namespace) -> Generator[Executor | None]:
+def executor_of(chosen: argparse.Namespace) -> "Generator[Executor | None]":
     """Open what `--on` names.
 
     Args:

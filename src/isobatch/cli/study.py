@@ -34,6 +34,7 @@ def add(commands: Any) -> None:
     command = commands.add_parser("study", help=text, description=text, epilog=f"The studies come with: {_INSTALL}")
     command.add_argument("name", nargs="?", help="which study")
     command.add_argument("--quick", action="store_true", help="the small grid; some claims stay without a verdict")
+    command.add_argument("--grid", default="", help="a further grid of the study, with claims of its own")
     command.add_argument("--budget", help="start nothing new after this time, such as 30m or 2h; call again to go on")
     command.add_argument("--device", default="cpu", help=f"for studies whose average is a teacher: {DEVICE}")
     command.add_argument("--simulate-nodes", type=int, help="decentlam: nodes to extrapolate the cost of exchanges to")
@@ -74,7 +75,9 @@ def find(name: str) -> Study:
     return known[name]
 
 
-def options(name: str, takes: frozenset[str], device: str, nodes: int | None) -> dict[str, Any]:
+def options(
+    name: str, takes: frozenset[str], device: str, nodes: int | None, grid: str = "", *, quick: bool = False
+) -> dict[str, Any]:
     """Return the arguments that only some studies take.
 
     Args:
@@ -82,12 +85,14 @@ def options(name: str, takes: frozenset[str], device: str, nodes: int | None) ->
         takes: which of them it takes.
         device: device and its options in one word.
         nodes: how many to simulate, None for the study's own.
+        grid: a further grid, "" for the study's own.
+        quick: whether its small grid is asked for.
 
     Returns:
-        Arguments of its `run`, none for the CPU and the study's own nodes.
+        Arguments of its `run`, none for the CPU, the study's own nodes and its own grid.
 
     Raises:
-        InputError: a device for a study of the CPU, or nodes for a study without.
+        InputError: a device for a study of the CPU, nodes or a further grid for a study without, two grids at once.
 
     Example:
         >>> options("progressive", frozenset(), "cpu", None)
@@ -104,18 +109,23 @@ def options(name: str, takes: frozenset[str], device: str, nodes: int | None) ->
         if "simulate_nodes" not in takes:
             raise InputError(f"study {name} has no nodes; leave --simulate-nodes {nodes} out")
         found["simulate_nodes"] = nodes
+    if grid:
+        if "grid" not in takes:
+            raise InputError(f"study {name} has one grid; leave --grid {grid} out")
+        if quick:
+            raise InputError(f"--quick is a grid of its own; leave it or --grid {grid} out")
+        found["grid"] = grid
     return found
 
 
-def _check_free(folder: Path | None, name: str, *, quick: bool) -> None:
-    """Refuse a folder with the result of another study, or of its other grid."""
+def _check_free(folder: Path | None, name: str, grid: str, *, quick: bool) -> None:
+    """Refuse a folder with the result of another study, or of another grid of it."""
     from isobatch.results import read_result
 
     held = {} if folder is None else read_result(folder)
-    if held and (held.get("study"), held.get("quick")) != (name, quick):
-        what = (
-            f"study {held['study']}{' --quick' if held.get('quick') else ''}" if "study" in held else "another result"
-        )
+    if held and (held.get("study"), held.get("quick"), held.get("grid", "")) != (name, quick, grid):
+        size = " --quick" if held.get("quick") else f" --grid {held['grid']}" if held.get("grid") else ""
+        what = f"study {held['study']}{size}" if "study" in held else "another result"
         raise InputError(f"{folder} holds {what}; give another --out")
 
 
@@ -142,8 +152,8 @@ def study(chosen: argparse.Namespace) -> int:
     )
     if chosen.workers is not None:
         whole("workers", chosen.workers)
-    _check_free(folder, chosen.name, quick=chosen.quick)
-    extra = options(chosen.name, one.takes, chosen.device, chosen.simulate_nodes)
+    extra = options(chosen.name, one.takes, chosen.device, chosen.simulate_nodes, chosen.grid, quick=chosen.quick)
+    _check_free(folder, chosen.name, chosen.grid, quick=chosen.quick)
     with executor_of(chosen) as executor, progress(chosen.json) as (estimated, done):
         data = one.run(
             quick=chosen.quick,

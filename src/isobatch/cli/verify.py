@@ -57,6 +57,8 @@ def add(commands: Any) -> None:
     command.add_argument("--optimizer", choices=["invariant"], help="plan for the batch-size invariant form")
     command.add_argument("--expect", help='fail with 4 unless these verdicts hold: "plan=SAME,unscaled=DIFFERENT"')
     command.add_argument("--device", default="cpu", help=DEVICE)
+    text = "a trainer of your own hangs after so many seconds without an update (600)"
+    command.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help=text)
     add_output(command)
     command.set_defaults(call=run)
     text = "how often does the test say SAME or DIFFERENT when the truth is planted?"
@@ -134,6 +136,7 @@ def run(chosen: argparse.Namespace) -> int:
             optimizer=chosen.optimizer,
             mend=chosen.mend,
             device=chosen.device,
+            timeout=chosen.timeout,
             out=folder,
             on_folder=None if chosen.json else _kept,
             on_estimate=estimated,

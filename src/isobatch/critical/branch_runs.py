@@ -8,7 +8,7 @@ from typing import Any
 from isobatch.critical.trial import measured
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.plan import Recipe
-from isobatch.verify.cells import hashed, recipe_values
+from isobatch.verify.cells import hashed, run_values
 
 MARKS = 8
 """Evaluations of a branch; the smoothed last one counts."""
@@ -151,4 +151,4 @@ def file_name(job: BranchJob) -> str:
     Returns:
         A hash of everything that decides it.
     """
-    return hashed("branch", {**asdict(job), "recipe": recipe_values(job.recipe)})
+    return hashed("branch", {**asdict(job), "recipe": run_values(job.recipe)})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.plan import Recipe, Schedule, coupling_of
 from isobatch.rules import scale_weight_decay
-from isobatch.verify.cells import hashed, recipe_values
+from isobatch.verify.cells import hashed, run_values
 
 SPACING = 1.1
 """Ratio of one evaluation's steps to the one before."""
@@ -238,7 +238,7 @@ def file_name(trial: Trial) -> str:
     Returns:
         A hash of everything that decides it.
     """
-    recipe = recipe_values(trial.recipe)
+    recipe = run_values(trial.recipe)
     where = () if trial.device == "cpu" else (trial.device,)
     way = () if trial.sign == assumed_sign(trial.metric) else (trial.sign,)  # names stay as they were
     return hashed("sweep", recipe, trial.seed, trial.goal, trial.metric, trial.smoothing, trial.limit, *where, *way)

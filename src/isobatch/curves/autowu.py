@@ -191,6 +191,9 @@ class AutoWU:
         Returns:
             Places in [0, 1) and losses.
         """
+        if all(map(math.isfinite, self._losses)):
+            now = self._now
+            return [at / now for at in self._starts], list(self._losses)
         kept = [(at / self._now, loss) for at, loss in zip(self._starts, self._losses, strict=True)
                 if math.isfinite(loss)]  # fmt: skip
         return [at for at, _ in kept], [loss for _, loss in kept]

@@ -55,6 +55,7 @@ class Link:
         words: how the one becomes the other, "" where they are equal.
         whole: whether only whole numbers can stand there.
         least: smallest number that can stand there.
+        unit: what stands behind a whole number, such as "ba" in 100ba.
     """
 
     key: Key
@@ -65,6 +66,7 @@ class Link:
     words: str = ""
     whole: bool = False
     least: float = 0
+    unit: str = ""
 
     @property
     def name(self) -> str:
@@ -235,8 +237,8 @@ class Ledger:
             if link.whole and isinstance(wanted, (int, float)):
                 near = max(round(wanted), math.ceil(link.least))
                 exact = None if math.isclose(wanted, near, rel_tol=1e-9) else float(wanted)
-                wanted = near
-            stands = link.value
+                wanted = f"{near}{link.unit}" if link.unit else near
+            stands = link.value.replace("_", "") if link.unit else link.value
             if link.whole and isinstance(stands, float):
                 stands = max(round(stands), math.ceil(link.least))
             if same(wanted, stands):

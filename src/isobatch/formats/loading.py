@@ -184,6 +184,8 @@ def read(
         raise InputError(f"--set {unused[0]} answers nothing that {source.name} asks; known keys: {known}")
     used = {key: value for key, value in answers.items() if key in reader.used and key != "devices"}
     used |= reader.remembered
+    if stamp is not None:
+        recipe = stamp.known_by(recipe)
     return Loaded(recipe, dataclasses.replace(ledger, stamp=stamp, answers=used))
 
 

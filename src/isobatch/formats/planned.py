@@ -143,11 +143,12 @@ class FilePlan:
     @property
     def stamp(self) -> Stamp:
         """What the planned file says of itself."""
-        batch, before = self.recipe.batch, self.ledger.stamp
+        batch, before, planned = self.recipe.batch, self.ledger.stamp, self.recipe.planned
+        held = planned.held if planned is not None else {}
         exact = {change.link.name: change.exact for change in self.changes if change.exact is not None}
         return Stamp(
             before.reference if before is not None else self.reference.batch.size,
-            batch.size, batch.devices, batch.per_device, self._carried, exact,
+            batch.size, batch.devices, batch.per_device, self._carried, exact, held,
         )  # fmt: skip
 
     @property
@@ -312,7 +313,8 @@ class FilePlan:
                 f"  becomes {change.becomes!r}" + (f", made whole from {change.exact!r}" if change.exact else "")
             )
         if rule:
-            lines.append(f"  rule {rule}: {because} ({confidence})")
+            sure = "" if because.endswith(f"({confidence})") else f" ({confidence})"
+            lines.append(f"  rule {rule}: {because}{sure}")
         own = self.ledger.own_rule
         if own is not None and link.path == "optimizer.lr":
             lines.append(f"  the trainer's own rule stays on: {own.formula} ({own.key})")

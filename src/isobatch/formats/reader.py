@@ -99,10 +99,13 @@ class Reader:
         if isinstance(value, Unknown):
             why = f"the file computes it ({value.text}), which only running it would tell"
             return Found(key, self.ask(spelled(key), why, default), "asked")
+        return Found(key, self.unrounded(key, value), self.origins.get(key, "file"))
+
+    def unrounded(self, key: Key, value: Any) -> Any:
+        """Return a number as it was before a plan made it whole; itself where none did, or it was edited since."""
         before = self.exact.get(spelled(key))
-        if before is not None and isinstance(value, (int, float)) and abs(value - before) <= 1:
-            value = before
-        return Found(key, value, self.origins.get(key, "file"))
+        near = before is not None and isinstance(value, (int, float)) and abs(value - before) <= 1
+        return before if near else value
 
     def _referred(self, key: Key, value: Any) -> tuple[Key, Any]:
         """Follow `${other.key}`, as OmegaConf writes it, to the key that holds the value."""
@@ -313,10 +316,11 @@ class Reader:
         words: str = "",
         whole: bool = False,
         least: float = 0,
+        unit: str = "",
     ) -> None:
         """Enter a key into the ledger alone, for a number that the recipe holds already."""
         where = FIELDS.get(path, path)
-        self.links.append(Link(found.key, where, found.value, back, found.origin, words, whole, least))
+        self.links.append(Link(found.key, where, found.value, back, found.origin, words, whole, least, unit))
 
     def span(self, name: str, found: Found, unit: str, *, times: float = 1, whole: bool = True, least: int = 0) -> None:
         """Enter a span: kept in samples, so many of its own units at another batch.

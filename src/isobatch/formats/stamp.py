@@ -4,11 +4,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from isobatch.errors import InputError
 from isobatch.formats.texts import Source
+from isobatch.recipe import Planned, RecipeData
 
+R = TypeVar("R", bound=RecipeData)
 _MARK = "isobatch-plan:"
 _LINE = re.compile(r"^[ \t]*(?:#|//)[ \t]*" + _MARK + r"[ \t]*(\{.*\})[ \t]*$", re.M)
 SIDECAR = ".isobatch.json"
@@ -26,6 +28,7 @@ class Stamp:
         micro: samples per device and pass.
         answers: what was asked of the reference, such as the data size.
         exact: keys whose numbers were made whole -> the number before.
+        held: as in `isobatch.recipe.Planned`: decays that a floor holds -> what they were in the first recipe.
     """
 
     reference: int
@@ -34,12 +37,30 @@ class Stamp:
     micro: int
     answers: Mapping[str, Any] = field(default_factory=dict)
     exact: Mapping[str, float] = field(default_factory=dict)
+    held: Mapping[str, float] = field(default_factory=dict)
 
     def line(self) -> str:
         """Return the stamp as one line, without its comment sign."""
         values = {"reference": self.reference, "batch": self.batch, "devices": self.devices, "micro": self.micro}
-        answers, exact = dict(self.answers), dict(self.exact)
-        return f"{_MARK} " + json.dumps(values | {"answers": answers, "exact": exact}, sort_keys=True)
+        told: dict[str, Any] = {"answers": dict(self.answers), "exact": dict(self.exact)}
+        if self.held:
+            told["held"] = dict(self.held)
+        return f"{_MARK} " + json.dumps(values | told, sort_keys=True)
+
+    def known_by(self, recipe: R) -> R:
+        """Return a recipe that was read from the planned file, with what a floor holds in its own stamp.
+
+        Args:
+            recipe: as it was read.
+
+        Returns:
+            The recipe; as it is where nothing is held, or where its batch was changed by hand.
+        """
+        if not self.held or recipe.batch.size != self.batch:
+            return recipe
+        return recipe.model_copy(
+            update={"planned": Planned(batches=(self.reference, self.batch), held=dict(self.held))}
+        )
 
 
 def read_stamp(text: str, name: str) -> Stamp | None:
@@ -66,7 +87,10 @@ def read_stamp(text: str, name: str) -> Stamp | None:
         if not all(type(number) is int and number > 0 for number in whole.values()):
             raise ValueError("numbers")
         exact = {str(key): float(number) for key, number in values["exact"].items()}
-        return Stamp(**whole, answers=dict(values["answers"]), exact=exact)
+        held = {str(key): float(number) for key, number in values.get("held", {}).items()}
+        if not all(0 <= number < 1 for number in held.values()):
+            raise ValueError("held")
+        return Stamp(**whole, answers=dict(values["answers"]), exact=exact, held=held)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(
             f"{name}: its isobatch-plan line is damaged, so that it is not known what was planned; put the line back, "

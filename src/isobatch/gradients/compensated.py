@@ -1,6 +1,6 @@
-"""Compensated averages by torch.compile: every number is read and written once, where plain PyTorch takes nine passes.
+"""Averages by torch.compile: every number is read and written once, where plain PyTorch takes several passes.
 
-Only where it was measured to pay: other roundings are as fast or faster in plain multi-tensor calls.
+Only where it was measured to pay: compensated averages, and several averages of the same weights.
 """
 
 import warnings
@@ -24,14 +24,14 @@ def blended(
     weights: Tensor,
     shares: Tensor,
 ) -> None:
-    """Move compensated averages of one tensor: average + rest <- lerp(average + rest, weights, share).
+    """Move averages of one tensor: average <- lerp(average, weights, share); compensated ones are average + rest.
 
     With previous weights, first towards them and then towards the present ones, which become the previous. The shares
     are a tensor, so that one graph serves however they change, and nothing is read back on the host.
 
     Args:
         averages: K of shape [n]; overwritten.
-        rests: what rounding lost, K of shape [n]; overwritten.
+        rests: what rounding lost, K of shape [n]; overwritten. Empty for averages that are not compensated.
         previous: [n]; overwritten.
         weights: [n].
         shares: [2, K] of the dtype to compute in: towards the previous and towards the present weights.
@@ -43,14 +43,17 @@ def blended(
         (1.0, -0.0009765625)
     """
     now = weights.to(shares.dtype)
-    for k, (average, rest) in enumerate(zip(averages, rests, strict=True)):
-        value = average.to(shares.dtype) + rest.to(shares.dtype)
+    for k, average in enumerate(averages):
+        value = average.to(shares.dtype)
+        if rests:
+            value = value + rests[k].to(shares.dtype)
         if previous is not None:
             value = torch.lerp(value, previous.to(shares.dtype), shares[0, k])
         value = torch.lerp(value, now, shares[1, k])
         kept = value.to(average.dtype)
         average.copy_(kept)
-        rest.copy_(value - kept.to(shares.dtype))
+        if rests:
+            rests[k].copy_(value - kept.to(shares.dtype))
     if previous is not None:
         previous.copy_(weights)
 
@@ -106,12 +109,12 @@ class Compiled:
         large = weights.dim() == 1 and weights.numel() >= LEAST
         return large and weights.device.type == "cpu" and weights.is_floating_point()
 
-    def piece(self, average: Tensor, rest: Tensor, previous: Tensor | None, weights: Tensor) -> Piece:
+    def piece(self, average: Tensor, rest: Tensor | None, previous: Tensor | None, weights: Tensor) -> Piece:
         """Bind the averages of one tensor.
 
         Args:
             average: [K, n].
-            rest: [K, n].
+            rest: [K, n], for compensated averages.
             previous: [n], for a first-order hold.
             weights: [n].
 
@@ -120,7 +123,8 @@ class Compiled:
         """
         # `data` is the same memory as a view of nothing: a graph would be compiled anew for every kind of base
         before = None if previous is None else previous.data
-        given = [a.data for a in average], [r.data for r in rest], before, weights.data
+        rests = [] if rest is None else [r.data for r in rest]
+        given = [a.data for a in average], rests, before, weights.data
         return Piece(given, [t for t in (average, rest, previous) if t is not None])
 
     def shares(self, before: Sequence[float], after: Sequence[float]) -> Tensor:
@@ -170,14 +174,14 @@ class Compiled:
 
 def _tried(piece: Piece, work: torch.dtype) -> Callable[..., Any]:
     """Return the compiled function once it gave, on a few elements, what the plain one gives."""
-    averages, _, previous, weights = piece.given
+    averages, compensated, previous, weights = piece.given
     width = averages[0].dtype
     ramp = torch.linspace(0.3, 1.7, TRIAL, dtype=torch.float64)
     rows = len(averages)
 
     def given() -> tuple[list[Tensor], list[Tensor], Tensor | None, Tensor]:
         kept = [(ramp * (k + 1)).to(width) for k in range(rows)]
-        rests = [(ramp.flip(0) * torch.finfo(width).eps / 8).to(width) for _ in range(rows)]
+        rests = [(ramp.flip(0) * torch.finfo(width).eps / 8).to(width) for _ in compensated]
         before = None if previous is None else (ramp.square()).to(previous.dtype)
         return kept, rests, before, ramp.sin().to(weights.dtype)
 
@@ -192,7 +196,9 @@ def _tried(piece: Piece, work: torch.dtype) -> Callable[..., Any]:
     except Exception as error:  # of Dynamo, Inductor, a C++ compiler or the system: all mean the same here
         text = " ".join(str(error).split())
         raise _CannotCompile(f"{type(error).__name__}: {text[:300]}") from error
+    unit = torch.finfo(width).eps
+    slack = 8 * unit**2 * rows if compensated else 2 * unit * rows
     for mine, theirs in zip((*fast[0], *fast[1]), (*plain[0], *plain[1]), strict=True):
-        if not torch.allclose(mine.double(), theirs.double(), rtol=0, atol=8 * torch.finfo(width).eps ** 2 * rows):
+        if not torch.allclose(mine.double(), theirs.double(), rtol=0, atol=slack):
             raise _CannotCompile("what the compiled code rounds differs from what plain PyTorch rounds")
     return function

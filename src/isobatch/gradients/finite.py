@@ -24,13 +24,13 @@ def all_finite(tensors: list[Tensor]) -> bool:
     """
     if not tensors:
         return True
-    tensors = [t.coalesce().values() if t.layout is torch.sparse_coo else t for t in tensors]
     found, one = (make((), device=tensors[0].device) for make in (torch.zeros, torch.ones))
     try:
         # the pass of gradient scalers: it multiplies by 1, which changes no value
         torch._amp_foreach_non_finite_check_and_unscale_(tensors, found, one)
-    except RuntimeError:  # complex numbers, several devices
-        return all(bool(torch.isfinite(t).all()) for t in tensors)
+    except RuntimeError:  # complex numbers, several devices, sparse tensors
+        dense = (t.coalesce().values() if t.layout is torch.sparse_coo else t for t in tensors)
+        return all(bool(torch.isfinite(t).all()) for t in dense)
     return found.item() == 0
 
 

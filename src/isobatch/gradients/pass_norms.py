@@ -5,6 +5,7 @@ everybody's: whoever clips some layers, masks some rows or adds to some gradient
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import final
 
@@ -22,13 +23,28 @@ class PassNorms:
 
     Args:
         parameters: whose.
+        expected: backward passes of a step, so that norms are taken at the end of the last one alone; 0 where that is
+            not known yet.
+        watch: times what norms cost, outside of all hooks; may be entered again.
     """
 
-    def __init__(self, parameters: Iterable[Tensor] = ()):
+    def __init__(
+        self,
+        parameters: Iterable[Tensor] = (),
+        *,
+        expected: int = 0,
+        watch: AbstractContextManager[object] | None = None,
+    ):
         self.parameters = list(parameters)
         self._task = -1
-        self._passes = self._expected = 0
+        self._passes, self._expected = 0, expected
+        self._watch = nullcontext() if watch is None else watch
         self._norms: dict[Tensor, Tensor] = {}
+
+    @property
+    def passes(self) -> int:
+        """Backward passes so far in this step."""
+        return self._passes
 
     def arrive(self) -> None:
         """Say, in a hook of a backward pass, that one is running; norms are taken when it ends."""
@@ -75,7 +91,7 @@ class PassNorms:
             _queue(partial(self._end, left - 1))
             return
         some = {p: p.grad for p in self.parameters if p.grad is not None and p.grad.layout is torch.strided}
-        with torch.no_grad():
+        with self._watch, torch.no_grad():
             norms = torch._foreach_norm(list(some.values())) if some else ()
         self._norms = dict(zip(some, norms, strict=True))
 

@@ -11,12 +11,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from isobatch.average import ModelAverage
 from isobatch.checkpoint.tree import join, split
 from isobatch.errors import InputError, SaveError
-from isobatch.gradients import unwrap
+from isobatch.gradients import sharded, unwrap
 
 _ONE_FILE = "1000GB"
 _TREE = "isobatch"
@@ -55,7 +54,7 @@ def save_average(average: ModelAverage, model: nn.Module, path: str | Path, *, w
     """
     target, inner = Path(path), unwrap(model)
     own_form = getattr(inner, "save_pretrained", None)
-    if any(isinstance(tensor, DTensor) for tensor in inner.parameters()):
+    if any(map(sharded, inner.parameters())):
         raise InputError("the model is sharded; gather it first, or load its checkpoint into an unsharded model")
     if not callable(own_form):
         file = target if target.suffix == ".safetensors" else target / "model.safetensors"
@@ -79,6 +78,27 @@ def save_average(average: ModelAverage, model: nn.Module, path: str | Path, *, w
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target / found[0].name
+
+
+def refuse_sharded(model: nn.Module, what: str, instead: str) -> None:
+    """Refuse to write the state of a sharded model into a file that the first rank alone writes.
+
+    Args:
+        model: wrapped or bare.
+        what: the file, and who writes it.
+        instead: another way out beside that of torch.
+
+    Raises:
+        InputError: a sharded model, of which such a file would hold one rank's part.
+
+    Example:
+        >>> refuse_sharded(nn.Linear(1, 1), "the checkpoint", "train with DistributedDataParallel")
+    """
+    if any(map(sharded, model.parameters())):
+        raise InputError(
+            f"{what} holds what one rank has, and the model is sharded; keep clock.state_dict() by "
+            f"torch.distributed.checkpoint, or {instead}"
+        )
 
 
 def save_state(folder: str | Path, state: Mapping[str, Any]) -> Path:

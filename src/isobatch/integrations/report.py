@@ -4,6 +4,7 @@ import math
 import sys
 
 from isobatch.average import ModelAverage
+from isobatch.logs import Log
 from isobatch.noise import Identification, NoiseEstimate
 from isobatch.rules import samples_factor, steps_factor
 from isobatch.train import SampleClock
@@ -32,6 +33,20 @@ def entries(clock: SampleClock, prefix: str = "isobatch") -> dict[str, float]:
         found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         found[f"{name}_identified"] = float(estimate.verdict is Identification.IDENTIFIED)
     return {f"{prefix}/{key}": float(v) for key, v in found.items() if v is not None and math.isfinite(v)}
+
+
+def tell(log: Log | None, clock: SampleClock) -> None:
+    """Tell a logger of its own, at the samples seen.
+
+    Args:
+        log: with samples on the x axis; None for none.
+        clock: of the run.
+
+    Example:
+        >>> tell(None, SampleClock())
+    """
+    if log is not None:
+        log.add(entries(clock), int(clock.seen))
 
 
 def is_larger_worth_it(estimate: NoiseEstimate | None, batch: float, unit: str = "samples") -> str:

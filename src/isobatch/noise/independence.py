@@ -11,7 +11,7 @@ well below 1 where training is stable. A dependence that outlasts many steps loo
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from isobatch.gradients import PassNorms, Reading, Tap, Watch, local, own_gradient
 from isobatch.noise.columns import Columns
 from isobatch.noise.geometry import Geometry
+from isobatch.noise.pace import Stopwatch
 from isobatch.noise.record import Found, Record, send
 from isobatch.noise.statistic import block_spread, ratio_interval
 
@@ -60,7 +61,9 @@ class PairedStep:
         facts: its tr(Sigma), |G|^2, factor, whether it counts, on the device.
         samples: of it.
         trusted: as for `Record`.
+        watch: times what the step costs.
         by_hand: whether ranks are averaged by hand.
+        expected: backward passes of a step, 0 where that is not known yet.
     """
 
     def __init__(
@@ -73,11 +76,14 @@ class PairedStep:
         facts: Tensor,
         samples: float,
         trusted: dict[Tensor, Tensor] | None,
+        watch: Stopwatch,
         *,
         by_hand: bool,
+        expected: int = 0,
     ):
         self.before, self.facts, self.samples, self.group = before, facts, samples, group
-        norms = None if by_hand or columns.shards else PassNorms(before)
+        self.watch = watch
+        norms = None if by_hand or columns.shards else PassNorms(before, expected=expected, watch=watch)
         self.record = Record(columns, geometry, list(before), trusted, norms)
         self._watch = Watch(self, tap)
         self._watch.add(self.record.check.chosen)
@@ -92,7 +98,7 @@ class PairedStep:
         """
         if self.record.norms is not None:
             self.record.norms.arrive()
-        with torch.no_grad():
+        with self.watch, torch.no_grad():
             for gradient in gradients:
                 if gradient.layout is torch.strided:
                     self.record.check.add(parameter, gradient)
@@ -135,17 +141,20 @@ class PairedStep:
         return torch.where(torch.isfinite(row).all() & (row[3] > 0), row, torch.zeros_like(row))
 
 
-def copied(covered: Sequence[Tensor], *, all_of_them: bool) -> dict[Tensor, Tensor]:
+def copied(
+    covered: Sequence[Tensor], *, all_of_them: bool, into: Mapping[Tensor, Tensor] | None = None
+) -> dict[Tensor, Tensor]:
     """Return copies of gradients.
 
     Args:
         covered: parameters.
         all_of_them: whether those without a gradient count with zeros, as where other ranks have one.
+        into: copies that nobody needs any more, to be written over: large memory that is new costs more than the copy.
 
     Returns:
         By parameter.
     """
-    found = {p: gradient.detach().clone() for p in covered if (gradient := own_gradient(p)) is not None}
+    found = {p: _copy(g.detach(), (into or {}).get(p)) for p in covered if (g := own_gradient(p)) is not None}
     return {p: found[p] if p in found else torch.zeros_like(local(p)) for p in covered if all_of_them or p in found}
 
 
@@ -188,3 +197,8 @@ def judge_pairs(rows: Sequence[Tensor]) -> Independence:
     dependent = low > DEPENDENT and half - noise > share
     clear = high <= UNCLEAR or (high - 1) * noise <= share
     return Independence(half / noise, low, high, dependent, clear and not dependent)
+
+
+def _copy(gradient: Tensor, into: Tensor | None) -> Tensor:
+    same = into is not None and (into.shape, into.dtype) == (gradient.shape, gradient.dtype)
+    return into.copy_(gradient) if into is not None and same else gradient.clone()

@@ -88,9 +88,10 @@ class MeasuredStep:
         mode: what to look at; "auto" looks at chunks and rows, and keeps what there is.
         turn: counts measurements.
         trusted: as in Measurement; None makes a check where rows are looked at.
+        expected: backward passes of a step, 0 where that is not known yet.
     """
 
-    def __init__(self, setup: Setup, mode: Mode, turn: int, trusted: dict[Tensor, Tensor] | None):
+    def __init__(self, setup: Setup, mode: Mode, turn: int, trusted: dict[Tensor, Tensor] | None, *, expected: int = 0):
         self.setup, self.mode = setup, mode
         self.watch = Stopwatch(local(next(setup.columns.model.parameters())).device)
         columns, geometry, declared = setup.columns, setup.geometry, setup.declared
@@ -100,7 +101,8 @@ class MeasuredStep:
         self.rows: Rows | None = None
         self._watch: Watch | None = None
         # of a sharded gradient each rank has the norm of its part only
-        norms = None if setup.by_hand or mode == "buckets" or columns.shards else PassNorms(trainable)
+        comparable = not (setup.by_hand or mode == "buckets" or columns.shards)
+        norms = PassNorms(trainable, expected=expected, watch=self.watch) if comparable else None
         with self.watch:
             if mode in ("rows", "norms") or (mode == "auto" and setup.group is None and not columns.shards):
                 layers = [layer for layer in map(trainable_part, setup.layers) if layer is not None]
@@ -130,6 +132,11 @@ class MeasuredStep:
                 chosen = [p for p in trainable if every or any(p in check for check in self.passes.checks)]
                 self._watch = Watch(self.passes, setup.tap)
                 self._watch.add(chosen)
+
+    @property
+    def backwards(self) -> int:
+        """Backward passes of this step at whose end norms could be taken; 0 where none are."""
+        return 0 if self.record.norms is None else self.record.norms.passes
 
     def remove(self) -> None:
         """Take all hooks away."""

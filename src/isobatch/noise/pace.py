@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 import torch.distributed as dist
 
+from isobatch.errors import InputError
 from isobatch.noise.record import send
 from isobatch.units import finite, whole
 
@@ -126,9 +127,9 @@ class Pace:
         self._longer: deque[float] = deque(maxlen=_KEPT)
         self._later: deque[Stopwatch | None] = deque(maxlen=_KEPT)
         self._steps: deque[float] = deque(maxlen=_KEPT)
-        self._watch: Stopwatch | None = None
         self._agreed: Later | None = None
         self._ended: float | None = None
+        self._plain, self._beside = True, 0.0
 
     def due(self, *, ready: bool = True) -> bool:
         """Count one step; return whether the next one is to be measured.
@@ -148,16 +149,17 @@ class Pace:
     def arrive(self) -> None:
         """Note that a step's gradients are complete; the time since the last step is taken."""
         now = self._now()
-        if self._ended is not None and self._watch is None:
+        if self._ended is not None and self._plain:
             self._steps.append(now - self._ended)
 
-    def leave(self, watch: Stopwatch | None) -> None:
+    def leave(self, watch: Stopwatch | None, *, plain: bool = True) -> None:
         """Note that the measurement of this step is done.
 
         Args:
             watch: what the next step's measurement will be timed by; None when it is not measured.
+            plain: whether nothing else is looked at in it.
         """
-        self._watch = watch
+        self._plain, self._beside = plain and watch is None, 0.0
         self._ended = self._now()
 
     def followed(self, watch: Stopwatch) -> None:
@@ -166,6 +168,7 @@ class Pace:
         Args:
             watch: its time.
         """
+        self._beside = watch.host
         if self._later:
             self._later[-1] = watch
 
@@ -178,7 +181,7 @@ class Pace:
             device: where their backend wants its message.
         """
         if self._ended is not None:
-            took = self._now() - self._ended
+            took = self._now() - self._ended - self._beside
             if len(self._steps) < _ENOUGH:
                 self._steps.append(max(took - watch.host, 0.0))
             else:
@@ -232,3 +235,30 @@ def gap(relative: float, budget: float, steps: int) -> int:
     most = math.ceil(relative / budget)
     dense = ADVANCE / (relative * max(1.0, math.log(most)))
     return max(1, min(most, math.floor(steps / dense)))
+
+
+def stretch(between: tuple[float, float], every: int | None) -> tuple[float, float]:
+    """Return a stretch of the clock in which every step is measured, or refuse it.
+
+    Args:
+        between: samples before its first step, and samples before the first step that is not measured any more.
+        every: the fixed gap asked for beside it.
+
+    Returns:
+        The stretch.
+
+    Raises:
+        InputError: a gap beside it, or ends that do not rise.
+
+    Example:
+        >>> stretch((2304, 3264), None)
+        (2304.0, 3264.0)
+    """
+    if every is not None:
+        raise InputError(f"every={every!r} beside between={between!r}: there every step is measured; drop one of them")
+    start, stop = (finite("between", end, 0) for end in between)
+    if not start < stop:
+        raise InputError(
+            f"between=({start:g}, {stop:g}) must rise; give samples before the first step and after the last"
+        )
+    return start, stop

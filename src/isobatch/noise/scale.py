@@ -20,7 +20,7 @@ from isobatch.noise.half_batches import backward_in_halves, check_mean, first_te
 from isobatch.noise.history import History
 from isobatch.noise.independence import FIRST, KEPT, LATER, PairedStep, copied, facts_of
 from isobatch.noise.measured_step import BucketHook, MeasuredStep, Measurement, Setup, reading_hook
-from isobatch.noise.pace import Pace, Stopwatch, clock_of
+from isobatch.noise.pace import Pace, Stopwatch, clock_of, stretch
 from isobatch.noise.progress import Progress, Terms, compare, report
 from isobatch.noise.rows import Owner, owners
 from isobatch.noise.statistic import coverage
@@ -44,6 +44,8 @@ class NoiseScale:
         half_life: H in samples of the average; None for a window that grows with the run.
         every: measure every so many steps; None follows the budget.
         budget: share of the run's time that measuring may take (and the time of one step once, at the start).
+        between: (start, stop) in samples: every step that begins there is measured, no other one is. While the noise
+            scale moves fast, as early in a run, steps in a row identify it where as many that are spread out do not.
         geometry: "euclidean", "adam" or "sign".
         groups: also estimate by "layer", "parameter", "optimizer" group, or a function from name to group.
         capture: "auto"; "chunks" (every backward pass), "prefix" (the first of a step), "rows" (single rows),
@@ -82,6 +84,7 @@ class NoiseScale:
         half_life: float | None = None,
         every: int | None = None,
         budget: float = 0.003,
+        between: tuple[float, float] | None = None,
         geometry: Name = "euclidean",
         groups: Groups = None,
         capture: Mode = "auto",
@@ -103,7 +106,8 @@ class NoiseScale:
             finite("half_life", half_life, 0, open_low=True)
         self.history = History(half_life)
         self._device = local(next(self.columns.model.parameters())).device
-        self.pace = Pace(every, budget, clock_of(self._device))
+        self.pace = Pace(every if between is None else 1, budget, clock_of(self._device))
+        self._between = None if between is None else stretch(between, every)
         self._given: Ranks = process_group
         group = process_group_of(model, process_group, guess=False)
         self._declared = Declared()
@@ -119,9 +123,13 @@ class NoiseScale:
             Tap(), self.columns, self.geometry, self._declared, group, few, capture, self._layers(), by_hand
         )
         self.progress = Progress(capture, mixes_rows(self.columns.model))
+        if self._between is not None:
+            self.progress.caveats += (f"measured from {self._between[0]:g} to {self._between[1]:g} {unit} alone",)
         self._loss_checked = False
         self._step: MeasuredStep | None = None
         self._pair: PairedStep | None = None
+        self._spare: dict[Tensor, Tensor] = {}
+        self._passes, self._looked = 0, False
         self._arm()
 
     @property
@@ -183,21 +191,21 @@ class NoiseScale:
         size = finite("samples", samples, 0, open_low=True)
         self.pace.arrive()
         self.progress.seen += size
-        if self._setup.group is None and self._given is None and self.progress.turn == 0 and world_size() > 1:
-            self._setup = replace(self._setup, group=process_group_of(self.columns.model, guess=False))
+        if self._step is not None:
+            self._look_for_ranks()
         self._finish_pair(size)
         if self._step is not None:
             step, self._step = self._step, None
             step.setup = self._setup
-            outcome = step.finish(size)
+            outcome, self._passes = step.finish(size), step.backwards
             with step.watch:
                 self._take(outcome, size)
             copies = [] if self._setup.group is None else [self._setup.group]
             self.pace.measured(step.watch, [*self.columns.shards.groups, *copies], self._device)
         self._declared.step = 0.0
-        if self.pace.due(ready=self.geometry.ready):
+        if self._due():
             self._arm()
-        self.pace.leave(self._watch())
+        self._leave()
 
     @property
     def armed(self) -> bool:
@@ -214,7 +222,7 @@ class NoiseScale:
 
     def back(self) -> None:
         """Say that the loop comes back from something else, such as an evaluation, which then is not a step's time."""
-        self.pace.leave(self._watch())
+        self._leave()
 
     def bucket_hook(self, inner: BucketHook | None = None) -> BucketHook:
         """Return a DDP communication hook that reads each bucket before it is reduced: one chunk a rank.
@@ -321,12 +329,21 @@ class NoiseScale:
             "data_size": self._terms.data_size,
             "half_life": self.history.half_life,
             "columns": self.columns.names,
-        }
+        } | ({} if self._between is None else {"between": list(self._between)})
+
+    def _due(self) -> bool:
+        due = self.pace.due(ready=self.geometry.ready)
+        return due if self._between is None else due and self._between[0] <= self.seen < self._between[1]
 
     def _arm(self) -> None:
         """Put hooks on the coming step; a window over other parameters than it trains starts again."""
         if not self.geometry.ready:
             return
+        if self._between is not None and not self.history.cells:
+            if not self._between[0] <= self.seen < self._between[1]:
+                return
+            self.history.clear(self.seen)
+            self.progress.measured_at = self.seen
         trained = [self.columns.name_of(p) for p in self.columns.trainable()]
         if not trained:
             self.progress.reason = NOTHING_TRAINS
@@ -343,7 +360,8 @@ class NoiseScale:
             self._begin_again()
         self.progress.trained = trained
         self._tapped()
-        self._step = MeasuredStep(self._setup, self.progress.mode, self.progress.turn, self.progress.trusted)
+        progress, passes = self.progress, self._passes
+        self._step = MeasuredStep(self._setup, progress.mode, progress.turn, progress.trusted, expected=passes)
 
     def _layers(self) -> list[Owner]:
         hidden = self.columns.compiled or self.columns.shards
@@ -360,8 +378,16 @@ class NoiseScale:
         self.history.clear(self.seen)
         self.pace.restart()
 
-    def _watch(self) -> Stopwatch | None:
-        return None if self._step is None else self._step.watch
+    def _look_for_ranks(self) -> None:
+        """Find a DistributedDataParallel that was made later than this object; once, because all of memory is read."""
+        if self._looked or self._given is not None or world_size() == 1:
+            return
+        self._looked = True
+        if self._setup.group is None:
+            self._setup = replace(self._setup, group=process_group_of(self.columns.model, guess=False))
+
+    def _leave(self) -> None:
+        self.pace.leave(None if self._step is None else self._step.watch, plain=self._pair is None)
 
     def _take(self, outcome: Measurement, samples: float) -> None:
         progress = self.progress
@@ -376,7 +402,7 @@ class NoiseScale:
         progress.measured_at = self.seen
         if len(progress.pairs) < FIRST or progress.turn % LATER == 0:
             self._put_pair(
-                copied(outcome.record.covered, all_of_them=self._setup.group is not None),
+                copied(outcome.record.covered, all_of_them=self._setup.group is not None, into=self._spare),
                 facts_of(outcome.found),
                 samples,
             )
@@ -396,7 +422,9 @@ class NoiseScale:
                 facts,
                 samples,
                 trusted,
+                Stopwatch(self._device),
                 by_hand=setup.by_hand,
+                expected=self._passes,
             )
 
     def _finish_pair(self, samples: float) -> None:
@@ -404,12 +432,13 @@ class NoiseScale:
         pair, self._pair = self._pair, None
         if pair is None:
             return
-        watch = Stopwatch(self._device)
-        with watch:
+        with pair.watch:
             found = pair.finish(samples)
             if found is not None:
                 self.progress.pairs = [*self.progress.pairs, found][-KEPT:]
-        self.pace.followed(watch)
+        self.pace.followed(pair.watch)
+        more = self._device.type == "cpu" and len(self.progress.pairs) < FIRST  # accelerators keep their memory anyway
+        self._spare = pair.before if more else {}
 
     def _drop_pair(self) -> None:
         if self._pair is not None:

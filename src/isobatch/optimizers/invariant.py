@@ -333,8 +333,8 @@ class InvariantOptimizer(Optimizer):
         if self._shards:  # of a sharded gradient each rank has the norm of its part only
             return factors
         parameters = [p for p, _ in found]
-        if self._by_hand is None:
-            self._by_hand = self._ranks is not None and process_group_of(parameters, guess=False) is None
+        if self._by_hand is None and self._ranks is not None:
+            self._by_hand = process_group_of(parameters, guess=False) is None
         if not self._by_hand:
             expected = torch.tensor([factor for _, factor in found], dtype=torch.float64, device=parameters[0].device)
             if not self.chunks.norms.explained(parameters, expected):

@@ -177,6 +177,9 @@ def assign(group: dict[str, Any], option: str, value: Any) -> None:
     elif isinstance(held, torch.Tensor):
         held.copy_(value.reshape(held.shape)) if isinstance(value, torch.Tensor) else held.fill_(value)
     elif isinstance(held, tuple) and isinstance(value, tuple | list) and len(held) == len(value):
+        if isinstance(value, tuple) and not any(isinstance(part, torch.Tensor) for part in held):
+            group[key] = value
+            return
         parts: dict[str, Any] = {str(n): part for n, part in enumerate(held)}
         for n, part in enumerate(value):
             assign(parts, str(n), part)

@@ -177,7 +177,7 @@ def group_rows(recipe: RecipeData, batch: float) -> Iterator[Row]:
                 continue
             for name in [f"{key}[0]", f"{key}[1]"] if key == "betas" else [key]:
                 found = moved[name]
-                before = was.lr if name == "lr" else found.change.value
+                before = was.number(name)
                 if before or name == "lr" or getattr(group, key, None) is not None:
                     note = f"of {one.optimizer.name}" if group.optimizer is not None else ""
                     yield make_row(f"{place}.{name}", before, found.becomes, found.rule, note)

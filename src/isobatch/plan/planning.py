@@ -26,7 +26,8 @@ from isobatch.plan.settings import (
     settings_of,
 )
 from isobatch.plan.warnings import remedies, warnings_of
-from isobatch.recipe import Batch, Critical, RecipeData, asked_size, in_samples, split_kept, validate
+from isobatch.recipe import Batch, Critical, Planned, RecipeData, asked_size, in_samples, split_kept, validate
+from isobatch.rules.held import held_moments
 from isobatch.rules.lr.linear import INVARIANT
 
 GOALS = ("equivalence", "speed")
@@ -307,11 +308,18 @@ def write(recipe: R, new: Settings, batch: Batch) -> R:
     kappa, parts = new.batch / recipe.batch.size, _in_samples(recipe, new.batch)
     moved = moves(recipe, new.batch)
     parts |= {"batch": batch, "optimizer": recipe.optimizer.model_copy(update=_optimizer_numbers(recipe, new))}
-    groups = []
+    groups, held = [], held_moments(recipe, moved)
     for group in recipe.groups:
         one = of_group(recipe, group)
         numbers = _optimizer_numbers(one, scaled(one, new.batch))
-        stated = {name: numbers[name] for name in numbers if getattr(group, name, None) is not None}
+        own = held_moments(one, moves(one, new.batch)) if group.own_moments else {}
+        held |= {key.replace("optimizer", f"groups.{group.name}", 1): first for key, first in own.items()}
+        before, keys = base(one), row_of(one).keys if group.optimizer is not None else ()
+        stated = {
+            name: number
+            for name, number in numbers.items()
+            if getattr(group, name, None) is not None or (name in keys and number != getattr(before, name))
+        }
         groups.append(group.model_copy(update=stated))
     parts["groups"] = tuple(groups)
     if recipe.ema is not None:
@@ -319,7 +327,9 @@ def write(recipe: R, new: Settings, batch: Batch) -> R:
     if recipe.batch_norm is not None:
         parts["batch_norm"] = recipe.batch_norm.model_copy(update={"momentum": new.batch_norm})
     if recipe.planned is not None:
-        parts["planned"] = recipe.planned.then(batch.size)
+        parts["planned"] = recipe.planned.then(batch.size, held)
+    elif held:
+        parts["planned"] = Planned(batches=(recipe.batch.size, batch.size), held=held)
     chosen = {}
     if recipe.rules.noise_share is not None:
         chosen["noise_share"] = rules.noise_share_after(recipe.rules.noise_share, kappa)

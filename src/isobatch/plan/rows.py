@@ -121,8 +121,7 @@ def _optimizer_rows(recipe: RecipeData, old: Settings, new: Settings, moved: Mov
 
     def row(key: str, note: str = "") -> Row:
         found = moved[key]
-        was = o.lr if key == "lr" else found.change.value
-        return make_row(f"optimizer.{key}", was, found.becomes, found.rule, note)
+        return make_row(f"optimizer.{key}", old.number(key), found.becomes, found.rule, note)
 
     yield row("lr", _lr_note(recipe, old, new, moved))
     if o.momentum > 0:
@@ -135,10 +134,13 @@ def _optimizer_rows(recipe: RecipeData, old: Settings, new: Settings, moved: Mov
     if "betas" in keys:
         for index, (was, becomes) in enumerate(zip(old.betas, new.betas, strict=True)):
             found = moved[f"betas[{index}]"]
-            note = _horizon(was, becomes, old, new, unit) + _other_beta(was, kappa, recipe.rules.betas)
+            first = _from_first(found, recipe)
+            note = _horizon(was, becomes, old, new, unit) + (first or _other_beta(was, kappa, recipe.rules.betas))
             yield row(f"betas[{index}]", note + _floored(found))
     if "alpha" in keys:
-        yield row("alpha", _horizon(old.alpha, new.alpha, old, new, unit) + _floored(moved["alpha"]))
+        found = moved["alpha"]
+        note = _horizon(old.alpha, new.alpha, old, new, unit) + _from_first(found, recipe)
+        yield row("alpha", note + _floored(found))
     if "eps" in keys:
         yield row("eps")
     if o.weight_decay > 0:
@@ -203,6 +205,14 @@ def _other_beta(beta: float, kappa: float, kind: str) -> str:
         return f"; power form: {beta**kappa:.6g}"
     linear = 1 - kappa * (1 - beta)
     return f"; linear form: {linear:.6g}" if linear >= 0 else f"; linear form ends at kappa {horizon(beta):.4g}"
+
+
+def _from_first(found: Applied, recipe: RecipeData) -> str:
+    """Say that a decay which a floor holds is moved from the first recipe's own."""
+    if found.change.batch == recipe.batch.size:
+        return ""
+    first = f"{show(found.change.value)} at {found.change.batch:g}"
+    return f"; a floor held it, so it is moved from the first recipe's {first}"
 
 
 def _floored(found: Applied) -> str:

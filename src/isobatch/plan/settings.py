@@ -22,6 +22,7 @@ from isobatch.rules import (
     weight_decay,
 )
 from isobatch.rules.betas import beta_rule
+from isobatch.rules.held import from_first
 from isobatch.rules.lr import LEARNING_RATES, lr_rule
 from isobatch.rules.lr.keep import SEARCHED
 from isobatch.rules.reduction import in_unit, power_of
@@ -59,6 +60,25 @@ class Settings:
     half_life: float
     batch_norm: float | None
     clip: float | None = None
+
+    def number(self, key: str) -> float:
+        """Return the number of a key of the optimizer's groups.
+
+        Args:
+            key: such as "lr" or "betas[0]".
+
+        Returns:
+            The number.
+
+        Example:
+            >>> from isobatch.plan import Recipe
+            >>> recipe = Recipe.parse({"batch": {"size": 8}, "optimizer": {"name": "adamw", "lr": 1e-3}})
+            >>> base(recipe).number("betas[1]")
+            0.999
+        """
+        name, _, index = key.rstrip("]").partition("[")
+        value = getattr(self, name)
+        return value[int(index)] if index else value
 
 
 def base(recipe: RecipeData) -> Settings:
@@ -178,6 +198,8 @@ def of_group(recipe: R, group: Group) -> R:
         0.08
     """
     own = {"optimizer": group.of(recipe.optimizer), "groups": ()}
+    if recipe.planned is not None and group.own_moments:
+        own["planned"] = recipe.planned.of_group(group.name)
     if group.optimizer is not None and recipe.rules.lr not in ("auto", "keep"):
         own["rules"] = recipe.rules.model_copy(update={"lr": "auto", "noise_share": None})
     return recipe.model_copy(update=own)
@@ -341,7 +363,8 @@ def _optimizer(recipe: RecipeData, change: Change) -> Iterator[tuple[str, Applie
         ("alpha", o.alpha, kinds.floors[1]),
     ):
         seen = change._replace(value=value, floor=0.0 if row.normalises_after else floor)
-        yield name, Applied.by(others(beta_rule(kinds.betas, seen, name), "beta"), seen)
+        rule_of: Callable[[Change], Rule] = lambda c, name=name: others(beta_rule(kinds.betas, c, name), "beta")  # noqa: E731
+        yield name, from_first(recipe, name, seen, rule_of) or Applied.by(rule_of(seen), seen)
     # by a search the printed rate is not the one that these stand beside
     plain, real = ("eta'*(1-mu)/(1-mu')" if follows else "eta'"), "eta'"
     if recipe.schedule is not None and recipe.schedule.searches:

@@ -142,7 +142,13 @@ CRITICAL = "arXiv 1812.06162; docs/evidence.md: published rates, and the regret 
 
 def _kinds(recipe: RecipeData, after: RecipeData, old: Settings, new: Settings) -> Iterator[PlanWarning]:
     """Yield what is known of kinds of runs: past the critical batch, another length, a stable phase, adapters."""
-    known = recipe.critical
+    known, row = recipe.critical, row_of(recipe)
+    if row.normalises_after and "momentum" in row.moments and not old.momentum:
+        message = (
+            f"{row.name} then orthogonalises each gradient alone; optimizers of that name keep 0.95 unless told, and "
+            "with it another rule holds: say optimizer.momentum"
+        )
+        yield PlanWarning("optimizer.momentum is 0", message, "torch.optim.Muon's default", Side.BOTH)
     if known is not None and new.batch > known.batch and lr_rule_of(recipe).length is None:
         message = (
             "more samples are needed for the same loss, and the learning rate hardly matters there: published rates "

@@ -95,6 +95,11 @@ class Group(Part):
         return self
 
     @property
+    def own_moments(self) -> bool:
+        """Whether its moments are not those of [optimizer]."""
+        return (self.optimizer, self.betas, self.alpha) != (None, None, None)
+
+    @property
     def patterns(self) -> tuple[str, ...]:
         """The regular expressions, none for any name."""
         return (self.match,) if isinstance(self.match, str) else self.match or ()

@@ -1,9 +1,14 @@
 """A user's own trainer in a comparison: trained as its framework does it, an arm's numbers in its optimizer."""
 
 import math
+import signal
+import sys
+import threading
+import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, Protocol
+from types import FrameType
+from typing import Any, NoReturn, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +28,7 @@ from isobatch.tasks import Run
 from isobatch.tasks.isolation import seed_all
 from isobatch.tasks.metric import Metric
 from isobatch.train.setup import Followed, check_trainable, make_average, prepare_groups
+from isobatch.units import finite
 
 
 class Trained(Protocol):
@@ -70,13 +76,24 @@ class OwnTrainer:
         seed: of the initial weights.
         order_seed: of the sample order, and of all random numbers of the training.
         device: "cpu" or "cuda".
+        timeout: seconds after which an update that has not ended is one that hangs; None waits for ever.
 
     Raises:
         InputError: something in the recipe that another trainer cannot be told, no metrics, or too few samples.
     """
 
-    def __init__(self, subject: Trained, recipe: Recipe, *, seed: int = 0, order_seed: int = 0, device: str = "cpu"):
+    def __init__(
+        self,
+        subject: Trained,
+        recipe: Recipe,
+        *,
+        seed: int = 0,
+        order_seed: int = 0,
+        device: str = "cpu",
+        timeout: float | None = None,
+    ):
         check_followed(recipe, device)
+        self._patience = Patience(timeout)
         self.subject, self.recipe, self.batch = subject, recipe, recipe.batch.size
         self.parts = self.batch // recipe.batch.micro if recipe.batch.micro else 1
         subject.prepare(recipe, self.parts, seed=seed, device=device)
@@ -114,7 +131,7 @@ class OwnTrainer:
 
         Raises:
             InputError: a stop within an update, a trainer that makes another number of optimizer steps than one an
-                update, or one that ends early.
+                update, one that ends early, or one that hangs.
             NonFiniteError: the loss that it reports, or a weight, is not finite.
         """
         for stop in stops:
@@ -126,7 +143,7 @@ class OwnTrainer:
         self._left, self._visit = list(stops), visit
         self._arrive()
         seed_all(self.order_seed)
-        with self._following():
+        with self._following(), self._patience:
             self.subject.fit(Updates(self.order, self.batch, stops[-1] // self.batch), self.parts, self)
         if self._left:
             raise InputError(f"the trainer ended after {self.drawn} of {stops[-1]} samples; let it run to the end")
@@ -142,6 +159,7 @@ class OwnTrainer:
     def begin(self) -> None:
         """Note that an update begins."""
         self._stepped = 0
+        self._patience.news()
 
     def end(self, reported: Any = None) -> None:
         """Note that an update is over, and stop at a stop.
@@ -158,6 +176,7 @@ class OwnTrainer:
         if reported is not None and not math.isfinite(float(reported)):
             self._stop(f"the reported loss is {float(reported)}")
         self._arrive()
+        self._patience.news()
 
     def report(self, loss: Any) -> None:
         """Take a loss that is reported after its update.
@@ -301,6 +320,48 @@ def _refused(recipe: Recipe, device: str) -> Iterator[tuple[str, str]]:
         yield "batch_norm.synchronised", "remove it: a run has one process"
     if device not in ("cpu", "cuda"):
         yield f"--device {device}", "give cpu or cuda; precision and compilation are its own settings"
+
+
+@final
+class Patience:
+    """Ends what this thread does, by an error that says where it stands, once nothing was heard for too long.
+
+    What waits inside a library that does not come back to Python is not ended.
+
+    Args:
+        seconds: how long; None, another thread than the main one, or a system without such a timer waits for ever.
+    """
+
+    def __init__(self, seconds: float | None):
+        self.seconds = None if seconds is None else finite("timeout", seconds, 0, open_low=True)
+        self._before: Any = None
+        self._on = False
+
+    def __enter__(self) -> None:
+        main = threading.current_thread() is threading.main_thread()
+        if self.seconds is not None and main and "setitimer" in vars(signal):
+            self._before, self._on = signal.signal(signal.SIGALRM, self._hangs), True
+            self.news()
+
+    def __exit__(self, *_: object) -> None:
+        if self._on:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._before)
+            self._on = False
+
+    def news(self) -> None:
+        """Say that something moved."""
+        if self._on and self.seconds is not None:
+            signal.setitimer(signal.ITIMER_REAL, self.seconds, self.seconds)  # again where a trainer swallows the error
+
+    def _hangs(self, number: int, frame: FrameType | None) -> NoReturn:
+        stack = traceback.extract_stack(frame)
+        own = [place for place in stack if not place.filename.startswith((sys.prefix, sys.base_prefix, "<"))]
+        place = (own or stack)[-1]
+        raise InputError(
+            f"the trainer hangs: no update began or ended within {self.seconds:g} s; it stands in {place.filename}, "
+            f"line {place.lineno}, in {place.name}. Give it longer with --timeout, or look for what it waits for there"
+        )
 
 
 class _NoSamples:

@@ -29,14 +29,15 @@ _SKIP = {"test", "tests", "idlelib", "lib2to3", "site-packages", "__pycache__", 
 
 
 @cache
-def corpus(context: int = CONTEXT) -> tuple[torch.Tensor, torch.Tensor, str]:
+def corpus(context: int = CONTEXT, windows: int = WINDOWS) -> tuple[torch.Tensor, torch.Tensor, str]:
     """Return training windows, held-out windows and the hash of the corpus.
 
     Args:
         context: bytes that a window predicts.
+        windows: to train on, spread evenly over the corpus.
 
     Returns:
-        uint8 tensors of shapes (8192, context + 1) and (256, context + 1), and a SHA-256.
+        uint8 tensors of shapes (windows, context + 1) and (256, context + 1), and a SHA-256.
 
     Raises:
         InputError: a Python without its standard library's sources.
@@ -45,10 +46,10 @@ def corpus(context: int = CONTEXT) -> tuple[torch.Tensor, torch.Tensor, str]:
     files = sorted(p for p in root.rglob("*.py") if not _SKIP & set(p.relative_to(root).parts))
     train = b"".join(p.read_bytes() for i, p in enumerate(files) if i % 10)
     held = b"".join(p.read_bytes() for i, p in enumerate(files) if i % 10 == 0)
-    if min(len(train) // WINDOWS, len(held) // HELD_OUT_WINDOWS) <= context:
-        raise InputError(f"{root} holds {len(train)} bytes of .py files, too few for {WINDOWS} windows of {context}")
+    if min(len(train) // windows, len(held) // HELD_OUT_WINDOWS) <= context:
+        raise InputError(f"{root} holds {len(train)} bytes of .py files, too few for {windows} windows of {context}")
     digest = hashlib.sha256(train + held).hexdigest()
-    return _windows(train, WINDOWS, context), _windows(held, HELD_OUT_WINDOWS, context), digest
+    return _windows(train, windows, context), _windows(held, HELD_OUT_WINDOWS, context), digest
 
 
 def _windows(text: bytes, count: int, context: int) -> torch.Tensor:
@@ -141,8 +142,8 @@ def make_lstm(settings: Recipe, seed: int) -> Run:
     """Make a run of an LSTM language model on the same windows.
 
     Args:
-        settings: the recipe; options.width (64) sets the hidden units, options.validation and options.held are as in
-            `make`.
+        settings: the recipe; options.width (64) sets the hidden units; options.validation, options.held and
+            options.windows are as in `make`.
         seed: of the initial weights.
 
     Returns:
@@ -161,8 +162,9 @@ def make(settings: Recipe, seed: int) -> Run:
         settings: the recipe; options.width (48) and options.layers (2) set the model, options.biases = false leaves
             only matrices in it (Muon), options.held (256) the windows held out, the first so many of them. With
             options.validation = true "loss" is that of the odd held-out windows, and "validation_loss" that of the
-            even ones chooses settings. options.ragged = true cuts each training window to between 8 and 64 bytes, the
-            rest is padding that the loss leaves out; options.padded = true then lets the clock count 64 for each.
+            even ones chooses settings. options.windows (8192) is how many are trained on. options.ragged = true
+            cuts each training window to between 8 and 64 bytes, the rest is padding that the loss leaves out;
+            options.padded = true then lets the clock count 64 for each.
         seed: of the initial weights.
 
     Returns:
@@ -180,7 +182,11 @@ def make(settings: Recipe, seed: int) -> Run:
 
 
 def _run(settings: Recipe, model: nn.Module) -> Run:
-    train, held, digest = corpus()
+    windows, ragged = settings.options.get("windows", WINDOWS), settings.options.get("ragged", False)
+    windows = whole("options.windows", windows, WINDOWS if ragged else 1)
+    if ragged and windows != WINDOWS:
+        raise InputError(f"options.windows={windows} must be {WINDOWS} where options.ragged is true")
+    train, held, digest = corpus(windows=windows)
     count = whole("options.held", settings.options.get("held", HELD_OUT_WINDOWS))
     if count > HELD_OUT_WINDOWS:
         raise InputError(f"options.held={count} must be at most {HELD_OUT_WINDOWS}, the windows held out")
@@ -192,8 +198,8 @@ def _run(settings: Recipe, model: nn.Module) -> Run:
     def metrics(net: nn.Module) -> dict[str, float]:
         return {name: float(_mean_loss(net, (part.to(device_of(net)),))) for name, part in parts.items()}
 
-    facts, lengths = {"corpus_sha256": digest}, torch.full((WINDOWS,), CONTEXT)
-    if not settings.options.get("ragged", False):
+    facts, lengths = {"corpus_sha256": digest}, torch.full((windows,), CONTEXT)
+    if not ragged:
         return Run(model, TensorSamples(train), _mean_loss, metrics, facts, declared=DECLARED, lengths=lengths)
     real = ragged_lengths()
     counts: Callable[[Any], float] | None = _real_tokens

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,8 @@ from isobatch.train.noise_monitor import NoiseMonitor
 from isobatch.train.sample_clock import SampleClock
 from isobatch.train.world import Device, World
 
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
 
 @dataclass(frozen=True)
 class ForwardPass:
@@ -32,7 +34,7 @@ class ForwardPass:
 
     weight: float
     batch: Callable[[Any, int], Any]
-    around: Callable[[], AbstractContextManager[None]] = nullcontext
+    around: Callable[[], AbstractContextManager[None]] = lambda: _NOTHING
 
 
 PLAIN = (ForwardPass(1.0, lambda batch, _: batch),)
@@ -147,7 +149,7 @@ class Accumulator:
         """Return this rank's micro-batches: first place, samples, and their share of the global batch's mean."""
         parts = list(self._cut(indices, most))
         if run.counts is None:
-            found = [(start, part, sum(self._sizes(part)) / size) for start, part in parts]
+            found = [(start, part, self._count(part) / size) for start, part in parts]
         else:
             own = [float(run.counts(run.samples[part])) for _, part in parts]
             total = self.world.total([sum(own)])[0]
@@ -161,6 +163,8 @@ class Accumulator:
     def _cut(self, indices: torch.Tensor, most: int) -> Iterator[tuple[int, torch.Tensor]]:
         if self.tokens is not None:
             return self.tokens.passes(indices, most)
+        if 0 < len(indices) <= most:
+            return iter([(0, indices)])
         return ((place * most, part) for place, part in enumerate(indices.split(most)) if len(part))
 
     def _first(self, indices: torch.Tensor, most: int) -> torch.Tensor:
@@ -170,10 +174,13 @@ class Accumulator:
     def _sizes(self, part: torch.Tensor) -> list[int]:
         return [1] * len(part) if self.tokens is None else self.tokens.sizes(part)
 
+    def _count(self, part: torch.Tensor) -> int:
+        return len(part) if self.tokens is None else sum(self.tokens.sizes(part))
+
     def _passes(self, run: Run, indices: torch.Tensor, size: int, most: int, context: LossContext | None) -> float:
         if self.monitor is not None:
-            most = self.monitor.passes(sum(self._sizes(indices)), most)
-        self.optimizer.zero_grad()
+            most = self.monitor.passes(self._count(indices), most)
+        clear_gradients(self.optimizer)
         total = 0.0
         _forget(context)
         parts = self._parts(run, indices, size, most)
@@ -183,15 +190,13 @@ class Accumulator:
             if context is not None and whole:
                 here = replace(context, places=context.places[start:][: len(part)])
             share, held = one.weight * whole, self._sizes(part) if whole else []
-            with ExitStack() as stack:
-                stack.enter_context(self._quiet(run.model, number + 1 < len(passes)))
-                stack.enter_context(nullcontext() if whole else _statistics_held(run.model))
+            with self._quiet(run.model, number + 1 < len(passes)), _NOTHING if whole else _statistics_held(run.model):
                 with self.device.autocast(), one.around():
                     loss = run.step(one.batch(self.device.batch(run.samples[part]), start), here)
                 weight = share * self.world.size * self.factor
-                stack.enter_context(self.clock.micro(len(held), self._weights(held)))
-                (loss if weight == 1 else loss * weight).backward()
-            total += float(loss.detach()) * share
+                with self.clock.micro(len(held), self._weights(held)):
+                    (loss if weight == 1 else loss * weight).backward()
+            total += loss.item() * share
         if not any(whole for _, _, whole in parts):
             _forget(context)
         return total
@@ -201,7 +206,7 @@ class Accumulator:
         return len(held) if self.tokens is None or not held else held
 
     def _quiet(self, model: nn.Module, more: bool) -> AbstractContextManager[None]:
-        return model.no_sync() if more and isinstance(model, DistributedDataParallel) else nullcontext()
+        return model.no_sync() if more and isinstance(model, DistributedDataParallel) else _NOTHING
 
 
 def make_drawing(run: Run, recipe: Recipe, order: SampleOrder) -> Drawing:
@@ -237,6 +242,21 @@ def make_drawing(run: Run, recipe: Recipe, order: SampleOrder) -> Drawing:
             "raise it, or cut the samples"
         )
     return drawing
+
+
+def clear_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Let go of all gradients, as `optimizer.zero_grad()`, which is called where it is another than torch's own.
+
+    Args:
+        optimizer: whose parameters end without `.grad`.
+    """
+    own = vars(optimizer).get("zero_grad") or type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad
+    if own:
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:  # without the profiler's record and the tables of the other way to clear
+        for parameter in group["params"]:
+            parameter.grad = None
 
 
 def _stand_in(run: Run) -> torch.Tensor:

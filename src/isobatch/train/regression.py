@@ -7,7 +7,7 @@ eigenvalue problem instead of an n x n Cholesky factor.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, final
 
@@ -52,10 +52,11 @@ class LossEvidence:
     Args:
         x: places in [0, 1].
         y: losses there.
+        phi: features of the places, where they are known.
     """
 
-    def __init__(self, x: Array, y: Array):
-        phi = features(x)
+    def __init__(self, x: Array, y: Array, phi: Array | None = None):
+        phi = features(x) if phi is None else phi
         self.centre = float(y.mean())  # all sums are of losses about it, so that a small difference stays exact
         y = y - self.centre
         self.gram, self.sums, self.moments = phi.T @ phi, phi.sum(0), y @ phi
@@ -68,11 +69,11 @@ class LossEvidence:
         return values.clip(min=0), self.sums @ vectors, self.moments @ vectors
 
     @cached_property
-    def _products(self) -> Array:
-        """What the sums of slope() are made of, shape (32, 8)."""
+    def _products(self) -> tuple[Array, Array, Array]:
+        """What the sums of slope() are made of, (32, 5), and room for 1/(s*value + noise), its square and the sums."""
         values, ones, along = self._turned
-        squares = [along**2, along * ones, ones**2]
-        return np.stack([*squares, *(values * s for s in squares), values, np.ones(TERMS)], 1)
+        made = np.stack([along**2, along * ones, ones**2, values, np.ones(TERMS)], 1)
+        return made, np.empty((2, TERMS)), np.empty((2, 5))
 
     def negative(self, mean: float, scale: float, noise: float) -> float:
         """Return minus the log evidence per loss, without its constant.
@@ -104,16 +105,22 @@ class LossEvidence:
             One number each.
         """
         n, c = self.count, mean - self.centre
-        part = 1 / (scale * self._turned[0] + noise)
+        products, parts, sums = self._products
+        part = parts[0]
+        np.multiply(self._turned[0], scale, part)
+        np.add(part, noise, part)
+        np.reciprocal(part, part)
+        np.multiply(part, part, parts[1])
         # with b = along - c * ones, every sum below is one of products with part or its square
-        once, twice = (np.array((part, part * part)) @ self._products).tolist()
-        along, ones = once[0] + c * (c * once[2] - 2 * once[1]), once[1] - c * once[2]
-        own, curved = twice[0] + c * (c * twice[2] - 2 * twice[1]), twice[3] + c * (c * twice[5] - 2 * twice[4])
-        square = self.square - 2 * c * self.total + n * c**2
+        (first, cross, last, values, count), (first2, cross2, last2, _, _) = np.dot(parts, products, sums).tolist()
+        along, ones = first + c * (c * last - 2 * cross), cross - c * last
+        own = first2 + c * (c * last2 - 2 * cross2)
+        square = self.square - 2 * c * self.total + n * c * c
         by_mean = -2 * (self.total - n * c - scale * ones) / noise
-        by_scale = once[6] - own
-        length = (square - 2 * scale * along + scale**2 * curved) / noise**2
-        by_noise = once[7] + (n - TERMS) / noise - length
+        by_scale = values - own
+        # scale * value * part = 1 - noise * part, so that the square's sum with values needs no products of its own
+        length = (square - scale * (along + noise * own)) / (noise * noise)
+        by_noise = count + (n - TERMS) / noise - length
         return by_mean / (2 * n), by_scale / (2 * n), by_noise / (2 * n)
 
     def posterior(self, mean: float, scale: float, noise: float) -> tuple[Array, Array]:
@@ -188,13 +195,15 @@ class LossRegression:
         if len(losses) < 2:
             return Look((0.0,) * DRAWS, (1.0,) * DRAWS)
         self.mean = float(losses.mean())
-        chosen = self._draw(len(losses), FIT_POINTS, 0)
-        self._fit(LossEvidence(places[chosen], losses[chosen]))
+        draws = 1 if len(losses) <= LOOK_POINTS else DRAWS  # up to there every draw is all of them
+        phi = features(places) if len(losses) <= DRAWS * LOOK_POINTS else None
+        fitted = self._evidence(places, losses, phi, FIT_POINTS, 0)
+        self._fit(fitted)
         noise = self.noise if self.published else max(self.noise, scatter(losses))
-        same = len(losses) <= LOOK_POINTS  # then every draw is all of them
-        found = [self._judge(places, losses, noise, draw) for draw in range(1, 2 if same else DRAWS + 1)] * (
-            DRAWS if same else 1
-        )
+        drawn: Iterable[LossEvidence] = [fitted]
+        if len(losses) > FIT_POINTS:
+            drawn = (self._evidence(places, losses, phi, LOOK_POINTS, draw) for draw in range(1, draws + 1))
+        found = [self._judge(evidence, noise) for evidence in drawn] * (DRAWS // draws)
         return Look(tuple(chance for chance, _ in found), tuple(place for _, place in found))
 
     def state_dict(self) -> dict[str, Any]:
@@ -212,32 +221,38 @@ class LossRegression:
         self.raw = list(state["raw"])
         self._first, self._second = list(state["first"]), list(state["second"])
 
-    def _judge(self, places: Array, losses: Array, noise: float, draw: int) -> tuple[float, float]:
-        chosen = self._draw(len(losses), LOOK_POINTS, draw)
-        weights, covariance = LossEvidence(places[chosen], losses[chosen]).posterior(self.mean, self.scale, noise)
+    def _judge(self, evidence: LossEvidence, noise: float) -> tuple[float, float]:
+        weights, covariance = evidence.posterior(self.mean, self.scale, noise)
         expected = self._features @ weights
         return chance(expected, self._features, covariance), float(self._places[int(expected.argmin())])
 
-    def _draw(self, count: int, most: int, draw: int) -> NDArray[np.int64]:
-        if count <= most:
-            return np.arange(count)
-        return np.sort(np.random.default_rng([self.looks, draw]).choice(count, most, replace=False))
+    def _evidence(self, places: Array, losses: Array, phi: Array | None, most: int, draw: int) -> LossEvidence:
+        """Return the evidence of at most so many losses; phi holds the features of all places, where they are few."""
+        if len(losses) <= most:
+            return LossEvidence(places, losses, phi)
+        chosen = np.sort(np.random.default_rng([self.looks, draw]).choice(len(losses), most, replace=False))
+        return LossEvidence(places[chosen], losses[chosen], None if phi is None else phi[chosen])
 
     def _fit(self, evidence: LossEvidence) -> None:
-        values = [self.mean, float(self.raw[0]), float(self.raw[1])]
-        first, second = self._first, self._second
-        for _ in range(ITERATIONS):
+        """Take 100 steps of Adam on mean, scale and noise, written out: three numbers are too few for arrays."""
+        mean, (scale, noise) = self.mean, self.raw
+        (a, b, c), (aa, bb, cc) = self._first, self._second
+        for step in range(self._steps + 1, self._steps + ITERATIONS + 1):
+            x, y = math.exp(-abs(scale)), math.exp(-abs(noise))
             by_mean, by_scale, by_noise = evidence.slope(
-                values[0], _softplus(values[1]), LEAST_NOISE + _softplus(values[2])
+                mean, max(scale, 0.0) + math.log1p(x), LEAST_NOISE + max(noise, 0.0) + math.log1p(y)
             )
-            steps = by_mean, by_scale / (1 + math.exp(-values[1])), by_noise / (1 + math.exp(-values[2]))
-            self._steps += 1
-            far, near = 1 - 0.9**self._steps, 1 - 0.999**self._steps
-            for i, step in enumerate(steps):
-                first[i] += 0.1 * (step - first[i])
-                second[i] += 0.001 * (step * step - second[i])
-                values[i] -= RATE * first[i] / far / (math.sqrt(second[i] / near) + 1e-8)
-        self.mean, self.raw = values[0], values[1:]
+            by_scale *= (1 if scale > 0 else x) / (1 + x)
+            by_noise *= (1 if noise > 0 else y) / (1 + y)
+            far, near = RATE / (1 - 0.9**step), 1 - 0.999**step
+            a, aa = a + 0.1 * (by_mean - a), aa + 0.001 * (by_mean * by_mean - aa)
+            b, bb = b + 0.1 * (by_scale - b), bb + 0.001 * (by_scale * by_scale - bb)
+            c, cc = c + 0.1 * (by_noise - c), cc + 0.001 * (by_noise * by_noise - cc)
+            mean -= far * a / (math.sqrt(aa / near) + 1e-8)
+            scale -= far * b / (math.sqrt(bb / near) + 1e-8)
+            noise -= far * c / (math.sqrt(cc / near) + 1e-8)
+        self._steps += ITERATIONS
+        self.mean, self.raw, self._first, self._second = mean, [scale, noise], [a, b, c], [aa, bb, cc]
 
 
 def chance(expected: Array, phi: Array, covariance: Array) -> float:
@@ -252,7 +267,7 @@ def chance(expected: Array, phi: Array, covariance: Array) -> float:
         max_i P(f_i < f_last), each on its own.
     """
     apart = phi[:-1] - phi[-1]
-    spread = np.sqrt(((apart @ covariance) * apart).sum(1).clip(min=0) + JITTER)
+    spread = np.sqrt(np.einsum("ij,ij->i", apart @ covariance, apart).clip(min=0) + JITTER)
     furthest = float(((expected[-1] - expected[:-1]) / spread).max())
     return 0.5 * math.erfc(-furthest / math.sqrt(2))
 

@@ -1,7 +1,7 @@
 """The sample clock of a training loop: micro-batches go in, global sums of a step come out, and drive all who count."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
 from typing import Any, Literal, Protocol, final
 
@@ -14,6 +14,7 @@ from isobatch.train.world import World
 from isobatch.units import finite
 
 Unit = Literal["samples", "tokens"]
+_COUNTED: AbstractContextManager[None] = nullcontext()  # nobody follows the micro-batch until its end
 _COUNTERS = ("seen", "drawn", "steps", "skips")
 
 
@@ -147,7 +148,8 @@ class SampleClock:
             InputError: numbers below 0, or a step in which some micro-batches weigh and others do not.
         """
         self._close()
-        each = [float(w) for w in weight] if isinstance(weight, Sequence) else None
+        plain = weight is None or isinstance(weight, int | float)
+        each = [float(w) for w in weight] if not plain and isinstance(weight, Sequence) else None
         total: Any = weight if each is None else sum(each)
         if self._ready is not None:
             raise InputError("micro() after ready(): say first whether that step was applied() or skipped()")
@@ -155,13 +157,16 @@ class SampleClock:
             raise InputError("some micro-batches of this step have a weight and others none; give it for all, or none")
         self._rows += finite("rows", rows, 0)
         self._micro += 1
+        if total is None:
+            return _COUNTED
+        self._weights = (self._weights or 0) + finite("weight", total, 0)
+        if not self.noises and self.invariant is None:
+            return _COUNTED
         stack = self._open = ExitStack()
-        if total is not None:
-            self._weights = (self._weights or 0) + finite("weight", total, 0)
-            for noise in self.noises:
-                stack.enter_context(noise.chunk(total) if each is None else noise.chunk(total, rows=each))
-            if self.invariant is not None and not self.noises:
-                stack.enter_context(self.invariant.chunk(total))
+        for noise in self.noises:
+            stack.enter_context(noise.chunk(total) if each is None else noise.chunk(total, rows=each))
+        if self.invariant is not None and not self.noises:
+            stack.enter_context(self.invariant.chunk(total))
         return _Open(self, stack)
 
     def ready(self, rows: float | None = None, weight: float | None = None, *, noise: int | None = None) -> float:

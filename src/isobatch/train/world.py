@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from isobatch.errors import InputError
 from isobatch.gradients import mapped
 from isobatch.tasks import Run, TensorSamples
 from isobatch.units import whole
+
+_NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -211,14 +214,18 @@ class Device:
         """
         return mapped(
             batch,
-            lambda tensor: tensor.to(self.name, non_blocking=True),
-            packed=lambda sequence: sequence.to(self.name, non_blocking=True),  # ty: ignore[invalid-argument-type]
+            lambda tensor: tensor.to(self._target, non_blocking=True),
+            packed=lambda sequence: sequence.to(self._target, non_blocking=True),  # ty: ignore[invalid-argument-type]
         )
+
+    @cached_property
+    def _target(self) -> torch.device:
+        return torch.device(self.name)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which a loss runs."""
         if not self.bf16:
-            return nullcontext()
+            return _NOTHING
         return torch.autocast(torch.device(self.name).type, dtype=torch.bfloat16)
 
     def teacher(self, module: nn.Module) -> nn.Module:

@@ -205,11 +205,23 @@ def name(job: Job) -> str:
         A file name.
     """
     where = () if job.device == "cpu" else (job.device,)
-    return hashed(recipe_values(job.recipe), job.seed, job.stream, job.stops, *where)
+    return hashed(run_values(job.recipe), job.seed, job.stream, job.stops, *where)
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
-    """Return what decides a recipe's run as plain values, defaults left out: a field that comes later changes no name.
+    """Return a recipe as plain values, defaults left out: a field that comes later changes no name.
+
+    Args:
+        recipe: the recipe.
+
+    Returns:
+        Nested plain values.
+    """
+    return recipe.model_dump(mode="json", exclude_defaults=True)
+
+
+def run_values(recipe: Recipe) -> dict[str, Any]:
+    """Return what decides a recipe's run: its values without the stamp of a plan, which only the next plan reads.
 
     Args:
         recipe: of the run.
@@ -217,7 +229,7 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     Returns:
         Nested plain values.
     """
-    return recipe.model_dump(mode="json", exclude_defaults=True)
+    return {key: value for key, value in recipe_values(recipe).items() if key != "planned"}
 
 
 def hashed(*values: object) -> str:

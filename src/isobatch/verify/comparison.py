@@ -129,6 +129,7 @@ def run(
     extra: dict[str, Recipe] | None = None,
     mend: bool = False,
     device: str = "cpu",
+    timeout: float | None = None,
     out: Path | None = None,
     on_folder: Callable[[Path, dict[str, object] | None], None] | None = None,
     on_estimate: Callable[[float, int], None] | None = None,
@@ -157,6 +158,7 @@ def run(
         extra: further arms by name.
         mend: where the plan is not SAME, try what should mend it.
         device: device and its options in one word, such as "cuda,bf16".
+        timeout: seconds without an update after which a trainer of the user's own hangs; None waits for ever.
         out: where finished runs are kept, a folder under the user's cache unless given.
         on_folder: called with that folder, and with an earlier judgement that used some of the same seeds.
         on_estimate: called with estimated seconds and number of runs before training.
@@ -171,7 +173,7 @@ def run(
         RecipeFails: the reference itself fails.
     """
     began, model = time.perf_counter(), headline_model(recipe)
-    design = design_of(recipe, batch_size, seeds, seed_from, ablate, optimizer, extra, device)
+    design = design_of(recipe, batch_size, seeds, seed_from, ablate, optimizer, extra, device, timeout)
     work = Campaign(None, workers, on_done, executor)
     probes = work.probe(design.jobs([design.seed_from]))
     rule = _rule(design, probes, metric, {} if margin is None else {model: margin}, allow_failures)

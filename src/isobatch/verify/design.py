@@ -47,6 +47,7 @@ class Design:
         looks: numbers of seeds after which it may stop.
         seed_from: the first seed.
         device: where runs are trained.
+        timeout: seconds after which a trainer of the user's own that moves nothing hangs.
     """
 
     recipe: Recipe
@@ -58,6 +59,7 @@ class Design:
     looks: Looks
     seed_from: int = 0
     device: str = "cpu"
+    timeout: float | None = None
 
     @property
     def seeds(self) -> range:
@@ -76,7 +78,7 @@ class Design:
             The jobs.
         """
         made = [
-            Job(name, arm, seed, stream + index, self.stops, device=self.device)
+            Job(name, arm, seed, stream + index, self.stops, device=self.device, timeout=self.timeout)
             for index, (name, arm) in enumerate((self.arms if arms is None else arms).items())
             for seed in seeds
         ]
@@ -256,6 +258,7 @@ def design_of(
     optimizer: str | None = None,
     extra: Mapping[str, Recipe] | None = None,
     device: str = "cpu",
+    timeout: float | None = None,
 ) -> Design:
     """Return the design of a comparison.
 
@@ -268,6 +271,7 @@ def design_of(
         optimizer: "invariant" plans for that form.
         extra: further arms by name.
         device: where runs are trained.
+        timeout: seconds after which a trainer of the user's own that moves nothing hangs.
 
     Returns:
         The design.
@@ -293,4 +297,5 @@ def design_of(
         looks=looks,
         seed_from=seed_from,
         device=device,
+        timeout=timeout,
     )

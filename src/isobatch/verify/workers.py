@@ -28,6 +28,7 @@ class Job:
         stops: samples at which to evaluate, rising, the first may be 0.
         limit: stop after this many steps (timing only), None for the whole run.
         device: device and its options in one word, as `isobatch.train.Device.parse` reads it.
+        timeout: seconds after which a trainer of the user's own that moves nothing hangs.
     """
 
     arm: str
@@ -37,6 +38,7 @@ class Job:
     stops: tuple[int, ...]
     limit: int | None = None
     device: str = "cpu"
+    timeout: float | None = None
 
     @property
     def order_seed(self) -> int:
@@ -214,7 +216,8 @@ def _trainer(job: Job) -> Any:
     made = make_any(job.recipe, job.seed)
     one_thread(job.device)  # whatever the task has set: a forked process with several may never end
     if isinstance(made, Subject):
-        return OwnTrainer(made, job.recipe, seed=job.seed, order_seed=job.order_seed, device=job.device)
+        given = {"seed": job.seed, "order_seed": job.order_seed, "device": job.device, "timeout": job.timeout}
+        return OwnTrainer(made, job.recipe, **given)
     run = checked_run(made, job.recipe)
     seed_all(job.order_seed)
     return Trainer(run, job.recipe, order_seed=job.order_seed, device=Device.parse(job.device))

@@ -12,7 +12,7 @@ class Study:
     Args:
         name: of the study; its folder has underscores for dashes.
         question: what it asks, in a line.
-        takes: options of `run` beside those of every study: "device", "simulate_nodes".
+        takes: options of `run` beside those of every study: "device", "grid", "simulate_nodes".
     """
 
     name: str
@@ -31,21 +31,22 @@ class Study:
         return importlib.import_module(f"isobatch_studies.{self.name.replace('-', '_')}.study").run(**options)
 
 
-_DEVICE = frozenset({"device"})
+_GRID = frozenset({"grid"})
+_TEACHER = frozenset({"device", "grid"})
 
-ADAM = Study("adam", "Adam at any batch size: which rule holds when")
-ADAPTIVE = Study("adaptive", "A batch that follows the noise scale, against fixed batches")
-AUTOWU = Study("autowu", "AutoWU: a learning rate found without tuning, and a short budget mended")
-BATCH_AUGMENTATION = Study("batch-augmentation", "Batch augmentation: many views of each sample in one update")
-BYOL = Study("byol", "BYOL: the average is the teacher", _DEVICE)
-BYOL_24576 = Study("byol-24576", "BYOL from batch 4,096 to 24,576: the paper's own step", _DEVICE)
-CONCURRENT_ADVERSARIAL = Study("concurrent-adversarial", "Adversarial examples made ahead by older weights")
+ADAM = Study("adam", "Adam at any batch size: which rule holds when", _GRID)
+ADAPTIVE = Study("adaptive", "A batch that follows the noise scale, against fixed batches", _GRID)
+AUTOWU = Study("autowu", "AutoWU: a learning rate found without tuning, and a short budget mended", _GRID)
+BATCH_AUGMENTATION = Study("batch-augmentation", "Batch augmentation: many views of each sample in one update", _GRID)
+BYOL = Study("byol", "BYOL: the average is the teacher", _TEACHER)
+BYOL_24576 = Study("byol-24576", "BYOL from batch 4,096 to 24,576: the paper's own step", _TEACHER)
+CONCURRENT_ADVERSARIAL = Study("concurrent-adversarial", "Adversarial examples made ahead by older weights", _GRID)
 DECENTLAM = Study(
     "decentlam", "Decentralized momentum: who amplifies the inconsistency bias", frozenset({"simulate_nodes"})
 )
-DINO = Study("dino", "DINO: the average is the teacher, and its centre an average too", _DEVICE)
-LEGW = Study("legw", "LEGW: sixteen times the batch with nothing retuned")
+DINO = Study("dino", "DINO: the average is the teacher, and its centre an average too", _TEACHER)
+LEGW = Study("legw", "LEGW: sixteen times the batch with nothing retuned", _GRID)
 NOISE_SCALE = Study("noise-scale", "The gradient noise scale against the critical batch, domain by domain")
-POLYAK = Study("polyak", "Averaged weights: the rule, the width of the place, the average as a teacher", _DEVICE)
+POLYAK = Study("polyak", "Averaged weights: the rule, the width of the place, the average as a teacher", _TEACHER)
 PROGRESSIVE = Study("progressive", "Changing the batch in the middle of a run")
-PSEUDO_LABEL = Study("pseudo-label", "Continual pseudo-labelling: the average labels the data", _DEVICE)
+PSEUDO_LABEL = Study("pseudo-label", "Continual pseudo-labelling: the average labels the data", frozenset({"device"}))

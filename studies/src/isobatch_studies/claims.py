@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
+from isobatch.errors import InputError
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -47,29 +49,59 @@ class Finding:
     evidence: str
 
 
-def criteria(study: str) -> dict[str, Any]:
-    """Return a study's criteria.json: its grid and its claims.
+def criteria(study: str, grid: str = "") -> dict[str, Any]:
+    """Return a study's criteria.json: its grid and its claims, or those of one of its further grids.
+
+    A further grid has claims of its own and replaces what it names at the top of the file; the rest is shared.
 
     Args:
         study: name of the study's folder.
+        grid: name of a further grid, "" for the study's own.
 
     Returns:
         The file's values.
+
+    Raises:
+        InputError: the study has no such grid.
     """
-    folder = study.replace("-", "_")
-    return json.loads(resources.files(f"isobatch_studies.{folder}").joinpath("criteria.json").read_text("utf-8"))
+    values = _stored(study)
+    further = values.pop("grids", {})
+    if not grid:
+        return values
+    if grid not in further:
+        known = f"must be one of {', '.join(further)}" if further else "must be left out: it has none"
+        raise InputError(f"--grid {grid!r} of study {study} {known}")
+    return values | further[grid]
 
 
-def claims(study: str) -> dict[str, Claim]:
-    """Return a study's claims by id.
+def grids(study: str) -> list[str]:
+    """Return the names of a study's grids.
 
     Args:
         study: its name.
 
     Returns:
+        "" for the study's own, then the further ones in the order of the file.
+    """
+    return ["", *_stored(study).get("grids", {})]
+
+
+def _stored(study: str) -> dict[str, Any]:
+    folder = study.replace("-", "_")
+    return json.loads(resources.files(f"isobatch_studies.{folder}").joinpath("criteria.json").read_text("utf-8"))
+
+
+def claims(study: str, grid: str = "") -> dict[str, Claim]:
+    """Return the claims of a study's grid by id.
+
+    Args:
+        study: its name.
+        grid: name of a further grid, "" for the study's own.
+
+    Returns:
         Claims in the order of the file.
     """
-    return {item["id"]: Claim(**item) for item in criteria(study)["claims"]}
+    return {item["id"]: Claim(**item) for item in criteria(study, grid)["claims"]}
 
 
 def outcome(claim: Claim, seeds: int, held: bool | None, evidence: str) -> Finding:

@@ -13,13 +13,13 @@ from isobatch.errors import InputError
 from isobatch.results import HELD, write
 from isobatch_studies import catalogue
 from isobatch_studies.byol_24576 import devices
-from isobatch_studies.claims import Claim, claims
-from isobatch_studies.teachers.tables import markdown
+from isobatch_studies.claims import Claim, claims, criteria, grids
+from isobatch_studies.teachers.tables import claims_of, markdown
 
 _LINE = re.compile(r"^- \*\*(Claimed|Found|Size)\*\*: (.+)$", re.MULTILINE)
 _COUNT = re.compile(r"^(- \*\*Found\*\*: )[^.\n]*\.", re.MULTILINE)
 _DRAWN = re.compile(r"(<!-- drawn from (\S+): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-DRAWERS = {"arms": markdown, "devices": devices.markdown}
+DRAWERS = {"arms": markdown, "devices": devices.markdown, "claims": claims_of}
 """What a page may ask to be drawn from a stored result."""
 _HEAD = """# Every claim, and whether it held
 
@@ -39,12 +39,14 @@ class Standing:
         study: that judges it.
         held: True, False, or None.
         command: that gives the verdict, or would.
+        grid: a further grid of the study, "" for its own.
     """
 
     claim: Claim
     study: str
     held: bool | None
     command: str
+    grid: str = ""
 
 
 def studies() -> list[str]:
@@ -67,16 +69,18 @@ def verdicts(study: str, docs: Path) -> list[Standing]:
         One a claim, in the order of the criteria.
     """
     found = []
-    for claim in claims(study).values():
-        choices = []
+    listed = [(grid, claim) for grid in grids(study) for claim in claims(study, grid).values()]
+    for grid, claim in listed:
+        own, choices = f"{study}-{grid}" if grid else study, []
         for path in sorted((docs / "results").glob("*/result.json")):
             data = json.loads(path.read_text("utf-8"))
-            if data.get("study") == study:
+            if (data.get("study"), data.get("grid", "")) == (study, grid):
                 held = next((c["held"] for c in data["claims"] if c["id"] == claim.id), None)
-                choices.append((held is None, bool(data["quick"]), path.parent.name != study, path.parent.name, held))
-        _, quick, _, folder, held = min(choices, default=(True, False, False, study, None), key=lambda one: one[:4])
-        command = f"isobatch study {study}{' --quick' if quick else ''} --out docs/results/{folder}"
-        found.append(Standing(claim, study, held, command))
+                choices.append((held is None, bool(data["quick"]), path.parent.name != own, path.parent.name, held))
+        _, quick, _, folder, held = min(choices, default=(True, False, False, own, None), key=lambda one: one[:4])
+        size = " --quick" if quick else f" --grid {grid}" if grid else ""
+        command = f"isobatch study {study}{size} --out docs/results/{folder}"
+        found.append(Standing(claim, study, held, command, grid))
     return found
 
 
@@ -154,9 +158,10 @@ def table(docs: Path) -> str:
     rows, every = ["| claim | source | | size | command |", "|---|---|---|---|---|"], []
     for study in studies():
         page = docs / "studies" / f"{study}.md"
-        size = lines(page.read_text("utf-8"), str(page))["Size"].rstrip(".")
+        own = lines(page.read_text("utf-8"), str(page))["Size"].rstrip(".")
         for one in verdicts(study, docs):
             every.append(one)
+            size = criteria(study, one.grid)["size"] if one.grid else own
             words = f"**{HELD[one.held]}**" if one.held is not None else HELD[None]
             cells = [f"[`{one.claim.id}`](studies/{study}.md): {one.claim.claim}", one.claim.source, words, size]
             rows.append("| " + " | ".join([*(cell.replace("|", "\\|") for cell in cells), f"`{one.command}`"]) + " |")

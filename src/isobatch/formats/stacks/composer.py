@@ -1,7 +1,6 @@
 """Composer and llm-foundry: a global batch, times with units ("100ba", "10ep", "0.1dur"), an average by half-life."""
 
 import re
-from typing import Any
 
 from isobatch.errors import InputError
 from isobatch.formats.format import Format
@@ -80,13 +79,10 @@ def _time(reader: Reader, name: str, found: Found) -> None:
                 reader.ask("sequence", f"{found.name} is in tokens; tokens in a sample", 2048)
             )
     elif unit == "ba":
-        draft.spans[name] = f"{amount:.17g} steps"
-
-        def back(view: Any) -> str:
-            count = max(round(view.steps(name)), 1)
-            return str(found.value) if count == amount else f"{count}ba"
-
-        reader.link(name, found, back, words="batches")
+        draft.spans[name] = f"{reader.unrounded(found.key, amount):.17g} steps"
+        reader.link(
+            name, found, lambda view: view.steps(name), words="batches", whole=True, least=min(amount, 1), unit="ba"
+        )
     else:
         reader.unread(found.name, f"a time in {unit} has no place on the clock of samples")
 

@@ -98,8 +98,9 @@ def _length(reader: Reader, prompts: Found, n: int, ratio: float) -> None:
     warm = reader.number(f"{_ACTOR}.optim.lr_warmup_steps", default=-1, low=-1)
     share = reader.number(f"{_ACTOR}.optim.lr_warmup_steps_ratio", default=0.0)
     if warm.value > 0:
-        draft.spans["warmup"] = f"{warm.value * draft.values['batch']:.17g} samples"
-        reader.link("warmup", warm, lambda view: view.steps("warmup"), words="updates", whole=True, least=1)
+        draft.spans["warmup"] = f"{warm.value * rollout} samples"
+        words = "rollouts: the actor's scheduler steps once each"
+        reader.link("warmup", warm, lambda view: view.steps("warmup") / ratio, words=words, whole=True, least=1)
     elif share.value:
         reader.span("warmup", share, "length")
     kind = str(

@@ -12,7 +12,7 @@ _INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$")
 _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?$")
 _WORDS: dict[str, Any] = {"": None, "~": None, "null": None, "none": None}
 _WORDS |= {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*$")
+_PLAIN = re.compile(r"([A-Za-z_][A-Za-z0-9_./-]*|[1-9][0-9]*[a-z]{2,})$")
 _TAG = "tag:yaml.org,2002:"
 
 

@@ -1,7 +1,7 @@
 """The helper of an Accelerate loop: average, noise scale, evaluation, checkpoints, trackers."""
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import nn
 from isobatch.average.engine import overflowed
 from isobatch.errors import InputError
 from isobatch.gradients import bare_optimizer
-from isobatch.integrations.export import save_average
-from isobatch.integrations.report import answer, entries, say
+from isobatch.integrations.export import refuse_sharded, save_average
+from isobatch.integrations.report import answer, entries, say, tell
 from isobatch.integrations.settings import Following, Unit, samples_of
+from isobatch.logs import Log
 from isobatch.train import SampleClock, SampleScheduler
 
 
@@ -38,6 +39,8 @@ class IsobatchHelper:
         dataloader: where a half-life is in epochs, whose samples are an epoch.
         scheduler: a SampleScheduler, which the loop steps itself; it gets the true samples of each step.
         log_every: steps between two entries for the Accelerator's trackers.
+        log: a logger with samples on the x axis beside the Accelerator's trackers, which get steps:
+            `isobatch.logs.open_log("tensorboard", Path("out"))`, or any object with its two methods. Closed at the end.
 
     Raises:
         InputError: settings that contradict each other.
@@ -59,6 +62,7 @@ class IsobatchHelper:
         dataloader: Any = None,
         scheduler: SampleScheduler | None = None,
         log_every: int = 50,
+        log: Log | None = None,
     ):
         asked = Following(half_life, decay, batch_size, recipe, noise, unit, average or {})
         if not asked.averages and not asked.measures:
@@ -73,6 +77,7 @@ class IsobatchHelper:
             unit=asked.counts,
         )
         self._log_every, self._stepped = max(1, log_every), False
+        self.own_log = log if accelerator.is_main_process else None
         inner = bare_optimizer(optimizer)
         self._handles = [
             inner.register_step_pre_hook(self._before_step),
@@ -115,9 +120,17 @@ class IsobatchHelper:
                     "accelerator.accumulate(model)"
                 )
 
-    def evaluation(self) -> AbstractContextManager[None]:
-        """Return a context in which the model has the averaged weights."""
-        return self.ema.applied(self.model) if self.ema is not None else nullcontext()
+    @contextmanager
+    def evaluation(self) -> Generator[None]:
+        """Give the model the averaged weights inside the block, whose time is no step's.
+
+        Yields:
+            None.
+        """
+        with self.ema.applied(self.model) if self.ema is not None else nullcontext():
+            yield
+        if self.noise is not None:
+            self.noise.back()
 
     def save_average(self, path: str | Path) -> Path | None:
         """Write the averaged model on the main process: a folder for `from_pretrained`, or one safetensors file.
@@ -143,7 +156,9 @@ class IsobatchHelper:
         """
         for handle in self._handles:
             handle.remove()
-        self.accelerator.log(entries(self.clock), step=self.clock.steps)
+        self._tell()
+        if self.own_log is not None:
+            self.own_log.close()
         line = answer(self.clock, self.asked.counts)
         if self.accelerator.is_main_process:
             say(line)
@@ -151,6 +166,7 @@ class IsobatchHelper:
 
     def state_dict(self) -> dict[str, Any]:
         """Return average, noise scale and clock."""
+        refuse_sharded(self.model, "save_state() of an Accelerator", "train with DistributedDataParallel")
         return {**self.clock.state_dict(), "scheduler": None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -174,4 +190,8 @@ class IsobatchHelper:
         size = clock.ready_size
         clock.applied(half_life=None if decays is None else decays.half_life(clock.seen, clock.seen + size))
         if clock.steps % self._log_every == 0:
-            self.accelerator.log(entries(clock), step=clock.steps)
+            self._tell()
+
+    def _tell(self) -> None:
+        self.accelerator.log(entries(self.clock), step=self.clock.steps)
+        tell(self.own_log, self.clock)

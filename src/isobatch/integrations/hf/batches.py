@@ -47,9 +47,11 @@ class BatchStages:
         asked: Following,
         args: TrainingArguments,
         data_size: int | None,
-        seen: float,
+        held: Mapping[str, Any] | None,
         scheduler: SampleScheduler | None,
         parts: Mapping[str, Any],
+        *,
+        placed: bool = False,
     ) -> "BatchStages | None":
         """Return the stages of a recipe with a batch schedule, checked as a whole before the first step.
 
@@ -57,9 +59,10 @@ class BatchStages:
             asked: what the user asked for.
             args: of the Trainer.
             data_size: samples of an epoch.
-            seen: samples on the clock, more than 0 after a resume.
+            held: the state of the callback in the checkpoint that is gone on from, None at the start of a run.
             scheduler: the Trainer's, where it is a SampleScheduler.
             parts: what the Trainer tells its callbacks.
+            placed: whether the mixin has told the Trainer where in the data it stopped.
 
         Returns:
             The stages, None without a batch schedule.
@@ -79,13 +82,20 @@ class BatchStages:
                 "batch.schedule needs a schedule in samples: Trainer(optimizers=(optimizer, SampleScheduler(scheduler, "
                 "batch_size=...))); the Trainer's own counts steps"
             )
-        if seen and schedule.at(int(seen)) != schedule.at(0):
-            raise InputError(
-                f"a resume at {seen:g} samples, after the batch changed: the Trainer counts its epochs by one "
-                "accumulation and would go on at another place; resume a run whose batch stays, or use isobatch train"
+        first = args.gradient_accumulation_steps
+        if held is not None:  # the optimizer's settings in the checkpoint are those of its batch
+            seen = held["clock"]["seen"]
+            args.gradient_accumulation_steps = (
+                held["trainer"]["accumulation"] if "trainer" in held else schedule.at(int(seen)) // per_pass
             )
-        optimizer = bare_optimizer(parts["optimizer"])
-        return cls(schedule, recipe, args, optimizer, scheduler, per_pass, args.gradient_accumulation_steps)
+            if args.gradient_accumulation_steps != first and not placed:
+                args.gradient_accumulation_steps = first
+                raise InputError(
+                    f"a resume at {seen:g} samples, after the batch changed: the Trainer counts its epochs by one "
+                    "accumulation and would go on at another place; write class MyTrainer(IsobatchTrainerMixin, "
+                    "Trainer), which tells it the right one, or use isobatch train"
+                )
+        return cls(schedule, recipe, args, bare_optimizer(parts["optimizer"]), scheduler, per_pass, first)
 
     def begin_epoch(self, clock: SampleClock) -> None:
         """Take the batch of this epoch.

@@ -12,11 +12,12 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
 from isobatch.errors import InputError
-from isobatch.integrations.export import STATE, load_state, save_average, save_state
+from isobatch.integrations.export import STATE, load_state, refuse_sharded, save_average, save_state
 from isobatch.integrations.hf.batches import BatchStages, batch_of, refuse_another_place
 from isobatch.integrations.hf.counting import Counted, Counting
-from isobatch.integrations.report import answer, entries, say
+from isobatch.integrations.report import answer, entries, say, tell
 from isobatch.integrations.settings import Following, Unit, Weights, refuse_other_weights, samples_of
+from isobatch.logs import Log
 from isobatch.train import SampleClock, SampleScheduler
 
 
@@ -37,6 +38,8 @@ class IsobatchCallback(TrainerCallback):
         rows_per_sample: rows of a forward pass that are one sample; known for the Trainer and for TRL's SFT, DPO and
             reward trainers.
         resume_from: checkpoint folder of a resumed run, where it is not output_dir/checkpoint-STEP.
+        log: a logger with samples on the x axis beside the trainer's own, whose steps are the trainer's:
+            `isobatch.logs.open_log("tensorboard", Path("out"))`, or any object with its two methods. Closed at the end.
         quiet: whether the closing line is left out.
 
     Raises:
@@ -61,6 +64,7 @@ class IsobatchCallback(TrainerCallback):
         export: Weights = "raw",
         rows_per_sample: int | None = None,
         resume_from: str | Path | None = None,
+        log: Log | None = None,
         quiet: bool = False,
     ):
         refuse_other_weights(evaluate=evaluate, export=export)
@@ -69,15 +73,15 @@ class IsobatchCallback(TrainerCallback):
             raise InputError("nothing to do: give half_life, decay or a recipe with [ema], or noise=True")
         self.evaluate: Weights = evaluate
         self.export: Weights = export
-        self.rows_per_sample, self.quiet = rows_per_sample, quiet
+        self.rows_per_sample, self.own_log, self.quiet = rows_per_sample, log, quiet
         self.resume_from = None if resume_from is None else Path(resume_from)
         self.clock: SampleClock | None = None
         self.counting: Counting | None = None
         self._stages: BatchStages | None = None
         self._model: nn.Module | None = None
         self._trainer: Trainer | None = None
-        self._lent, self._evaluations = ExitStack(), 0
-        self._line = ""
+        self._lent, self._is_lent, self._evaluations = ExitStack(), False, 0
+        self._line, self._placed = "", False
 
     @property
     def ema(self) -> Any:
@@ -116,6 +120,8 @@ class IsobatchCallback(TrainerCallback):
         """Build average, noise scale and clock at the weights that training starts from, and take up a resumed run."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         self.leave()
+        if args.save_strategy != "no":
+            refuse_sharded(model, "a checkpoint of the Trainer", 'take save_strategy="no", or DistributedDataParallel')
         self._model, self._trainer = model, trainer_of(state)
         size = samples_of(kwargs.get("train_dataloader"))
         if self.counting is not None:
@@ -133,9 +139,8 @@ class IsobatchCallback(TrainerCallback):
             unit=self.asked.counts,
         )
         self.counting.attach(self._micro)
-        if state.global_step:
-            self._resume(args, state, kwargs.get("train_dataloader"))
-        self._stages = BatchStages.of(self.asked, args, size, self.clock.seen, scheduler, kwargs)
+        held = self._resume(args, state, kwargs.get("train_dataloader")) if state.global_step else None
+        self._stages = BatchStages.of(self.asked, args, size, held, scheduler, kwargs, placed=self._placed)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -180,9 +185,16 @@ class IsobatchCallback(TrainerCallback):
         self._lend(control)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Give the model its raw weights back after the last data set that is evaluated."""
+        """Give the model its raw weights back after the last data set, where the Trainer itself was not found."""
         self._evaluations -= 1
-        if self._evaluations <= 0:
+        if self._evaluations <= 0 and self._trainer is None:
+            self.leave()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give the model its raw weights back where an evaluation that was due was called off."""
+        if self._is_lent:
             self.leave()
 
     def on_log(
@@ -195,6 +207,8 @@ class IsobatchCallback(TrainerCallback):
         logs |= found
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1] |= found
+        if state.is_world_process_zero:
+            tell(self.own_log, self.clock)
         for reporter in self._reporters():
             reporter.on_log(args, state, control, logs=dict(found), **kwargs)
 
@@ -226,8 +240,24 @@ class IsobatchCallback(TrainerCallback):
             self._stages.end()
         unit = "tokens" if self.counting is not None and self.counting.weighted else "samples"
         self._line = answer(clock, unit)
+        if state.is_world_process_zero and self.own_log is not None:
+            tell(self.own_log, clock)
+            self.own_log.close()
         if state.is_world_process_zero and not self.quiet:
             say(self._line)
+
+    def place(self, state: TrainerState, passes: int | None) -> tuple[int, int] | None:
+        """Return where in the data a run with a batch schedule goes on, which the Trainer reckons by one accumulation.
+
+        Args:
+            state: of the Trainer, from the checkpoint.
+            passes: micro-batches of an epoch.
+
+        Returns:
+            Whole epochs, and micro-batches of the next one; None where the Trainer knows by itself.
+        """
+        self._placed = bool(passes and state.global_step and state.epoch is not None and self.asked.batches)
+        return divmod(round(state.epoch * passes), passes) if self._placed and passes and state.epoch else None
 
     def _micro(self, found: Counted) -> None:
         if self.clock is not None:
@@ -240,16 +270,17 @@ class IsobatchCallback(TrainerCallback):
         return self.ema.applied(self._model) if lent else nullcontext()
 
     def _lend(self, control: TrainerControl) -> None:
-        if self.evaluate == "average" and control.should_evaluate and self.ema is not None and not self._evaluations:
+        if self.evaluate == "average" and control.should_evaluate and self.ema is not None and not self._is_lent:
             data = None if self._trainer is None else self._trainer.eval_dataset
             self._evaluations = len(data) if isinstance(data, dict) else 1
             self._lent.enter_context(self.ema.applied(self._model))
+            self._is_lent = True
             if self._trainer is not None:
-                self._lent.callback(_leaving_after_errors(self._trainer, self.leave))
+                self._lent.callback(_leaving_after(self._trainer, self.leave))
 
     def leave(self) -> None:
         """Give the model its raw weights back, where an evaluation has the average."""
-        self._evaluations = 0
+        self._evaluations, self._is_lent = 0, False
         self._lent.close()
         if self.noise is not None:
             self.noise.back()
@@ -265,7 +296,7 @@ class IsobatchCallback(TrainerCallback):
             before.append(callback)
         return [one for one in before if type(one).__module__ == "transformers.integrations.integration_utils"]
 
-    def _resume(self, args: TrainingArguments, state: TrainerState, loader: Any) -> None:
+    def _resume(self, args: TrainingArguments, state: TrainerState, loader: Any) -> Mapping[str, Any]:
         given = args.resume_from_checkpoint
         places = [self.resume_from, given if isinstance(given, str) else None]
         places += [Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"]
@@ -279,6 +310,7 @@ class IsobatchCallback(TrainerCallback):
         if self.asked.batches is None:
             refuse_another_place(held, args, state, loader)
         self.clock.load_state_dict(held)
+        return held
 
 
 def trainer_of(state: TrainerState) -> Trainer | None:
@@ -296,16 +328,22 @@ def trainer_of(state: TrainerState) -> Trainer | None:
     return next((one for one in things if type(one) in kinds and getattr(one, "state", None) is state), None)
 
 
-def _leaving_after_errors(trainer: Trainer, leave: Callable[[], None]) -> Callable[[], None]:
-    """Let a Trainer's evaluate() call leave() where it fails, of which no callback is told; return what undoes that."""
-    inner, own = trainer.evaluate, vars(trainer).get("evaluate")
+def _leaving_after(trainer: Trainer, leave: Callable[[], None]) -> Callable[[], None]:
+    """Let a Trainer's evaluate() call leave() at its end; return what undoes that.
+
+    No callback is told where it fails, nor where a class of the user's own evaluates in its own way, once or often.
+    """
+    inner, own, depth = trainer.evaluate, vars(trainer).get("evaluate"), 0
 
     def evaluate(*args: Any, **kwargs: Any) -> dict[str, float]:
+        nonlocal depth
+        depth += 1
         try:
             return inner(*args, **kwargs)
-        except BaseException:
-            leave()
-            raise
+        finally:
+            depth -= 1
+            if not depth:
+                leave()
 
     def undo() -> None:
         if own is None:

@@ -14,10 +14,11 @@ from torch import Tensor
 from isobatch.average.engine import overflowed
 from isobatch.errors import InputError
 from isobatch.gradients import bare_optimizer
-from isobatch.integrations.export import save_average
+from isobatch.integrations.export import refuse_sharded, save_average
 from isobatch.integrations.lightning.parts import part_of
-from isobatch.integrations.report import answer, entries, say
+from isobatch.integrations.report import answer, entries, say, tell
 from isobatch.integrations.settings import Following, Unit, Weights, refuse_other_weights, samples_of
+from isobatch.logs import Log
 from isobatch.train import SampleClock, SampleScheduler
 
 _RAW = "current_model_state"
@@ -41,6 +42,8 @@ class IsobatchCallback(Callback):
         evaluate: weights that validation sees: "average", or "raw".
         export: weights in a checkpoint's state_dict and in the module after fit: "raw", or "average".
         count: samples (or tokens) of a batch of this rank; its rows unless given.
+        log: a logger with samples on the x axis beside the trainer's own, whose steps are the trainer's:
+            `isobatch.logs.open_log("tensorboard", Path("out"))`, or any object with its two methods. Closed at the end.
         quiet: whether the closing line is left out.
 
     Raises:
@@ -64,6 +67,7 @@ class IsobatchCallback(Callback):
         evaluate: Weights = "average",
         export: Weights = "raw",
         count: Callable[[Any], float] | None = None,
+        log: Log | None = None,
         quiet: bool = False,
     ):
         refuse_other_weights(evaluate=evaluate, export=export)
@@ -79,7 +83,7 @@ class IsobatchCallback(Callback):
             )
         self.evaluate: Weights = evaluate
         self.export: Weights = export
-        self.count, self.quiet = count or extract_batch_size, quiet
+        self.count, self.own_log, self.quiet = count or extract_batch_size, log, quiet
         self.clock: SampleClock | None = None
         self._pending: Mapping[str, Any] | None = None
         self._optimizers: list[torch.optim.Optimizer] = []
@@ -210,6 +214,8 @@ class IsobatchCallback(Callback):
         self._line = answer(self.clock, self.asked.counts)
         if self.export == "average" and self.ema is not None:
             self.ema.copy_to(pl_module)
+        if trainer.is_global_zero and self.own_log is not None:
+            self.own_log.close()
         if trainer.is_global_zero and not self.quiet:
             say(self._line)
 
@@ -228,7 +234,11 @@ class IsobatchCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return average, noise scales and clock."""
-        return {} if self.clock is None else self.clock.state_dict()
+        if self.clock is None:
+            return {}
+        if self._module is not None:
+            refuse_sharded(self._module, "a checkpoint of Lightning", "train with enable_checkpointing=False, or DDP")
+        return self.clock.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a state until fit starts.
@@ -247,10 +257,12 @@ class IsobatchCallback(Callback):
         self._stepped = self._stepped or not overflowed(optimizer)
 
     def _log(self, trainer: Trainer) -> None:
-        if self.clock is not None and trainer.is_global_zero and trainer.loggers:
-            found = entries(self.clock)
-            for logger in trainer.loggers:
-                logger.log_metrics(found, step=trainer.global_step)
+        if self.clock is None or not trainer.is_global_zero:
+            return
+        tell(self.own_log, self.clock)
+        found = entries(self.clock) if trainer.loggers else {}
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step=trainer.global_step)
 
     def _close(self) -> None:
         self._lent.close()

@@ -11,6 +11,10 @@ from isobatch.verify.workers import Job
 RULES = ("square root", "linear", "noise-aware", "invariant", "invariant, EMA unscaled")
 ORDER = ("invariant", "square root", "invariant, EMA unscaled", "noise-aware", "linear")
 """In which order a budget is spent."""
+HOLD = "invariant, first-order hold"
+"""In grids that name it."""
+_FAR = 1000
+"""Streams of an arm that not every grid has: no others change."""
 _BASE: dict[str, dict[str, Any]] = {
     "digits": {
         "task": "digits",
@@ -110,7 +114,7 @@ def arm(cell: Cell, rule: str, recipe: Recipe, noise_scale: float) -> Recipe:
 
     Args:
         cell: reference batch and kappa.
-        rule: one of RULES.
+        rule: one of RULES, or HOLD.
         recipe: the reference.
         noise_scale: measured on the reference.
 
@@ -121,6 +125,8 @@ def arm(cell: Cell, rule: str, recipe: Recipe, noise_scale: float) -> Recipe:
         plan = recipe.at(cell.target, optimizer="invariant").recipe
         if rule == "invariant" or plan.ema is None:
             return plan
+        if rule == HOLD:
+            return plan.model_copy(update={"ema": plan.ema.model_copy(update={"kind": "hold"})})
         kept = 0.5 ** (cell.batch / recipe.half_life)
         return plan.model_copy(update={"ema": plan.ema.model_copy(update={"decay": kept, "half_life": None})})
     if rule == "noise-aware":
@@ -148,8 +154,9 @@ def groups(task: str, batch: int, grid: dict[str, Any], seeds: int, noise_scale:
     stops, _ = stops_for(math.floor(recipe.staircase().length), batch, *(cell.target for cell in mine))
     found = [[Job(f"{task} B={batch} reference", recipe, seed, 0, stops) for seed in range(seeds)]]
     for index, cell in enumerate(mine):
-        for rule in (rule for rule in ORDER if rule in grid.get("rules", ORDER)):
-            name, stream = cell.label(rule), 1 + index * len(RULES) + RULES.index(rule)
+        for rule in (rule for rule in (*ORDER, HOLD) if rule in grid.get("rules", ORDER)):
+            place = RULES.index(rule) if rule in RULES else _FAR
+            name, stream = cell.label(rule), 1 + index * len(RULES) + place
             made = arm(cell, rule, recipe, noise_scale)
             found.append([Job(name, made, seed, stream, stops) for seed in range(seeds)])
     return found

@@ -12,7 +12,7 @@ from isobatch.noise import moments
 from isobatch.plan import Recipe
 from isobatch.tasks import Run, make_run
 from isobatch.train import Trainer
-from isobatch.verify.cells import hashed, recipe_values
+from isobatch.verify.cells import hashed, run_values
 
 POINTS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 CHUNKS, CHUNK = 48, 8
@@ -63,7 +63,7 @@ def shares_name(recipe: Recipe) -> str:
     Returns:
         A file name.
     """
-    return "shares-" + hashed(recipe_values(recipe))
+    return "shares-" + hashed(run_values(recipe))
 
 
 def measure_shares(recipe: Recipe, seeds: int) -> Shares:

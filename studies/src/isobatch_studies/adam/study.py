@@ -18,10 +18,12 @@ from isobatch.verify.cells import train_all
 from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve
 from isobatch_studies.adam import grid as layout
+from isobatch_studies.adam.further import judge_claims as further
 from isobatch_studies.adam.page import html, picture
 from isobatch_studies.adam.quadratic import sweep
 from isobatch_studies.adam.shares import Shares, measure_shares, shares_name
 from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
+from isobatch_studies.teachers.rows import worst
 
 NAME = "adam"
 _SAME, _DIFFERENT = "SAME", "DIFFERENT"
@@ -31,6 +33,7 @@ _ERROR, _RANK, _CELLS = 0.25, 0.8, 6
 def run(
     *,
     quick: bool = False,
+    grid: str = "",
     out: Path | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
@@ -42,6 +45,7 @@ def run(
 
     Args:
         quick: the small grid of criteria.json; claims it cannot judge stay null.
+        grid: a further grid, "" for the study's own.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
         executor: trains the runs, as in `isobatch.verify.run`.
@@ -52,7 +56,7 @@ def run(
     Returns:
         What goes into result.json.
     """
-    rules = criteria(NAME)
+    rules = criteria(NAME, grid)
     plan, seeds = rules["quick" if quick else "grid"], rules["seeds"]
     tasks = [task for task in plan if task != "quadratic"]
     references = [(task, batch) for task in tasks for batch in plan[task]["batches"]]
@@ -66,20 +70,21 @@ def run(
         on_estimate(0.0, sum(map(len, groups)))
     curves = train_all(groups, out, workers=workers, executor=executor, budget=budget, on_done=on_done)
     listed = [cell for task in tasks for cell in layout.cells(task, plan[task])]
-    arms = [(cell, [rule for rule in layout.RULES if cell.label(rule) in curves]) for cell in listed]
+    arms = [(cell, [rule for rule in (*layout.RULES, layout.HOLD) if cell.label(rule) in curves]) for cell in listed]
     wanted = sum(len(plan[cell.task].get("rules", layout.RULES)) for cell in listed)
     rows = [row for cell, found in arms if found for row in _rows(cell, found, curves, shares)]
-    part = plan["quadratic"]
+    part = plan.get("quadratic", {"shares": [], "kappas": [], "replicas": 1})
     data = {
         "study": NAME,
         "title": rules["title"],
         "quick": quick,
+        "grid": grid,
         "seeds": seeds,
         "cells": {"complete": len(rows), "of": wanted},
         "rows": rows,
         "shares": {f"{task} B={batch}": asdict(found) for (task, batch), found in shares.items()},
         "quadratic": sweep(part["shares"], part["kappas"], part["replicas"]),
-        "claims": as_dict(judge_claims(rows, seeds)),
+        "claims": as_dict(further(rows, seeds, grid) if grid else judge_claims(rows, seeds)),
     }
     if out is not None:
         write_result(out, data)
@@ -122,6 +127,12 @@ def _rows(
             "predicted": round(found.drift_error(cell.kappa), 4),
             "verdicts": {model: str(test.verdict) for model, test in tests.items()},
             "worst": {model: round(test.worst, 4) for model, test in tests.items()},
+            "worst_per_seed": {
+                model: [
+                    round(worst(one, other, model), 5) for one, other in zip(arms[rule], arms["reference"], strict=True)
+                ]
+                for model in tests
+            },
         }
         for rule, tests in table.items()
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from isobatch.errors import NonFiniteError
 from isobatch.plan import Recipe
-from isobatch.verify.cells import hashed, recipe_values
+from isobatch.verify.cells import hashed, run_values
 from isobatch.verify.workers import Curve
 
 MARKS = 10
@@ -139,4 +139,4 @@ def file_name(job: Drive) -> str:
     Returns:
         A hash of everything that decides it.
     """
-    return hashed("drive", job.arm, recipe_values(job.recipe), job.seed, job.stream, job.look_every)
+    return hashed("drive", job.arm, run_values(job.recipe), job.seed, job.stream, job.look_every)

@@ -8,6 +8,7 @@ from typing import Any
 from isobatch.plan import Recipe
 from isobatch.report import prepare, write, write_result
 from isobatch.verify.cells import run_all, until
+from isobatch_studies.adaptive import late, late_page
 from isobatch_studies.adaptive.judging import BARE, FULL, NAME, SMALL, judge, rows, savings
 from isobatch_studies.adaptive.page import html, picture
 from isobatch_studies.adaptive.paths import Drive, Path, drive, file_name
@@ -36,6 +37,7 @@ def arms(rules: dict[str, Any], fixed: list[int]) -> dict[str, Recipe]:
 def run(
     *,
     quick: bool = False,
+    grid: str = "",
     out: Folder | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
@@ -47,6 +49,7 @@ def run(
 
     Args:
         quick: fewer seeds and fixed batches.
+        grid: a further grid, "" for the study's own.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
         executor: trains the runs, as in `isobatch.verify.run`.
@@ -57,10 +60,10 @@ def run(
     Returns:
         What goes into result.json.
     """
-    rules = criteria(NAME)
+    rules = criteria(NAME, grid)
     part = rules | (rules["quick"] if quick else {})
     seeds, ends = part["seeds"], until(budget)
-    recipes = arms(rules, part["fixed"])
+    recipes = late.arms(rules) if grid == late.GRID else arms(rules, part["fixed"])
     if on_estimate is not None:
         on_estimate(0.0, seeds * len(recipes))
     paths: dict[str, list[Path]] = {}
@@ -79,21 +82,37 @@ def run(
         )
         if done is not None:
             paths[arm] = done
-    table = rows(paths, rules["goal"], SMALL.format(part["fixed"][0]))
-    saved, complete = savings(paths, rules["goal"]), len(paths) == len(recipes)
-    data = {
+    shared = {
         "study": NAME,
         "title": rules["title"],
         "quick": quick,
+        "grid": grid,
         "seeds": seeds,
-        "goal": rules["goal"],
         "cells": {"complete": len(paths), "of": len(recipes)},
+    }
+    if grid == late.GRID:
+        table = late.rows(paths)
+        data = shared | {"rows": table, "claims": as_dict(late.judge(table, seeds))}
+        return _written(out, data, late_page.picture, late_page.html)
+    table = rows(paths, rules["goal"], SMALL.format(part["fixed"][0]))
+    saved, complete = savings(paths, rules["goal"]), len(paths) == len(recipes)
+    data = shared | {
+        "goal": rules["goal"],
         "rows": table,
         "savings": saved,
         "claims": as_dict(judge(table, saved, seeds if paths else 0, complete=complete)),
         "first": {arm: {"batches": found[0].batches, "seen": found[0].seen, "losses": found[0].losses,
                         "noise": found[0].noise} for arm, found in paths.items()},
     }  # fmt: skip
+    return _written(out, data, picture, html)
+
+
+def _written(
+    out: Folder | None,
+    data: dict[str, Any],
+    picture: Callable[[dict[str, Any]], bytes],
+    html: Callable[[dict[str, Any]], str],
+) -> dict[str, Any]:
     if out is not None:
         folder = prepare(out)
         write_result(folder, data)

@@ -26,17 +26,19 @@ class Cell:
         batch: samples per step.
         epochs: of 1280 samples.
         arms: names in ARMS, the chosen peak first.
+        frames: whether the images are Atari frames instead of digits.
     """
 
     optimizer: str
     batch: int
     epochs: int
     arms: tuple[str, ...]
+    frames: bool = False
 
     @property
     def label(self) -> str:
         """What it is called in results."""
-        return f"{self.optimizer} {self.batch} {self.epochs} epochs"
+        return f"{'frames ' if self.frames else ''}{self.optimizer} {self.batch} {self.epochs} epochs"
 
 
 def cells(rules: dict[str, Any], *, quick: bool) -> list[Cell]:
@@ -50,10 +52,11 @@ def cells(rules: dict[str, Any], *, quick: bool) -> list[Cell]:
         Cells in the order in which they are trained.
     """
     short, part = rules["short"], (rules["quick"] if quick else rules)["untuned"]
-    found = [Cell(short["optimizer"], short["batch"], short["epochs"], tuple(ARMS))]
+    found = [Cell(short["optimizer"], short["batch"], short["epochs"], tuple(ARMS))] if short is not None else []
+    frames = part.get("frames", False)
     for batch in part["batches"]:
         for optimizer in part["optimizers"]:
-            found.append(Cell(optimizer, batch, part["epochs"], ("chosen peak", "AutoWU", "AutoWU, rollback")))
+            found.append(Cell(optimizer, batch, part["epochs"], ("chosen peak", "AutoWU", "AutoWU, rollback"), frames))
     return found
 
 
@@ -75,7 +78,7 @@ def recipe(cell: Cell, arm: str, peak: float, seed: int) -> Recipe:
     if search is not None:
         schedule = {"length": f"{length} samples", "shape": "autowu", "search": search}
     return Recipe.parse({
-        "task": "digits",
+        "task": "isobatch_studies.tasks.frames:make_mlp" if cell.frames else "digits",
         "batch": {"size": cell.batch},
         "optimizer": {
             "name": cell.optimizer,
@@ -84,7 +87,9 @@ def recipe(cell: Cell, arm: str, peak: float, seed: int) -> Recipe:
         },
         "schedule": schedule,
         **({"batch_norm": {"momentum": 0.1}} if norm else {}),
-        "options": {"norm": norm, "fold": fold, "validation": 157 if fold < 2 else 158},
+        "options": {"data": "atari", "side": 16, "fold": fold}
+        if cell.frames
+        else {"norm": norm, "fold": fold, "validation": 157 if fold < 2 else 158},
     })  # fmt: skip
 
 

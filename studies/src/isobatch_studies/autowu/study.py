@@ -21,6 +21,7 @@ NAME, CHANCE = "autowu", 10.0
 def run(
     *,
     quick: bool = False,
+    grid: str = "",
     out: Path | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
@@ -32,6 +33,7 @@ def run(
 
     Args:
         quick: five seeds, the short budget and one cell.
+        grid: a further grid, "" for the study's own.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
         executor: trains the runs, as in `isobatch.verify.run`.
@@ -42,7 +44,7 @@ def run(
     Returns:
         What goes into result.json.
     """
-    rules = criteria(NAME)
+    rules = criteria(NAME, grid)
     plan, seeds = layout.cells(rules, quick=quick), (rules["quick"] if quick else rules)["seeds"]
     repeats, peaks = rules["selection_seeds"], rules["peaks"]
     if on_estimate is not None:
@@ -70,10 +72,11 @@ def run(
         "study": NAME,
         "title": rules["title"],
         "quick": quick,
+        "grid": grid,
         "seeds": seeds,
         "cells": {"complete": len(rows), "of": len(plan)},
         "rows": rows,
-        "claims": as_dict(judge_claims(rows)),
+        "claims": as_dict(judge_frames(rows, len(plan)) if grid else judge_claims(rows)),
     }
     if out is not None:
         folder = prepare(out)
@@ -142,6 +145,20 @@ def judge_claims(rows: list[dict[str, Any]]) -> list[Finding]:
     text = f"minus the chosen peak: as published {broken}, mended {mended}, "
     text += f"with rollback {MeanInterval(**short['gaps']['AutoWU, rollback'])} points"
     return [first, outcome(claim, short["seeds"], broken.high < -10 and mended.low > -2, text), back]
+
+
+def judge_frames(rows: list[dict[str, Any]], cells: int) -> list[Finding]:
+    """Compute `held` of every claim of the grid "frames".
+
+    Args:
+        rows: one a cell.
+        cells: how many there should be.
+
+    Returns:
+        Outcomes in the order of criteria.json; None where cells or seeds are missing.
+    """
+    arms = zip(claims(NAME, "frames").values(), ("AutoWU", "AutoWU, rollback"), strict=True)
+    return [_untuned(claim, rows, arm, cells) for claim, arm in arms]
 
 
 def _untuned(claim: Claim, rows: list[dict[str, Any]], arm: str, cells: int) -> Finding:

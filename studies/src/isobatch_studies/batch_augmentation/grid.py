@@ -9,6 +9,18 @@ from isobatch_studies.folds import fold_options, selection_seeds
 CONTROLS = ("4x the updates", "8x the updates", "4x the batch", "4x the batch, 4x the rate")
 
 
+def controls(rules: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the arms that spend the images otherwise.
+
+    Args:
+        rules: the study's criteria.
+
+    Returns:
+        Names, all unless the grid lists some.
+    """
+    return tuple(rules.get("controls", CONTROLS))
+
+
 def views_arm(views: int) -> str:
     """Return the name of the arm with M views.
 
@@ -93,7 +105,9 @@ def reported(rules: dict[str, Any], rates: dict[int, float], seeds: int) -> list
             recipe(rules, 4 * rate, seed, batch=4),
         )
         jobs += [
-            _job(name, made, seed, 10 + place) for place, (name, made) in enumerate(zip(CONTROLS, others, strict=True))
+            _job(name, made, seed, 10 + place)
+            for place, (name, made) in enumerate(zip(CONTROLS, others, strict=True))
+            if name in controls(rules)
         ]
         groups.append(jobs)
     return groups

@@ -38,14 +38,16 @@ def figure(data: dict[str, Any]) -> Figure:
         A figure of three panels.
     """
     with matplotlib.rc_context(RC):
-        made = Figure(figsize=(15.6, 4.8), layout="constrained")
-        left, middle, right = made.subplots(1, 3, width_ratios=(1.25, 1, 1))
-        if data["accuracy"] is None or data["variance"] is None:
+        wide = not data.get("grid")
+        made = Figure(figsize=(15.6 if wide else 11.2, 4.8), layout="constrained")
+        panels = made.subplots(1, 3 if wide else 2, width_ratios=(1.25, 1, 1)[: 3 if wide else 2])
+        if data["accuracy"] is None or (wide and data["variance"] is None):
             made.text(0.5, 0.5, "no complete runs yet", ha="center")
             return made
-        _arms(left, data["accuracy"])
-        _curves(middle, data["accuracy"])
-        _variance(right, data["variance"])
+        _arms(panels[0], data["accuracy"])
+        _curves(panels[1], data["accuracy"])
+        if wide:
+            _variance(panels[2], data["variance"])
     return made
 
 

@@ -24,6 +24,7 @@ CHANCE = 10.0
 def run(
     *,
     quick: bool = False,
+    grid: str = "",
     out: Path | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
@@ -35,6 +36,7 @@ def run(
 
     Args:
         quick: one seed a fold.
+        grid: a further grid, "" for the study's own.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
         executor: trains the runs, as in `isobatch.verify.run`.
@@ -45,17 +47,17 @@ def run(
     Returns:
         What goes into result.json.
     """
-    rules = criteria(NAME)
+    rules = criteria(NAME, grid)
     small = rules["quick"] if quick else rules
     seeds = small["seeds"]
     select = layout.selection(rules, small["selection_seeds"])
     if on_estimate is not None:
-        on_estimate(0.0, len(select) + seeds * (len(rules["views"]) + len(layout.CONTROLS) + 1))
+        on_estimate(0.0, len(select) + seeds * (len(rules["views"]) + len(layout.controls(rules)) + 1))
     rates, runs, measured = {}, {}, []
     tried = train_all([select], out, workers=workers, executor=executor, budget=budget, on_done=on_done)
     if tried:
         rates = chosen(tried, rules["rates"], lambda rate: f"select {rate:g}")
-        for group in variance.jobs(rates, seeds):
+        for group in variance.jobs(rates, seeds) if not grid else ():
             measured += _measured(group, out, workers, executor, on_done)
         runs = train_all(
             layout.reported(rules, rates, seeds),
@@ -71,11 +73,12 @@ def run(
         "study": NAME,
         "title": rules["title"],
         "quick": quick,
+        "grid": grid,
         "seeds": row["seeds"] if row else 0,
         "rates": {str(fold): rate for fold, rate in rates.items()},
         "accuracy": row,
         "variance": law,
-        "claims": as_dict(judge_claims(row, law)),
+        "claims": as_dict(judge_long(row) if grid else judge_claims(row, law)),
     }
     if out is not None:
         folder = prepare(out)
@@ -106,7 +109,7 @@ def _measured(
 
 
 def _accuracy(rules: dict[str, Any], runs: dict[str, list[Curve]]) -> dict[str, Any]:
-    arms = [layout.views_arm(m) for m in rules["views"]] + list(layout.CONTROLS)
+    arms = [layout.views_arm(m) for m in rules["views"]] + list(layout.controls(rules))
     final = {arm: [last(curve, "accuracy", CHANCE) for curve in runs[arm]] for arm in arms}
     base = layout.views_arm(1)
     gains = {arm: interval(np.subtract(final[arm], final[base]).tolist()) for arm in arms if arm != base}
@@ -182,3 +185,27 @@ def judge_claims(row: dict[str, Any] | None, law: dict[str, Any] | None) -> list
     inside = all(gap.low > -0.1 and gap.high < 0.1 for gap in apart.values())
     text = "log of measured over law " + ", ".join(f"M = {m}: {gap}" for m, gap in apart.items())
     return [*found, outcome(known[ids[2]], law["seeds"], inside, text)]
+
+
+def judge_long(row: dict[str, Any] | None) -> list[Finding]:
+    """Compute `held` of every claim of the grid "long".
+
+    Args:
+        row: accuracies, None where no seed is complete.
+
+    Returns:
+        Outcomes in the order of criteria.json.
+    """
+    gain, worth = known = claims(NAME, "long")
+    if row is None:
+        return [outcome(claim, 0, None, "not run") for claim in known.values()]
+    four, more = layout.views_arm(4), layout.CONTROLS[0]
+    over_one = MeanInterval(**row["gains"][four])
+    apart = interval(np.subtract(row["values"][four], row["values"][more]).tolist())
+    steps = {arm: f"{row['steps'][arm]:,}" for arm in (layout.views_arm(1), four, more)}
+    said = f"M = 4 minus M = 1, {steps[four]} updates each, in points: {over_one}"
+    other = f"M = 4 in {steps[four]} updates minus M = 1 in {steps[more]}, in points: {apart}"
+    return [
+        outcome(known[gain], row["seeds"], over_one.low > 0, said),
+        outcome(known[worth], row["seeds"], apart.low > -0.5, other),
+    ]

@@ -17,6 +17,18 @@ CONTROLS = (NOISE, TWO, SUM, SMALL)
 _MEAN, _BOUNDS = [0.5, 0.5], [0.0, 1.0]
 
 
+def controls(rules: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the control arms.
+
+    Args:
+        rules: the study's criteria.
+
+    Returns:
+        Names, all unless the grid lists some.
+    """
+    return tuple(rules.get("controls", CONTROLS))
+
+
 def stale(tau: int) -> str:
     """Return the name of the arm with directions tau steps old.
 
@@ -115,7 +127,8 @@ def reported(
         arms[TWO] = recipe(rules, rate, seed, {**size, "norms": "two"})
         arms[SUM] = recipe(rules, rate, seed, {**size, "weights": [1.0, 1.0]})
         arms[SMALL] = _small(rules, arms[PLAIN])
-        groups.append([_job(name, made, seed, place) for place, (name, made) in enumerate(arms.items())])
+        kept = {name: made for name, made in arms.items() if name not in CONTROLS or name in controls(rules)}
+        groups.append([_job(name, made, seed, place) for place, (name, made) in enumerate(kept.items())])
     return groups
 
 

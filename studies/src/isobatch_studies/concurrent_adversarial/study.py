@@ -24,6 +24,7 @@ CHANCE = 10.0
 def run(
     *,
     quick: bool = False,
+    grid: str = "",
     out: Path | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
@@ -35,6 +36,7 @@ def run(
 
     Args:
         quick: one seed a fold and fewer rounds of timing.
+        grid: a further grid, "" for the study's own; the timing is that one's alone.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
         executor: trains the runs, as in `isobatch.verify.run`.
@@ -45,12 +47,12 @@ def run(
     Returns:
         What goes into result.json.
     """
-    rules = criteria(NAME)
+    rules = criteria(NAME, grid)
     small = rules["quick"] if quick else rules
     seeds, repeats = small["seeds"], small["selection_seeds"]
     first = layout.rate_selection(rules, repeats)
     if on_estimate is not None:
-        on_estimate(0.0, 3 * len(first) + seeds * (len(rules["taus"]) + 1 + len(layout.CONTROLS)) + 1)
+        on_estimate(0.0, 3 * len(first) + seeds * (len(rules["taus"]) + 1 + len(layout.controls(rules))) + 1)
     rates, eps, noise, runs = {}, {}, {}, {}
     tried = train_all([first], out, workers=workers, executor=executor, budget=budget, on_done=on_done)
     if tried:
@@ -63,18 +65,20 @@ def run(
         groups = layout.reported(rules, rates, eps, noise, seeds)
         runs = train_all(groups, out, workers=workers, executor=executor, budget=budget, on_done=on_done)
     row = _accuracy(rules, runs) if runs else None
-    times = _times(rules, rules["quick"]["rounds"] if quick else rules["overlap"]["rounds"], out, on_done)
+    rounds = rules["quick"]["rounds"] if quick else rules["overlap"]["rounds"]
+    times = None if grid else _times(rules, rounds, out, on_done)
     data = {
         "study": NAME,
         "title": rules["title"],
         "quick": quick,
+        "grid": grid,
         "seeds": row["seeds"] if row else 0,
         "chosen": {
             str(fold): {"rate": rates[fold], "eps": eps.get(fold), "noise eps": noise.get(fold)} for fold in rates
         },
         "accuracy": row,
         "overlap": times,
-        "claims": as_dict(judge_claims(row, times)),
+        "claims": as_dict(judge_long(row, rules["taus"]) if grid else judge_claims(row, times)),
     }
     if out is not None:
         folder = prepare(out)
@@ -102,7 +106,7 @@ def _times(
 
 
 def _accuracy(rules: dict[str, Any], runs: dict[str, list[Curve]]) -> dict[str, Any]:
-    names = [layout.PLAIN, *map(layout.stale, rules["taus"]), *layout.CONTROLS]
+    names = [layout.PLAIN, *map(layout.stale, rules["taus"]), *layout.controls(rules)]
     final = {name: [last(curve, "accuracy", CHANCE) for curve in runs[name]] for name in names}
 
     def gaps(base: str) -> dict[str, Any]:
@@ -153,3 +157,27 @@ def judge_claims(row: dict[str, Any] | None, times: dict[str, Any] | None) -> li
     )
     held = times["concurrent"] <= 1.10 and times["hidden"] >= 0.70
     return [*found, outcome(known[cost], times["rounds"], held, text)]
+
+
+def judge_long(row: dict[str, Any] | None, taus: list[int]) -> list[Finding]:
+    """Compute `held` of every claim of the grid "long".
+
+    Args:
+        row: accuracies, None where no seed is complete.
+        taus: ages of the directions, 0 first.
+
+    Returns:
+        Outcomes in the order of criteria.json.
+    """
+    free, signs, better = known = claims(NAME, "long")
+    if row is None:
+        return [outcome(claim, 0, None, "not run") for claim in known.values()]
+    apart = {tau: MeanInterval(**row["over_fresh"][layout.stale(tau)]) for tau in taus[1:]}
+    told = "minus tau = 0, in points: " + ", ".join(f"tau = {tau}: {gap}" for tau, gap in apart.items())
+    gap, gain = MeanInterval(**row["noise_gap"]), MeanInterval(**row["over_plain"][layout.stale(1)])
+    inside = all(gap.low > -0.5 and gap.high < 0.5 for gap in apart.values())
+    return [
+        outcome(known[free], row["seeds"], inside, told),
+        outcome(known[signs], row["seeds"], gap.low > 0, f"tau = 1 minus random signs, in points: {gap}"),
+        outcome(known[better], row["seeds"], gain.low > 0, f"tau = 1 minus plain, in points: {gain}"),
+    ]

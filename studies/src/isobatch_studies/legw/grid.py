@@ -34,13 +34,33 @@ _BASES: dict[str, dict[str, Any]] = {
     },
 }
 _BASES["lstm"]["options"] = {}
+_FRAMES: dict[str, Any] = {
+    "batch": {"size": 16},
+    "schedule": {"length": "153600 samples", "warmup": "384 samples"},
+    "options": {"data": "atari", "side": 16},
+}
+for _kappa in (16, 64):
+    _BASES[f"frames-lstm-{_kappa}x"] = _FRAMES | {
+        "task": "isobatch_studies.tasks.frames:make_lstm",
+        "optimizer": _BASES["lstm"]["optimizer"],
+    }
+    _BASES[f"frames-cnn-lars-{_kappa}x"] = _FRAMES | {
+        "task": "isobatch_studies.tasks.frames:make_cnn",
+        "optimizer": _BASES["cnn-lars"]["optimizer"],
+        "batch_norm": {"momentum": 0.1},
+    }
+for _kappa in (16, 32):
+    _BASES[f"lm-{_kappa}x"] = _BASES["lstm-lm"] | {
+        "schedule": {"length": "131072 samples", "warmup": "656 samples"},
+        "options": {"width": 64, "windows": 131072},
+    }
 
 
 def base(task: str, rate: float, seed: int) -> Recipe:
     """Return the recipe at the base batch.
 
     Args:
-        task: lstm, cnn-lars or lstm-lm.
+        task: a key of the criteria's tasks.
         rate: its learning rate.
         seed: decides which fold is held out.
 
@@ -48,17 +68,33 @@ def base(task: str, rate: float, seed: int) -> Recipe:
         The recipe.
     """
     values = _BASES[task]
-    fold = seed % FOLDS
+    fold = seed % folds(task)
     data: dict[str, Any] = {"fold": fold, "validation": 157 if fold < 2 else 158}
-    options = values["options"] | ({"validation": True} if task == "lstm-lm" else data)
+    if values["task"] == "text-lstm":
+        data = {"validation": True}
+    elif values["task"].partition(":")[0] == "isobatch_studies.tasks.frames":
+        data = {"fold": fold}
+    options = values["options"] | data
     return Recipe.parse(values | {"optimizer": values["optimizer"] | {"lr": rate}, "options": options})
+
+
+def folds(task: str) -> int:
+    """Return in how many folds a task chooses its rate.
+
+    Args:
+        task: a key of the criteria's tasks.
+
+    Returns:
+        1 for text, whose rate is chosen on half of the held-out windows.
+    """
+    return 1 if _BASES[task]["task"] == "text-lstm" else FOLDS
 
 
 def arm(task: str, name: str, rate: float, kappa: int, seed: int) -> Recipe:
     """Return the recipe of an arm; nothing but the batch and the named rule differs from the base.
 
     Args:
-        task: lstm, cnn-lars or lstm-lm.
+        task: a key of the criteria's tasks.
         name: one of ARMS.
         rate: learning rate at the base batch.
         kappa: batch of the other arms over the base batch.
@@ -84,17 +120,16 @@ def selection(task: str, part: dict[str, Any], seeds: int) -> list[Job]:
     """Return the runs that choose the base rate of every fold.
 
     Args:
-        task: lstm, cnn-lars or lstm-lm.
+        task: a key of the criteria's tasks.
         part: the task's part of the criteria.
         seeds: runs per fold and rate.
 
     Returns:
         Jobs; the arm is "select TASK RATE", and the seed tells the fold.
     """
-    folds = 1 if task == "lstm-lm" else FOLDS
     found = []
     for repeat in range(seeds):
-        for fold in range(folds):
+        for fold in range(folds(task)):
             seed = SELECTION_SEED + FOLDS * repeat + fold
             for rate in part["rates"]:
                 found.append(_job(f"select {task} {rate:g}", base(task, rate, seed), seed, len(ARMS)))
@@ -105,7 +140,7 @@ def reported(task: str, part: dict[str, Any], rates: dict[int, float], seeds: in
     """Return the runs of a task in groups of one seed, so that a budget leaves whole pairs.
 
     Args:
-        task: lstm, cnn-lars or lstm-lm.
+        task: a key of the criteria's tasks.
         part: the task's part of the criteria.
         rates: fold -> the rate that validation chose.
         seeds: how many.
@@ -113,10 +148,9 @@ def reported(task: str, part: dict[str, Any], rates: dict[int, float], seeds: in
     Returns:
         Groups of jobs.
     """
-    folds = len(rates)
     return [
         [
-            _job(f"{task} {name}", arm(task, name, rates[seed % folds], part["kappa"], seed), seed, stream)
+            _job(f"{task} {name}", arm(task, name, rates[seed % len(rates)], part["kappa"], seed), seed, stream)
             for stream, name in enumerate(ARMS)
         ]
         for seed in range(seeds)

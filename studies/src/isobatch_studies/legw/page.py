@@ -55,7 +55,7 @@ def figure(data: dict[str, Any]) -> Figure:
             axes.set_xticks(range(len(ARMS)), labels, fontsize=9.5)
             axes.set_xlim(-0.5, len(ARMS) - 0.3)
             axes.set_ylabel(_UNITS[row["metric"]])
-            axes.set_title(f"{_TITLES[row['task']]}: base batch and {row['kappa']}x")
+            axes.set_title(f"{_TITLES.get(row['task'], row['task'])}: base batch and {row['kappa']}x")
     return made
 
 

@@ -25,6 +25,7 @@ _LOSS = 10.0
 def run(
     *,
     quick: bool = False,
+    grid: str = "",
     out: Path | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
@@ -36,6 +37,7 @@ def run(
 
     Args:
         quick: five seeds of the row LSTM alone.
+        grid: a further grid, "" for the study's own.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
         executor: trains the runs, as in `isobatch.verify.run`.
@@ -46,7 +48,7 @@ def run(
     Returns:
         What goes into result.json.
     """
-    rules = criteria(NAME)
+    rules = criteria(NAME, grid)
     small = rules["quick"] if quick else rules
     tasks = {task: rules["tasks"][task] for task in small["tasks"]}
     seeds, repeats = small["seeds"], small["selection_seeds"]
@@ -75,9 +77,10 @@ def run(
         "study": NAME,
         "title": rules["title"],
         "quick": quick,
+        "grid": grid,
         "seeds": seeds,
         "rows": rows,
-        "claims": as_dict(judge_claims(rows)),
+        "claims": as_dict(judge_further(rows, grid) if grid else judge_claims(rows)),
     }
     if out is not None:
         folder = prepare(out)
@@ -91,12 +94,24 @@ def _scores(task: str, part: dict[str, Any], tried: dict[str, list[Curve]]) -> d
     """Return fold -> rate -> validation scores, higher is better."""
     metric, found = part["metric"], {}
     sign = -1.0 if metric == "loss" else 1.0
-    folds = 1 if task == "lstm-lm" else layout.FOLDS
+    folds = layout.folds(task)
     for rate in part["rates"]:
         for curve in tried[f"select {task} {rate:g}"]:
-            score = sign * last(curve, f"validation_{metric}", CHANCE[metric])
+            score = sign * last(curve, f"validation_{metric}", chance(part))
             found.setdefault(curve.seed % folds, {}).setdefault(rate, []).append(score)
     return found
+
+
+def chance(part: dict[str, Any]) -> float:
+    """Return what a run that stopped counts as.
+
+    Args:
+        part: the task's part of the criteria.
+
+    Returns:
+        Its own "chance", or that of ten classes or of 256 bytes.
+    """
+    return part.get("chance", CHANCE[part["metric"]])
 
 
 def _row(
@@ -107,7 +122,7 @@ def _row(
     runs: dict[str, list[Curve]],
 ) -> dict[str, Any]:
     metric = part["metric"]
-    values = {name: [last(c, metric, CHANCE[metric]) for c in runs[f"{task} {name}"]] for name in layout.ARMS}
+    values = {name: [last(c, metric, chance(part)) for c in runs[f"{task} {name}"]] for name in layout.ARMS}
     gaps = {name: interval(np.subtract(values[name], values["base"]).tolist()) for name in layout.ARMS[1:]}
     return {
         "task": task,
@@ -162,3 +177,39 @@ def judge_claims(rows: list[dict[str, Any]]) -> list[Finding]:
         judged("legw/lstm-lm", "lstm-lm", "LEGW", lambda gap: gap.high < math.log(1.1), "in log perplexity"),
         judged("legw/cnn-lars", "cnn-lars", "LEGW", lambda gap: gap.low > -2, "points"),
     ]
+
+
+def judge_further(rows: list[dict[str, Any]], grid: str) -> list[Finding]:
+    """Compute `held` of every claim of a further grid.
+
+    Args:
+        rows: one a task.
+        grid: "frames" or "long-text".
+
+    Returns:
+        Outcomes in the order of criteria.json; None where a task or seeds are missing.
+    """
+    of, found = {row["task"]: row for row in rows}, []
+    for name, claim in claims(NAME, grid).items():
+        task, arm, against, test, unit = _FURTHER[name]
+        if task not in of:
+            found.append(outcome(claim, 0, None, "not run"))
+            continue
+        values = of[task]["values"]
+        gap = interval(np.subtract(values[arm], values[against]).tolist())
+        found.append(outcome(claim, of[task]["seeds"], test(gap), f"{arm} minus {against} {gap} {unit}"))
+    return found
+
+
+_SQUARE_ROOT = "square root, base warm-up"
+_FURTHER: dict[str, tuple[str, str, str, Callable[[MeanInterval], bool], str]] = {
+    "legw/frames-lstm-16x": ("frames-lstm-16x", "LEGW", "base", lambda gap: gap.low > -2, "points"),
+    "legw/frames-lstm-64x": ("frames-lstm-64x", "LEGW", "base", lambda gap: gap.low > -2, "points"),
+    "legw/frames-cnn-lars-64x": ("frames-cnn-lars-64x", "LEGW", "base", lambda gap: gap.low > -2, "points"),
+    "legw/frames-linear-worse": ("frames-lstm-64x", "linear", "base", lambda gap: gap.high < -10, "points"),
+    "legw/frames-longer-warm-up": ("frames-lstm-64x", "LEGW", _SQUARE_ROOT, lambda gap: gap.low > 0, "points"),
+    "legw/lm-16x": ("lm-16x", "LEGW", "base", lambda gap: gap.high < math.log(1.1), "in log perplexity"),
+    "legw/lm-32x": ("lm-32x", "LEGW", "base", lambda gap: gap.high < math.log(1.1), "in log perplexity"),
+    "legw/lm-longer-warm-up": ("lm-16x", "LEGW", _SQUARE_ROOT, lambda gap: gap.high < 0, "in log perplexity"),
+}
+"""Claim -> task, arm, the arm against which it is compared, the criterion, unit."""

@@ -10,7 +10,7 @@ from isobatch.errors import NonFiniteError
 from isobatch.noise import measure
 from isobatch.plan import Recipe
 from isobatch.tasks import Run
-from isobatch.verify.cells import hashed, recipe_values
+from isobatch.verify.cells import hashed, run_values
 
 
 @dataclass(frozen=True)
@@ -128,5 +128,5 @@ def file_name(job: NoiseProbe) -> str:
     Returns:
         A hash of everything that decides it.
     """
-    recipe = recipe_values(job.recipe)
+    recipe = run_values(job.recipe)
     return hashed("probe", job.label, recipe, job.seed, job.steps, job.chunk, job.chunks, job.metric)

@@ -20,6 +20,8 @@ from isobatch_studies.teachers.study import run as run_teachers
 
 NAME = "polyak"
 KAPPA = 16
+WIDER = ("polyak/wider-optimum", "polyak/small-steps-wider-optimum")
+"""The same criterion in two grids."""
 
 
 def same_at_16(rows: Rows) -> Judged:
@@ -86,11 +88,11 @@ def width(
         if found is not None:
             table[variant] = compared(found, variant)
     if not table:
-        return {"judged": {"polyak/wider-optimum": (None, "not measured yet")}}
+        return {"judged": dict.fromkeys(WIDER, (None, "not measured yet"))}
     held, text = wider(table)
     missing = len(part["variants"]) - len(table)
     text += "; the other variant was not measured" if missing else ""
-    return {"width": table, "judged": {"polyak/wider-optimum": (all_hold([held, *[None] * missing]), text)}}
+    return {"width": table, "judged": dict.fromkeys(WIDER, (all_hold([held, *[None] * missing]), text))}
 
 
 def _read(values: dict[str, Any]) -> Sharpness:
@@ -198,4 +200,5 @@ def wider(table: dict[str, dict[str, Any]]) -> Judged:
     return held, "; ".join(told)
 
 
-run = partial(run_teachers, NAME, {"polyak/same-kappa-16": same_at_16}, extra=width)
+JUDGES = {"polyak/same-kappa-16": same_at_16, "polyak/small-steps-same-kappa-16": same_at_16}
+run = partial(run_teachers, NAME, JUDGES, extra=width)

@@ -29,6 +29,7 @@ def run(
     judges: Judges,
     *,
     quick: bool = False,
+    grid: str = "",
     out: Path | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
@@ -44,6 +45,7 @@ def run(
         name: of the study.
         judges: claim id -> judge of the rows; claims without one are judged by `extra`.
         quick: the small grid of criteria.json.
+        grid: a further grid, "" for the study's own.
         out: folder for cells, result.json, picture and page; nothing is kept without it.
         workers: processes, one a core unless given.
         executor: trains the runs, as in `isobatch.verify.run`.
@@ -58,7 +60,7 @@ def run(
         What goes into result.json.
     """
     Device.parse(device)  # a device that is not there is refused here, not in every process
-    rules, ends = criteria(name), until(budget)
+    rules, ends = criteria(name, grid), until(budget)
     part = rules["quick" if quick else "grid"]
     seeds = part["seeds"]
     if budget is None or budget > 0:
@@ -74,11 +76,12 @@ def run(
         else {}
     )
     judged = {claim: judge(rows) for claim, judge in judges.items()} | more.pop("judged", {})
-    known = claims(name)
+    known = claims(name, grid)
     data = {
         "study": name,
         "title": rules["title"],
         "quick": quick,
+        "grid": grid,
         "seeds": seeds,
         "device": device,
         "judged": {"margin": 0.03, **part.get("judged", {"metric": "loss"})},

@@ -16,8 +16,6 @@ def markdown(data: dict[str, Any] | None) -> str:
     """
     if data is None:
         return "No run is complete.\n"
-    claims = ["| claim | verdict | evidence |", "|---|---|---|"]
-    claims += [f"| `{c['id']}` | {HELD[c['held']]} | {c['evidence']} |" for c in data["claims"]]
     names = ["probe, averaged (%)", "neighbours, averaged (%)", "neighbours, raw (%)"]
     head = ["arm", "batch", "seeds", "averaged model", "worst gap", "raw model", "worst gap", *names]
     head += ["steps", "collapsed", "minutes", "samples/s"]
@@ -33,7 +31,23 @@ def markdown(data: dict[str, Any] | None) -> str:
         seeds = f"{row['seeds']} of {row['planned']}"
         name, samples = f"{row['arm']}, kappa {row['kappa']:g}", data["stops"][row["variant"]][-1]
         arms.append(_line([name, f"{row['batch']:,}", seeds, *judged, *_ends(row, samples)]))
-    return "\n".join([*claims, "", *arms]) + "\n"
+    return "\n".join([claims_of(data), *arms]) + "\n"
+
+
+def claims_of(data: dict[str, Any] | None) -> str:
+    """Return the claims of a stored result, of any study, with what was found.
+
+    Args:
+        data: of result.json; None where there is none.
+
+    Returns:
+        Markdown.
+    """
+    if data is None:
+        return "No run is complete.\n"
+    claims = ["| claim | verdict | evidence |", "|---|---|---|"]
+    claims += [f"| `{c['id']}` | {HELD[c['held']]} | {c['evidence']} |" for c in data["claims"]]
+    return "\n".join(claims) + "\n"
 
 
 def _line(cells: list[str]) -> str:
