@@ -16,7 +16,7 @@ _PLAIN = ("amsgrad", "maximize", "capturable", "differentiable")
 
 
 class _Group(NamedTuple):
-    """What the kernel gets of one parameter group: all that have a gradient."""
+    """What the kernel gets of one parameter group: all that have a gradient; counts of steps lie in one tensor."""
 
     group: dict[str, Any]
     everything: list[Tensor]
@@ -25,6 +25,7 @@ class _Group(NamedTuple):
     means: list[Tensor]
     squares: list[Tensor]
     steps: list[Tensor]
+    counts: Tensor
 
 
 @final
@@ -81,7 +82,7 @@ class OnePassStep:
     def _move(self, held: _Group, gradients: list[Tensor]) -> None:
         group, kernel = held.group, self._kernel
         assert kernel is not None
-        torch._foreach_add_(held.steps, 1)
+        held.counts.add_(1)
         kernel(
             held.parameters,
             gradients,
@@ -148,8 +149,12 @@ class OnePassStep:
             held = [p for p in everything if p.grad is not None]
             if not _takes(group) or not _alike(held, state):
                 return []
-            columns = [[state[p][key] for p in held] for key in _KEYS]
-            groups.append(_Group(group, everything, [p for p in everything if p.grad is None], held, *columns))
+            means, squares, steps = ([state[p][key] for p in held] for key in _KEYS)
+            counts = torch.stack(steps) if steps else torch.zeros(0)
+            for place, p in enumerate(held):
+                state[p]["step"] = steps[place] = counts[place]
+            others = [p for p in everything if p.grad is None]
+            groups.append(_Group(group, everything, others, held, means, squares, steps, counts))
         self._entries = list(state.values())
         self._tensors = list(chain.from_iterable(map(_KEPT, self._entries)))
         return groups
