@@ -1,13 +1,15 @@
 """What averages and noise scales cost on a GPU, against the memory limit and against torch.
 
-    python benchmarks/gpu.py average --device cuda --json average.json
-    python benchmarks/gpu.py noise --device cuda --json noise.json
-    python benchmarks/gpu.py step --device cuda --json step.json
+    python benchmarks/gpu.py average --device cuda --json average.json     # and so for every part below
 
-`average`: milliseconds of an update for 25 and 86 million parameters in 160 tensors: ModelEMA, torch's AveragedModel,
-a bare foreach lerp, and the gigabytes a second that 12 bytes a parameter come to. `noise`: a training step without and
-with a noise scale at its default budget, and with every step measured. `step`: the same with average and noise scale
-through a SampleClock. Contenders take turns in random order; figures are medians of rounds.
+`average`: milliseconds of an update for 25 million to a billion parameters in 160 tensors (as many as fit): ModelEMA
+of float32 and of bfloat16 weights, three horizons, torch's AveragedModel, a bare foreach lerp; times are those of
+device events, beside them the share of the bandwidth of a plain copy, measured in the same rounds. `graph`: the
+compiled rule, decay in a device tensor, called and replayed from a CUDA graph, against the rule.
+`offload`: a training step alone, with an average beside it and with one on the CPU, and the copy of the weights alone:
+what of it is hidden. `noise`: a training step without and with a noise scale at its default budget, and with every step
+measured. `step`: the same with average and noise scale through a SampleClock. Contenders take turns in random order;
+figures are medians of rounds.
 """
 
 import argparse
@@ -24,6 +26,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import isobatch as ib
+from isobatch.average import MultiEMA
+from isobatch.gradients.compensated import blended
 
 
 class Bench:
@@ -32,6 +36,14 @@ class Bench:
         self.rounds, self.repeats = (3, 2) if smoke else (21, 20)
 
     def seconds(self, action: Callable[[], object]) -> float:
+        if self.device.type == "cuda":
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            for _ in range(self.repeats):
+                action()
+            last.record()
+            last.synchronize()
+            return first.elapsed_time(last) / 1000 / self.repeats
         self.wait()
         started = time.perf_counter()
         for _ in range(self.repeats):
@@ -60,20 +72,86 @@ class Bench:
 
 def average(bench: Bench) -> list[dict]:
     rows = []
-    for width in (8,) if bench.smoke else (560, 1037):
-        model = bench.net(width, 80)
+    for width in (8,) if bench.smoke else (560, 1037, 1768, 2500, 3535):
+        model, narrow = bench.net(width, 80), bench.net(width, 80).bfloat16()
         count = sum(p.numel() for p in model.parameters())
-        ema, peer = ib.ModelEMA(model, half_life=1e6), AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+        if bench.device.type == "cuda" and 40 * count > torch.cuda.mem_get_info()[0]:
+            rows.append({"parameters": count, "left out": "the memory of the device does not hold the contenders"})
+            continue
+        three = MultiEMA(model, half_lives=[1e5, 1e6, 1e7])
+        ema, low = ib.ModelEMA(model, half_life=1e6), ib.ModelEMA(narrow, half_life=1e6)
+        peer = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
         weights = [p.detach() for p in model.parameters()]
         held = [w.clone() for w in weights]
-        found = bench.medians({
-            "ModelEMA": lambda ema=ema: ema.update(samples=128),
-            "AveragedModel": lambda peer=peer, model=model: peer.update_parameters(model),
-            "foreach lerp": lambda held=held, weights=weights: torch._foreach_lerp_(held, weights, 0.001),
-        })  # fmt: skip
-        speed = {name: round(12 * count / ms / 1e6, 1) for name, ms in found.items()}
-        rows.append({"parameters": count, "milliseconds": found, "gigabytes a second": speed})
+        flat = torch.zeros(2, count, device=bench.device)
+        contenders: dict[str, tuple[Callable[[], object], int]] = {
+            "copy": (lambda flat=flat: flat[0].copy_(flat[1]), 8),
+            "ModelEMA": (lambda ema=ema: ema.update(samples=128), 12),
+            "ModelEMA, bfloat16 weights": (lambda low=low: low.update(samples=128), 10),
+            "three horizons": (lambda three=three: three.update(samples=128), 28),
+            "AveragedModel": (lambda peer=peer, model=model: peer.update_parameters(model), 12),
+            "foreach lerp": (lambda held=held, weights=weights: torch._foreach_lerp_(held, weights, 0.001), 12),
+        }
+        found = bench.medians({name: action for name, (action, _) in contenders.items()})
+        speed = {name: contenders[name][1] * count / ms / 1e6 for name, ms in found.items()}
+        share = {name: round(value / speed["copy"], 3) for name, value in speed.items()}
+        copied = round(speed["copy"], 1)
+        rows.append({"parameters": count, "milliseconds": found, "copy, GB/s": copied, "share of a copy": share})
     return rows
+
+
+def graph(bench: Bench) -> list[dict]:
+    size, count = (256, 3) if bench.smoke else (25_000_000, 3)
+    averages = [torch.zeros(size, device=bench.device) for _ in range(count)]
+    weights = torch.randn(size, device=bench.device).bfloat16()
+    shares = torch.zeros(2, count, device=bench.device)
+    rule = blended if bench.smoke else torch.compile(blended, fullgraph=True)
+
+    def move() -> None:
+        rule(averages, [], None, weights, shares)
+
+    move()
+    replay: Callable[[], object] = move
+    if bench.device.type == "cuda":
+        recorded = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(recorded):
+            move()
+        replay = recorded.replay
+    for average in averages:
+        average.zero_()
+    expected = [torch.zeros(size, dtype=torch.float64, device=bench.device) for _ in range(count)]
+    for decay in (0.9, 0.99, 0.999):  # one recording, whatever the decay
+        shares[1] = torch.tensor([1 - decay**k for k in range(1, count + 1)])
+        replay()
+        for k, value in enumerate(expected):
+            value.lerp_(weights.double(), float(shares[1, k]))
+    error = max(float((a.double() - e).abs().max()) for a, e in zip(averages, expected, strict=True))
+    found = bench.medians({"called": move, "replayed": replay})
+    return [{"elements": size, "horizons": count, "milliseconds": found, "largest error": error}]
+
+
+def offload(bench: Bench) -> list[dict]:
+    contenders = {}
+    for name, where in (("step alone", None), ("average beside it", bench.device), ("average on the CPU", "cpu")):
+        model = bench.net(16 if bench.smoke else 2048, 8)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        ema = ib.ModelEMA(model, half_life=1e6, device=where) if where is not None else None
+        x = torch.randn(8 if bench.smoke else 4096, 16 if bench.smoke else 2048, device=bench.device)
+
+        def step(model=model, optimizer=optimizer, ema=ema, x=x) -> None:
+            model(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if ema is not None:
+                ema.update(samples=len(x))
+
+        contenders[name] = step
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    host = torch.empty(len(weights), pin_memory=bench.device.type == "cuda")
+    contenders["copy of the weights alone"] = lambda: host.copy_(weights, non_blocking=True)
+    found = bench.medians(contenders)
+    more = found["average on the CPU"] - found["step alone"]
+    return [{"parameters": len(weights), "milliseconds": found, "more than the step": round(more, 4)}]
 
 
 def stepper(bench: Bench, how: str) -> Callable[[], object]:
@@ -109,6 +187,8 @@ def steps(bench: Bench, contenders: tuple[str, ...]) -> list[dict]:
 
 PARTS = {
     "average": average,
+    "graph": graph,
+    "offload": offload,
     "noise": lambda bench: steps(bench, ("bare", "budget", "every step")),
     "step": lambda bench: steps(bench, ("bare", "average and noise")),
 }

@@ -34,7 +34,7 @@ small=""
 part tests-train 120 "$python" -m pytest tests/train tests/augment tests/average -m gpu -q -n 0 -p no:cacheprovider
 part tests-trainers 120 "$python" -m pytest tests/integrations -m gpu -q -n 0 -p no:cacheprovider
 # shellcheck disable=SC2086
-for name in average noise step; do
+for name in average graph offload noise step; do
     part "$name" 90 "$python" benchmarks/gpu.py "$name" --device "$device" $small --json "$out/$name.json"
 done
 rounds="--steps 1100 --turn 20 --first 100"

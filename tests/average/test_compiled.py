@@ -114,6 +114,13 @@ def test_several_averages_are_the_rule_too(width, given):
     torch.testing.assert_close(average.double(), expected, rtol=slack, atol=slack)
 
 
+@pytest.mark.parametrize("flat", ["auto", True, False])
+def test_one_call_a_model_unless_nothing_may_be_moved(flat):
+    storage = Storage(compiled=True, flat=flat)
+    average = MultiEMA(nn.Sequential(*(nn.Linear(80, 80) for _ in range(4))), half_lives=HORIZONS, storage=storage)
+    assert len(average._engine.buffers._update._compiled[0][1]) == (1 if flat else 4)
+
+
 def test_where_compiling_fails_plain_pytorch_goes_on_with_one_warning(monkeypatch):
     def broken(*_, **__):
         raise OSError("no C++ compiler")

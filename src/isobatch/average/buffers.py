@@ -326,9 +326,9 @@ class AverageBuffers:
 
     def _bind(self, old: Mapping[str, Stacks], told: Collection[str] = ()) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            if self.storage.flat:
+            if self.storage.moves:
                 # the binding's own alias is made anew; one of somebody else would go on with the old values
-                flatten(self.parts(), self.storage.flat, holders=1)
+                flatten(self.parts(), self.storage.moves, holders=1)
                 self._binding.pin()
             self.shards = Shards(self.live().values())
             live = self.parts()

@@ -50,9 +50,9 @@ class Storage:
             before the average is used; "all" looks at everything before every update (one more read of the
             weights); False looks at nothing, where the training loop has judged the step already.
         compiled: update large tensors on a CPU by torch.compile, equal to rounding: compensated averages, measured 2.5
-            to 3.5 times as fast, and several averages of one model, fastest with flat=True. It needs a C++ compiler
-            and some seconds at the first update; where compiling fails, a warning says so once and plain PyTorch goes
-            on.
+            to 3.5 times as fast, and several averages of one model. Each call into compiled code costs, so parameters
+            are moved as with flat=True unless flat=False is given. It needs a C++ compiler and some seconds at the
+            first update; where compiling fails, a warning says so once and plain PyTorch goes on.
         device: where the average lies; None: beside its weights. Elsewhere, such as "cpu" for a model on a GPU, it
             takes no memory beside the model; every update first copies the weights over, into memory that is kept
             there. What is lent or copied to the model, and a teacher, is on the model's device. Not for sharded models.
@@ -91,6 +91,11 @@ class Storage:
         if self.select is not None and not callable(self.select):
             raise InputError(f"select={self.select!r} must be a function of name and tensor, or None for all")
         self.place()
+
+    @property
+    def moves(self) -> bool | Literal["auto"]:
+        """Which parameters are moved into one buffer: `flat`, or all where a compiled update is to be one call."""
+        return True if self.compiled and self.flat == "auto" else self.flat
 
     def _refuse_compiled(self, rounding: str) -> None:
         raise InputError(
