@@ -219,9 +219,19 @@ def main() -> None:
         "isobatch norm layers, default budget": lambda n: row(
             n, Loop(model), Isobatch(model, capture="norms"), batches, total
         ),
+        "isobatch norm layers, all rows, 15 steps in a row before the tenth": lambda n: row(
+            n,
+            Loop(model),
+            Isobatch(model, capture="norms", rows=BATCH, between=((total // 10 - 15) * BATCH, total // 10 * BATCH)),
+            batches,
+            total,
+        ),
         "isobatch rows, every step": lambda n: row(n, Loop(model), Isobatch(model, every=1), few, total),
         "isobatch norm layers, every step": lambda n: row(
             n, Loop(model), Isobatch(model, every=1, capture="norms"), few, total
+        ),
+        "isobatch norm layers, all rows, every step": lambda n: row(
+            n, Loop(model), Isobatch(model, every=1, capture="norms", rows=BATCH), batches[:60], total
         ),
         "isobatch chunks, every step": lambda n: row(n, Loop(model, 2), Isobatch(model, 2, every=1), few, total),
         "isobatch halves, every step": lambda n: row(n, Loop(model), Halves(model, every=1), few, total),

@@ -126,6 +126,15 @@ def test_the_process_is_the_exact_one(count):
     assert np.linspace(0, 1, 500)[expected.argmin()] == pytest.approx(place)
 
 
+@pytest.mark.parametrize(("count", "noise"), [(30, 0.0), (60, 0.3), (100, 2.0)])
+def test_a_look_fits_as_adam_does_on_the_dense_evidence(count, noise):
+    x, y = losses(count, noise=noise)
+    regression = LossRegression()
+    wanted = slow.fit(x, y, regression.raw)
+    regression.look(x, y)
+    assert [regression.mean, *regression.raw] == pytest.approx(wanted, rel=1e-7, abs=1e-9)
+
+
 def test_looks_see_a_turn_and_no_turn_and_are_the_same_after_a_resume():
     x, y = losses(700)
     regression = LossRegression()

@@ -111,10 +111,15 @@ class CalledOff(TrainerCallback):
 
 @pytest.mark.parametrize(("kind", "others"), [(Own, []), (InOrder, [CalledOff()])])
 def test_evaluations_in_ones_own_way_and_those_that_are_called_off_leave_the_raw_weights(tmp_path, kind, others):
-    trainer, callback = trained(tmp_path, kind=kind, others=others, eval_strategy="steps", eval_steps=2)
+    callback = IsobatchCallback(50, noise={"every": 1}, quiet=True)
+    looks, keeps = Looks(callback), {"save_strategy": "steps", "save_steps": 2}
+    given = {"eval_strategy": "steps", "eval_steps": 2} | (keeps if kind is Own else {})
+    trainer, _ = trained(tmp_path, callback, kind=kind, others=[*others, looks], **given)
     same(callback, *by_hand())
     if kind is Own:
         assert trainer.held == [True] * 3
+        assert looks.saved
+        assert not any(looks.saved)
 
 
 class Fails(TrainerCallback):

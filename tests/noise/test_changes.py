@@ -345,3 +345,43 @@ def test_a_small_share_of_the_weights_is_not_the_model():
     found = train(net := Free(), NoiseScale(net, every=1), range(60))
     assert found.verdict == "not identified"
     assert any("of 20.4%" in text for text in found.caveats)
+
+
+def test_a_stretch_measures_its_steps_alone_and_begins_its_window_there():
+    net = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    noise = NoiseScale(net, optimizer, between=(40, 200), capture="norms", rows=8)
+    state, armed = None, []
+    draw = torch.Generator().manual_seed(0)
+    for step in range(30):
+        armed.append(noise.armed)
+        optimizer.zero_grad()
+        x = torch.randn(8, 4, generator=draw)
+        (net(x).squeeze(1) - x.sum(1)).square().mean().backward()
+        noise.update(samples=8)
+        optimizer.step()
+        if step == 12:
+            state = noise.state_dict()
+            noise = NoiseScale(net, optimizer, between=(40, 200), capture="norms", rows=8)
+            noise.load_state_dict(state)
+    assert armed == [5 <= step < 25 for step in range(30)]
+    assert noise.history.start == 40
+    assert [cell.span for cell in noise.history.cells] == [8.0] * 20
+    found = noise.estimate()
+    assert found.measurements == 20
+    assert "measured from 40 to 200 samples alone" in found.caveats
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"between": (40, 200), "every": 2}, "drop one of them"),
+        ({"between": (200, 40)}, "must rise"),
+        ({"between": (40, 40)}, "must rise"),
+        ({"between": (-1, 40)}, "between"),
+        ({"between": (0, float("nan"))}, "between"),
+    ],
+)
+def test_a_stretch_that_is_none_is_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        NoiseScale(nn.Linear(2, 1), **options)

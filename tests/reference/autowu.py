@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import torch
 from scipy.stats import norm
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
@@ -25,6 +26,24 @@ def chance_and_place(x, y, c, s, noise):
     cov = cov - noise * np.eye(500)
     p = [norm.cdf((mu[-1] - mu[i]) / math.sqrt(cov[i, i] + cov[-1, -1] - 2 * cov[i, -1] + 1e-4)) for i in range(499)]
     return max(p), at[mu.argmin()]
+
+
+def fit(x, y, raw, steps=100):
+    """Mean, scale and noise before softplus after some steps of torch's Adam on the dense evidence, in float64."""
+    x, y = torch.tensor(x), torch.tensor(y)
+    values = torch.tensor([float(y.mean()), *raw], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([values], lr=0.01)
+    one = torch.eye(len(x), dtype=torch.float64)
+    kernel = torch.exp(-((x[:, None] - x) ** 2) / (2 * 0.2**2))
+    for _ in range(steps):
+        c, s, noise = values[0], *torch.nn.functional.softplus(values[1:])
+        K = s * kernel + (1e-4 + noise) * one
+        r = y - c
+        loss = (r @ torch.linalg.solve(K, r) + torch.logdet(K)) / (2 * len(x))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return values.tolist()
 
 
 def schedule(t, *, T, W, lr_min, lr_max, switch=None, lr_peak=None, hold=None):

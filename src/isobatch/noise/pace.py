@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 import torch.distributed as dist
 
+from isobatch.errors import InputError
 from isobatch.noise.record import send
 from isobatch.units import finite, whole
 
@@ -234,3 +235,30 @@ def gap(relative: float, budget: float, steps: int) -> int:
     most = math.ceil(relative / budget)
     dense = ADVANCE / (relative * max(1.0, math.log(most)))
     return max(1, min(most, math.floor(steps / dense)))
+
+
+def stretch(between: tuple[float, float], every: int | None) -> tuple[float, float]:
+    """Return a stretch of the clock in which every step is measured, or refuse it.
+
+    Args:
+        between: samples before its first step, and samples before the first step that is not measured any more.
+        every: the fixed gap asked for beside it.
+
+    Returns:
+        The stretch.
+
+    Raises:
+        InputError: a gap beside it, or ends that do not rise.
+
+    Example:
+        >>> stretch((2304, 3264), None)
+        (2304.0, 3264.0)
+    """
+    if every is not None:
+        raise InputError(f"every={every!r} beside between={between!r}: there every step is measured; drop one of them")
+    start, stop = (finite("between", end, 0) for end in between)
+    if not start < stop:
+        raise InputError(
+            f"between=({start:g}, {stop:g}) must rise; give samples before the first step and after the last"
+        )
+    return start, stop

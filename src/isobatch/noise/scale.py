@@ -20,7 +20,7 @@ from isobatch.noise.half_batches import backward_in_halves, check_mean, first_te
 from isobatch.noise.history import History
 from isobatch.noise.independence import FIRST, KEPT, LATER, PairedStep, copied, facts_of
 from isobatch.noise.measured_step import BucketHook, MeasuredStep, Measurement, Setup, reading_hook
-from isobatch.noise.pace import Pace, Stopwatch, clock_of
+from isobatch.noise.pace import Pace, Stopwatch, clock_of, stretch
 from isobatch.noise.progress import Progress, Terms, compare, report
 from isobatch.noise.rows import Owner, owners
 from isobatch.noise.statistic import coverage
@@ -44,6 +44,8 @@ class NoiseScale:
         half_life: H in samples of the average; None for a window that grows with the run.
         every: measure every so many steps; None follows the budget.
         budget: share of the run's time that measuring may take (and the time of one step once, at the start).
+        between: (start, stop) in samples: every step that begins there is measured, no other one is. While the noise
+            scale moves fast, as early in a run, steps in a row identify it where as many that are spread out do not.
         geometry: "euclidean", "adam" or "sign".
         groups: also estimate by "layer", "parameter", "optimizer" group, or a function from name to group.
         capture: "auto"; "chunks" (every backward pass), "prefix" (the first of a step), "rows" (single rows),
@@ -82,6 +84,7 @@ class NoiseScale:
         half_life: float | None = None,
         every: int | None = None,
         budget: float = 0.003,
+        between: tuple[float, float] | None = None,
         geometry: Name = "euclidean",
         groups: Groups = None,
         capture: Mode = "auto",
@@ -103,7 +106,8 @@ class NoiseScale:
             finite("half_life", half_life, 0, open_low=True)
         self.history = History(half_life)
         self._device = local(next(self.columns.model.parameters())).device
-        self.pace = Pace(every, budget, clock_of(self._device))
+        self.pace = Pace(every if between is None else 1, budget, clock_of(self._device))
+        self._between = None if between is None else stretch(between, every)
         self._given: Ranks = process_group
         group = process_group_of(model, process_group, guess=False)
         self._declared = Declared()
@@ -119,6 +123,8 @@ class NoiseScale:
             Tap(), self.columns, self.geometry, self._declared, group, few, capture, self._layers(), by_hand
         )
         self.progress = Progress(capture, mixes_rows(self.columns.model))
+        if self._between is not None:
+            self.progress.caveats += (f"measured from {self._between[0]:g} to {self._between[1]:g} {unit} alone",)
         self._loss_checked = False
         self._step: MeasuredStep | None = None
         self._pair: PairedStep | None = None
@@ -197,7 +203,7 @@ class NoiseScale:
             copies = [] if self._setup.group is None else [self._setup.group]
             self.pace.measured(step.watch, [*self.columns.shards.groups, *copies], self._device)
         self._declared.step = 0.0
-        if self.pace.due(ready=self.geometry.ready):
+        if self._due():
             self._arm()
         self._leave()
 
@@ -323,12 +329,21 @@ class NoiseScale:
             "data_size": self._terms.data_size,
             "half_life": self.history.half_life,
             "columns": self.columns.names,
-        }
+        } | ({} if self._between is None else {"between": list(self._between)})
+
+    def _due(self) -> bool:
+        due = self.pace.due(ready=self.geometry.ready)
+        return due if self._between is None else due and self._between[0] <= self.seen < self._between[1]
 
     def _arm(self) -> None:
         """Put hooks on the coming step; a window over other parameters than it trains starts again."""
         if not self.geometry.ready:
             return
+        if self._between is not None and not self.history.cells:
+            if not self._between[0] <= self.seen < self._between[1]:
+                return
+            self.history.clear(self.seen)
+            self.progress.measured_at = self.seen
         trained = [self.columns.name_of(p) for p in self.columns.trainable()]
         if not trained:
             self.progress.reason = NOTHING_TRAINS

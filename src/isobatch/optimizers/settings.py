@@ -149,7 +149,8 @@ def write_prepared(optimizer: Optimizer, rows: Sequence[Mapping[str, Any]], lr: 
         rates = [_group_values(optimizer, index, group, numbers) for index, group in enumerate(optimizer.param_groups)]
     for group, row, rate in zip(optimizer.param_groups, rows, rates, strict=True):
         for key, value in chain(row.items(), rate.items()):
-            assign(group, key, value)
+            if group.get(key) is not value:
+                assign(group, key, value)
 
 
 def assign(group: dict[str, Any], option: str, value: Any) -> None:

@@ -83,6 +83,7 @@ class Accumulator:
         bare = run.model.module if isinstance(run.model, DistributedDataParallel) else run.model
         self.alone = replace(run, model=bare)
         self.limit: int | None = None
+        self._placed = self.device.holds(run.samples)
         # samples of a pass that every rank has had memory for; shards are exchanged in every pass, so none can be tried
         self.fits = 0 if world.size > 1 and not world.shards else math.inf
         self.passes: Sequence[ForwardPass] = PLAIN
@@ -192,7 +193,10 @@ class Accumulator:
             share, held = one.weight * whole, self._sizes(part) if whole else []
             with self._quiet(run.model, number + 1 < len(passes)), _NOTHING if whole else _statistics_held(run.model):
                 with self.device.autocast(), one.around():
-                    loss = run.step(one.batch(self.device.batch(run.samples[part]), start), here)
+                    batch = run.samples[part]
+                    if not self._placed:
+                        batch = self.device.batch(batch)
+                    loss = run.step(one.batch(batch, start), here)
                 weight = share * self.world.size * self.factor
                 with self.clock.micro(len(held), self._weights(held)):
                     (loss if weight == 1 else loss * weight).backward()

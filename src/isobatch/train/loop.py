@@ -15,6 +15,7 @@ from isobatch.data import Drawn, SampleOrder, shard
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.optimizers import write_prepared
 from isobatch.optimizers.invariant import InvariantOptimizer
+from isobatch.optimizers.one_pass import OnePassStep
 from isobatch.plan import Recipe, Settings, base, scaled
 from isobatch.renamed import OldAttribute
 from isobatch.tasks import LossContext, Run
@@ -114,6 +115,7 @@ class Trainer:
         extras = recipe.augment is not None or recipe.adversary is not None
         self.passes = ForwardPasses(run, recipe, self.order, self.world, self.device) if extras else None
         self.optimizer = make_optimizer(run.model, recipe, self.world)
+        self._update = OnePassStep(self.optimizer)
         self.average = make_average(run.model, recipe)
         if self.average is None and run.needs is not None and run.needs.teacher is not None:
             raise InputError("this task's loss uses the weight average as its teacher; add [ema] to the recipe")
@@ -296,7 +298,7 @@ class Trainer:
         if size not in self._groups:
             self._groups[size] = prepare_groups(self.optimizer, self.recipe, new)
         write_prepared(self.optimizer, self.followed.rows(self._groups[size], new, self.seen), lr)
-        self.optimizer.step()
+        self._update.step()
         schedule = self.average_schedule
         span = schedule.half_life(self.seen, end) if schedule else new.half_life
         self.clock.applied(half_life=span)

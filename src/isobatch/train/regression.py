@@ -7,7 +7,7 @@ eigenvalue problem instead of an n x n Cholesky factor.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, final
 
@@ -68,13 +68,6 @@ class LossEvidence:
         values, vectors = np.linalg.eigh(self.gram)
         return values.clip(min=0), self.sums @ vectors, self.moments @ vectors
 
-    @cached_property
-    def _products(self) -> tuple[Array, Array, Array]:
-        """What the sums of slope() are made of, (32, 5), and room for 1/(s*value + noise), its square and the sums."""
-        values, ones, along = self._turned
-        made = np.stack([along**2, along * ones, ones**2, values, np.ones(TERMS)], 1)
-        return made, np.empty((2, TERMS)), np.empty((2, 5))
-
     def negative(self, mean: float, scale: float, noise: float) -> float:
         """Return minus the log evidence per loss, without its constant.
 
@@ -104,24 +97,34 @@ class LossEvidence:
         Returns:
             One number each.
         """
-        n, c = self.count, mean - self.centre
-        products, parts, sums = self._products
-        part = parts[0]
-        np.multiply(self._turned[0], scale, part)
-        np.add(part, noise, part)
-        np.reciprocal(part, part)
-        np.multiply(part, part, parts[1])
-        # with b = along - c * ones, every sum below is one of products with part or its square
-        (first, cross, last, values, count), (first2, cross2, last2, _, _) = np.dot(parts, products, sums).tolist()
-        along, ones = first + c * (c * last - 2 * cross), cross - c * last
-        own = first2 + c * (c * last2 - 2 * cross2)
-        square = self.square - 2 * c * self.total + n * c * c
-        by_mean = -2 * (self.total - n * c - scale * ones) / noise
-        by_scale = values - own
-        # scale * value * part = 1 - noise * part, so that the square's sum with values needs no products of its own
-        length = (square - scale * (along + noise * own)) / (noise * noise)
-        by_noise = count + (n - TERMS) / noise - length
-        return by_mean / (2 * n), by_scale / (2 * n), by_noise / (2 * n)
+        return self._slope(mean, scale, noise)
+
+    @cached_property
+    def _slope(self) -> Callable[[float, float, float], tuple[float, float, float]]:
+        """The function behind slope(), with all that stays the same looked up once."""
+        (values, ones, along), n, centre = self._turned, self.count, self.centre
+        total, square = self.total, self.square
+        products = np.stack([along**2, along * ones, ones**2, values, np.ones(TERMS)], 1)
+        parts, sums = np.empty((2, TERMS)), np.empty((2, 5))
+        part, part2 = parts
+        multiply, add, reciprocal, dot, rest, twice = np.multiply, np.add, np.reciprocal, np.dot, n - TERMS, 2 * n
+
+        def slope(mean: float, scale: float, noise: float) -> tuple[float, float, float]:
+            c = mean - centre
+            multiply(values, scale, part)
+            add(part, noise, part)
+            reciprocal(part, part)
+            multiply(part, part, part2)
+            # with b = along - c * ones, every sum below is one of products with part or its square
+            (first, cross, last, weights, count), (first2, cross2, last2, _, _) = dot(parts, products, sums).tolist()
+            near = first + c * (c * last - 2 * cross)
+            own = first2 + c * (c * last2 - 2 * cross2)
+            by_mean = -2 * (total - n * c - scale * (cross - c * last)) / noise
+            # scale * value * part = 1 - noise * part, so that the square's sum with values needs no products of its own
+            length = (square - 2 * c * total + n * c * c - scale * (near + noise * own)) / (noise * noise)
+            return by_mean / twice, (weights - own) / twice, (count + rest / noise - length) / twice
+
+        return slope
 
     def posterior(self, mean: float, scale: float, noise: float) -> tuple[Array, Array]:
         """Return mean and covariance of the weights on phi.
@@ -237,10 +240,11 @@ class LossRegression:
         """Take 100 steps of Adam on mean, scale and noise, written out: three numbers are too few for arrays."""
         mean, (scale, noise) = self.mean, self.raw
         (a, b, c), (aa, bb, cc) = self._first, self._second
+        slope, exp, log1p, sqrt = evidence._slope, math.exp, math.log1p, math.sqrt
         for step in range(self._steps + 1, self._steps + ITERATIONS + 1):
-            x, y = math.exp(-abs(scale)), math.exp(-abs(noise))
-            by_mean, by_scale, by_noise = evidence.slope(
-                mean, max(scale, 0.0) + math.log1p(x), LEAST_NOISE + max(noise, 0.0) + math.log1p(y)
+            x, y = exp(-abs(scale)), exp(-abs(noise))
+            by_mean, by_scale, by_noise = slope(
+                mean, max(scale, 0.0) + log1p(x), LEAST_NOISE + max(noise, 0.0) + log1p(y)
             )
             by_scale *= (1 if scale > 0 else x) / (1 + x)
             by_noise *= (1 if noise > 0 else y) / (1 + y)
@@ -248,9 +252,9 @@ class LossRegression:
             a, aa = a + 0.1 * (by_mean - a), aa + 0.001 * (by_mean * by_mean - aa)
             b, bb = b + 0.1 * (by_scale - b), bb + 0.001 * (by_scale * by_scale - bb)
             c, cc = c + 0.1 * (by_noise - c), cc + 0.001 * (by_noise * by_noise - cc)
-            mean -= far * a / (math.sqrt(aa / near) + 1e-8)
-            scale -= far * b / (math.sqrt(bb / near) + 1e-8)
-            noise -= far * c / (math.sqrt(cc / near) + 1e-8)
+            mean -= far * a / (sqrt(aa / near) + 1e-8)
+            scale -= far * b / (sqrt(bb / near) + 1e-8)
+            noise -= far * c / (sqrt(cc / near) + 1e-8)
         self._steps += ITERATIONS
         self.mean, self.raw, self._first, self._second = mean, [scale, noise], [a, b, c], [aa, bb, cc]
 

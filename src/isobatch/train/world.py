@@ -203,6 +203,17 @@ class Device:
         if self.compile:
             run.model.compile()
 
+    def holds(self, samples: object) -> bool:
+        """Return whether batches of these samples are on the device already.
+
+        Args:
+            samples: of a run.
+
+        Returns:
+            Whether they are tensors that lie there.
+        """
+        return type(samples) is TensorSamples and all(t.device == self._target for t in samples.tensors)
+
     def batch(self, batch: Any) -> Any:
         """Return a batch on the device; tensors are found in tuples, lists, mappings and dataclasses.
 
