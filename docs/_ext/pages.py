@@ -177,6 +177,13 @@ def plain_docstring(app: Any, what: str, name: str, thing: Any, options: Any, li
     ]
 
 
+TABLE = re.compile(r'<table class="docutils.*?</table>', re.DOTALL)
+HEAD = re.compile(r"<th[^>]*>(.*?)</th>", re.DOTALL)
+ROW = re.compile(r"<tr[^>]*>.*?</tr>", re.DOTALL)
+CELL = re.compile(r"<td>(.*?)</td>", re.DOTALL)
+ROLES = {"table": "table", "thead": "rowgroup", "tbody": "rowgroup", "tr": "row", "th": "columnheader"}
+LONG = 40
+"""Letters from which a cell is a sentence."""
 SIGNATURE = re.compile(r'(<span class="sig-paren">\(</span>\s*)<dl>(.*?)</dl>', re.DOTALL)
 
 
@@ -200,7 +207,36 @@ def mended(page: str) -> str:
     """Return a page with levels on headings, code that takes the focus, and signatures as plain blocks."""
     page = page.replace('class="caption" role="heading">', 'class="caption" role="heading" aria-level="2">')
     page = page.replace("<pre>", '<pre tabindex="0">')
+    page = TABLE.sub(lambda found: _labelled(found[0]), page)
     return SIGNATURE.sub(lambda found: found[1] + _blocks(found[2]), page)
+
+
+def _labelled(table: str) -> str:
+    """Return a table whose cells name their column and whose parts their role: on a telephone it is a list of cards."""
+    head, foot, body = table.partition("</thead>")
+    if "data-name" in table or not foot:
+        return table
+    names = [_said(cell) for cell in HEAD.findall(head)]
+    if not any(names):
+        head, foot, names = re.sub(r"<thead>.*", "", head, flags=re.DOTALL), "", []
+
+    def cell(found: re.Match[str], column: int) -> str:
+        name = names[column] if column < len(names) else ""
+        wide = ' class="long"' if len(_said(found[1])) > LONG else ""
+        return f'<td role="cell" data-name="{name}"{wide}>{found[1]}</td>'
+
+    def row(found: re.Match[str]) -> str:
+        count = iter(range(len(names) + 99))
+        return CELL.sub(lambda one: cell(one, next(count)), found[0])
+
+    table = head + foot + ROW.sub(row, body)
+    for tag, role in ROLES.items():
+        table = re.sub(rf"<{tag}(?=[ >])", f'<{tag} role="{role}"', table)
+    return table
+
+
+def _said(cell: str) -> str:
+    return re.sub(r"<[^>]+>", "", cell).strip().replace('"', "&quot;")
 
 
 def _blocks(items: str) -> str:

@@ -50,6 +50,8 @@ def prepare(folder: str | Path) -> Path:
         InputError: it cannot be made or written.
     """
     path = Path(folder)
+    if path.is_file():
+        raise InputError(f"cannot write to {path}: it is a file, and results take a folder; give another --out")
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path):

@@ -9,6 +9,7 @@ from tests.fabricated import GAPS, comparison
 from tests.recipes import TEXT
 
 from isobatch import cli, verify
+from isobatch.cli.options import print_table
 from isobatch.verify.largest import Largest
 
 OPTIONS = {
@@ -308,3 +309,21 @@ def test_a_verdict_stays_whole_in_a_narrow_terminal(columns, path, monkeypatch, 
     for arm in ("plan", "lr-only", "ema-only", "unscaled"):
         assert arm in table
     assert max(map(len, table.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("columns", [200, 80, 40])
+def test_words_and_numbers_of_a_table_stay_whole(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rows = [
+        ["samples", "noise scale", "interval", "verdict", "T/T_peak", "what it is"],
+        ["1,234,567", "0.0000827", "at least 1,530", "not identified", "5.11e-08", "a sentence of some length " * 3],
+        ["0", "91.2", "80.1 to 103", "identified", "1", ""],
+    ]
+    print_table("readings", rows)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= columns
+    for word in ("1,234,567", "0.0000827", "5.11e-08", "not identified", "103", "1,530"):
+        assert word in shown
+    assert ("│" in shown) == (columns > 40)
+    if columns > 40:
+        assert len({len(line) for line in shown.splitlines()[1:]}) == 1  # no border is cut

@@ -208,6 +208,12 @@ def test_what_out_will_hold_is_said_before_any_work(path, tmp_path, monkeypatch,
     assert capsys.readouterr().err == "isobatch: stopped\n"
 
 
+def test_out_may_be_no_file(path, capsys):
+    assert cli.run(["noise", "measure", str(path), "--out", str(path)]) == 2
+    assert "r.toml: it is a file, and results take a folder; give another --out" in capsys.readouterr().err
+    assert path.read_text() == TEXT
+
+
 def test_a_calibration_that_fails_keeps_the_sweep(path, tmp_path, monkeypatch, capsys):
     seen = []
 

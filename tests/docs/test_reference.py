@@ -82,6 +82,22 @@ def test_pages_are_mended_for_keyboards_and_readers():
     assert pages.mended(pages.mended(page)) == pages.mended(page)
 
 
+def test_cells_name_their_columns_and_a_table_without_names_has_no_head():
+    cells = "<tr><td><p>1</p></td>\n<td><p>2</p></td></tr>"
+    head = '<thead>\n<tr><th><p>a "b"</p></th><th><p>c</p></th></tr></thead>'
+    table = f'<table class="docutils align-default">\n{head}<tbody>{cells}</tbody></table>'
+    made = pages.mended(table)
+    assert '<td role="cell" data-name="a &quot;b&quot;"><p>1</p></td>' in made
+    assert '<td role="cell" data-name="c"><p>2</p></td>' in made
+    assert made.count('role="row"') == 2
+    assert pages.mended(made) == made
+    bare = pages.mended(table.replace('a "b"', "").replace(">c<", "><"))
+    assert "thead" not in bare
+    assert bare.count('data-name=""') == 2
+    assert "long" not in made
+    assert 'class="long"' in pages.mended(table.replace(">2<", f">{'word ' * 20}<"))
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
     pytest.importorskip("sphinx")

@@ -216,7 +216,30 @@ def test_the_command_writes_the_page_alone_unless_a_batch_is_asked_for(path, cap
     assert data["sizes"][data["start"]] == 64
 
 
+def test_a_published_recipe_slides_from_the_batch_of_its_authors(tmp_path, capsys):
+    page = tmp_path / "p.html"
+    assert cli.run(["plan", "--like", "llama31-8b", "--batch-size", "512", "--html", str(page), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    data = data_of(page.read_text())
+    assert (data["name"], data["was"], data["sizes"][data["start"]]) == ("llama31-8b@128", 128, 512)
+    for size, _, _, point in points(data):
+        [line] = [copy[1] for copy in point["copies"] if data["texts"][copy[0]] == "command line"]
+        words = data["texts"][line].split()
+        assert words[:4] == ["isobatch", "plan", "--like", "llama31-8b@128"]
+        if size == 512:
+            assert cli.run([*words[1:-1], str(tmp_path / "new.toml")]) == 0
+            assert Recipe.load(tmp_path / "new.toml").optimizer.lr == told["recipe"]["optimizer"]["lr"]
+
+
+def test_a_picture_beside_a_page_is_made_as_well(tmp_path):
+    words = ["plan", str(FILES / "hf" / "qwen_full_sft.yaml"), "--set", "data_size=1000", "--devices", "8"]
+    assert cli.run([*words, "--html", str(tmp_path / "p.html"), "--plot", str(tmp_path / "s.png")]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"p.html", "s.png"}
+
+
 @pytest.mark.parametrize(("words", "message"), [
+    (["--html", "page.html", "--check", "--reference", "r.toml"], "writes no page; leave --html out"),
+    (["--html", "page.html", "--length", "2x"], "--length moves no slider; plan the length with --write"),
     (["--html", "page.png"], "ends with .html"),
     (["--html", "no/such/page.html"], "cannot write"),
     (["--html", "page.html", "--batch-size", "0"], "batch size=0"),

@@ -1,13 +1,10 @@
 """The page of a plan in a browser: the slider moves the numbers, what is copied is the file, nothing leaves the page.
 
-Needs playwright (pip install playwright axe-playwright-python) and a Chromium, found on the path or named by CHROMIUM.
+What it needs is in tests/browser.py.
 """
 
-import json
-import os
-import shutil
-
 import pytest
+from tests.browser import browser, opened, refused  # noqa: F401
 from tests.export.test_plan_page import ADAMW, data_of
 from tests.formats.shelf import FILES
 from tests.recipes import TEXT, recipe
@@ -16,52 +13,16 @@ from isobatch import cli, formats
 from isobatch.export import plan_page, plan_toml
 from isobatch.recipe import toml_text
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.slow
 WIDTHS = (390, 800, 1440, 1600)
 MADE = recipe(optimizer=ADAMW)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync = pytest.importorskip("playwright.sync_api", reason="pip install playwright axe-playwright-python")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on the path; name one by CHROMIUM=/path/to/chromium")
-    with sync.sync_playwright() as running:
-        found = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def opened(browser, tmp_path):
-    """Open a page of a plan; what it said, asked for or failed at is checked when the test ends."""
-    contexts, complaints = [], []
-
-    def open_(html, name="plan.html", width=1440, scheme="light"):
-        file = tmp_path / name
-        file.write_text(html)
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: request.url == file.as_uri() or complaints.append(request.url))
-        page.goto(file.as_uri())
-        contexts.append(context)
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    assert complaints == []
 
 
 def row(page, key):
     return page.locator("#rows tbody tr", has=page.locator(f"th:text-is('{key}')")).locator("td").all_inner_texts()
 
 
-def test_the_slider_moves_every_number_by_keyboard_and_button(opened):
+def test_the_slider_moves_every_number_by_keyboard_and_button(opened):  # noqa: F811
     page = opened(plan_page(MADE, 8, source="r.toml"))
     sizes = data_of(plan_page(MADE, 8))["sizes"]
     place = sizes.index(8)
@@ -84,7 +45,7 @@ def test_the_slider_moves_every_number_by_keyboard_and_button(opened):
     assert f"batch {sizes[-2]:,}: batch.size" in page.locator("#said").inner_text()
 
 
-def test_the_curves_turn_from_samples_to_steps_and_have_words(opened):
+def test_the_curves_turn_from_samples_to_steps_and_have_words(opened):  # noqa: F811
     page = opened(plan_page(MADE, 64))
     figures = page.locator("#figures svg")
     assert figures.count() == 3
@@ -97,7 +58,7 @@ def test_the_curves_turn_from_samples_to_steps_and_have_words(opened):
     assert page.locator("#figures path.old").count() == 3
 
 
-def test_the_noise_scale_is_a_second_slider(opened):
+def test_the_noise_scale_is_a_second_slider(opened):  # noqa: F811
     page = opened(plan_page(MADE, 64, noise_scale=48.0))
     for key, value in (("Home", 6.0), ("End", 384.0)):
         page.locator("#noise").focus()
@@ -114,7 +75,7 @@ def copied(page, name):
     return text
 
 
-def test_what_is_copied_is_what_write_writes(opened, tmp_path):
+def test_what_is_copied_is_what_write_writes(opened, tmp_path):  # noqa: F811
     file = tmp_path / "r.toml"
     file.write_text(TEXT)
     assert cli.run(["plan", str(file), "--batch-size", "64", "--html", str(tmp_path / "p.html"), "--json"]) == 0
@@ -129,7 +90,7 @@ def test_what_is_copied_is_what_write_writes(opened, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["hf/qwen_full_sft.yaml", "nanogpt/train_gpt2.py"])
-def test_what_is_copied_of_a_foreign_file_is_what_patch_writes(name, opened, tmp_path):
+def test_what_is_copied_of_a_foreign_file_is_what_patch_writes(name, opened, tmp_path):  # noqa: F811
     given = {"data_size": 1000, "devices": 8} if name.startswith("hf") else {}
     loaded = formats.load(FILES / name, **given)
     page = opened(plan_page(loaded, source=str(FILES / name)))
@@ -142,15 +103,13 @@ def test_what_is_copied_of_a_foreign_file_is_what_patch_writes(name, opened, tmp
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_it_fits_and_can_be_read_by_everybody(width, scheme, opened):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python")
+def test_it_fits_and_can_be_read_by_everybody(width, scheme, opened):  # noqa: F811
     page = opened(plan_page(MADE, 64, noise_scale=48.0), width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    found = axe.Axe().run(page).response["violations"]
-    assert json.dumps([(one["id"], one["impact"], one["nodes"][0]["html"]) for one in found]) == "[]"
+    assert refused(page) == []
 
 
-def test_texts_stay_text(opened):
+def test_texts_stay_text(opened):  # noqa: F811
     made = recipe(task="</script><script>document.title='owned'</script><img src=x onerror=alert(1)>")
     page = opened(plan_page(made, source="<img src=y>.toml"))
     assert page.title() == "<img src=y>.toml at any batch size"

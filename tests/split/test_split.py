@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 from tests.split import targets
 from torch import distributed as dist
 
 from isobatch import cli, testing, verify
 from isobatch.errors import InputError
+from isobatch.installed import EXTRAS
 from isobatch.split import SplitReport, split
 from isobatch.split.run import target
 
@@ -91,6 +93,17 @@ def test_the_command_leaves_with_the_verdict(name, code, capsys, tmp_path):
     assert (data["exit_code"], data["invariant"]) == (code, code == 0)
     assert json.loads((tmp_path / "out" / "result.json").read_text())["headline"] == data["headline"]
     assert (tmp_path / "out" / "report.md").read_text().startswith("**")
+    page = (tmp_path / "out" / "report.html").read_text()
+    badge = {0: "SAME", 3: "NOT COMPARABLE", 4: "DIFFERENT"}[code]
+    assert f">{badge}</span>" in page
+    assert str(escape(data["headline"])) in page
+
+
+def test_without_the_extra_for_pages_the_other_files_are_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(EXTRAS, "verify", ("no_such_module",))
+    assert cli.run(["verify", "split", f"{HERE}:bad", "--parts", "2", "--out", str(tmp_path / "out")]) == 4
+    assert 'no report.html: not installed: no_such_module; pip install "isobatch[verify]"' in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.md", "result.json"]
 
 
 def test_the_command_prints_for_people(capsys):

@@ -70,6 +70,9 @@ def test_what_is_not_this_run_is_refused(tmp_path, capsys):
     assert "no checkpoint to resume" in capsys.readouterr().err
     assert cli.run(words) == 0
     before = final(tmp_path / "out")
+    assert "nothing was trained" not in capsys.readouterr().out
+    assert cli.run([*words, "--resume"]) == 0
+    assert "had ended before, so that nothing was trained" in capsys.readouterr().out
     for command, message in (
         (words, "holds a run already; give --resume"),
         (["train", str(other), "--out", out, "--resume"], "recipe.optimizer.lr is 0.02 in its checkpoint"),

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 STYLES = {
     "SAME": "green", "IDENTICAL": "green", "EQUIVALENT": "green", "DIFFERENT": "red", "UNDECIDED": "yellow",
-    "NOT COMPARABLE": "yellow",
+    "NOT COMPARABLE": "yellow", "identified": "green", "not identified": "yellow",
 }  # fmt: skip
 DEVICE = "cpu, cuda or cuda:1, then options after commas: bf16, channels-last, compile; such as cuda,bf16,compile (cpu)"
 CELLS = "cells/ (finished runs: the same command goes on from there)"
-_LEAST, _MOST, _ENDLESS = 6, 20, 10_000
+_LEAST, _MOST = 6, 20
 _BUDGET = re.compile(r"^([0-9]+(?:\.[0-9]+)?)([smh])$")
 
 
@@ -253,17 +253,25 @@ def print_table(title: str, rows: list[list[str]]) -> None:
         rows: the first one is the header.
     """
     from rich.console import Console
-    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
     console, table = Console(), Table(title=title, title_style="bold")
+    widths, least = [], []
     for index, name in enumerate(rows[0]):
-        whole = [len(row[index]) for row in rows[1:] if row[index] in STYLES or index == 0]
-        table.add_column(name, overflow="fold", min_width=min(max([_LEAST, *whole]), _MOST))
-    for row in rows[1:]:
-        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
-    if Measurement.get(console, console.options.update(max_width=_ENDLESS), table).minimum <= console.width:
+        cells = [row[index] for row in rows[1:]]
+        words = [w for cell in cells for w in ([cell] if cell in STYLES or index == 0 else cell.split())]
+        least.append(min(max([_LEAST, *map(len, words), *map(len, name.split())]), _MOST))
+        widths.append(max([least[-1], len(name), *map(len, cells)]))
+    room = console.width - 3 * len(widths) - 1
+    while sum(widths) > room and widths != least:  # the column that is furthest above what it needs gives way
+        widest = max(range(len(widths)), key=lambda index: widths[index] - least[index])
+        widths[widest] -= 1
+    if sum(widths) <= room:
+        for name, width in zip(rows[0], widths, strict=True):
+            table.add_column(name, overflow="fold", width=width)
+        for row in rows[1:]:
+            table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
         console.print(table)
         return
     console.print(Text(title, style="bold"))

@@ -70,14 +70,16 @@ def plan(chosen: argparse.Namespace) -> int:
 
         say(keys_table())
         return 0
+    if chosen.length is not None and chosen.html is not None:
+        raise InputError("--length moves no slider; plan the length with --write, then --html of that file")
+    if chosen.check and chosen.html is not None:
+        raise InputError("--check says where FILE departs from --reference, and writes no page; leave --html out")
+    if chosen.noise_scale is not None:
+        finite("noise scale", chosen.noise_scale, 0, open_low=chosen.goal == "speed")
     if chosen.like is not None:
         return _plan_like(chosen)
     if chosen.recipe is None:
         raise InputError("plan needs a recipe file: isobatch plan recipe.toml --batch-size 512; or --keys alone")
-    if chosen.noise_scale is not None:
-        finite("noise scale", chosen.noise_scale, 0, open_low=chosen.goal == "speed")
-    if chosen.length is not None and chosen.html is not None:
-        raise InputError("--length moves no slider; plan the length with --write, then --html of that file")
     if chosen.format is not None or not is_own(chosen.recipe):
         if chosen.length is not None:
             raise InputError("--length is for isobatch's own TOML and for --like; set the length in the file itself")
@@ -110,13 +112,11 @@ def _plan_like(chosen: argparse.Namespace) -> int:
     if chosen.like == "list":
         say(listed())
         return 0
-    if chosen.html is not None:
-        raise InputError(
-            f"--html slides the batch of a file; write --like {chosen.like} to one with --write, then plan that"
-        )
     found, start = like(chosen.like, chosen.batch_size)
     recipe, how = found.recipe(start), _how(chosen)
     devices = _devices(chosen, recipe.batch.devices, f"--like {chosen.like}")
+    if chosen.html is not None and write_page(chosen, recipe, devices, like=f"{found.name}@{start}"):
+        return 0
     made = recipe.at(chosen.batch_size, micro=chosen.micro, devices=devices, **how)
     _write(chosen, made, f"{found.name}@{start}")
     gaps = found.gaps(start, **how | {"length": None})

@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 _REPEATED = ("devices", "optimizer", "rule", "goal", "format")
 
 
-def write_page(chosen: argparse.Namespace, recipe: "Recipe | Loaded", devices: int | None) -> bool:
+def write_page(
+    chosen: argparse.Namespace, recipe: "Recipe | Loaded", devices: int | None, *, like: str | None = None
+) -> bool:
     """Write the page of a plan.
 
     Args:
         chosen: parsed arguments.
         recipe: as it was read.
         devices: the new ones, None for those of the recipe.
+        like: NAME@BATCH of a published recipe, where there is no file.
 
     Returns:
         Whether that was all that was asked for; a batch beside it is printed as well.
@@ -46,7 +49,8 @@ def write_page(chosen: argparse.Namespace, recipe: "Recipe | Loaded", devices: i
         optimizer=chosen.optimizer,
         rule=chosen.rule,
         goal=chosen.goal,
-        source=str(chosen.recipe),
+        source=str(chosen.recipe) if like is None else like,
+        named=None if like is None else ("--like", like),
         words=words_of(chosen),
         on_done=_progress if sys.stderr.isatty() else None,
     )
@@ -60,6 +64,7 @@ def write_page(chosen: argparse.Namespace, recipe: "Recipe | Loaded", devices: i
         chosen.patch,
         chosen.snippet,
         chosen.explain,
+        chosen.plot,
     )
     forms = (chosen.json, chosen.markdown, chosen.diff)
     return all(one is None for one in asked) and not any(forms)

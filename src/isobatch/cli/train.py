@@ -85,7 +85,13 @@ def train(chosen: argparse.Namespace) -> int:
             dist.init_process_group("gloo")
             stack.callback(dist.destroy_process_group)
         first = not many or dist.get_rank() == 0
-        outcome = run(recipe, options, stack.enter_context(_bar(chosen.json or not first)))
+        bar, trained = stack.enter_context(_bar(chosen.json or not first)), []
+
+        def seen_to(step: Any, seen: int, length: int) -> None:
+            trained[:] = [seen]
+            bar(step, seen, length)
+
+        outcome = run(recipe, options, seen_to)
     if not first:
         return outcome.exit_code
     data = {"recipe": recipe.model_dump(mode="json", exclude_none=True), **asdict(outcome)}
@@ -95,6 +101,8 @@ def train(chosen: argparse.Namespace) -> int:
         return outcome.exit_code
     state = "finished" if outcome.finished else "saved, to be resumed"
     say(f"{state}: {outcome.seen:,} {recipe.batch.unit}, {outcome.steps:,} steps, {outcome.skipped} skipped")
+    if chosen.resume and outcome.finished and not trained:
+        say("the run had ended before, so that nothing was trained: --resume goes on with one that was stopped")
     if outcome.metrics:
         names = list(outcome.metrics["raw"])
         rows = [[model, *(f"{values[name]:.4f}" for name in names)] for model, values in outcome.metrics.items()]

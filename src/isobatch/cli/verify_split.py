@@ -1,6 +1,7 @@
 """isobatch verify split: does one update depend on how its batch is split?"""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def add(levels: Any) -> None:
     )
     command.add_argument("--markdown", action="store_true", help="print Markdown, to paste into a bug report")
     command.add_argument("--json", action="store_true", help="print JSON for programs")
-    command.add_argument("--out", type=folder_name, help="folder for result.json and report.md")
+    command.add_argument("--out", type=folder_name, help="folder for result.json, report.md and report.html")
     command.set_defaults(call=run)
 
 
@@ -85,7 +86,7 @@ def run(chosen: argparse.Namespace) -> int:
         raise InputError("--json and --markdown are two ways to print one report; give one")
     if int(os.environ.get("RANK", "0")):
         return 0  # torchrun started several of us: the first one starts the processes that it needs
-    folder = prepare(chosen, "result.json", "report.md")
+    folder = prepare(chosen, "result.json", "report.md", "report.html")
     with ending():
         report = split(
             _late(chosen.target, target),
@@ -112,12 +113,16 @@ def _late(name: str, target: Any) -> Any:
 
 
 def _print(report: Any, chosen: argparse.Namespace, folder: Path | None) -> None:
-    from isobatch.results import dump, write, write_result
+    from isobatch.installed import MissingExtra
+    from isobatch.results import dump
+    from isobatch.split.result import write_report
 
     data = {"target": chosen.target, **report.to_dict()}
     if folder is not None:
-        write_result(folder, data)
-        write(folder / "report.md", report.to_markdown())
+        try:
+            write_report(folder, report, chosen.target)
+        except MissingExtra as error:
+            sys.stderr.write(f"isobatch: no report.html: {error}\n")
     if chosen.json:
         say(dump(data).rstrip())
     elif chosen.markdown:

@@ -38,6 +38,7 @@ def plan_page(
     goal: str = "equivalence",
     source: str = "recipe.toml",
     words: Sequence[str] | None = None,
+    named: Sequence[str] | None = None,
     on_done: Callable[[int, int], None] | None = None,
 ) -> str:
     """Return a page with a plan for each of many batches, one of them shown, the others a slider away.
@@ -53,6 +54,7 @@ def plan_page(
         goal: "speed" for the fastest run; with [critical] in the recipe the second slider moves the critical batch.
         source: name of the file, as the commands on the page call it.
         words: options of those commands; those of the other arguments unless given.
+        named: words by which those commands name the recipe, such as --like NAME@BATCH; source unless given.
         on_done: called with plans made, and plans in all.
 
     Returns:
@@ -71,7 +73,8 @@ def plan_page(
         words = [word for name, value in given if value is not None for word in (f"--{name}", str(value))]
         words += ["--goal", goal] if goal != "equivalence" else []
     ways = {"rule": rule, "goal": goal} | ({"optimizer": optimizer} if isinstance(recipe, Recipe) else {})
-    grid = _Grid(recipe, micro, devices, ways, source, tuple(words), noise_scale)
+    call = ("isobatch", "plan", *((source,) if named is None else named))
+    grid = _Grid(recipe, micro, devices, ways, source, (call, tuple(words)), noise_scale)
     data = grid.filled(batch_size, on_done)
     name = Path(source).name
     title = f"{name} at any batch size"
@@ -95,12 +98,12 @@ class _Grid:
         devices: int | None,
         ways: dict[str, Any],
         source: str,
-        words: tuple[str, ...],
+        commands: tuple[tuple[str, ...], tuple[str, ...]],
         noise_scale: float | None,
     ):
         self.recipe, self.own = recipe, recipe if isinstance(recipe, Recipe) else recipe.recipe
         self.micro, self.devices, self.ways = micro, devices, ways
-        self.source, self.words = source, words
+        self.source, (self.call, self.words) = source, commands
         self.label, self.values, self.scales = _second(self.own, noise_scale, str(ways["goal"]))
         self.texts: dict[str, int] = {}
         self.arrays: dict[tuple[Any, ...], int] = {}
@@ -175,7 +178,7 @@ class _Grid:
     def _point(self, size: int, micro: int | None, scale: float | None) -> dict[str, Any]:
         made = self._made(size, micro, scale)
         plan = made.plan if isinstance(made, FilePlan) else made
-        command = ["isobatch", "plan", self.source, "--batch-size", str(size), *self.words]
+        command = [*self.call, "--batch-size", str(size), *self.words]
         command += [] if micro is None else ["--micro", str(micro)]
         command += [] if scale is None else ["--noise-scale", f"{scale:.12g}"]
         now = plan.recipe.batch

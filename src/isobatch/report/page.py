@@ -12,6 +12,11 @@ from isobatch.results import command, versions
 
 _PASTED = 12
 """Rows of the first table that a summary takes."""
+_BADGES = {
+    "SAME": "SAME", "IDENTICAL": "SAME", "EQUIVALENT": "SAME", "identified": "SAME", "DIFFERENT": "DIFFERENT",
+    "UNDECIDED": "UNDECIDED", "NOT COMPARABLE": "UNDECIDED", "not identified": "UNDECIDED",
+}  # fmt: skip
+"""Verdict -> the colour that it is shown in."""
 
 
 @dataclass
@@ -68,6 +73,7 @@ def render(
         lead=lead,
         sections=drawn,
         badge=badge,
+        badges=_BADGES,
         footer="; ".join(filter(None, (made, footer))),
         recipe=recipe,
         command=command(),

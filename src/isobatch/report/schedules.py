@@ -1,8 +1,5 @@
 """The schedules of a plan, old and new, against samples: a picture and a page."""
 
-import base64
-import html
-import io
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +9,10 @@ from matplotlib.figure import Figure
 
 from isobatch.curves import RAMPS
 from isobatch.plan import Recipe
+from isobatch.plan.plan import show
 from isobatch.recipe import LAWS
-from isobatch.report.pictures import COLOURS, RC, STYLES
+from isobatch.report.page import Section, render
+from isobatch.report.pictures import COLOURS, RC, STYLES, png
 from isobatch.units import half_life
 
 POINTS = 400
@@ -24,6 +23,22 @@ AVERAGE = "half-life of the average, in samples"
 
 
 def schedule_picture(old: Recipe, new: Recipe) -> bytes:
+    """Return the schedules of two recipes as PNG; see `schedule_figure`.
+
+    Args:
+        old: the recipe that was read.
+        new: the recipe at the new batch.
+
+    Returns:
+        PNG.
+
+    Raises:
+        InputError: a recipe without a length.
+    """
+    return png(schedule_figure(old, new))
+
+
+def schedule_figure(old: Recipe, new: Recipe) -> Figure:
     """Draw what moves over the run, of two recipes, against samples: each panel one setting, each line its own steps.
 
     The learning rate is always drawn; weight decay, momentum and the average's half-life where they are curves.
@@ -33,7 +48,7 @@ def schedule_picture(old: Recipe, new: Recipe) -> bytes:
         new: the recipe at the new batch.
 
     Returns:
-        PNG.
+        A figure, a panel for each setting.
 
     Raises:
         InputError: a recipe without a length.
@@ -61,9 +76,7 @@ def schedule_picture(old: Recipe, new: Recipe) -> bytes:
         panels[0].legend()
         panels[-1].xaxis.set_major_formatter(_amount)
         panels[-1].set_xlabel(f"{old.batch.unit} seen")
-        out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=150)
-    return out.getvalue()
+    return figure
 
 
 def _amount(value: float, _: int | None = None) -> str:
@@ -139,19 +152,9 @@ def schedule_page(made: Any) -> str:
     Returns:
         HTML.
     """
-    picture = base64.b64encode(schedule_picture(made.reference, made.recipe)).decode()
-    cells = [(row.key, row.was, row.becomes, row.rule, row.because) for row in made.rows]
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in cells)
-    title = html.escape(f"{made.ledger.source.name}: batch {made.reference.batch.size} to {made.recipe.batch.size}")
-    style = (
-        "body{font:15px sans-serif;max-width:70em;margin:2em auto;padding:0 1em}:root{color-scheme:light dark}"
-        "td,th{padding:.2em .8em;text-align:left;vertical-align:top}td:last-child{min-width:24em}"
-        "img{max-width:100%;background:#fff}div{overflow-x:auto}"
-    )
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    image = f'<img alt="schedules, old and new" src="data:image/png;base64,{picture}">'
-    table = f"<table><tr><th>key<th>was<th>becomes<th>rule<th>because</tr>{rows}</table>"
-    return (
-        f"<!doctype html><html><head>{head}<title>{title}</title><style>{style}</style></head>"
-        f"<body><h1>{title}</h1>{image}<div>{table}</div></body></html>\n"
-    )
+    rows = [["key", "was", "becomes", "rule", "because"]]
+    rows += [[row.key, show(row.was), show(row.becomes), row.rule, row.because] for row in made.rows]
+    title = f"{made.ledger.source.name}: batch {made.reference.batch.size} to {made.recipe.batch.size}"
+    figure = schedule_figure(made.reference, made.recipe)
+    sections = [Section("Schedules", [], [], [("schedules, old and new", figure)]), Section("Every key", [], rows)]
+    return render(title, "What moves over the run, against samples: the file as it is, and as it is planned.", sections)

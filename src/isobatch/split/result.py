@@ -1,8 +1,10 @@
-"""The report of a check: verdicts, causes, a Markdown table, plain values."""
+"""The report of a check: verdicts, causes, a Markdown table, plain values, a page."""
 
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+from isobatch.installed import need
 from isobatch.split.cause import Cause
 from isobatch.split.compare import DIFFERENT, NOT_COMPARABLE, Component
 
@@ -131,3 +133,58 @@ class SplitReport:
 
     def __str__(self) -> str:
         return self.to_markdown()
+
+
+def write_report(folder: Path, report: SplitReport, target: str) -> list[Path]:
+    """Write result.json, report.md and report.html.
+
+    Args:
+        folder: an existing folder.
+        report: what was found.
+        target: the trainer, as it was named.
+
+    Returns:
+        The files.
+
+    Raises:
+        MissingExtra: for the page alone; the other files are written.
+    """
+    from isobatch.results import write, write_result
+
+    files = [write_result(folder, {"target": target, **report.to_dict()}), folder / "report.md"]
+    write(files[1], report.to_markdown())
+    files.append(folder / "report.html")
+    write(files[2], html(report, target))
+    return files
+
+
+def html(report: SplitReport, target: str) -> str:
+    """Return the page of a check.
+
+    Args:
+        report: what was found.
+        target: the trainer, as it was named.
+
+    Returns:
+        HTML without any link to the network.
+
+    Raises:
+        MissingExtra: the extra that pages need is not there.
+    """
+    need("verify")
+    from isobatch.report import Section, render
+
+    badge = {SAME: "SAME", OTHER: "DIFFERENT"}.get(report.exit_code, "NOT COMPARABLE")
+    rows = [["component", "verdict", "ratio", "relative distance (tolerance)", "where"], *map(list, report.rows())]
+    sections = [Section("Components", [], rows)]
+    if report.causes:
+        told = [["cause", "confidence", "seen", "advice"]]
+        told += [[one.what, str(one.confidence), one.seen, one.advice] for one in report.causes]
+        sections.insert(0, Section("Causes", [], told))
+    compared = (
+        f"1 x {report.batch} against {', '.join(report.layouts)}; {report.updates} updates from the same state, "
+        f"{report.types}."
+    )
+    sections.append(Section("What was compared", [compared, *report.notes]))
+    title = f"{Path(target).name}: is one update the same in parts?"
+    return render(title, report.headline, sections, badge=badge, footer=f"{report.seconds:.1f} s")
