@@ -10,6 +10,7 @@ from isobatch.verify.cells import hashed
 from isobatch.verify.cells import name as cell_name
 from isobatch_studies.adam import grid as adam
 from isobatch_studies.adam.shares import shares_name
+from isobatch_studies.adaptive import late
 from isobatch_studies.adaptive.paths import Drive
 from isobatch_studies.adaptive.paths import file_name as drive_name
 from isobatch_studies.adaptive.study import arms as adaptive_arms
@@ -21,6 +22,7 @@ from isobatch_studies.concurrent_adversarial import grid as adversary
 from isobatch_studies.concurrent_adversarial.overlap import Timing
 from isobatch_studies.decentlam.digits import cells as decentlam_cells
 from isobatch_studies.legw import grid as legw
+from isobatch_studies.noise_scale import decay
 from isobatch_studies.noise_scale import grid as domains
 from isobatch_studies.noise_scale.probing import file_name as probe_name
 from isobatch_studies.polyak.study import file_name as width_name
@@ -46,7 +48,7 @@ def adam_names(rules, quick):
 
 def adaptive_names(rules, quick):
     part = rules | (rules["quick"] if quick else {})
-    arms = adaptive_arms(rules, part["fixed"]).items()
+    arms = (late.arms(rules) if "switch" in rules else adaptive_arms(rules, part["fixed"])).items()
     drives = [Drive(a, r, s, n, rules["look_every"]) for n, (a, r) in enumerate(arms) for s in range(part["seeds"])]
     return [drive_name(job) for job in drives]
 
@@ -63,7 +65,7 @@ def autowu_names(rules, quick):
 def views_names(rules, quick):
     part, rates = rules["quick"] if quick else rules, dict.fromkeys(range(5), rules["rates"][0])
     jobs = views.selection(rules, part["selection_seeds"]) + flat(views.reported(rules, rates, part["seeds"]))
-    measured = flat(variance_jobs(rates, part["seeds"]))
+    measured = [] if "controls" in rules else flat(variance_jobs(rates, part["seeds"]))
     return [cell_name(job) for job in jobs] + [hashed("variance", cell_name(job)) for job in measured]
 
 
@@ -73,6 +75,8 @@ def adversary_names(rules, quick):
     jobs = adversary.rate_selection(rules, part["selection_seeds"])
     jobs += adversary.eps_selection(rules, rate, part["selection_seeds"])
     jobs += flat(adversary.reported(rules, rate, eps, noise, part["seeds"]))
+    if "controls" in rules:
+        return [cell_name(job) for job in jobs]
     timing = Timing(**{**rules["overlap"], "rounds": part["rounds"] if quick else rules["overlap"]["rounds"]})
     return [cell_name(job) for job in jobs] + [hashed("overlap", vars(timing))]
 
@@ -87,7 +91,7 @@ def decentlam_names(rules, quick):
 def legw_names(rules, quick):
     part, found = rules["quick"] if quick else rules, []
     for task in part["tasks"]:
-        spec, folds = rules["tasks"][task], 1 if task == "lstm-lm" else 5
+        spec, folds = rules["tasks"][task], legw.folds(task)
         found += legw.selection(task, spec, part["selection_seeds"])
         found += flat(legw.reported(task, spec, dict.fromkeys(range(folds), spec["rates"][0]), part["seeds"]))
     return [cell_name(job) for job in found]
@@ -95,6 +99,8 @@ def legw_names(rules, quick):
 
 def noise_names(rules, quick):
     part, count = rules["quick" if quick else "grid"], rules["window"]["stops"]
+    if "marks" in part:
+        return [cell_name(job) for job in flat(decay.groups(part))]
     known = domains.domains(part)
     probes = flat(domains.beside(part, known, part["seeds"], count).values())
     found = []
@@ -151,7 +157,7 @@ NAMES = {
 }
 
 
-def stored(study, *, quick):
+def stored(study, *, quick=False, grid=""):
     """How many runs a grid keeps, the first one's name, and a hash of all names."""
-    names = NAMES[study](criteria(study), quick)
+    names = NAMES[study](criteria(study, grid), quick)
     return len(names), names[0], hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:24]

@@ -1,10 +1,15 @@
 """The Adam study: its grid, its resumable runs, its prediction, and how its claims are judged."""
 
+import math
+
 import pytest
+import torch
 
 from isobatch import rules
+from isobatch.tasks import make_run
 from isobatch.verify import cells
 from isobatch.verify.workers import Curve
+from isobatch_studies.adam import coordinates
 from isobatch_studies.adam import grid as layout
 from isobatch_studies.adam.page import html, picture
 from isobatch_studies.adam.quadratic import sweep
@@ -137,3 +142,28 @@ def test_the_page_holds_claims_and_cells_and_no_network():
     assert "adam/invariant-same" in page
     assert "http" not in page.replace("http-equiv", "")
     assert picture(data).startswith(b"\x89PNG")
+
+
+def test_a_share_by_coordinate_is_that_of_what_moves_the_loss():
+    mean, square = torch.tensor([0.3, 0.0, 0.1]), torch.tensor([0.1, 5.0, 1.0])
+    found = coordinates.shares(mean, square)
+    weights = [0.09 / 0.1**0.5, 0.0, 0.01]
+    shares = [1 - 0.09 / 0.1, 1.0, 1 - 0.01]
+    assert found.scalar == pytest.approx(1 - 0.1 / 6.1)
+    assert found.weighted == pytest.approx(sum(w * f for w, f in zip(weights, shares, strict=True)) / sum(weights))
+    for kappa, error in found.errors.items():
+        drift = sum(w / math.sqrt(kappa * (1 - f) + f) for w, f in zip(weights, shares, strict=True)) / sum(weights)
+        assert error == pytest.approx(drift - 1)
+
+
+def test_moments_of_coordinates_are_those_of_single_samples():
+    recipe = layout.reference("digits", 1, DIGITS)
+    run = make_run(recipe.model_copy(update={"options": {"width": 4}}), 0)
+    found = coordinates.measure(run)
+    rows = []
+    for index in range(len(run.samples)):
+        loss = run.step(run.samples[torch.tensor([index])])
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(run.model.parameters()))]))
+    slow = torch.stack(rows).double()
+    assert found.scalar == pytest.approx(coordinates.shares(slow.mean(0), slow.square().mean(0)).scalar, rel=1e-5)
+    assert found.weighted == pytest.approx(coordinates.shares(slow.mean(0), slow.square().mean(0)).weighted, rel=1e-4)

@@ -8,6 +8,7 @@ from studies.tests.test_legw import row as legw_row
 from isobatch import cli
 from isobatch.cli.study import find, options
 from isobatch.errors import InputError
+from isobatch.verify.workers import Curve
 from isobatch_studies import claims_table
 from isobatch_studies.adam import further as adam
 from isobatch_studies.adaptive import late, late_page
@@ -19,6 +20,8 @@ from isobatch_studies.concurrent_adversarial import study as adversary
 from isobatch_studies.dino import study as dino
 from isobatch_studies.legw import grid as legw_grid
 from isobatch_studies.legw import study as legw
+from isobatch_studies.noise_scale import decay
+from isobatch_studies.noise_scale import judging as noise
 from isobatch_studies.paired import interval
 from isobatch_studies.teachers import grid as teachers
 
@@ -233,3 +236,62 @@ def test_arms_of_the_teachers_further_grids(study, grid):
             assert arm.recipe.staircase().length == base.staircase().length
             if base.batch_norm is not None:
                 assert arm.recipe.batch.per_device == base.batch.per_device
+
+
+def domain(name, calibrated=1.2, ratio=1.5, wide=3.0):
+    value = {"value": 100.0, "low": 100 / wide, "high": 100 * wide}
+    return {
+        "domain": name, "complete": True, "calibrated": calibrated, "ratio": ratio,
+        "critical_average": value | {"identified": True}, "simple_average": value,
+    }  # fmt: skip
+
+
+def test_the_noise_scales_further_grids_are_judged_by_their_criteria():
+    def eight(**changed):
+        names = list(criteria("noise-scale", "eight-seeds")["grid"]["domains"])
+        return held(noise.judge_further([domain(name, **changed) for name in names], 8, "eight-seeds"))
+
+    assert (eight(), eight(calibrated=2.1), eight(ratio=11)) == ([True, True], [False, True], [True, False])
+    assert (eight(calibrated=None), eight(ratio=None)) == ([None, True], [True, None])
+
+    def a2c(seeds=16, **changed):
+        return held(noise.judge_further([domain("a2c", **changed)], seeds, "a2c"))
+
+    assert (a2c(), a2c(wide=4.0), a2c(ratio=0.05)) == ([True, True], [False, True], [True, False])
+    assert a2c(seeds=8) == [None, None]
+    part = criteria("noise-scale", "a2c")["grid"]["domains"]["a2c"]
+    assert part == criteria("noise-scale")["grid"]["domains"]["a2c"] | {"chunks": 512}
+
+
+def wsd_curves(part, early=0.05, late=-0.05, end=0.02):
+    marks = part["marks"]
+    found = {}
+    for schedule in decay.SCHEDULES:
+        last = end if schedule == "decay" else late
+        gaps = [0, *np.linspace(early, early, marks // 4), *np.linspace(early, late, marks - marks // 4)[:-1], last]
+        gaps[round(marks * part["early"])], gaps[round(marks * part["decay_from"])] = early, late
+        for batch in part["batches"]:
+            factor = np.exp(np.array(gaps)) if batch == max(part["batches"]) else np.ones(marks + 1)
+            found[decay.label(batch, schedule)] = [
+                Curve("", s, {"raw": {"loss": (2.5 * factor * (1 + 1e-4 * s)).tolist()}}, 9, 0.0) for s in range(8)
+            ]
+    return found
+
+
+def test_curves_that_cross_are_judged_by_their_criteria():
+    part = criteria("noise-scale", "wsd")["grid"]
+    assert held(decay.judge(part, wsd_curves(part))) == [True, True]
+    assert held(decay.judge(part, wsd_curves(part, early=-0.01))) == [False, True]
+    assert held(decay.judge(part, wsd_curves(part, late=0.01, end=-0.01))) == [False, False]
+    assert held(decay.judge(part, {})) == [None, None]
+    recipes = {job.arm: job.recipe for group in decay.groups(part) for job in group[:1]}
+    assert {made.optimizer.lr for made in recipes.values()} == {0.003}
+    assert recipes["batch 8, decay"].staircase().decay_from == 6144
+    data = {
+        "study": "noise-scale",
+        "title": "T",
+        "claims": [],
+        "marks": [0, 10, 20],
+        "losses": {"batch 8, decay": [3, 2, 1]},
+    }
+    assert "batch 8, decay" in decay.html(data)

@@ -3,6 +3,8 @@
 import pytest
 from studies.tests.stored import NAMES, stored
 
+from isobatch_studies.claims import grids
+
 # study, quick, runs that the grid keeps, name of the first, hash of all names; taken at 014ec81
 KEPT = [
     ("adam", False, 630, "shares-65357570638a3dfce800596c.json", "4e258226dcc962da575846d1"),
@@ -34,6 +36,22 @@ KEPT = [
     ("pseudo-label", False, 136, "7ece38cd2ca21435258602ea.json", "de061f41108b6d6c1e381c20"),
     ("pseudo-label", True, 9, "5ce91ca79e032a8ea9f2de12.json", "cf95e9ea3a242ca0b84f4332"),
 ]  # fmt: skip
+# study, further grid, and the same of it; taken when its criteria were committed
+FURTHER = [
+    ("adam", "from-one", 153, "shares-e05bf018f139441b08f61d5e.json", "a4138a106a7393a3974c5070"),
+    ("adam", "text-4x", 41, "shares-85392093f9b7b554269819c2.json", "1f44666a1d2b0b0b5b974ca4"),
+    ("adaptive", "late", 40, "fc3f3593fde2e17007c29908.json", "c08b141b834292718ebe5929"),
+    ("autowu", "frames", 330, "5643a3ea87ab9114beb9d85c.json", "ce96a7313fcabf83474cc69d"),
+    ("batch-augmentation", "long", 75, "bcb8d664a8a7e1d442762048.json", "7be07c75dd09ce8349f4878c"),
+    ("concurrent-adversarial", "long", 285, "91aba00acebbbd8b7d58a135.json", "5bae42451129472747c7b9b7"),
+    ("dino", "invariant", 112, "b2367aacad087f87dd1f1d6e.json", "30d54f72bc7391e84df2fa18"),
+    ("legw", "frames", 195, "ccb878e6fd66305a2c0bb9d8.json", "083b7ad1ea0703ff59727950"),
+    ("legw", "long-text", 90, "d488186f5b2ed902041dccd6.json", "2adf96cecba0e491922df3f8"),
+    ("noise-scale", "eight-seeds", 78, "2aaf6d6e5019af9f5d861ed5.json", "eb3cb674d08d3af97bd9e49b"),
+    ("noise-scale", "a2c", 23, "a47d40bd733c284be5a1fef9.json", "d543a30670958570a0e85d89"),
+    ("noise-scale", "wsd", 48, "ed89f0d0c121dbe59f608bf7.json", "061f26761e01eb3de4c19301"),
+    ("polyak", "small-steps", 160, "99beaa9c21a2e51d33330a3b.json", "8e3377829db934dba9676a0c"),
+]
 
 
 @pytest.mark.parametrize(("study", "quick", "count", "first", "every"), KEPT)
@@ -43,3 +61,13 @@ def test_finished_runs_keep_their_names(study, quick, count, first, every):
 
 def test_every_grid_of_every_study_is_held():
     assert [(study, quick) for study, quick, *_ in KEPT] == [(s, q) for s in NAMES for q in (False, True)]
+
+
+@pytest.mark.parametrize(("study", "grid", "count", "first", "every"), FURTHER)
+def test_finished_runs_of_further_grids_keep_their_names(study, grid, count, first, every):
+    assert stored(study, grid=grid) == (count, first, every)
+
+
+def test_every_further_grid_is_held():
+    listed = {(study, grid) for study in NAMES for grid in grids(study)[1:]}
+    assert {(study, grid) for study, grid, *_ in FURTHER} == listed

@@ -46,7 +46,7 @@ DECENTLAM = Study(
 )
 DINO = Study("dino", "DINO: the average is the teacher, and its centre an average too", _TEACHER)
 LEGW = Study("legw", "LEGW: sixteen times the batch with nothing retuned", _GRID)
-NOISE_SCALE = Study("noise-scale", "The gradient noise scale against the critical batch, domain by domain")
+NOISE_SCALE = Study("noise-scale", "The gradient noise scale against the critical batch, domain by domain", _GRID)
 POLYAK = Study("polyak", "Averaged weights: the rule, the width of the place, the average as a teacher", _TEACHER)
 PROGRESSIVE = Study("progressive", "Changing the batch in the middle of a run")
 PSEUDO_LABEL = Study("pseudo-label", "Continual pseudo-labelling: the average labels the data", frozenset({"device"}))

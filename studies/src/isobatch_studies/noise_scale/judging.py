@@ -166,6 +166,48 @@ def judge(rows: Sequence[dict[str, Any]], beside: dict[str, dict[str, list[Noise
     return [outcome(known[f"{NAME}/{name}"], seeds, held, evidence) for name, held, evidence in found]
 
 
+def judge_further(rows: Sequence[dict[str, Any]], seeds: int, grid: str) -> list[Finding]:
+    """Compute `held` of every claim of the grids "eight-seeds" and "a2c".
+
+    Args:
+        rows: the table.
+        seeds: that were run.
+        grid: its name.
+
+    Returns:
+        Outcomes in the order of criteria.json; None where something that a criterion takes is missing.
+    """
+    by = {made["domain"]: made for made in rows}
+    ratios = {name: made["ratio"] for name, made in by.items()}
+    judged = {
+        "noise-scale/eight-seeds-calibrated": _all({n: m["calibrated"] for n, m in by.items()}, 0.5, 2, "x"),
+        "noise-scale/eight-seeds-within-order-of-magnitude": _all(ratios, 0.1, 10, "x B_crit"),
+        "noise-scale/a2c-identified": _identified(by.get("a2c")),
+        "noise-scale/a2c-within-order-of-magnitude": _all(ratios, 0.1, 10, "x B_crit"),
+    }
+    return [outcome(claim, seeds, *judged[name]) for name, claim in claims(NAME, grid).items()]
+
+
+def _identified(made: dict[str, Any] | None) -> tuple[bool | None, str]:
+    """Held where both have a value, and the interval of each spans less than a factor of ten."""
+    if made is None or not made["complete"]:
+        return None, "not run"
+    told, held = [], True
+    for name, key in (("B_crit", "critical_average"), ("B_simple", "simple_average")):
+        found = made[key]
+        narrow = found is not None and found["high"] is not None and found["high"] < 10 * found["low"]
+        held = held and narrow and found.get("identified", True)
+        told.append(f"{name} {_shown(found)}")
+    return held, ", ".join(told)
+
+
+def _shown(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "no value"
+    high = "open" if found["high"] is None else f"{found['high']:.3g}"
+    return f"{found['value']:.3g} [{found['low']:.3g}, {high}]"
+
+
 def _all(values: dict[str, float | None], low: float, high: float, unit: str) -> tuple[bool | None, str]:
     """Held where every domain is inside; one outside decides, one missing leaves it open."""
     words = ", ".join(f"{name} {'no value' if v is None else f'{v:.2g}{unit}'}" for name, v in values.items())

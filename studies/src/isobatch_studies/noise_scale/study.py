@@ -9,8 +9,9 @@ from typing import Any
 from isobatch.report import prepare, write, write_result
 from isobatch.verify.cells import run_all, until
 from isobatch_studies.claims import as_dict, criteria
+from isobatch_studies.noise_scale import decay
 from isobatch_studies.noise_scale import grid as layout
-from isobatch_studies.noise_scale.judging import NAME, judge, row
+from isobatch_studies.noise_scale.judging import NAME, judge, judge_further, row
 from isobatch_studies.noise_scale.page import html, pictures
 from isobatch_studies.noise_scale.probing import NoiseCurve, NoiseProbe, file_name, probe
 
@@ -20,6 +21,7 @@ _RATES = 6
 def run(
     *,
     quick: bool = False,
+    grid: str = "",
     out: Path | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
@@ -31,6 +33,7 @@ def run(
 
     Args:
         quick: the small grid of criteria.json.
+        grid: a further grid, "" for the study's own.
         out: folder for cells, result.json, pictures and page; nothing is kept without it.
         workers: processes, one a core unless given.
         executor: trains the runs, as in `isobatch.verify.run`.
@@ -41,7 +44,11 @@ def run(
     Returns:
         What goes into result.json.
     """
-    rules = criteria(NAME)
+    rules = criteria(NAME, grid)
+    if grid == decay.GRID:
+        return decay.run(
+            rules, out, workers=workers, executor=executor, budget=budget, on_estimate=on_estimate, on_done=on_done
+        )
     part, count = rules["quick" if quick else "grid"], rules["window"]["stops"]
     known, seeds, ends = layout.domains(part), part["seeds"], until(budget)
     if on_estimate is not None:
@@ -71,12 +78,13 @@ def run(
         "study": NAME,
         "title": rules["title"],
         "quick": quick,
+        "grid": grid,
         "seeds": seeds,
         "cells": {"complete": sum(made["complete"] for made in rows), "of": len(rows)},
         "rows": rows,
         "beside": {name: {label: [vars(r) for r in found] for label, found in sorted(groups.items())}
                    for name, groups in beside.items()},
-        "claims": as_dict(judge(rows, beside, seeds)),
+        "claims": as_dict(judge_further(rows, seeds, grid) if grid else judge(rows, beside, seeds)),
     }  # fmt: skip
     if out is not None:
         _write(prepare(out), data)

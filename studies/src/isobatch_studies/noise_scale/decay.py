@@ -1,0 +1,205 @@
+"""The grid "wsd": one learning rate at several batches, constant and with a decay at the end, mark by mark."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from isobatch import report
+from isobatch.plan import Recipe
+from isobatch.report import prepare, write, write_result
+from isobatch.report.pictures import RC
+from isobatch.verify.cells import train_all
+from isobatch.verify.workers import Curve, Job
+from isobatch_studies.claims import Finding, all_hold, as_dict, claims, outcome
+from isobatch_studies.pages import page
+from isobatch_studies.paired import MeanInterval, interval
+
+NAME, GRID = "noise-scale", "wsd"
+SCHEDULES = ("constant", "decay")
+_SHADES, _STYLES = ("#0072B2", "#009E73", "#D55E00"), {"constant": "-", "decay": "--"}
+
+
+def label(batch: int, schedule: str) -> str:
+    """Return the name of an arm."""
+    return f"batch {batch}, {schedule}"
+
+
+def recipe(part: dict[str, Any], batch: int, schedule: str) -> Recipe:
+    """Return the recipe of an arm: nothing but the batch and the end of the schedule differs.
+
+    Args:
+        part: the grid.
+        batch: samples a step.
+        schedule: one of SCHEDULES.
+
+    Returns:
+        The recipe.
+    """
+    length, start = part["length"], part["length"] * part["decay_from"]
+    shape = {"shape": "linear", "decay_from": f"{start:g} samples"} if schedule == "decay" else {}
+    return Recipe.parse({
+        **part["recipe"], "batch": {"size": batch}, "schedule": {"length": f"{length} samples", **shape},
+    })  # fmt: skip
+
+
+def groups(part: dict[str, Any]) -> list[list[Job]]:
+    """Return the runs, one group an arm, the extreme batches first.
+
+    Args:
+        part: the grid.
+
+    Returns:
+        Groups of jobs; all are evaluated at the same marks.
+    """
+    count, length = part["marks"], part["length"]
+    stops = tuple(length * mark // count for mark in range(count + 1))
+    order = sorted(part["batches"], key=lambda batch: batch not in (min(part["batches"]), max(part["batches"])))
+    arms = [(batch, schedule) for batch in order for schedule in SCHEDULES]
+    return [
+        [Job(label(*arm), recipe(part, *arm), seed, stream, stops) for seed in range(part["seeds"])]
+        for stream, arm in enumerate(arms)
+    ]
+
+
+def run(
+    rules: dict[str, Any],
+    out: Path | None,
+    *,
+    workers: int | None,
+    executor: Executor | None,
+    budget: float | None,
+    on_estimate: Callable[[float, int], None] | None,
+    on_done: Callable[[Any], None] | None,
+) -> dict[str, Any]:
+    """Train the grid, or go on with it, and judge.
+
+    Args:
+        rules: the criteria of the grid.
+        out: folder for cells, result.json, picture and page.
+        workers: processes.
+        executor: trains the runs.
+        budget: seconds after which no further arm is begun.
+        on_estimate: called with seconds (0: unknown) and the number of runs.
+        on_done: called with each finished run.
+
+    Returns:
+        What goes into result.json.
+    """
+    part = rules["grid"]
+    jobs = groups(part)
+    if on_estimate is not None:
+        on_estimate(0.0, sum(map(len, jobs)))
+    curves = train_all(jobs, out, workers=workers, executor=executor, budget=budget, on_done=on_done)
+    data = {
+        "study": NAME,
+        "title": rules["title"],
+        "quick": False,
+        "grid": GRID,
+        "seeds": part["seeds"],
+        "cells": {"complete": len(curves), "of": len(jobs)},
+        "marks": list(jobs[0][0].stops),
+        "losses": {arm: _means(found) for arm, found in curves.items()},
+        "claims": as_dict(judge(part, curves)),
+    }
+    if out is not None:
+        folder = prepare(out)
+        write_result(folder, data)
+        write(folder / "wsd.png", report.png(figure(data)))
+        write(folder / "report.html", html(data))
+    return data
+
+
+def _means(runs: Sequence[Curve]) -> list[float]:
+    return np.mean([curve.values["raw"]["loss"] for curve in runs], axis=0).round(5).tolist()
+
+
+def judge(part: dict[str, Any], curves: dict[str, list[Curve]]) -> list[Finding]:
+    """Compute `held` of the grid's claims.
+
+    Args:
+        part: the grid.
+        curves: arm -> runs by seed.
+
+    Returns:
+        Outcomes in the order of criteria.json; None where an arm is missing.
+    """
+    cross, uncross = claims(NAME, GRID).values()
+    early, late = (round(part["marks"] * part[key]) for key in ("early", "decay_from"))
+    first, then = (_apart(part, curves, "constant", mark) for mark in (early, late))
+    end = _apart(part, curves, "decay", part["marks"])
+    small, large = min(part["batches"]), max(part["batches"])
+    crossed = all_hold([
+        None if first is None else first.low > 0, None if then is None else then.high < 0,
+    ])  # fmt: skip
+    words = f"log loss of batch {large} over batch {small}"
+    said = f"{words}: {_shown(first)} at {part['early']:.0%} of the run, {_shown(then)} at {part['decay_from']:.0%}"
+    ended = f"{words} after the decay: {_shown(end)}"
+    return [
+        outcome(cross, part["seeds"], crossed, said),
+        outcome(uncross, part["seeds"], None if end is None else end.low > 0, ended),
+    ]
+
+
+def _apart(part: dict[str, Any], curves: dict[str, list[Curve]], schedule: str, mark: int) -> MeanInterval | None:
+    runs = [curves.get(label(pick(part["batches"]), schedule)) for pick in (max, min)]
+    if not all(runs):
+        return None
+    large, small = (np.array([c.values["raw"]["loss"][mark] for c in found or ()]) for found in runs)
+    return interval(np.log(large / small).tolist())
+
+
+def _shown(gap: MeanInterval | None) -> str:
+    return "not run" if gap is None else f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
+
+
+def figure(data: dict[str, Any]) -> Figure:
+    """Draw the loss over the samples, one line an arm.
+
+    Args:
+        data: the result.
+
+    Returns:
+        A figure.
+    """
+    with matplotlib.rc_context(RC):
+        made = Figure(figsize=(8.6, 4.8), layout="constrained")
+        axes = made.subplots()
+        batches = sorted({int(arm.split()[1].rstrip(",")) for arm in data["losses"]})
+        for arm, losses in data["losses"].items():
+            batch, schedule = arm.removeprefix("batch ").split(", ")
+            first = len(losses) // 8
+            axes.plot(
+                np.array(data["marks"][first:]) / 1000,
+                losses[first:],
+                color=_SHADES[batches.index(int(batch)) % len(_SHADES)],
+                ls=_STYLES[schedule],
+                lw=1.9,
+                label=arm,
+            )
+        axes.set_xlabel("samples seen (thousands)")
+        axes.set_ylabel("held-out loss")
+        axes.set_title("One learning rate at every batch")
+        if data["losses"]:
+            axes.legend(loc="upper right")
+    return made
+
+
+def html(data: dict[str, Any]) -> str:
+    """Return the page.
+
+    Args:
+        data: the result.
+
+    Returns:
+        Self-contained HTML.
+    """
+    rows = [["arm", *(f"{mark:,}" for mark in data["marks"][:: max(1, len(data["marks"]) // 6)])]]
+    step = max(1, len(data["marks"]) // 6)
+    rows += [[arm, *(f"{loss:.4f}" for loss in losses[::step])] for arm, losses in data["losses"].items()]
+    section = report.Section("Held-out loss by samples", [], rows, [("loss over the run", figure(data))])
+    return page(data, "Do curves of several batches cross at one learning rate, and what does a decay do?", [section])
