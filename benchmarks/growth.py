@@ -156,7 +156,7 @@ AXES = {
     "horizons of 8 million parameters": Axis([1, 2, 4, 8, 16], 11, 1, nothing, lambda n: update(8 * MILLION, 64, n)),
     "micro-batches of a step, noise scale": Axis([1, 2, 4, 8, 16, 32, 64], 31, 4, nothing, steps),
     "ranks of a step, gloo": Axis([1, 2, 4], 15, 1, nothing, among),
-    "seeds of verify": Axis([8, 16, 32, 64, 128], 1, 32, nothing, comparison),
+    "seeds of verify": Axis([8, 16, 32, 64, 128], 1, 16, nothing, comparison),
 }
 
 
@@ -201,6 +201,9 @@ def drawn(rows: list[dict[str, Any]], path: Path) -> None:
         line = np.exp(y.mean() + row["exponent"] * (x - x.mean()))
         axis.plot(np.exp(x), line, color="#c05a2b", label=f"exponent {row['exponent']:.2f} ± {row['error']:.2f}")
         axis.set(xscale="log", yscale="log", xlabel=row["axis"], ylabel="ms of processor time")
+        axis.xaxis.set_minor_formatter(plt.NullFormatter())
+        if len(sizes) < 8:
+            axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axis.set_ylim(low.min() / 3, high.max() * 8)  # at least a decade, and room for the legend
         axis.grid(True, which="both", alpha=0.2)
         axis.legend(frameon=False, loc="upper left")

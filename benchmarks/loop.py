@@ -6,7 +6,8 @@ Both train the task of examples/text.toml with AdamW and an average at every ste
 knows no batch but its own, looks at no gradient and keeps no clock. It is written three ways: with torch's multi-tensor
 AdamW (the bar), with torch's default one, and with the one-pass kernel that Trainer takes itself, which leaves the
 bookkeeping alone. Rows: case, contender, ratio to the bare loop (the median over interleaved blocks of steps, CPU time
-of one thread), its quartiles and a 95% interval of the median, milliseconds a step.
+of one thread), its quartiles and a 95% interval of the median, milliseconds a step. Blocks of few steps (--block) find
+the code of the loop in no cache, where that of the three bare loops is the same; a run alone is a long block.
 """
 
 import argparse
@@ -123,12 +124,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rounds", type=int, default=151)
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 32])
+    parser.add_argument("--block", type=int, default=8, help="samples of a contender before the next one's turn")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     recipe = Recipe.load(Path(__file__).parents[1] / "examples" / "text.toml")
     rows = []
     for batch in arguments.batches:
-        rows += measure(recipe, batch, arguments.rounds, max(1, 8 // batch))
+        rows += measure(recipe, batch, arguments.rounds, max(1, arguments.block // batch))
         print(*rows[-len(KERNELS) :], sep="\n", flush=True)
     if arguments.json:
         versions = {"isobatch": isobatch.__version__, "torch": str(torch.__version__), "numpy": np.__version__}

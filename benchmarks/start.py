@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -45,10 +46,10 @@ def seconds(words: list[str]) -> float:
 
 def both(words: list[str]) -> tuple[float, float]:
     """Wall time of a program and its processor time, on which other programs have less of an influence."""
-    began, before = time.perf_counter(), os.times()
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     run(words)
-    after = os.times()
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return time.perf_counter() - began, spent
 
 
