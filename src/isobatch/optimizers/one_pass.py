@@ -1,6 +1,6 @@
 """The step of torch's fused Adam and AdamW: the kernel on lists that are kept, without what is looked up around it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from operator import is_, itemgetter
 from typing import Any, NamedTuple, final
@@ -12,6 +12,7 @@ from torch.optim import optimizer as hooked
 
 _KEYS = ("exp_avg", "exp_avg_sq", "step")
 _KEPT = itemgetter(*_KEYS)
+_KERNELS = ("_fused_adam_", "_fused_adamw_")
 _PLAIN = ("amsgrad", "maximize", "capturable", "differentiable")
 
 
@@ -53,11 +54,7 @@ class OnePassStep:
 
     def __init__(self, optimizer: Optimizer):
         self._optimizer = optimizer
-        kernels: dict[type, Callable[..., None] | None] = {
-            Adam: getattr(torch, "_fused_adam_", None),
-            AdamW: getattr(torch, "_fused_adamw_", None),
-        }
-        self._kernel = kernels.get(type(optimizer))
+        self._known = type(optimizer) in (Adam, AdamW) and all(hasattr(torch, name) for name in _KERNELS)
         self._groups: list[_Group] = []
         self._entries: list[dict[str, Any]] = []
         self._tensors: list[Tensor] = []
@@ -72,7 +69,7 @@ class OnePassStep:
         gradients = self._gradients() if self._groups and self._plain() and self._same() else None
         if gradients is None:
             self._optimizer.step()
-            self._groups = self._collected() if self._kernel is not None and self._plain() else []
+            self._groups = self._collected() if self._known and self._plain() else []
             return
         with torch.no_grad():
             for held, found in zip(self._groups, gradients, strict=True):
@@ -80,8 +77,8 @@ class OnePassStep:
                     self._move(held, found)
 
     def _move(self, held: _Group, gradients: list[Tensor]) -> None:
-        group, kernel = held.group, self._kernel
-        assert kernel is not None
+        group = held.group
+        kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
         held.counts.add_(1)
         kernel(
             held.parameters,
@@ -163,7 +160,8 @@ class OnePassStep:
 def _takes(group: dict[str, Any]) -> bool:
     """Whether the numbers of a group are those of the plain kernel."""
     numbers = (group["lr"], *group["betas"])
-    return bool(group["fused"]) and not any(map(group.get, _PLAIN)) and all(type(n) is float for n in numbers)
+    known = bool(group["fused"]) and "decoupled_weight_decay" in group
+    return known and not any(map(group.get, _PLAIN)) and all(type(n) is float for n in numbers)
 
 
 def _alike(parameters: list[Any], state: Mapping[Any, Mapping[str, Any]]) -> bool:

@@ -38,7 +38,10 @@ def figure(data: dict[str, Any]) -> Figure:
     """
     rows = data["rows"]
     rules = list(dict.fromkeys(row["rule"] for row in rows))
-    cells = list(dict.fromkeys((row["task"], row["batch"], row["kappa"]) for row in rows))
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    cells = sorted(
+        {(row["task"], row["batch"], row["kappa"]) for row in rows}, key=lambda c: (tasks.index(c[0]), *c[1:])
+    )
     with matplotlib.rc_context(RC):
         made = Figure(figsize=(13.5, 2.6 + 0.36 * max(len(cells), 5)), layout="constrained")
         left, right = made.subplots(1, 2, width_ratios=(1.55, 1))
