@@ -6,10 +6,10 @@
 of float32 and of bfloat16 weights, three horizons, torch's AveragedModel, a bare foreach lerp; times are those of
 device events, beside them the share of the bandwidth of a plain copy, measured in the same rounds. `graph`: the
 compiled rule, decay in a device tensor, called and replayed from a CUDA graph, against the rule.
-`offload`: a training step alone, with an average beside it and with one on the CPU, and the copy of the weights alone:
-what of it is hidden. `noise`: a training step without and with a noise scale at its default budget, and with every step
-measured. `step`: the same with average and noise scale through a SampleClock. Contenders take turns in random order;
-figures are medians of rounds.
+`offload`: a training step alone, with an average beside it, with one on the CPU and with one there whose copies
+overlap, and the copy of the weights alone: what of it is hidden. `noise`: a training step without and with a noise
+scale at its default budget, and with every step measured. `step`: the same with average and noise
+scale through a SampleClock. Contenders take turns in random order; figures are medians of rounds.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import isobatch as ib
-from isobatch.average import MultiEMA
+from isobatch.average import MultiEMA, Storage
 from isobatch.gradients.compensated import blended
 
 
@@ -132,10 +132,16 @@ def graph(bench: Bench) -> list[dict]:
 
 def offload(bench: Bench) -> list[dict]:
     contenders = {}
-    for name, where in (("step alone", None), ("average beside it", bench.device), ("average on the CPU", "cpu")):
+    places = {
+        "step alone": None,
+        "average beside it": Storage(device=bench.device),
+        "average on the CPU": Storage(device="cpu"),
+        "average on the CPU, overlapped": Storage(device="cpu", overlap=True),
+    }
+    for name, storage in places.items():
         model = bench.net(16 if bench.smoke else 2048, 8)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-        ema = ib.ModelEMA(model, half_life=1e6, device=where) if where is not None else None
+        ema = ib.ModelEMA(model, half_life=1e6, storage=storage) if storage is not None else None
         x = torch.randn(8 if bench.smoke else 4096, 16 if bench.smoke else 2048, device=bench.device)
 
         def step(model=model, optimizer=optimizer, ema=ema, x=x) -> None:
@@ -150,8 +156,8 @@ def offload(bench: Bench) -> list[dict]:
     host = torch.empty(len(weights), pin_memory=bench.device.type == "cuda")
     contenders["copy of the weights alone"] = lambda: host.copy_(weights, non_blocking=True)
     found = bench.medians(contenders)
-    more = found["average on the CPU"] - found["step alone"]
-    return [{"parameters": len(weights), "milliseconds": found, "more than the step": round(more, 4)}]
+    more = {name: round(found[name] - found["step alone"], 4) for name in places if name.startswith("average on")}
+    return [{"parameters": len(weights), "milliseconds": found, "more than the step": more}]
 
 
 def stepper(bench: Bench, how: str) -> Callable[[], object]:

@@ -56,10 +56,12 @@ class Storage:
         device: where the average lies; None: beside its weights. Elsewhere, such as "cpu" for a model on a GPU, it
             takes no memory beside the model; every update first copies the weights over, into memory that is kept
             there. What is lent or copied to the model, and a teacher, is on the model's device. Not for sharded models.
+        overlap: with `device`, an update orders the copies and returns; they are taken in during the next update or
+            before the average is used, whichever is first, with the same numbers. What is not finite is named then.
 
     Raises:
         InputError: an unknown rounding, layout or check, a bad seed, a selection that is no function, no device, or
-            stochastic rounding compiled, whose random numbers would be others.
+            overlap without one, or stochastic rounding compiled, whose random numbers would be others.
 
     Example:
         >>> Storage(rounding="stochastic").resolve(torch.bfloat16)
@@ -73,6 +75,7 @@ class Storage:
     check_finite: bool | Literal["all"] = True
     compiled: bool = False
     device: torch.device | str | int | None = None
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         if self.rounding not in ("auto", "nearest", "stochastic", "compensated"):
@@ -90,6 +93,8 @@ class Storage:
         whole("seed", self.seed, 0)
         if self.select is not None and not callable(self.select):
             raise InputError(f"select={self.select!r} must be a function of name and tensor, or None for all")
+        if self.overlap not in (True, False) or (self.overlap and self.device is None):
+            raise InputError(f'overlap={self.overlap!r} must be False, or True with a device such as device="cpu"')
         self.place()
 
     @property

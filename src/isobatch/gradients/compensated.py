@@ -163,7 +163,7 @@ class Compiled:
             self._failed = True
             warnings.warn(
                 f"averages are not compiled, but updated by plain PyTorch as without compiled=True: {error}",
-                stacklevel=8,
+                stacklevel=9,
             )
             return False
         # Compiled code writes past the versions that tell teachers what has moved.
