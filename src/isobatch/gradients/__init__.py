@@ -34,6 +34,7 @@ from isobatch.gradients.tap import (
     refuse_sparse,
     refuse_unwatchable,
 )
+from isobatch.gradients.triton_kernel import TRITON_WEIGHTS, triton_for
 from isobatch.gradients.wrappers import (
     ALONE,
     Ranks,
@@ -46,6 +47,7 @@ from isobatch.gradients.wrappers import (
 
 __all__ = [
     "ALONE",
+    "TRITON_WEIGHTS",
     "BatchRows",
     "Compiled",
     "LayerHook",
@@ -81,6 +83,7 @@ __all__ = [
     "refuse_unwatchable",
     "settle",
     "sharded",
+    "triton_for",
     "unwrap",
     "world_size",
 ]
