@@ -15,7 +15,7 @@ from torch import Tensor
 from isobatch.average.clock import Hold
 from isobatch.average.layout import NARROW, Key, RoundingInForce, Stacks, alias, dense, rows, span
 from isobatch.errors import InputError
-from isobatch.gradients import TRITON_WEIGHTS, Compiled, Piece, triton_for
+from isobatch.gradients import Compiled, Piece, triton_for
 
 CACHED = 1 << 20  # elements per block and thread on a CPU: 4 MiB of float32
 STAGED = 1 << 26  # elements per block on an accelerator, where it bounds working memory only
@@ -333,7 +333,7 @@ def _code(compiled: bool | str, key: Key, rounding: RoundingInForce, *, held: bo
     if compiled != "triton":
         return Compiled(work) if compiled else None
     kernel = triton_for(key[2]) if key[0] == torch.float32 and rounding == "nearest" and not held else None
-    return None if kernel is None else Compiled(work, kernel, TRITON_WEIGHTS, key[2])
+    return None if kernel is None else Compiled(work, kernel, key[2])
 
 
 def _parts(items: list[Item], rounding: RoundingInForce) -> list[list[Item]]:

@@ -34,7 +34,7 @@ from isobatch.gradients.tap import (
     refuse_sparse,
     refuse_unwatchable,
 )
-from isobatch.gradients.triton_kernel import TRITON_WEIGHTS, triton_for
+from isobatch.gradients.triton_kernel import triton_for
 from isobatch.gradients.wrappers import (
     ALONE,
     Ranks,
@@ -47,7 +47,6 @@ from isobatch.gradients.wrappers import (
 
 __all__ = [
     "ALONE",
-    "TRITON_WEIGHTS",
     "BatchRows",
     "Compiled",
     "LayerHook",

@@ -5,7 +5,7 @@ takes the same way: tried against plain PyTorch first, and left where it fails.
 """
 
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 LEAST = 4096  # elements from which a tensor of its own is worth a call into compiled code
+KERNEL_WEIGHTS = (torch.float32, torch.bfloat16, torch.float16)
 TRIAL = 64  # elements of the tensors that the compiler is tried on
 # By default it leaves out the rounding of what it reads again, so that nothing would seem to have been lost.
 OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
@@ -88,7 +89,6 @@ class Compiled:
     Args:
         work: dtype to compute in.
         kernel: of our own, with blended()'s arguments; None: blended() by torch.compile, on a CPU.
-        dtypes: of weights that the kernel takes.
         device: of averages and weights.
 
     Example:
@@ -100,10 +100,9 @@ class Compiled:
         self,
         work: torch.dtype,
         kernel: Callable[..., Any] | None = None,
-        dtypes: Collection[torch.dtype] = (),
         device: torch.device | str = "cpu",
     ):
-        self._work, self._kernel, self._dtypes, self._device = work, kernel, dtypes, device
+        self._work, self._kernel, self._device = work, kernel, device
         self._function: Callable[..., Any] | None = None
         self._failed = False
 
@@ -118,7 +117,7 @@ class Compiled:
         """
         large = weights.dim() == 1 and weights.numel() >= LEAST
         if self._kernel is not None:
-            return large and weights.dtype in self._dtypes
+            return large and weights.dtype in KERNEL_WEIGHTS
         return large and weights.device.type == "cpu" and weights.is_floating_point()
 
     def piece(self, average: Tensor, rest: Tensor | None, previous: Tensor | None, weights: Tensor) -> Piece:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 BLOCK = 1024  # elements a program
-TRITON_WEIGHTS = (torch.float32, torch.bfloat16, torch.float16)
 tl: Any = None  # triton.language, once it is needed
 
 
@@ -75,6 +74,11 @@ def triton_for(device: torch.device) -> Callable[..., None] | None:
 
     Returns:
         blended_by_triton, or None: no GPU (and TRITON_INTERPRET=1 is not set), or Triton is not installed.
+
+    Example:
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     triton_for(torch.device("meta")) is None
+        True
     """
     why = ""
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
