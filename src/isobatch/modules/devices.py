@@ -45,6 +45,9 @@ class Transfer:
     """
 
     def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]]):
+        self._events: list[torch.cuda.Event] = []
+        if not pairs:  # most averages lie beside their weights
+            return
         with torch.no_grad():
             for tensor, copy in pairs:
                 alike = copy.stride() == tensor.stride()  # otherwise torch copies by way of memory that is not pinned
