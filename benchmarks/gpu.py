@@ -3,13 +3,14 @@
     python benchmarks/gpu.py average --device cuda --json average.json     # and so for every part below
 
 `average`: milliseconds of an update for 25 million to a billion parameters in 160 tensors (as many as fit): ModelEMA
-of float32 and of bfloat16 weights, three horizons, torch's AveragedModel, a bare foreach lerp; times are those of
-device events, beside them the share of the bandwidth of a plain copy, measured in the same rounds. `graph`: the
+of float32 and of bfloat16 weights and three horizons, by plain PyTorch and by the Triton kernel, torch's
+AveragedModel, a bare foreach lerp; times are those of device events, beside them the share of the bandwidth of a plain
+copy, measured in the same rounds. `graph`: the
 compiled rule, decay in a device tensor, called and replayed from a CUDA graph, against the rule.
-`offload`: a training step alone, with an average beside it and with one on the CPU, and the copy of the weights alone:
-what of it is hidden. `noise`: a training step without and with a noise scale at its default budget, and with every step
-measured. `step`: the same with average and noise scale through a SampleClock. Contenders take turns in random order;
-figures are medians of rounds.
+`offload`: a training step alone, with an average beside it, with one on the CPU and with one there whose copies
+overlap, and the copy of the weights alone: what of it is hidden. `noise`: a training step without and with a noise
+scale at its default budget, and with every step measured. `step`: the same with average and noise
+scale through a SampleClock. Contenders take turns in random order; figures are medians of rounds.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import isobatch as ib
-from isobatch.average import MultiEMA
+from isobatch.average import MultiEMA, Storage
 from isobatch.gradients.compensated import blended
 
 
@@ -75,11 +76,14 @@ def average(bench: Bench) -> list[dict]:
     for width in (8,) if bench.smoke else (560, 1037, 1768, 2500, 3535):
         model, narrow = bench.net(width, 80), bench.net(width, 80).bfloat16()
         count = sum(p.numel() for p in model.parameters())
-        if bench.device.type == "cuda" and 40 * count > torch.cuda.mem_get_info()[0]:
+        if bench.device.type == "cuda" and 72 * count > torch.cuda.mem_get_info()[0]:
             rows.append({"parameters": count, "left out": "the memory of the device does not hold the contenders"})
             continue
         three = MultiEMA(model, half_lives=[1e5, 1e6, 1e7])
         ema, low = ib.ModelEMA(model, half_life=1e6), ib.ModelEMA(narrow, half_life=1e6)
+        kernel = Storage(compiled="triton")  # moves parameters into one buffer, so of models of its own
+        low_kernel = ib.ModelEMA(bench.net(width, 80).bfloat16(), half_life=1e6, storage=kernel)
+        three_kernel = MultiEMA(bench.net(width, 80), half_lives=[1e5, 1e6, 1e7], storage=kernel)
         peer = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
         weights = [p.detach() for p in model.parameters()]
         held = [w.clone() for w in weights]
@@ -88,7 +92,9 @@ def average(bench: Bench) -> list[dict]:
             "copy": (lambda flat=flat: flat[0].copy_(flat[1]), 8),
             "ModelEMA": (lambda ema=ema: ema.update(samples=128), 12),
             "ModelEMA, bfloat16 weights": (lambda low=low: low.update(samples=128), 10),
+            "bfloat16 weights, Triton": (lambda low=low_kernel: low.update(samples=128), 10),
             "three horizons": (lambda three=three: three.update(samples=128), 28),
+            "three horizons, Triton": (lambda three=three_kernel: three.update(samples=128), 28),
             "AveragedModel": (lambda peer=peer, model=model: peer.update_parameters(model), 12),
             "foreach lerp": (lambda held=held, weights=weights: torch._foreach_lerp_(held, weights, 0.001), 12),
         }
@@ -132,10 +138,16 @@ def graph(bench: Bench) -> list[dict]:
 
 def offload(bench: Bench) -> list[dict]:
     contenders = {}
-    for name, where in (("step alone", None), ("average beside it", bench.device), ("average on the CPU", "cpu")):
+    places = {
+        "step alone": None,
+        "average beside it": Storage(device=bench.device),
+        "average on the CPU": Storage(device="cpu"),
+        "average on the CPU, overlapped": Storage(device="cpu", overlap=True),
+    }
+    for name, storage in places.items():
         model = bench.net(16 if bench.smoke else 2048, 8)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-        ema = ib.ModelEMA(model, half_life=1e6, device=where) if where is not None else None
+        ema = ib.ModelEMA(model, half_life=1e6, storage=storage) if storage is not None else None
         x = torch.randn(8 if bench.smoke else 4096, 16 if bench.smoke else 2048, device=bench.device)
 
         def step(model=model, optimizer=optimizer, ema=ema, x=x) -> None:
@@ -150,8 +162,8 @@ def offload(bench: Bench) -> list[dict]:
     host = torch.empty(len(weights), pin_memory=bench.device.type == "cuda")
     contenders["copy of the weights alone"] = lambda: host.copy_(weights, non_blocking=True)
     found = bench.medians(contenders)
-    more = found["average on the CPU"] - found["step alone"]
-    return [{"parameters": len(weights), "milliseconds": found, "more than the step": round(more, 4)}]
+    more = {name: round(found[name] - found["step alone"], 4) for name in places if name.startswith("average on")}
+    return [{"parameters": len(weights), "milliseconds": found, "more than the step": more}]
 
 
 def stepper(bench: Bench, how: str) -> Callable[[], object]:

@@ -118,7 +118,7 @@ def test_several_averages_are_the_rule_too(width, given):
 def test_one_call_a_model_unless_nothing_may_be_moved(flat):
     storage = Storage(compiled=True, flat=flat)
     average = MultiEMA(nn.Sequential(*(nn.Linear(80, 80) for _ in range(4))), half_lives=HORIZONS, storage=storage)
-    assert len(average._engine.buffers._update._compiled[0][1]) == (1 if flat else 4)
+    assert len(average._engine.buffers.intake.updates[0]._compiled[0][1]) == (1 if flat else 4)
 
 
 def test_where_compiling_fails_plain_pytorch_goes_on_with_one_warning(monkeypatch):

@@ -78,11 +78,11 @@ def test_narrow_averages_and_buffers_too(away, options):
 def test_the_copies_are_made_once_and_follow_a_model_that_is_cast(away):
     net = model(torch.float32)
     ema = ModelEMA(net, half_life=50, device="cpu")
-    copies = [copy.data_ptr() for _, copy in ema._engine.buffers._copies._pairs]
+    copies = [copy.data_ptr() for _, copy in ema._engine.buffers.intake.copies[0]._pairs]
     for seed in range(3):
         step(net, seed)
         ema.update(samples=8)
-    assert [copy.data_ptr() for _, copy in ema._engine.buffers._copies._pairs] == copies
+    assert [copy.data_ptr() for _, copy in ema._engine.buffers.intake.copies[0]._pairs] == copies
     net.double()
     step(net, 4)
     ema.update(samples=8)
@@ -113,7 +113,7 @@ def test_what_is_not_finite_is_named_and_mended_from_the_present_weights(away):
 def test_beside_its_weights_nothing_is_copied():
     net = nn.Linear(3, 2)
     ema = ModelEMA(net, half_life=50, device="cpu")
-    assert not ema._engine.buffers._copies._pairs
+    assert not ema._engine.buffers.intake.copies[0]._pairs
     assert ema.teacher().weight.data_ptr() == ema.average()["weight"].data_ptr()
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver, PerChannelMinMaxObserver
 
 from isobatch import ModelEMA
-from isobatch.average import ObservedMean, Storage, lending, recalibrate
+from isobatch.average import ObservedMean, Storage, intake, recalibrate
 from isobatch.errors import IsobatchError, NonFiniteError
 
 every_kind = pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.name)
@@ -231,7 +231,7 @@ def test_statistics_are_measured_of_finite_inputs(bad, training):
 @pytest.fixture
 def small_shares(monkeypatch):
     """Shares of four elements, so that the promise about large models is tried on small ones."""
-    monkeypatch.setattr(lending, "LEAST", 4)
+    monkeypatch.setattr(intake, "LEAST", 4)
 
 
 def turns(average):
@@ -260,7 +260,7 @@ def test_every_element_is_looked_at_once_a_round(small_shares):
 
 @every_kind
 def test_a_loss_that_became_nan_is_refused_at_once_and_nothing_has_moved(kind, monkeypatch):
-    monkeypatch.setattr(lending, "LEAST", 16)
+    monkeypatch.setattr(intake, "LEAST", 16)
     module = nn.Sequential(*(nn.Linear(70, 70) for _ in range(3)))
     average = kind.make(module)
     assert turns(average) > 16

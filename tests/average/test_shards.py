@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial
 
-from isobatch.average import LAWA, SWA, ModelEMA, MultiEMA, PowerEMA, Storage, SwitchEMA, lending, trainable
+from isobatch.average import LAWA, SWA, ModelEMA, MultiEMA, PowerEMA, Storage, SwitchEMA, intake, trainable
 from isobatch.errors import InputError, NonFiniteError
 
 H = 300.0
@@ -215,8 +215,8 @@ def test_two_ranks(tmp_path):
 
 def test_two_ranks_agree_before_an_average_is_used(tmp_path):
     def act(rank):
-        for lending.LEAST in (4, 480):  # both look in turn; only the one with the larger part does
-            one_verdict_before_use(2, rank, lending.LEAST)
+        for intake.LEAST in (4, 480):  # both look in turn; only the one with the larger part does
+            one_verdict_before_use(2, rank, intake.LEAST)
 
     world(2, tmp_path, act)
 

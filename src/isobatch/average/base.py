@@ -321,7 +321,7 @@ class ModelAverage(ABC):
             InputError: names, shapes or settings differ in a way that the choices do not cover; nothing was changed.
             NonFiniteError: a saved average that is not finite, by name; nothing was changed.
         """
-        self._engine.buffers.refresh()
+        self._engine.buffers.replaced()
         if state is None and missing == "weights":
             self.reset()
             return
@@ -356,7 +356,7 @@ class ModelAverage(ABC):
             NonFiniteError: a tensor that is not finite, by name; nothing was changed.
         """
         past = finite("seen", seen, 0)
-        self._engine.buffers.refresh()
+        self._engine.buffers.replaced()
         plain_in(self._engine.buffers, tensors, self._indices(which)[0])
         self._engine.buffers.follow()
         zeros = (0.0,) * len(self._engine.clock.spans)

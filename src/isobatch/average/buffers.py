@@ -1,20 +1,20 @@
 """Averages by name beside the model they follow: the tensors that every kind of average shares."""
 
-from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager, suppress
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from isobatch.average.binding import Binding, Weights, bare, tell_changes
-from isobatch.average.clock import Hold
-from isobatch.average.kernels import Update, refuse_lost
+from isobatch.average.intake import Application, FiniteCheck, Intake
+from isobatch.average.kernels import refuse_lost
 from isobatch.average.layout import NARROW, Buffers, Stacks, Storage, allocate, flatten, kept_dtype
-from isobatch.average.lending import FiniteCheck, exchanged
+from isobatch.average.lending import exchanged
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.gradients import Shards, canonical, dressed, first_not_finite, fitted, local, piece, settle, unwrap
-from isobatch.modules import DeviceCopies, with_weights
+from isobatch.modules import with_weights
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -62,8 +62,8 @@ class AverageBuffers:
         self.roles: dict[str, Stacks] = {}
         self._was_still: set[str] = set()
         self.shards = Shards(())
-        self._copies = DeviceCopies(self.storage.place())
         self.check = FiniteCheck(self.storage.check_finite)
+        self.intake = Intake(self.storage, self.check)
         self._bind({})
         own = self._own_buffers()
         self._by_design = {name for name in own if first_not_finite({name: own[name]}) is not None}
@@ -110,10 +110,12 @@ class AverageBuffers:
             NonFiniteError: a weight that is not finite; the averages were left as they were.
         """
         self._usable()
+        self._take_in_or_leave_out()
         self._rebind({}, anew=True)
 
     def reconsider(self) -> None:
         """Let go of buffers that the first forward passes have shown to be unit vectors."""
+        self.intake.finish()
         if self._binding.reconsider():
             gone = self.roles["average"].tensors.keys() - self._binding.slots.keys()
             self._bind(self.roles, gone)
@@ -129,16 +131,21 @@ class AverageBuffers:
         """Re-bind when a module or parameter was replaced, added, removed, moved or cast.
 
         Args:
-            quick: whether Binding.unmoved() is enough, as in an update, where what is new has not moved yet.
+            quick: whether Binding.unmoved() is enough, as in an update, where what is new has not moved yet; otherwise
+                what is under way is taken in.
 
         Raises:
             InputError: a tensor changed its shape, or the averages are lent to the model.
+            NonFiniteError: what was under way is not finite.
         """
         self._usable()
+        if not quick:
+            self.intake.finish()
         if self.shards:
             settle(self.root)
         if self._binding.unmoved() if quick else self._binding.current():
             return
+        self.intake.finish()
         self._rebind(self.roles)
 
     def _rebind(self, old: Mapping[str, Stacks], *, anew: bool = False) -> None:
@@ -192,46 +199,39 @@ class AverageBuffers:
         """Look at the averages before they are used, unless a loan holds them as they were when it began.
 
         Raises:
-            NonFiniteError: an average took in a weight that was not finite.
+            NonFiniteError: an average took in a weight that was not finite, or one under way is not.
         """
+        self.intake.finish()
         if not self.exchanged:
             self.check.before_use()
 
-    def read(self, seen: float, *, whole: bool = False) -> None:
-        """Collect the weights of an update, and refuse them if those looked at are not finite, on any rank.
+    def apply(self, application: Application) -> None:
+        """Move every average by the present weights: now, or with Storage(overlap=True) while the model computes on.
 
         Args:
-            seen: samples so far, for the message.
-            whole: look at all of them.
-
-        Raises:
-            NonFiniteError: names the first bad tensor; no average was moved.
-        """
-        self._copies.read()
-        self._update.read()
-        self.check.before_update(seen, whole=whole)
-
-    def move(self, shares: Sequence[Hold]) -> None:
-        """Move every average; read() comes first.
-
-        Args:
-            shares: weights of the update, one per average.
+            application: weights of the update, one per average, and what belongs to it.
 
         Raises:
             InputError: rounding to nearest in a narrow dtype would lose any update of this weight.
+            NonFiniteError: names the first bad tensor; no average was moved.
         """
         if self.rounding == "nearest" and self.dtype in NARROW:
-            refuse_lost(self.dtype, [1 - s.keep for s in shares])
-        self._update.move(shares)
-        if self.still:
-            self._follow_still()
+            refuse_lost(self.dtype, [1 - s.keep for s in application.shares])
+        self.intake.apply(application)
 
-    def _follow_still(self) -> None:
-        parts = self.parts()
-        for name in self.still:
-            self.roles["average"].tensors[name].copy_(
-                parts[name].detach().expand_as(self.roles["average"].tensors[name])
-            )
+    def replaced(self) -> None:
+        """Get ready for averages that somebody loads: what is under way is taken in, or left out where it is refused.
+
+        Raises:
+            InputError: inside an applied() block.
+        """
+        self._usable()
+        self._take_in_or_leave_out()
+        self.refresh()
+
+    def _take_in_or_leave_out(self) -> None:
+        with suppress(NonFiniteError):
+            self.intake.finish()
 
     @contextmanager
     def applied(self, model: Weights, values: Mapping[str, Tensor]) -> Generator[None]:
@@ -334,7 +334,7 @@ class AverageBuffers:
             live = self.parts()
             kept = {role: self._cut(stacks.tensors) for role, stacks in old.items()}
             self._refuse(live, kept.get("average", {}))
-            read = self._copies.bind(live, spread=bool(self.shards))
+            read = self.intake.read(live, spread=bool(self.shards))
             roles = self._allocate(read)
             for role, stacks in roles.items():
                 for name, stack in stacks.tensors.items():
@@ -343,18 +343,9 @@ class AverageBuffers:
                     elif role != "compensation":
                         stack.copy_(read[name].detach().expand_as(stack))
             self._seed({t.device for t in read.values()})
-            self._update = Update(
-                read,
-                roles["average"],
-                self.rounding,
-                compensation=roles.get("compensation"),
-                previous=roles.get("previous"),
-                generators=self.generators,
-                compiled=self.storage.compiled,
-            )
+            self.intake.bind(live, roles, self.rounding, self.generators, self.shards, set(self.still))
         tell_changes(set(kept["average"]) - set(told) if old else set(live), set(live))
         self.roles, self._was_still = roles, set(self.still)
-        self.check.bind(self._update.items, self._update.collected, live, roles, self.shards, self._was_still)
 
     def _cut(self, stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return this rank's parts of averages that began before the model was sharded."""

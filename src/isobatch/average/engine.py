@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from isobatch.average.buffers import AverageBuffers
 from isobatch.average.clock import Cadence, Clock, Hold, hold, plain
+from isobatch.average.intake import Application
 from isobatch.average.layout import Stacks
 from isobatch.average.lending import MODES, Mode, Teacher
 from isobatch.errors import InputError
@@ -219,6 +220,8 @@ class Engine:
         self.buffers.refresh(quick=True)
         clock = self.clock.plus(samples, spans)
         due = clock.due(self.cadence)
+        if not due:
+            self.buffers.intake.finish()
         self.clock = self._applied(clock) if due else clock
         if self._bound is not self.buffers.roles:
             self._bound = self.buffers.roles
@@ -273,8 +276,12 @@ class Engine:
         if not clock.applied:
             self.buffers.reconsider()
         shares = [self._share(span, clock.pending) for span in clock.spans]
-        self.buffers.read(clock.seen, whole=bool(self._teachers))
-        self.buffers.move(shares)
+        before = self.clock, self.last, self.half_lives
+
+        def undo() -> None:
+            self.clock, self.last, self.half_lives = before
+
+        self.buffers.apply(Application(shares, clock.seen, bool(self._teachers), undo))
         self.last = tuple(shares)
         self.half_lives = tuple(clock.pending / span if span else math.inf for span in clock.spans)
         return clock.settled(shares)

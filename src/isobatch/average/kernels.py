@@ -7,7 +7,7 @@ result is computed wide and rounded to the average's dtype at the end.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from isobatch.average.clock import Hold
 from isobatch.average.layout import NARROW, Key, RoundingInForce, Stacks, alias, dense, rows, span
 from isobatch.errors import InputError
-from isobatch.gradients import Compiled, Piece
+from isobatch.gradients import Compiled, Piece, triton_for
 
 CACHED = 1 << 20  # elements per block and thread on a CPU: 4 MiB of float32
 STAGED = 1 << 26  # elements per block on an accelerator, where it bounds working memory only
@@ -229,7 +229,8 @@ class Update:
         compensation: what rounding lost, for compensated averages.
         previous: weights of the last update, for a first-order hold.
         generators: of stochastic rounding, by device.
-        compiled: compile what torch.compile makes faster: compensated and several averages of large tensors.
+        compiled: compile what torch.compile makes faster: compensated and several averages of large tensors; "triton"
+            moves averages of float32 without companions by a kernel.
     """
 
     def __init__(
@@ -241,7 +242,7 @@ class Update:
         compensation: Stacks | None = None,
         previous: Stacks | None = None,
         generators: dict[torch.device, torch.Generator] | None = None,
-        compiled: bool = False,
+        compiled: bool | Literal["triton"] = False,
     ):
         self._reads: list[tuple[list[Tensor], Tensor]] = []
         self.items: list[Item] = []
@@ -254,7 +255,7 @@ class Update:
             generator = (generators or {}).get(key[2])
             parts = _parts(items, rounding)
             scratch = Scratch(max((sum(i.average.numel() for i in part) for part in parts), default=0))
-            code = Compiled(work_dtype(key[0], key[1], rounding)) if compiled else None
+            code = _code(compiled, key, rounding, held=previous is not None)
             pieces: list[tuple[Piece, list[Block]]] = []
             plain: list[Item] = []
             for item in items:
@@ -325,6 +326,14 @@ class Update:
         into = torch.empty(pool.shape[1], dtype=live[members[0]].dtype, device=pool.device)
         self._reads.append(([alias(live[name]) for name in members], into))
         return into
+
+
+def _code(compiled: bool | str, key: Key, rounding: RoundingInForce, *, held: bool) -> Compiled | None:
+    work = work_dtype(key[0], key[1], rounding)
+    if compiled != "triton":
+        return Compiled(work) if compiled else None
+    kernel = triton_for(key[2]) if key[0] == torch.float32 and rounding == "nearest" and not held else None
+    return None if kernel is None else Compiled(work, kernel, key[2])
 
 
 def _parts(items: list[Item], rounding: RoundingInForce) -> list[list[Item]]:

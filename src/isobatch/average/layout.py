@@ -52,14 +52,17 @@ class Storage:
         compiled: update large tensors on a CPU by torch.compile, equal to rounding: compensated averages, measured 2.5
             to 3.5 times as fast, and several averages of one model. Each call into compiled code costs, so parameters
             are moved as with flat=True unless flat=False is given. It needs a C++ compiler and some seconds at the
-            first update; where compiling fails, a warning says so once and plain PyTorch goes on.
+            first update; where compiling fails, a warning says so once and plain PyTorch goes on. "triton": a kernel
+            for averages of float32 on a GPU, one or several, in one pass; not measured yet.
         device: where the average lies; None: beside its weights. Elsewhere, such as "cpu" for a model on a GPU, it
             takes no memory beside the model; every update first copies the weights over, into memory that is kept
             there. What is lent or copied to the model, and a teacher, is on the model's device. Not for sharded models.
+        overlap: with `device`, an update orders the copies and returns; they are taken in during the next update or
+            before the average is used, whichever is first, with the same numbers. What is not finite is named then.
 
     Raises:
         InputError: an unknown rounding, layout or check, a bad seed, a selection that is no function, no device, or
-            stochastic rounding compiled, whose random numbers would be others.
+            overlap without one, or stochastic rounding compiled, whose random numbers would be others.
 
     Example:
         >>> Storage(rounding="stochastic").resolve(torch.bfloat16)
@@ -71,8 +74,9 @@ class Storage:
     flat: bool | Literal["auto"] = "auto"
     select: Select | None = None
     check_finite: bool | Literal["all"] = True
-    compiled: bool = False
+    compiled: bool | Literal["triton"] = False
     device: torch.device | str | int | None = None
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         if self.rounding not in ("auto", "nearest", "stochastic", "compensated"):
@@ -83,13 +87,15 @@ class Storage:
             raise InputError(f'flat={self.flat!r} must be True, False or "auto"; "auto" moves what is safe to move')
         if self.check_finite not in (True, False, "all"):
             raise InputError(f'check_finite={self.check_finite!r} must be True, False or "all"; True is safe and cheap')
-        if self.compiled not in (True, False):
-            raise InputError(f"compiled={self.compiled!r} must be True or False; False is plain PyTorch")
+        if self.compiled not in (True, False, "triton"):
+            raise InputError(f'compiled={self.compiled!r} must be True or False (plain PyTorch), or "triton" on a GPU')
         if self.compiled and self.rounding == "stochastic":
             self._refuse_compiled("stochastic")
         whole("seed", self.seed, 0)
         if self.select is not None and not callable(self.select):
             raise InputError(f"select={self.select!r} must be a function of name and tensor, or None for all")
+        if self.overlap not in (True, False) or (self.overlap and self.device is None):
+            raise InputError(f'overlap={self.overlap!r} must be False, or True with a device such as device="cpu"')
         self.place()
 
     @property
@@ -143,7 +149,10 @@ class Storage:
         found: RoundingInForce = "compensated" if self.rounding == "compensated" else "nearest"
         if narrow and self.rounding in ("auto", "stochastic"):
             found = "stochastic"
-        if self.compiled and (found == "stochastic" or (found == "nearest" and count == 1)):
+        if self.compiled == "triton":
+            if found != "nearest" or narrow:
+                raise InputError('compiled="triton" is for float32 averages rounded to nearest; leave it out')
+        elif self.compiled and (found == "stochastic" or (found == "nearest" and count == 1)):
             self._refuse_compiled(found)
         return found
 

@@ -34,6 +34,7 @@ from isobatch.gradients.tap import (
     refuse_sparse,
     refuse_unwatchable,
 )
+from isobatch.gradients.triton_kernel import triton_for
 from isobatch.gradients.wrappers import (
     ALONE,
     Ranks,
@@ -81,6 +82,7 @@ __all__ = [
     "refuse_unwatchable",
     "settle",
     "sharded",
+    "triton_for",
     "unwrap",
     "world_size",
 ]

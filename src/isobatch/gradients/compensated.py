@@ -1,6 +1,7 @@
 """Averages by torch.compile: every number is read and written once, where plain PyTorch takes several passes.
 
-Only where it was measured to pay: compensated averages, and several averages of the same weights.
+Only where it was measured to pay: compensated averages, and several averages of the same weights. A kernel of our own
+takes the same way: tried against plain PyTorch first, and left where it fails.
 """
 
 import warnings
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 LEAST = 4096  # elements from which a tensor of its own is worth a call into compiled code
+KERNEL_WEIGHTS = (torch.float32, torch.bfloat16, torch.float16)
 TRIAL = 64  # elements of the tensors that the compiler is tried on
 # By default it leaves out the rounding of what it reads again, so that nothing would seem to have been lost.
 OPTIONS: dict[str, Any] = {"emulate_precision_casts": True}
@@ -86,19 +88,26 @@ class Compiled:
 
     Args:
         work: dtype to compute in.
+        kernel: of our own, with blended()'s arguments; None: blended() by torch.compile, on a CPU.
+        device: of averages and weights.
 
     Example:
         >>> Compiled(torch.float32).suits(torch.zeros(2))
         False
     """
 
-    def __init__(self, work: torch.dtype):
-        self._work = work
+    def __init__(
+        self,
+        work: torch.dtype,
+        kernel: Callable[..., Any] | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        self._work, self._kernel, self._device = work, kernel, device
         self._function: Callable[..., Any] | None = None
         self._failed = False
 
     def suits(self, weights: Tensor) -> bool:
-        """Whether a tensor is worth compiled code: in one piece, real, on a CPU, and of at least LEAST elements.
+        """Whether a tensor is worth compiled code: in one piece, real, on its device, and of at least LEAST elements.
 
         Args:
             weights: as an update is bound to them.
@@ -107,6 +116,8 @@ class Compiled:
             False where the plain path takes it.
         """
         large = weights.dim() == 1 and weights.numel() >= LEAST
+        if self._kernel is not None:
+            return large and weights.dtype in KERNEL_WEIGHTS
         return large and weights.device.type == "cpu" and weights.is_floating_point()
 
     def piece(self, average: Tensor, rest: Tensor | None, previous: Tensor | None, weights: Tensor) -> Piece:
@@ -137,7 +148,7 @@ class Compiled:
         Returns:
             Of shape [2, K].
         """
-        return torch.tensor([before, after], dtype=self._work)
+        return torch.tensor([before, after], dtype=self._work, device=self._device)
 
     def move(self, piece: Piece, shares: Tensor) -> bool:
         """Move the averages of one tensor, or leave them as they are.
@@ -154,7 +165,7 @@ class Compiled:
         try:
             with torch.no_grad():
                 if self._function is None:
-                    self._function = _tried(piece, self._work)
+                    self._function = _tried(piece, self._work, self._kernel)
                 self._function(*piece.given, shares)
         except Exception as error:
             # what Dynamo raises, as for too many recompilations, comes before anything is run
@@ -163,7 +174,7 @@ class Compiled:
             self._failed = True
             warnings.warn(
                 f"averages are not compiled, but updated by plain PyTorch as without compiled=True: {error}",
-                stacklevel=8,
+                stacklevel=9,
             )
             return False
         # Compiled code writes past the versions that tell teachers what has moved.
@@ -172,26 +183,29 @@ class Compiled:
         return True
 
 
-def _tried(piece: Piece, work: torch.dtype) -> Callable[..., Any]:
-    """Return the compiled function once it gave, on a few elements, what the plain one gives."""
+def _tried(piece: Piece, work: torch.dtype, kernel: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Return the kernel or the compiled function once it gave, on a few elements, what the plain one gives."""
     averages, compensated, previous, weights = piece.given
     width = averages[0].dtype
-    ramp = torch.linspace(0.3, 1.7, TRIAL, dtype=torch.float64)
+    ramp = torch.linspace(0.3, 1.7, TRIAL, dtype=torch.float64, device=weights.device)
     rows = len(averages)
 
     def given() -> tuple[list[Tensor], list[Tensor], Tensor | None, Tensor]:
         kept = [(ramp * (k + 1)).to(width) for k in range(rows)]
+        if kernel is not None:
+            kept = list(torch.stack(kept))  # a kernel takes the rows of one tensor; a graph would be bound to them
         rests = [(ramp.flip(0) * torch.finfo(width).eps / 8).to(width) for _ in compensated]
         before = None if previous is None else (ramp.square()).to(previous.dtype)
         return kept, rests, before, ramp.sin().to(weights.dtype)
 
-    shares = torch.full((2, rows), 0.01, dtype=work)
+    shares = torch.full((2, rows), 0.01, dtype=work, device=weights.device)
     plain, fast = given(), given()
     blended(*plain, shares)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of the compiler's own imports
-            function: Callable[..., Any] = torch.compile(blended, fullgraph=True, dynamic=True, options=OPTIONS)
+            compiled = kernel or torch.compile(blended, fullgraph=True, dynamic=True, options=OPTIONS)
+            function: Callable[..., Any] = compiled
             function(*fast, shares)
     except Exception as error:  # of Dynamo, Inductor, a C++ compiler or the system: all mean the same here
         text = " ".join(str(error).split())

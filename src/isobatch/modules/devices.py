@@ -1,6 +1,6 @@
 """A model's tensors on another device: copies that are kept there and made anew when they are read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
@@ -24,6 +24,41 @@ def apart(tensor: Tensor, device: torch.device | None) -> bool:
         (False, False)
     """
     return device is not None and tensor.device != device
+
+
+@final
+class Transfer:
+    """Copies that were ordered and are not waited for.
+
+    They are ordered on the stream on which the model computes. So they hold what was in the tensors when they were
+    ordered: whatever that stream writes later, such as the next optimizer step, comes after them. On a CPU, and from
+    devices without such streams, they are complete at once.
+
+    Args:
+        pairs: (tensor, copy of it).
+
+    Example:
+        >>> here, there = torch.ones(1), torch.zeros(1)
+        >>> Transfer([(here, there)]).wait()
+        >>> there.item()
+        1.0
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]]):
+        self._events: list[torch.cuda.Event] = []
+        if not pairs:  # most averages lie beside their weights
+            return
+        with torch.no_grad():
+            for tensor, copy in pairs:
+                alike = copy.stride() == tensor.stride()  # otherwise torch copies by way of memory that is not pinned
+                copy.copy_(tensor, non_blocking=tensor.is_cuda and alike)
+        devices = {tensor.device for tensor, _ in pairs if tensor.is_cuda}
+        self._events = [torch.cuda.current_stream(device).record_event() for device in devices]
+
+    def wait(self) -> None:
+        """Return when the copies hold their values; what was ordered on the device afterwards is not waited for."""
+        for event in self._events:
+            event.synchronize()
 
 
 @final
@@ -71,10 +106,14 @@ class DeviceCopies:
         pinned = tensor.is_cuda and self._device is not None and self._device.type == "cpu"
         return torch.empty_like(tensor, device=self._device, pin_memory=pinned, requires_grad=False)
 
-    @torch.no_grad()
+    def start(self) -> Transfer:
+        """Begin to bring the copies up to date; until the transfer was waited for they must not be read.
+
+        Returns:
+            What to wait for.
+        """
+        return Transfer(self._pairs)
+
     def read(self) -> None:
         """Bring the copies up to date, and wait for them."""
-        for tensor, copy in self._pairs:
-            copy.copy_(tensor, non_blocking=tensor.is_cuda)
-        for device in {tensor.device for tensor, _ in self._pairs if tensor.is_cuda}:
-            torch.cuda.current_stream(device).synchronize()
+        self.start().wait()
