@@ -54,7 +54,7 @@ class OnePassStep:
 
     def __init__(self, optimizer: Optimizer):
         self._optimizer = optimizer
-        self._known = type(optimizer) in (Adam, AdamW) and all(hasattr(torch, name) for name in _KERNELS)
+        self._known = type(optimizer) in (Adam, AdamW) and vars(torch).keys() >= set(_KERNELS)
         self._groups: list[_Group] = []
         self._entries: list[dict[str, Any]] = []
         self._tensors: list[Tensor] = []
