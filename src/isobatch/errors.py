@@ -9,6 +9,33 @@ class InputError(IsobatchError, ValueError):
     """A value, key or file that cannot be honoured; the command line exits with 2."""
 
 
+def unreadable(what: str, path: object, error: Exception) -> InputError:
+    """Return the error for a user's file that cannot be read: what is wrong with it, and the way out.
+
+    Args:
+        what: the file is, such as "the recipe"; "" where only its name is known.
+        path: of the file.
+        error: what reading it raised.
+
+    Returns:
+        The error, to be raised.
+
+    Example:
+        >>> str(unreadable("the recipe", "new.toml", FileNotFoundError(2, "No such file or directory")))
+        'cannot read the recipe new.toml: No such file or directory; correct the path'
+    """
+    ways = (
+        (FileNotFoundError, "correct the path"),
+        (IsADirectoryError, "name a file in it"),
+        (PermissionError, "let yourself read it (chmod u+r), or give another file"),
+        (UnicodeDecodeError, "save it as text in UTF-8, or give another file"),
+    )
+    way = next((way for kind, way in ways if isinstance(error, kind)), "give another file")
+    why = "it is not a text file in UTF-8" if isinstance(error, UnicodeDecodeError) else None
+    said = why or getattr(error, "strerror", None) or error
+    return InputError(f"cannot read {what}{' ' if what else ''}{path}: {said}; {way}")
+
+
 class SaveError(IsobatchError):
     """A checkpoint could not be written; the older ones are untouched and the run may go on."""
 

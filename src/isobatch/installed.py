@@ -1,6 +1,9 @@
 """What is installed beside the base: the extras of this package, and what other distributions announce."""
 
+import re
 import sys
+from contextlib import suppress
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +31,11 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "completion": ("shtab",),
 }
 """Extra -> the modules that it brings; numpy comes with torch and with scipy."""
+
+_INSTALLED = ("site-packages", "dist-packages")
+_MODULES = (".py", ".so", ".pyd")
+_OWN: set[str] = set()
+"""Folders of users' files that modules may be imported from."""
 
 
 class MissingExtra(InputError, ImportError):
@@ -67,26 +75,78 @@ def extras() -> dict[str, list[str]]:
 
 
 def _found(module: str) -> bool:
-    """Whether a module can be imported, without importing it."""
+    """Whether a module can be imported, without importing it; a user's own file of its name is not it."""
     try:
-        return find_spec(module) is not None
+        found = find_spec(module)
     except ModuleNotFoundError:  # the parent of a.b
         return False
+    return found is not None and str(Path(found.origin or "").parent) not in _OWN
 
 
 def import_from(folder: Path) -> None:
     """Let modules of a folder be imported: before what is installed, behind the standard library.
 
-    A file random.py beside a user's task then is no other module's random.
+    A file random.py beside a user's task then is no other module's random. A folder with a file that is named as a
+    library that this package needs, or as one which that needs in turn, comes behind what is installed: nobody's
+    torch is a user's torch.py.
 
     Args:
         folder: any.
     """
     place = str(folder.resolve())
     paths = [path for path in sys.path if path not in ("", place)]
-    installed = [index for index, path in enumerate(paths) if Path(path).name in ("site-packages", "dist-packages")]
-    paths.insert(installed[0] if installed else len(paths), place)
+    installed = [index for index, path in enumerate(paths) if Path(path).name in _INSTALLED]
+    first = bool(installed) and not _named_like_a_library(folder, paths)
+    paths.insert(installed[0] if first else len(paths), place)
     sys.path[:] = paths
+    if folder.resolve().name not in _INSTALLED:
+        _OWN.add(place)
+
+
+def _named_like_a_library(folder: Path, paths: list[str]) -> bool:
+    """Whether a module of a folder has the name of a library; the folders of a namespace hide nothing."""
+    try:
+        inside = [one.name.partition(".")[0] for one in folder.iterdir() if one.suffix in _MODULES or _package(one)]
+    except OSError:  # a folder that is gone, or may not be read
+        return False
+    names = set(inside) - sys.stdlib_module_names
+    needed = {
+        "isobatch",
+        "pydantic",
+        "rich",
+        *(module.partition(".")[0] for found in EXTRAS.values() for module in found),
+    }
+    if names & needed:
+        return True
+    hidden = {name for name in names if PathFinder.find_spec(name, paths) is not None}
+    return bool(hidden) and not hidden.isdisjoint(_needed(needed))
+
+
+def _package(path: Path) -> bool:
+    return (path / "__init__.py").is_file()
+
+
+def _needed(roots: set[str]) -> set[str]:
+    """Modules of the distributions that bring some modules, and of those that they require in turn."""
+    from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+    brought = packages_distributions()
+    todo, seen = [one for root in roots for one in brought.get(root, ())], set[str]()
+    while todo:
+        name = _plain(todo.pop())
+        if name in seen:
+            continue
+        seen.add(name)
+        with suppress(PackageNotFoundError):
+            for line in requires(name) or ():
+                what, _, when = line.partition(";")
+                if "extra ==" not in when:
+                    todo.append(re.split(r"[^\w.-]", what.strip(), maxsplit=1)[0])
+    return {module for module, by in brought.items() if not seen.isdisjoint(map(_plain, by))}
+
+
+def _plain(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def announced(group: str) -> dict[str, "EntryPoint"]:

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from isobatch import rules
+from isobatch.report import png
 from isobatch.tasks import make_run
 from isobatch.verify import cells
 from isobatch.verify.workers import Curve
 from isobatch_studies.adam import coordinates
 from isobatch_studies.adam import grid as layout
-from isobatch_studies.adam.page import html, picture
+from isobatch_studies.adam.page import figure, html
 from isobatch_studies.adam.quadratic import sweep
 from isobatch_studies.adam.study import judge_claims
 from isobatch_studies.claims import claims, criteria
@@ -141,7 +142,7 @@ def test_the_page_holds_claims_and_cells_and_no_network():
     page = html(data)
     assert "adam/invariant-same" in page
     assert "http" not in page.replace("http-equiv", "")
-    assert picture(data).startswith(b"\x89PNG")
+    assert png(figure(data)).startswith(b"\x89PNG")
 
 
 def test_a_share_by_coordinate_is_that_of_what_moves_the_loss():

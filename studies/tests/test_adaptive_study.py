@@ -6,11 +6,12 @@ import math
 import numpy as np
 import pytest
 
+from isobatch.report import png
 from isobatch.tasks import make_run
 from isobatch.train import Trainer
 from isobatch_studies.adaptive import study
 from isobatch_studies.adaptive.judging import judge, observed, predicted, rows, savings
-from isobatch_studies.adaptive.page import html, picture
+from isobatch_studies.adaptive.page import figure, html
 from isobatch_studies.adaptive.paths import Path
 from isobatch_studies.claims import criteria
 
@@ -112,5 +113,5 @@ def test_a_tiny_study_runs_resumes_and_draws(tmp_path, monkeypatch):
     assert [row["steps"][0] for row in whole["rows"][:2]] == [160, 40]
     assert all(claim["held"] is None for claim in whole["claims"])
     assert study.run(quick=True, out=tmp_path, workers=1)["rows"] == whole["rows"]
-    assert picture(whole).startswith(b"\x89PNG")
+    assert png(figure(whole)).startswith(b"\x89PNG")
     assert "adaptive/ema-moved-same" in html(whole)

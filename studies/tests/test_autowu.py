@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from isobatch.report import png
 from isobatch_studies.autowu import grid as layout
 from isobatch_studies.autowu import study
-from isobatch_studies.autowu.page import html, picture
+from isobatch_studies.autowu.page import figure, html
 from isobatch_studies.claims import criteria
 from isobatch_studies.paired import interval
 
@@ -78,8 +79,8 @@ def test_the_page_holds_claims_and_arms():
     claims = [vars(outcome) for outcome in study.judge_claims(found)]
     data = {"study": "autowu", "title": "AutoWU", "rows": found, "claims": claims}
     assert "autowu/untuned-noninferior" in html(data)
-    assert picture(data).startswith(b"\x89PNG")
-    assert picture({**data, "rows": []}).startswith(b"\x89PNG")
+    assert png(figure(data)).startswith(b"\x89PNG")
+    assert png(figure({**data, "rows": []})).startswith(b"\x89PNG")
 
 
 def test_it_runs_from_selection_to_claims(tmp_path, monkeypatch):

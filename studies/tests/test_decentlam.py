@@ -6,13 +6,14 @@ from tests.reference.decentralized import LeastSquares, mixing
 
 from isobatch import InputError
 from isobatch.decentralized import graphs
+from isobatch.report import png
 from isobatch_studies.claims import claims, criteria
 from isobatch_studies.decentlam import bias, communication, study
 from isobatch_studies.decentlam.digits import Cell, by_class, cells, steps_of, train_cell
 from isobatch_studies.decentlam.judge import LAZY, SMALL, judge_claims
 from isobatch_studies.decentlam.least_squares import Problem, train
 from isobatch_studies.decentlam.loopback import train_real
-from isobatch_studies.decentlam.page import accuracy_table, html, picture
+from isobatch_studies.decentlam.page import accuracy_table, figure, html
 
 SMALL_GRID = {
     "least_squares": {
@@ -153,7 +154,7 @@ def test_a_small_study_from_end_to_end(tmp_path, monkeypatch):
     assert data["cells"] == {"complete": len(done), "of": len(done)}
     assert [claim["held"] for claim in data["claims"]] == [None] * 5
     assert (tmp_path / "result.json").exists()
-    assert picture(data).startswith(b"\x89PNG")
+    assert png(figure(data)).startswith(b"\x89PNG")
     assert "QG-DmSGD has the same independence" in html(data)
     assert accuracy_table(data)[0][0] == "method"
     kept = len(list((tmp_path / "cells").iterdir()))

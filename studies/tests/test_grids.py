@@ -8,6 +8,7 @@ from studies.tests.test_legw import row as legw_row
 from isobatch import cli
 from isobatch.cli.study import find, options
 from isobatch.errors import InputError
+from isobatch.report import png
 from isobatch.verify.workers import Curve
 from isobatch_studies import claims_table
 from isobatch_studies.adam import further as adam
@@ -113,8 +114,8 @@ def test_the_late_switch_is_judged_by_its_criteria():
     assert held(late.judge(late_rows(late=2.3), 8)) == [True, False, False]
     assert held(late.judge(late_rows()[:3], 8)) == held(late.judge(late_rows(), 3)) == [None] * 3
     data = {"study": "adaptive", "title": "T", "rows": late_rows(), "claims": []}
-    assert late_page.picture(data).startswith(b"\x89PNG")
-    assert late_page.picture(data | {"rows": []}).startswith(b"\x89PNG")
+    assert png(late_page.figure(data)).startswith(b"\x89PNG")
+    assert png(late_page.figure(data | {"rows": []})).startswith(b"\x89PNG")
     assert "large, as many steps" in late_page.html(data)
 
 

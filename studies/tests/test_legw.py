@@ -6,13 +6,14 @@ import math
 import numpy as np
 import pytest
 
+from isobatch.report import png
 from isobatch.tasks import make_run
 from isobatch.train import Trainer
 from isobatch.verify.workers import Curve
 from isobatch_studies.claims import criteria
 from isobatch_studies.legw import grid as layout
 from isobatch_studies.legw import study
-from isobatch_studies.legw.page import html, picture
+from isobatch_studies.legw.page import figure, html
 from isobatch_studies.paired import choose, interval, last
 
 TASKS = criteria("legw")["tasks"]
@@ -85,8 +86,8 @@ def test_the_page_holds_claims_and_arms():
     claims = [vars(outcome) for outcome in study.judge_claims(rows)]
     data = {"study": "legw", "title": "LEGW", "rows": rows, "claims": claims}
     assert "legw/16x-noninferior" in html(data)
-    assert picture(data).startswith(b"\x89PNG")
-    assert picture({**data, "rows": []}).startswith(b"\x89PNG")
+    assert png(figure(data)).startswith(b"\x89PNG")
+    assert png(figure({**data, "rows": []})).startswith(b"\x89PNG")
 
 
 def test_it_runs_from_selection_to_claims(tmp_path, monkeypatch):

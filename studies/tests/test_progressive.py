@@ -2,11 +2,12 @@
 
 import pytest
 
+from isobatch.report import png
 from isobatch.tasks import make_run
 from isobatch.train import Trainer
 from isobatch_studies.claims import criteria
 from isobatch_studies.progressive import grid as layout
-from isobatch_studies.progressive.page import html, picture
+from isobatch_studies.progressive.page import figure, html
 from isobatch_studies.progressive.study import judge_claims, run
 
 GRID = criteria("progressive")["grid"]
@@ -92,11 +93,15 @@ def test_the_page_holds_claims_and_arms():
         | {f"{task} reference": [2.0, 1.1, 0.5] for task in ("digits", "text")},
     }
     assert "progressive/switch-same" in html(data)
-    assert picture(data).startswith(b"\x89PNG")
+    assert png(figure(data)).startswith(b"\x89PNG")
 
 
 def test_a_budget_that_reaches_no_arm_gives_claims_without_a_verdict(tmp_path):
     data = run(quick=True, out=tmp_path, workers=1, budget=-1.0)
     assert (data["cells"]["complete"], data["rows"]) == (0, [])
     assert [claim["held"] for claim in data["claims"]] == [None] * 3
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["result.json"]
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        "result.json",
+        "switches.png",
+        "report.html",
+    }

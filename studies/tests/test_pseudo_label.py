@@ -6,6 +6,7 @@ import pytest
 from studies.tests.tasks.speech import small
 
 from isobatch.errors import InputError
+from isobatch.report import png
 from isobatch.tasks import make_run
 from isobatch.train import Trainer
 from isobatch.verify.workers import Curve
@@ -13,7 +14,7 @@ from isobatch_studies.claims import criteria
 from isobatch_studies.pseudo_label import grid as layout
 from isobatch_studies.pseudo_label import study
 from isobatch_studies.pseudo_label.judging import judge_claims
-from isobatch_studies.pseudo_label.page import picture
+from isobatch_studies.pseudo_label.page import figure
 from isobatch_studies.tasks.speech import pools
 
 PART = criteria("pseudo-label")["grid"]
@@ -135,7 +136,7 @@ def test_a_tiny_run_of_the_whole_study(noise, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="before the reference"):
         study.run(quick=True, workers=1, budget=0.0)
     alone = {**data, "rows": data["rows"][:1]}
-    assert picture(alone).startswith(b"\x89PNG"), "no arm yet"
+    assert png(figure(alone)).startswith(b"\x89PNG"), "no arm yet"
     again = study.run(quick=True, out=tmp_path, workers=1, budget=0.0)
     assert again == data
     assert {"result.json", "curves.png", "report.html"} <= {path.name for path in tmp_path.iterdir()}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from isobatch.report import png
 from isobatch.tasks import make_run
 from isobatch.verify.workers import Curve
 from isobatch_studies.batch_augmentation import grid as views
@@ -148,14 +149,14 @@ def test_pages_hold_claims_arms_and_pictures():
     data = {"study": "batch-augmentation", "title": "Views", "accuracy": row, "variance": terms}
     data["claims"] = [vars(o) for o in views_study.judge_claims(row, terms)]
     assert "batch-augmentation/variance-law" in views_page.html(data)
-    assert views_page.picture(data).startswith(b"\x89PNG")
+    assert png(views_page.figure(data)).startswith(b"\x89PNG")
     empty = {**data, "accuracy": None, "variance": None}
-    assert views_page.picture(empty).startswith(b"\x89PNG")
+    assert png(views_page.figure(empty)).startswith(b"\x89PNG")
     row, times = adversary_study._accuracy(CA, adversarial()), timing()
     data = {"study": "concurrent-adversarial", "title": "Adversaries", "accuracy": row, "overlap": times}
     data["claims"] = [vars(o) for o in adversary_study.judge_claims(row, times)]
     assert "concurrent-adversarial/overlap" in adversary_page.html(data)
-    assert adversary_page.picture(data).startswith(b"\x89PNG")
+    assert png(adversary_page.figure(data)).startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

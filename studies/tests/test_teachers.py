@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from isobatch.cli import run as cli
+from isobatch.report import png
 from isobatch.verify.workers import Curve
 from isobatch_studies import catalogue
 from isobatch_studies.claims import criteria
@@ -16,7 +17,7 @@ from isobatch_studies.polyak import study as polyak
 from isobatch_studies.polyak.sharpness import Sharpness, largest_eigenvalue, rise
 from isobatch_studies.teachers import grid as layout
 from isobatch_studies.teachers import judging
-from isobatch_studies.teachers.page import picture
+from isobatch_studies.teachers.page import figure
 from isobatch_studies.teachers.rows import collapsed
 
 NAMES = ("polyak", "byol", "dino")
@@ -185,7 +186,7 @@ def test_a_study_runs_writes_and_goes_on(name, tmp_path, monkeypatch):
     again = run(quick=True, out=tmp_path / "out", workers=1)
     assert again["rows"] == data["rows"]
     assert ("width" in data) == (name == "polyak")
-    assert picture(data).startswith(b"\x89PNG")
+    assert png(figure(data)).startswith(b"\x89PNG")
 
 
 def test_a_device_is_handed_on_and_refused_elsewhere(capsys):

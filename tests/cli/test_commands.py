@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import re
 
 import pytest
 from tests.fabricated import GAPS, comparison
@@ -145,6 +146,57 @@ def test_bad_input_is_one_line_and_exit_code_two(arguments, message, path, capsy
     assert line.startswith("isobatch: ")
     assert message in line
     assert shown.out == ""
+
+
+READ = {
+    "plan FILE.toml --batch-size 64": "recipe",
+    "plan FILE.yaml --batch-size 64": "recipe",
+    "plan FILE.json --batch-size 64": "recipe",
+    "plan FILE.py --batch-size 64": "recipe",
+    "plan FILE.sh --batch-size 64": "recipe",
+    "plan PATH.yaml --check --reference FILE.yaml": "recipe",
+    "train FILE.toml --out OUT": "recipe",
+    "verify run FILE.toml --batch-size 64": "recipe",
+    "verify characteristic FILE.toml --batch-size 64": "recipe",
+    "noise measure FILE.toml": "recipe",
+    "noise branch FILE.toml --span 100": "recipe",
+    "noise sweep FILE.toml --batches 4,8,16 --goals 0.5": "recipe",
+    "noise advise FILE.toml --critical 64": "recipe",
+    "noise advise PATH --critical 64 --throughput FILE.csv": "throughput",
+    "noise fit FILE.csv": "table",
+    "noise fit FILE.tsv": "table",
+    "noise fit FILE.json": "table",
+    "noise fit FILE.jsonl": "table",
+}
+WRONG = {
+    "folder": None,
+    "bytes": b"\xff\xfe\x00\x01",
+    "empty": b"",
+    "broken": b"[[{ : nothing at all\n= 3 (\n",
+    "list": b"[1, 2, 3]\n",
+    "table": b"batch,samples\n8,many\n16,2\n32,3\n",
+}
+WAY_OUT = re.compile(r"; (add|correct|give|leave|let|mend|name|save|say)\b| must (have|hold) ")
+
+
+@pytest.mark.parametrize("words", READ)
+def test_every_file_that_cannot_be_used_is_named_with_a_way_out(words, path, tmp_path, capsys):
+    (tmp_path / "recipe.toml.yaml").write_text("a: 1\n")
+    given = words.replace("PATH", path).replace("OUT", str(tmp_path / "out"))
+    for kind, content in {"absent": None, **WRONG}.items():
+        file = tmp_path / kind
+        [name] = [word for word in given.split() if word.startswith("FILE")]
+        file = file.with_suffix(name.removeprefix("FILE"))
+        if kind == "folder":
+            file.mkdir()
+        elif content is not None:
+            file.write_bytes(content)
+        assert cli.run([str(file) if word == name else word for word in given.split()]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert file.name in line
+        assert WAY_OUT.search(line), line
+        if kind in ("absent", "folder", "bytes"):
+            assert f"cannot read the {READ[words]} {file}: " in line
 
 
 @pytest.mark.parametrize("words", [["--batch-size", "1.5"], ["--batch-size", "true"], ["--micro", "few"]])

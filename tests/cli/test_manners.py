@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,8 @@ from isobatch import cli, critical, installed
 from isobatch.cli import doctor
 from isobatch.errors import InputError
 from isobatch.installed import EXTRAS
-from isobatch.tasks import from_file
+from isobatch.split.run import target
+from isobatch.tasks import beside, find, from_file
 from isobatch.tasks.sources import module_of, source_of
 
 OWN = (ROOT / "examples" / "own_task.py").read_text()
@@ -142,11 +144,15 @@ def test_completion_without_its_extra_says_what_to_install(capsys, monkeypatch):
 
 
 @pytest.fixture
-def paths():
-    before = [*sys.path]
+def paths(tmp_path):
+    before, own = [*sys.path], {*installed._OWN}
+    loaded = {*sys.modules}
     yield
     sys.path[:] = before
-    sys.modules.pop("own", None)
+    installed._OWN.intersection_update(own)
+    for name in {*sys.modules} - loaded:  # a user's own alone: whatever else was loaded meanwhile stays
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.mark.parametrize("name", ["own.py:make", "./own.py:make", "own:make", "ABSOLUTE"])
@@ -177,22 +183,90 @@ def test_the_code_of_a_task_in_a_file_counts(tmp_path, monkeypatch, paths):
 @pytest.mark.parametrize(("task", "message"), [
     ("nothing.py:make", "no file"),
     ("random.py:make", "random.py; rename the file"),
-    ("1st.py:make", "no name of a module"),
+    ("torch.py:make", r"torch/__init__\.py; rename the file"),
+    ("own.v2.py:make", "has a dot in its name, which parts packages; rename the file"),
+    ("__main__.py:make", "rename the file"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_imported_is_refused(task, message, tmp_path, paths):
-    for name in ("random.py", "1st.py"):
+    for name in ("random.py", "torch.py", "own.v2.py", "__main__.py"):
         (tmp_path / name).write_text(OWN)
     with pytest.raises(InputError, match=message):
         from_file(task, tmp_path)
 
 
-@pytest.mark.slow
-def test_a_users_random_py_is_nobody_elses_random(tmp_path):
-    (tmp_path / "random.py").write_text("raise RuntimeError('mine')\n")
+LIBRARIES = (
+    "torch",
+    "numpy",
+    "json",
+    "rich",
+    "random",
+    "networkx",
+    "typing_extensions",
+)  # two are torch's and pydantic's
+
+
+@pytest.mark.parametrize("name", ["own_two.py", "own task.py", "1st.py", "own-task.py", "größe.py"])
+def test_every_file_that_can_be_imported_is_found_by_one_reader(name, tmp_path, paths):
+    """By a recipe's task, by the function, and by verify split's target; a space is no obstacle."""
+    (tmp_path / name).write_text(OWN + f"\nNAME = {name!r}\n")
+    found = [
+        find(f"{tmp_path / name}:make"),
+        target(f"{tmp_path / name}:make"),
+        find(beside(recipe(task=f"{name}:make"), tmp_path).task),
+    ]
+    assert [one.__globals__["NAME"] for one in found] == [name] * 3
+
+
+@pytest.mark.parametrize(("files", "mine"), [
+    (["own_helper.py"], ["own_helper"]),
+    (["pytest.py"], ["pytest"]),  # installed here, and nothing that this package needs
+    (["sympy/readme.txt"], []),  # no package: it hides nothing
+    (["own_helper.py", "torch.py"], ["own_helper"]),
+    (["numpy/__init__.py"], []),
+    (["safetensors.so"], []),
+    *(([f"{name}.py"], []) for name in LIBRARIES),
+], ids=" ".join)  # fmt: skip
+def test_a_users_file_hides_no_library(files, mine, tmp_path, paths):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    installed.import_from(tmp_path)
+    names = {name.partition(".")[0].partition("/")[0] for name in files}
+    found = {name: PathFinder.find_spec(name, sys.path) for name in names}
+    assert {name for name, spec in found.items() if Path(spec.origin).is_relative_to(tmp_path)} == set(mine)
+
+
+def test_a_users_file_is_not_the_library_that_is_missing(tmp_path, paths, monkeypatch):
+    (tmp_path / "submitit.py").write_text("")
+    monkeypatch.setattr(sys, "path", [])
+    installed.import_from(tmp_path)
+    monkeypatch.delitem(sys.modules, "submitit", raising=False)
+    with pytest.raises(installed.MissingExtra, match=r"not installed: submitit; pip install .isobatch\[slurm\]"):
+        installed.need("slurm")
+
+
+HIDING = {
+    "plan": ["r.toml", "--batch-size", "16"],
+    "train": ["r.toml", "--out", "out"],
+    "verify split": ["own.py:make"],
+    "verify run": ["r.toml", "--batch-size", "4", "--ablate", "none", "--seeds", "8", "--workers", "1"],
+    "noise fit": ["runs.csv"],
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "plan" else pytest.mark.slow) for name in HIDING]
+)
+def test_commands_run_beside_files_that_are_named_as_libraries(name, tmp_path):
+    """In a process of its own, where the current folder is the user's."""
+    for library in LIBRARIES:
+        (tmp_path / f"{library}.py").write_text("raise RuntimeError('mine')\n")
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "r.toml").write_text(SHORT)
-    found = process("-m", "isobatch", "train", "r.toml", "--out", "out", cwd=tmp_path)
-    assert found.returncode == 0, found.stderr
+    (tmp_path / "runs.csv").write_text("batch,samples\n8,1000\n16,1010\n32,1040\n64,1100\n128,1200\n")
+    found = process("-m", "isobatch", *name.split(), *HIDING[name], cwd=tmp_path)
+    assert "Traceback" not in found.stderr
+    assert found.returncode in ((0, 3, 4) if name == "verify run" else (0,)), found.stderr
 
 
 def test_what_out_will_hold_is_said_before_any_work(path, tmp_path, monkeypatch, capsys):

@@ -127,3 +127,14 @@ def test_one_name_means_one_thing(name):
     found = [home for home, path in MODULES.items() for node in TREES[path].body
              if isinstance(node, ast.ClassDef) and node.name == name]  # fmt: skip
     assert len(found) == 1, found
+
+
+def test_no_error_that_says_cannot_lacks_a_way_out():
+    said = []
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "InputError" and node.args:
+                words = [one.value for one in ast.walk(node.args[0]) if isinstance(one, ast.Constant)]
+                said.append("".join(word for word in words if isinstance(word, str)))
+    assert len(said) > 400
+    assert not [text for text in said if text.startswith("cannot ") and "; " not in text]

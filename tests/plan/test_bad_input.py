@@ -126,7 +126,7 @@ def test_an_unreadable_file_is_refused(tmp_path, name, message):
 def test_what_is_not_text_is_refused(tmp_path):
     path = tmp_path / "binary.toml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not a text file; a recipe is TOML"):
+    with pytest.raises(InputError, match="not a text file in UTF-8; save it as text"):
         Recipe.load(path)
 
 

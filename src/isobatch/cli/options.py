@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isobatch.errors import InputError
-from isobatch.installed import import_from
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -105,11 +104,9 @@ def load_recipe(path: Path) -> "Recipe":
     recipe = Recipe.load(path)
     if recipe.task is None or ":" not in recipe.task:
         return recipe
-    from isobatch.tasks import from_file
+    from isobatch.tasks import beside
 
-    if str(path.parent.resolve()) not in sys.path:
-        import_from(path.parent)
-    return recipe.model_copy(update={"task": from_file(recipe.task, path.parent)})
+    return beside(recipe, path.parent)
 
 
 def runs_kept(chosen: argparse.Namespace, folder: Path | None, recipe: "Recipe") -> Path:

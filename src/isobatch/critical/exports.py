@@ -256,9 +256,12 @@ def _clock(runs: Iterable[_Run], unit: str | None, value: str | None, where: str
     if value is not None:
         column = spelled(value)
         if column not in columns:
-            raise InputError(f"{where} has no column {value!r}; it has {', '.join(columns)}")
+            raise InputError(f"{where} has no column {value!r}; it has {', '.join(columns)}: name one of them")
         if own.get(column) and unit is not None and own[column] != unit:
-            raise InputError(f"{where} mixes units: the column {value!r} beside unit {unit}")
+            raise InputError(
+                f"{where} mixes units: the column {value!r} beside unit {unit}; "
+                "leave the unit out, or name another column"
+            )
         declared = own.get(column, unit)
         if declared is None:
             raise InputError(f"{where}: the unit of {value!r} is not declared; say steps, samples, tokens or epochs")
@@ -299,7 +302,10 @@ def _batch(run: _Run, batch: str | None, where: str) -> tuple[float, str, list[s
         cell, notes = match[1], [f"run {run.label!r}: batch {match[1]} read off its name"]
     size = _float(cell)
     if size is None or size <= 0:
-        raise InputError(f"{where}, run {run.label!r}: the batch is {cell!r}, which is no positive number")
+        raise InputError(
+            f"{where}, run {run.label!r}: the batch is {cell!r}, which is no positive number; "
+            "correct it, or name another column"
+        )
     return size, "batch_tokens" if any("token" in key for key in told) else "batch", notes
 
 
@@ -313,7 +319,8 @@ def _first(run: _Run, goal: RunGoal, column: str, where: str) -> tuple[float | N
     if not seen:
         known = sorted({key for row in run.rows for key in row})
         raise InputError(
-            f"{where}, run {run.label!r} has no {goal.metric!r} beside {column!r}; it has {', '.join(known)}"
+            f"{where}, run {run.label!r} has no {goal.metric!r} beside {column!r}; it has {', '.join(known)}: "
+            "set the goal on one of them"
         )
     seen.sort()
     done = [(clock, metric) for clock, metric in seen if goal.holds(metric)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
-from isobatch.errors import InputError
+from isobatch.errors import InputError, unreadable
 from isobatch.plan import Recipe
 from isobatch.units import finite, whole
 
@@ -135,7 +135,7 @@ def fit_steps(points: Mapping[float, float]) -> StepTime:
         arXiv 2008.12260 (Pollux): compute time linear in the local batch.
     """
     if len(points) < 2:
-        raise InputError(f"{len(points)} timed batch sizes; at least 2 are needed for a throughput curve")
+        raise InputError(f"{len(points)} timed batch sizes; at least 2 are needed for a throughput curve; time another")
     b = np.array([finite("batch", float(batch), 0, open_low=True) for batch in points])
     t = np.array([finite("seconds", float(seconds), 0, open_low=True) for seconds in points.values()])
     (base, slope), _ = nnls(np.stack([1 / t, b / t], 1), np.ones(len(b)))
@@ -158,7 +158,7 @@ def read_steps(path: Path) -> dict[float, float]:
     try:
         rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the throughput {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise unreadable("the throughput", path, error) from None
     columns = set(rows[0]) if rows else set()
     if _BATCH not in columns or not columns & {_SECONDS, _RATE}:
         raise InputError(f"{path} must have a header with {_BATCH} and {_SECONDS} or {_RATE}, and rows below it")
@@ -169,7 +169,7 @@ def read_steps(path: Path) -> dict[float, float]:
             name = _SECONDS if _SECONDS in columns else _RATE
             value = finite(name, float(row[name]), 0, open_low=True)
         except (InputError, ValueError, TypeError) as error:
-            raise InputError(f"{path}, line {line}: {error}") from None
+            raise InputError(f"{path}, line {line}: {error}; correct the line, or leave it out") from None
         found[batch] = value if name == _SECONDS else batch / value
     return found
 

@@ -74,7 +74,9 @@ def reference_unit(content: Mapping[str, Any], path: Path, edition: str | None) 
     """
     names = {str(entry.get("Benchmark")).lower() for entry in content.values() if isinstance(entry, Mapping)}
     if len(names) != 1:
-        raise InputError(f"{path} holds several benchmarks: {', '.join(sorted(names))}; a table holds one")
+        raise InputError(
+            f"{path} holds several benchmarks: {', '.join(sorted(names))}; a table holds one: keep its entries alone"
+        )
     said = (
         edition if edition is not None else next((p for p in reversed(path.resolve().parts) if _ROUND.match(p)), None)
     )
@@ -108,7 +110,7 @@ def reference_rows(content: Mapping[str, Any], unit: str) -> list[dict[str, Any]
     """
     for key, entry in content.items():
         if not isinstance(entry, Mapping) or not isinstance(entry.get(_VALUES), list):
-            raise InputError(f"{key} must hold {_BATCH} and a list of {_VALUES!r}")
+            raise InputError(f"{key} must hold {_BATCH} and a list of {_VALUES!r}; correct the entry, or leave it out")
     return [{"batch": entry.get(_BATCH), unit: entry[_VALUES]} for entry in content.values()]
 
 

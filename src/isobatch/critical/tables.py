@@ -12,7 +12,7 @@ from typing import Any
 
 from isobatch.critical.exports import BATCH, BATCH_TOKENS, RUN, RunGoal, flat, is_history, reached, spelled
 from isobatch.critical.mlperf import is_reference, reference_rows, reference_unit
-from isobatch.errors import InputError
+from isobatch.errors import InputError, unreadable
 from isobatch.units import finite
 
 UNITS = ("steps", "samples", "tokens", "epochs")
@@ -118,7 +118,7 @@ def read_table(
             known = ("points", "rows", "runs", *(() if aim is None else ("history",)))
             content = [content] if isinstance(content.get("values"), list) else next(
                 (content[key] for key in known if key in content), content)  # fmt: skip
-        if not isinstance(content, Sequence) or not all(isinstance(row, Mapping) for row in content):
+        if not content or not isinstance(content, Sequence) or not all(isinstance(row, Mapping) for row in content):
             raise InputError(f"{path} must hold rows of named values, a list of them or under 'points'")
         notes: list[str] = []
         if aim is not None:
@@ -179,7 +179,7 @@ def _content(path: Path) -> Any:
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise unreadable("the table", path, error) from None
     if path.suffix.lower() in (".csv", ".tsv"):
         lines = text.splitlines()
         between = max(",;\t", key=lines[0].count) if lines else ","
@@ -196,7 +196,9 @@ def _content(path: Path) -> Any:
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is neither CSV by its name nor JSON: {error}") from None
+        raise InputError(
+            f"{path} is neither CSV by its name nor JSON: {error}; name it .csv or .tsv, or mend the file"
+        ) from None
 
 
 def _collected(
@@ -240,7 +242,7 @@ def _collected(
 def _column(columns: list[str], wanted: str | None, known: Iterable[str], what: str, where: str) -> str:
     if wanted is not None:
         if spelled(wanted) not in columns:
-            raise InputError(f"{where} has no column {wanted!r}; it has {', '.join(columns)}")
+            raise InputError(f"{where} has no column {wanted!r}; it has {', '.join(columns)}: name one of them")
         return spelled(wanted)
     found = [key for key in known if key in columns]
     if len(found) != 1:
@@ -256,7 +258,7 @@ def _values(
     listed = {str(row["unit"]).strip().lower() for row in rows if row.get("unit") not in (None, "")}
     if len(listed) > 1 or (unit is not None and listed and listed != {unit}):
         units = ", ".join(sorted(listed | ({unit} if unit is not None else set())))
-        raise InputError(f"{where} mixes units: {units}; a table holds one")
+        raise InputError(f"{where} mixes units: {units}; a table holds one: keep its rows alone")
     stated = unit if unit is not None else next(iter(listed), None)
     if stated is not None and stated not in UNITS:
         raise InputError(f"{where}: unit {stated!r} must be one of {', '.join(UNITS)}")
@@ -267,7 +269,10 @@ def _values(
     match = _VALUE.match(column)
     own = match[1] if match else None
     if own is not None and stated is not None and own != stated:
-        raise InputError(f"{where} mixes units: the column {column!r} beside unit {stated}")
+        raise InputError(
+            f"{where} mixes units: the column {column!r} beside unit {stated}; "
+            "leave the unit out, or name another column"
+        )
     if own is None and stated is None:
         raise InputError(f"{where}: the unit of {column!r} is not declared; say steps, samples, tokens or epochs")
     return column, own or str(stated)
@@ -278,7 +283,9 @@ def _number(cell: Any, where: str) -> float:
         try:
             cell = float("_" if "_" in cell else cell)
         except ValueError:
-            raise InputError(f"{where} is {cell!r}, which is no number") from None
+            raise InputError(
+                f"{where} is {cell!r}, which is no number; correct the cell, or leave the row out"
+            ) from None
     return finite(where, cell, 0, open_low=True)
 
 

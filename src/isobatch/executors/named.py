@@ -91,7 +91,9 @@ def _own(on: str) -> Executor:
     try:
         found = getattr(importlib.import_module(module), name, None)
     except Exception as error:  # whatever the user's module does on import
-        raise InputError(f"--on {on!r}: cannot import {module}: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"--on {on!r}: cannot import {module}: {type(error).__name__}: {error}; is its folder on PYTHONPATH?"
+        ) from error
     made = found() if callable(found) and not isinstance(found, Executor) else found
     if not isinstance(made, Executor):
         raise InputError(f"--on {on!r} is {type(made).__name__}; it must be a concurrent.futures.Executor or make one")

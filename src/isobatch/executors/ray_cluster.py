@@ -109,7 +109,9 @@ def ray_executor(address: str | None, resources: Resources) -> Generator[Executo
         try:
             ray.init(address, log_to_driver=False, logging_level="error", include_dashboard=False)
         except (ConnectionError, OSError, ValueError) as error:
-            raise InputError(f"--on {address!r}: no Ray cluster answers there ({error})") from None
+            raise InputError(
+                f"--on {address!r}: no Ray cluster answers there ({error}); start one: ray start --head"
+            ) from None
     executor = RayExecutor(ray, resources)
     try:
         yield executor

@@ -94,7 +94,12 @@ class SubmititExecutor(Executor):
                     refused, self._waiting = list(self._waiting), deque()
                 for future, _ in refused:
                     if not future.cancelled():
-                        future.set_exception(InputError(f"submitit cannot submit: {type(error).__name__}: {error}"))
+                        future.set_exception(
+                            InputError(
+                                f"submitit cannot submit: {type(error).__name__}: {error}; "
+                                "correct what --on asks for, or free space"
+                            )
+                        )
             for future, job in list(self._running.items()):
                 try:
                     ended = self._look(future, job)
@@ -205,7 +210,7 @@ def slurm_executor(options: dict[str, str], resources: Resources, workers: int |
             **{f"slurm_{name}": value for name, value in more.items()},
         )
     except (RuntimeError, ValueError, NameError, TypeError) as error:
-        raise InputError(f"--on slurm: {error}") from None
+        raise InputError(f"--on slurm: {error}; correct the options after slurm:") from None
     executor = SubmititExecutor(jobs, workers or (16 if cluster == "slurm" else os.cpu_count() or 1))
     try:
         yield executor

@@ -76,7 +76,7 @@ def _tree(
         if target in chain:
             raise InputError(f"{source.name}: {name} {item!r} includes itself; remove the circle")
         if len(chain) > MOST:
-            raise InputError(f"{source.name}: more than {MOST} files include each other; a recipe does not")
+            raise InputError(f"{source.name}: more than {MOST} files include each other; keep fewer")
         if not target.is_file():
             raise InputError(f"{source.name}: {name} {item!r} is missing ({target}); put the file there")
         below = _tree(read(target), read, root, [*chain, target], origins)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from isobatch.average import ModelAverage
 from isobatch.checkpoint.tree import join, split
-from isobatch.errors import InputError, SaveError
+from isobatch.errors import InputError, SaveError, unreadable
 from isobatch.gradients import sharded, unwrap
 
 _ONE_FILE = "1000GB"
@@ -132,8 +132,10 @@ def load_state(folder: str | Path) -> Any:
         with safe_open(file, framework="pt") as opened:
             tree = (opened.metadata() or {}).get(_TREE)
         tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {file}: {error}") from None
+    except OSError as error:
+        raise unreadable("", file, error) from None
+    except SafetensorError as error:
+        raise InputError(f"cannot read {file}: {error}; give the checkpoint folder of the trainer") from None
     if tree is None:
         raise InputError(f"{file} holds no state of isobatch; give the checkpoint folder of the trainer")
     return join(json.loads(tree), tensors)

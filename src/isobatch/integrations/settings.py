@@ -13,7 +13,7 @@ from torch import nn
 from isobatch.average import ModelEMA
 from isobatch.control import BatchSchedule
 from isobatch.curves import DecayCurve, DecaySchedule
-from isobatch.errors import InputError
+from isobatch.errors import InputError, unreadable
 from isobatch.gradients import bare_optimizer
 from isobatch.noise import NoiseScale
 from isobatch.plan import Recipe
@@ -255,10 +255,10 @@ def recipe_of(source: Recipe | str | Path) -> Recipe:
         return Recipe.load(path)
     try:
         values = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the plan {path}: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable("the plan", path, error) from None
     except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+        raise InputError(f"{path} is not JSON: {error}; write it with `isobatch plan RECIPE --json`") from None
     if not isinstance(values, dict) or not isinstance(values.get("recipe"), dict):
         raise InputError(f"{path} is no plan: it has no recipe; write it with `isobatch plan RECIPE --json`")
     return Recipe.parse(values["recipe"])

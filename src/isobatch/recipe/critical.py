@@ -9,7 +9,7 @@ from typing import Self
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
-from isobatch.errors import InputError
+from isobatch.errors import InputError, unreadable
 from isobatch.recipe.parts import Part
 
 _TABLE = re.compile(r"^\[critical\][^\n]*\n(?:(?!\[)[^\n]*\n?)*", re.MULTILINE)
@@ -120,7 +120,7 @@ class Critical(Part):
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the recipe {path}: {error}") from None
+            raise unreadable("the recipe", path, error) from None
         if re.search(r"^critical\s*=", text, re.MULTILINE):
             raise InputError(f"{path} writes critical inline; make it a table, [critical], at the end of the file")
         kept = _TABLE.sub("", text).rstrip("\n")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from isobatch.errors import InputError
+from isobatch.errors import InputError, unreadable
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -28,12 +28,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     try:
         return tomllib.loads(file.read_bytes().decode("utf-8-sig"))  # some editors put a byte-order mark first
-    except OSError as error:
-        raise InputError(f"cannot read the recipe {file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file} is not a text file; a recipe is TOML") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable("the recipe", file, error) from None
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{file} is not TOML: {error}") from None
+        raise InputError(f"{file} is not TOML: {error}; mend the file") from None
 
 
 def validate(model: type[_Model], values: dict[str, Any]) -> _Model:

@@ -16,7 +16,8 @@ from isobatch.gradients import canonical, unwrap
 from isobatch.split.found import holdings
 from isobatch.split.observe import Observer, Update
 from isobatch.split.sketch import Named, sketches
-from isobatch.split.target import Subject, made, told
+from isobatch.split.target import Subject, made
+from isobatch.tasks.finding import told
 
 EPS = 2.0**-52
 _ATEN = torch.ops.aten

@@ -25,7 +25,7 @@ from isobatch.split.compare import distance
 from isobatch.split.layouts import Layout, Record, run_layout
 from isobatch.split.observe import Pass, Update
 from isobatch.split.sketch import joined
-from isobatch.split.target import told
+from isobatch.tasks.finding import told
 
 PATIENCE = 300.0
 _INSIDE: list[bool] = []  # not empty in a process that was forked here

@@ -1,9 +1,6 @@
 """split(make, ...): the check as a function."""
 
-import importlib
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +8,12 @@ from typing import Any
 from torch import distributed as dist
 
 from isobatch.errors import InputError
-from isobatch.installed import import_from
 from isobatch.plan import Recipe
 from isobatch.split.check import check, runner
 from isobatch.split.processes import PATIENCE, apart, unlaunched, world
 from isobatch.split.result import SplitReport
-from isobatch.split.target import TaskLoop, told
-from isobatch.tasks import Run, find, make_any
+from isobatch.split.target import TaskLoop
+from isobatch.tasks import Run, beside, find, make_any
 from isobatch.units import whole
 
 
@@ -107,20 +103,8 @@ def target(name: str) -> Callable[..., Any]:
         'OrderedDict'
     """
     if name.endswith(".toml"):
-        return _of_recipe(Recipe.load(name))
-    module, colon, function = name.rpartition(":")
-    if not colon:
-        return find(name)
-    try:
-        found = _file(module) if module.endswith(".py") else importlib.import_module(module)
-    except InputError:
-        raise
-    except BaseException as error:  # whatever the user's module does on import, an exit too
-        raise InputError(f"target={name!r} cannot be imported: {told(error)}") from error
-    make = getattr(found, function, None)
-    if not callable(make):
-        raise InputError(f"target={name!r}: {module} has no function {function!r}")
-    return make
+        return _of_recipe(beside(Recipe.load(name), Path(name).parent))
+    return find(name, "target")
 
 
 def _of_recipe(recipe: Recipe) -> Callable[..., Any]:
@@ -129,20 +113,6 @@ def _of_recipe(recipe: Recipe) -> Callable[..., Any]:
         return TaskLoop(given, recipe) if isinstance(given, Run) else given
 
     return make
-
-
-def _file(name: str) -> Any:
-    path = Path(name)
-    if not path.is_file():
-        raise InputError(f"target {name!r} is no file; give module:make or path/to/file.py:make")
-    import_from(path.parent)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"target {name!r} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def launched() -> int:

@@ -1,7 +1,6 @@
 """What is checked: a trainer with an update that takes a batch and a number of parts."""
 
 import inspect
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from isobatch.errors import InputError, IsobatchError
 from isobatch.gradients import mapped, world_size
 from isobatch.plan import Recipe
 from isobatch.tasks import Metric, Run, device_of
+from isobatch.tasks.finding import told
 from isobatch.train import Trainer
 
 PLAIN = Recipe.parse(
@@ -357,32 +357,6 @@ def _takes(make: Callable[..., Any]) -> int:
     if len(wanted) > 2:
         raise InputError(f"make takes {len(wanted)} arguments; it must take none, (seed), or (settings, seed)")
     return len(wanted)
-
-
-def told(error: BaseException) -> str:
-    """Return an exception in one line: type, message, place in the user's code, and a way out where one is known.
-
-    Args:
-        error: what was raised.
-
-    Returns:
-        Text.
-    """
-    frames = traceback.extract_tb(error.__traceback__)
-    place = next((f for f in reversed(frames) if "/torch/" not in f.filename), frames[-1] if frames else None)
-    where = f" ({place.filename}:{place.lineno}, in {place.name})" if place is not None else ""
-    text = (str(error).strip() or "no message").splitlines()[0][:300]
-    return f"{type(error).__name__}: {text}{where}{_way_out(error)}"
-
-
-def _way_out(error: BaseException) -> str:
-    text = str(error).lower()
-    full = ("not enough memory", "out of memory", "allocate memory", "invalid buffer size")
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in text for word in full):
-        return "; out of memory: check a smaller model or a smaller --batch-size"
-    if any(word in text for word in ("cuda", "nvidia", "gpu", "hip")) and not torch.cuda.is_available():
-        return "; it needs a GPU and there is none here: let make choose the device (cpu where cuda is not available)"
-    return ""
 
 
 def _mine(rows: Tensor) -> Tensor:

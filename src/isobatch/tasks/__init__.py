@@ -5,18 +5,16 @@ from isobatch.renamed import old_names
 
 need("torch")
 
+from isobatch.tasks.finding import SHIPPED, beside, find, from_file
 from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.tasks.metric import LOSS, PERCENT, Metric
 from isobatch.tasks.task import (
-    SHIPPED,
     Make,
     Run,
     Samples,
     TensorSamples,
     checked_run,
     device_of,
-    find,
-    from_file,
     make_any,
     make_run,
     seeded,
@@ -33,6 +31,7 @@ __all__ = [
     "Run",
     "Samples",
     "TensorSamples",
+    "beside",
     "checked_run",
     "device_of",
     "find",

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from isobatch.plan import Recipe
-from isobatch.tasks.task import from_file, named
+from isobatch.tasks.finding import from_file, named
 
 
 def source_of(recipe: Recipe) -> str:

@@ -1,35 +1,21 @@
 """What every task is: a function make(settings, seed) -> Run."""
 
-import importlib
-import importlib.util
 import math
-import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from isobatch.errors import InputError, IsobatchError
-from isobatch.installed import announced, import_from
 from isobatch.plan import Recipe
 from isobatch.renamed import OldAttribute, old_arguments
 from isobatch.tasks.asked import Asked
+from isobatch.tasks.finding import WHOLE, find, told
 from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.tasks.metric import Metric
-
-SHIPPED = {
-    "digits": "isobatch.tasks.digits:make",
-    "digits-cnn": "isobatch.tasks.digits:make_cnn",
-    "digits-lstm": "isobatch.tasks.digits:make_lstm",
-    "quadratic": "isobatch.tasks.quadratic:make",
-    "text": "isobatch.tasks.text:make",
-    "text-lstm": "isobatch.tasks.text:make_lstm",
-}
-"""Tasks of this package; others are found by their entry points, see `named`."""
 
 
 class Samples(Sized, Protocol):
@@ -205,87 +191,6 @@ def seeded(seed: int) -> Generator[None]:
         yield
 
 
-def named() -> dict[str, str]:
-    """Return every task that has a name: those of this package, and those that installed distributions announce.
-
-    Returns:
-        Name -> "module:function", from SHIPPED and the entry points "isobatch.tasks".
-    """
-    return {name: point.value for name, point in announced("isobatch.tasks").items()} | SHIPPED
-
-
-def find(name: str) -> Make:
-    """Return the function that makes a task's runs.
-
-    Args:
-        name: a shipped task, one of an installed distribution, "my_pkg.mod:make", or "path/to/file.py:make".
-
-    Returns:
-        make(settings, seed) -> Run.
-
-    Raises:
-        InputError: no such task, or a module or function that cannot be imported.
-    """
-    target = from_file(SHIPPED.get(name, name))
-    if ":" not in target:
-        known = named()
-        if name not in known:
-            raise InputError(f"task={name!r} {_unknown(known)}")
-        target = known[name]
-    module, _, function = target.partition(":")
-    try:
-        make = getattr(importlib.import_module(module), function, None)
-    except Exception as error:  # whatever the user's module does on import
-        why = f"{type(error).__name__}: {error}"
-        raise InputError(
-            f'task={name!r} cannot be imported: {why}; is its folder on PYTHONPATH? or say "path/to/file.py:make"'
-        ) from error
-    if not callable(make):
-        raise InputError(f"task={name!r}: {module} has no function {function!r}")
-    return make
-
-
-def from_file(task: str, *folders: Path) -> str:
-    """Return the name that a task in a file is imported by, here and in workers; its folder joins the import path.
-
-    Args:
-        task: such as "path/to/own.py:make"; any other name is given back.
-        *folders: where a relative path starts; the current folder unless given.
-
-    Returns:
-        Such as "own:make".
-
-    Raises:
-        InputError: no such file, or one whose name is that of another module.
-
-    Example:
-        >>> from_file("examples/own_task.py:make"), from_file("digits")
-        ('own_task:make', 'digits')
-    """
-    place, _, function = task.rpartition(":")
-    if not place.endswith(".py"):
-        return task
-    tried = [(folder / place).resolve() for folder in (*folders, Path())]
-    path = next((one for one in tried if one.is_file()), None)
-    if path is None:
-        raise InputError(f"task={task!r}: no file {' or '.join(dict.fromkeys(map(str, tried)))}; correct the path")
-    import_from(path.parent)
-    importlib.invalidate_caches()
-    found = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
-    if found is None or found.origin is None or Path(found.origin).resolve() != path:
-        other = "no name of a module" if found is None else f"the name of another module, {found.origin}"
-        raise InputError(f"task={task!r}: {path.stem} is {other}; rename the file")
-    return f"{path.stem}:{function}"
-
-
-def _unknown(known: dict[str, str]) -> str:
-    here = any(target.startswith("isobatch_studies.") for target in known.values())
-    more = "" if here else "; the tasks of the studies come with: pip install isobatch-studies"
-    return (
-        f'is not installed ({", ".join(sorted(known))}){more}; your own is "my_pkg.mod:make" or "path/to/file.py:make"'
-    )
-
-
 def make_run(settings: Recipe, seed: int) -> Run:
     """Make a recipe's run: same seed, same initial weights.
 
@@ -364,9 +269,5 @@ def _made(task: str, settings: Recipe, seed: int) -> Any:
         return make(settings, seed)
     except IsobatchError:
         raise
-    except Exception as error:  # whatever the user's function does
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise InputError(
-            f"task={task!r} failed to make its run: {type(error).__name__}: {error} ({last.filename}:{last.lineno}, in "
-            f"{last.name}); the environment variable ISOBATCH_TRACEBACK=1 shows the whole traceback"
-        ) from error
+    except (Exception, SystemExit) as error:  # whatever the user's function does
+        raise InputError(f"task={task!r} failed to make its run: {told(error)}; {WHOLE}") from error

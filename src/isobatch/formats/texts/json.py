@@ -34,7 +34,7 @@ def read_json(text: str, name: str) -> Source:
     except JSONDecodeError as error:
         raise InputError(f"{name} is not JSON: line {error.lineno}: {error.msg}; mend the file") from None
     if not isinstance(tree, dict):
-        raise InputError(f"{name} holds no keys at its top level; a recipe is an object")
+        raise InputError(f"{name} holds no keys at its top level; give a recipe, which is an object")
     return Source(name, "json", text, tree, spots, _rewrite)
 
 
@@ -46,7 +46,7 @@ def _skip(text: str, at: int) -> int:
 
 def _value(text: str, at: int, key: Key, spots: dict[Key, Spot], name: str) -> tuple[Any, int]:
     if len(key) > DEEPEST:
-        raise InputError(f"{name}: nested deeper than {DEEPEST} levels; a recipe is not")
+        raise InputError(f"{name}: nested deeper than {DEEPEST} levels; flatten it")
     head = text[at : at + 1]
     if head == "{":
         found, end = _object(text, at, key, spots, name)

@@ -54,7 +54,7 @@ def read_python(text: str, name: str) -> Source:
         if len(flags) >= ENOUGH_FLAGS:
             reader.flags(flags)
     except RecursionError:
-        raise InputError(f"{name}: nested deeper than {DEEPEST} levels; a recipe is not") from None
+        raise InputError(f"{name}: nested deeper than {DEEPEST} levels; flatten it") from None
     extra = {} if reader.call is None else {"call": reader.end_of(reader.call)}
     return Source(name, "python", text, reader.tree, reader.spots, _rewrite, extra)
 

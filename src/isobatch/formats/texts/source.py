@@ -1,11 +1,12 @@
 """A recipe file as text: plain values, where each of them stands, and edits that touch nothing else."""
 
+import errno
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isobatch.errors import InputError
+from isobatch.errors import InputError, unreadable
 from isobatch.results import write
 
 Key = tuple[str | int, ...]
@@ -111,14 +112,12 @@ def read_text(path: str | Path) -> str:
         if size > LARGEST:
             raise InputError(f"{file} has {size:,} bytes; a recipe has at most {LARGEST:,}. Give the recipe alone")
         if not file.is_file():
-            raise InputError(f"{file} is not a file; give a recipe file")
+            raise IsADirectoryError(errno.EISDIR, "it is not a file")
         return file.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{file} is not a text file in UTF-8; a recipe is text") from None
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot read the recipe {file}: {getattr(error, 'strerror', None) or error}") from None
+        raise unreadable("the recipe", file, error) from None
 
 
 def write_text(path: Path, text: str) -> None:

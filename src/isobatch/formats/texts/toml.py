@@ -29,7 +29,7 @@ def read_toml_text(text: str, name: str) -> Source:
         raise InputError(f"{name} is not TOML: {said}; mend the file") from None
     deepest = max((len(key) for key, _ in leaves(tree)), default=0)
     if deepest > DEEPEST:
-        raise InputError(f"{name}: nested deeper than {DEEPEST} levels; a recipe is not")
+        raise InputError(f"{name}: nested deeper than {DEEPEST} levels; flatten it")
     return Source(name, "toml", text, tree, {}, _rewrite)
 
 

@@ -55,7 +55,7 @@ def read_yaml(text: str, name: str) -> Source:
             colon = text.find(":", word.end) + 1
             spots[key] = Spot(colon, colon, spot.quote)
     if not isinstance(tree, dict):
-        raise InputError(f"{name} holds no keys at its top level; a recipe is a table of key: value")
+        raise InputError(f"{name} holds no keys at its top level; give a recipe, which is a table of key: value")
     return Source(name, "yaml", text, tree, spots, _rewrite)
 
 
@@ -75,7 +75,7 @@ def _refuse(text: str, reader: Any, name: str) -> None:
         depth += kind in ("FlowMappingStartToken", "FlowSequenceStartToken")
         depth -= kind in ("BlockEndToken", "FlowMappingEndToken", "FlowSequenceEndToken")
         if depth > DEEPEST:
-            raise InputError(f"{name} line {line}: nested deeper than {DEEPEST} levels; a recipe is not")
+            raise InputError(f"{name} line {line}: nested deeper than {DEEPEST} levels; flatten it")
         if documents > 1:
             raise InputError(f"{name} line {line}: a second YAML document; keep one recipe in a file")
 

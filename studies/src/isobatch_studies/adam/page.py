@@ -15,18 +15,6 @@ from isobatch_studies.pages import page
 _SHADE = {"SAME": "#9ecbe8", "UNDECIDED": "#e4e4e4", "DIFFERENT": "#f3a582"}
 
 
-def picture(data: dict[str, Any]) -> bytes:
-    """Return the heat map of verdicts and the prediction by noise share, as PNG.
-
-    Args:
-        data: the study's result.
-
-    Returns:
-        PNG bytes.
-    """
-    return report.png(figure(data))
-
-
 def figure(data: dict[str, Any]) -> Figure:
     """Draw verdicts by cell and rule, and measured against predicted error of the square root.
 

@@ -12,17 +12,18 @@ from scipy import stats
 
 from isobatch.executors import map_jobs
 from isobatch.plan import Recipe
-from isobatch.report import prepare, write, write_result
+from isobatch.report import prepare, write
 from isobatch.tasks import LOSS
 from isobatch.verify.cells import train_all
 from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve
 from isobatch_studies.adam import grid as layout
 from isobatch_studies.adam.further import judge_claims as further
-from isobatch_studies.adam.page import html, picture
+from isobatch_studies.adam.page import figure, html
 from isobatch_studies.adam.quadratic import sweep
 from isobatch_studies.adam.shares import Shares, measure_shares, shares_name
 from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
+from isobatch_studies.pages import keep
 from isobatch_studies.teachers.rows import worst
 
 NAME = "adam"
@@ -87,9 +88,7 @@ def run(
         "claims": as_dict(further(rows, seeds, grid) if grid else judge_claims(rows, seeds)),
     }
     if out is not None:
-        write_result(out, data)
-        write(out / "verdicts.png", picture(data))
-        write(out / "report.html", html(data))
+        keep(out, data, {"verdicts": figure(data)}, html(data))
     return data
 
 

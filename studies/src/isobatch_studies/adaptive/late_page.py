@@ -16,18 +16,6 @@ _SHADES = {SMALL: "#000000", LARGE: "#0072B2", EARLY: "#009E73", LATE: "#D55E00"
 _STYLES = {SMALL: "-", LARGE: "--", EARLY: "-.", LATE: "-", STEPS: ":"}
 
 
-def picture(data: dict[str, Any]) -> bytes:
-    """Return the study's picture as PNG.
-
-    Args:
-        data: the study's result.
-
-    Returns:
-        PNG bytes.
-    """
-    return report.png(figure(data))
-
-
 def figure(data: dict[str, Any]) -> Figure:
     """Draw the held-out loss over the samples, and every run's last loss.
 

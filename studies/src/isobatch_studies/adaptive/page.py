@@ -14,18 +14,6 @@ from isobatch_studies.pages import page
 _ADAPTIVE, _BARE, _FIXED = "#D55E00", "#CC79A7", "#0072B2"
 
 
-def picture(data: dict[str, Any]) -> bytes:
-    """Return the study's picture as PNG.
-
-    Args:
-        data: the study's result.
-
-    Returns:
-        PNG bytes.
-    """
-    return report.png(figure(data))
-
-
 def figure(data: dict[str, Any]) -> Figure:
     """Draw steps against samples to the goal, and noise scale and batch of the first adaptive run.
 

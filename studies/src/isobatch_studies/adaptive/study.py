@@ -6,13 +6,13 @@ from pathlib import Path as Folder
 from typing import Any
 
 from isobatch.plan import Recipe
-from isobatch.report import prepare, write, write_result
 from isobatch.verify.cells import run_all, until
 from isobatch_studies.adaptive import late, late_page
 from isobatch_studies.adaptive.judging import BARE, FULL, NAME, SMALL, judge, rows, savings
-from isobatch_studies.adaptive.page import html, picture
+from isobatch_studies.adaptive.page import figure, html
 from isobatch_studies.adaptive.paths import Drive, Path, drive, file_name
 from isobatch_studies.claims import as_dict, criteria
+from isobatch_studies.pages import keep
 
 
 def arms(rules: dict[str, Any], fixed: list[int]) -> dict[str, Recipe]:
@@ -91,34 +91,29 @@ def run(
         "cells": {"complete": len(paths), "of": len(recipes)},
     }
     if grid == late.GRID:
+        drawn, page = late_page.figure, late_page.html
         table = late.rows(paths)
         data = shared | {"rows": table, "claims": as_dict(late.judge(table, seeds))}
-        return _written(out, data, late_page.picture, late_page.html)
-    table = rows(paths, rules["goal"], SMALL.format(part["fixed"][0]))
-    saved, complete = savings(paths, rules["goal"]), len(paths) == len(recipes)
-    data = shared | {
-        "goal": rules["goal"],
+    else:
+        drawn, page = figure, html
+        complete = len(paths) == len(recipes)
+        data = shared | _found(paths, rules["goal"], part["fixed"][0], seeds if paths else 0, complete=complete)
+    if out is not None:
+        keep(out, data, {"adaptive": drawn(data)}, page(data))
+    return data
+
+
+def _found(paths: dict[str, list[Path]], goal: float, fixed: int, seeds: int, *, complete: bool) -> dict[str, Any]:
+    """Return rows, claims and what they rest on, of the grid that asks for savings; its reference is a fixed batch."""
+    table, saved = rows(paths, goal, SMALL.format(fixed)), savings(paths, goal)
+    return {
+        "goal": goal,
         "rows": table,
         "savings": saved,
-        "claims": as_dict(judge(table, saved, seeds if paths else 0, complete=complete)),
+        "claims": as_dict(judge(table, saved, seeds, complete=complete)),
         "first": {arm: {"batches": found[0].batches, "seen": found[0].seen, "losses": found[0].losses,
                         "noise": found[0].noise} for arm, found in paths.items()},
     }  # fmt: skip
-    return _written(out, data, picture, html)
-
-
-def _written(
-    out: Folder | None,
-    data: dict[str, Any],
-    picture: Callable[[dict[str, Any]], bytes],
-    html: Callable[[dict[str, Any]], str],
-) -> dict[str, Any]:
-    if out is not None:
-        folder = prepare(out)
-        write_result(folder, data)
-        write(folder / "adaptive.png", picture(data))
-        write(folder / "report.html", html(data))
-    return data
 
 
 def _read(values: dict[str, Any]) -> Path:

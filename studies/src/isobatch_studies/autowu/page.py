@@ -17,18 +17,6 @@ _MARK = dict(zip(ARMS, ("o", "s", "D", "^"), strict=True))
 _NAMES = {"adamp": "AdamP", "lamb": "LAMB", "adamw": "AdamW"}
 
 
-def picture(data: dict[str, Any]) -> bytes:
-    """Return AutoWU against the chosen peak in every cell, and the short budget, as PNG.
-
-    Args:
-        data: the study's result.
-
-    Returns:
-        PNG bytes.
-    """
-    return report.png(figure(data))
-
-
 def figure(data: dict[str, Any]) -> Figure:
     """Draw the gap to the chosen peak in every cell on the left, the short budget's arms on the right.
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from isobatch.report import prepare, write, write_result
 from isobatch.verify.cells import train_all
 from isobatch.verify.workers import Curve
 from isobatch_studies.autowu import grid as layout
-from isobatch_studies.autowu.page import html, picture
+from isobatch_studies.autowu.page import figure, html
 from isobatch_studies.claims import Claim, Finding, all_hold, as_dict, claims, criteria, outcome
+from isobatch_studies.pages import keep
 from isobatch_studies.paired import MeanInterval, choose, interval, last
 
 NAME, CHANCE = "autowu", 10.0
@@ -79,10 +79,7 @@ def run(
         "claims": as_dict(judge_frames(rows, len(plan)) if grid else judge_claims(rows)),
     }
     if out is not None:
-        folder = prepare(out)
-        write_result(folder, data)
-        write(folder / "autowu.png", picture(data))
-        write(folder / "report.html", html(data))
+        keep(out, data, {"autowu": figure(data)}, html(data))
     return data
 
 

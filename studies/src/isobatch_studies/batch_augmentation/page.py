@@ -16,18 +16,6 @@ _SHADES = ("#000000", "#56B4E9", "#0072B2", "#009E73", "#CC79A7")
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 
-def picture(data: dict[str, Any]) -> bytes:
-    """Return accuracies, curves and variances, as PNG.
-
-    Args:
-        data: the study's result.
-
-    Returns:
-        PNG bytes.
-    """
-    return report.png(figure(data))
-
-
 def figure(data: dict[str, Any]) -> Figure:
     """Draw test accuracy of every arm, validation accuracy over the updates, and the variance against the law.
 

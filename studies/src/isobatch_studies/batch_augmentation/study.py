@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from isobatch.report import prepare, write, write_result
 from isobatch.verify.cells import hashed, name, run_all, train_all
 from isobatch.verify.workers import Curve
 from isobatch_studies.batch_augmentation import grid as layout
 from isobatch_studies.batch_augmentation import variance
-from isobatch_studies.batch_augmentation.page import html, picture
+from isobatch_studies.batch_augmentation.page import figure, html
 from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
 from isobatch_studies.folds import chosen
+from isobatch_studies.pages import keep
 from isobatch_studies.paired import MeanInterval, interval, last
 
 NAME = "batch-augmentation"
@@ -81,10 +81,7 @@ def run(
         "claims": as_dict(judge_long(row) if grid else judge_claims(row, law)),
     }
     if out is not None:
-        folder = prepare(out)
-        write_result(folder, data)
-        write(folder / "views.png", picture(data))
-        write(folder / "report.html", html(data))
+        keep(out, data, {"views": figure(data)}, html(data))
     return data
 
 

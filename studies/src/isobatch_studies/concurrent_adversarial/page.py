@@ -22,18 +22,6 @@ _SAID = {
 }
 
 
-def picture(data: dict[str, Any]) -> bytes:
-    """Return accuracies and times, as PNG.
-
-    Args:
-        data: the study's result.
-
-    Returns:
-        PNG bytes.
-    """
-    return report.png(figure(data))
-
-
 def figure(data: dict[str, Any]) -> Figure:
     """Draw test accuracy of every arm, and the time of an update in four forms.
 

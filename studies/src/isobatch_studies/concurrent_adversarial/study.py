@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from isobatch.report import prepare, write, write_result
 from isobatch.verify.cells import hashed, run_all, train_all
 from isobatch.verify.workers import Curve
 from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
 from isobatch_studies.concurrent_adversarial import grid as layout
 from isobatch_studies.concurrent_adversarial import overlap
-from isobatch_studies.concurrent_adversarial.page import html, picture
+from isobatch_studies.concurrent_adversarial.page import figure, html
 from isobatch_studies.folds import chosen
+from isobatch_studies.pages import keep
 from isobatch_studies.paired import MeanInterval, interval, last
 
 NAME = "concurrent-adversarial"
@@ -81,10 +81,7 @@ def run(
         "claims": as_dict(judge_long(row, rules["taus"]) if grid else judge_claims(row, times)),
     }
     if out is not None:
-        folder = prepare(out)
-        write_result(folder, data)
-        write(folder / "adversary.png", picture(data))
-        write(folder / "report.html", html(data))
+        keep(out, data, {"adversary": figure(data)}, html(data))
     return data
 
 

@@ -25,18 +25,6 @@ _STYLE = {"dsgd": ":", "dmsgd": "-", "awc": "--", "da": "-.", "qg": "--", "decen
 _MARK = {"dsgd": ".", "dmsgd": "o", "awc": "v", "da": "^", "qg": "D", "decentlam": "s", "d2": "P", "pmsgd": "X"}
 
 
-def picture(data: dict[str, Any]) -> bytes:
-    """Return bias against momentum, error against batch and digits accuracy, as PNG.
-
-    Args:
-        data: the study's result.
-
-    Returns:
-        PNG bytes.
-    """
-    return report.png(figure(data))
-
-
 def figure(data: dict[str, Any]) -> Figure:
     """Draw the three panels.
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from isobatch.report import prepare, write, write_result
+from isobatch.report import prepare, write_result
 from isobatch.verify.cells import hashed, run_all, until
 from isobatch_studies.claims import as_dict, criteria
 from isobatch_studies.decentlam import bias, communication
@@ -15,7 +15,8 @@ from isobatch_studies.decentlam.digits import Cell, cells, train_cell, train_cel
 from isobatch_studies.decentlam.judge import NAME, judge_claims
 from isobatch_studies.decentlam.least_squares import Problem
 from isobatch_studies.decentlam.loopback import train_real
-from isobatch_studies.decentlam.page import html, picture
+from isobatch_studies.decentlam.page import figure, html
+from isobatch_studies.pages import keep
 
 REAL = 4
 
@@ -70,10 +71,7 @@ def run(
     data["tables"] = communication.tables(data["communication"])
     data["claims"] = as_dict(judge_claims(data))
     if out is not None:
-        folder = prepare(out)
-        write_result(folder, data)
-        write(folder / "decentlam.png", picture(data))
-        write(folder / "report.html", html(data))
+        keep(out, data, {"decentlam": figure(data)}, html(data))
     return data
 
 

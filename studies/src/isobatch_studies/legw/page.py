@@ -17,18 +17,6 @@ _TITLES = {"lstm": "LSTM over rows of digits", "cnn-lars": "CNN with LARS on dig
 _UNITS = {"accuracy": "test accuracy, %", "loss": "held-out loss, nats per byte"}
 
 
-def picture(data: dict[str, Any]) -> bytes:
-    """Return every arm's runs with mean and interval, as PNG.
-
-    Args:
-        data: the study's result.
-
-    Returns:
-        PNG bytes.
-    """
-    return report.png(figure(data))
-
-
 def figure(data: dict[str, Any]) -> Figure:
     """Draw, for each task, one column an arm: every seed, the mean and its 95% interval.
 

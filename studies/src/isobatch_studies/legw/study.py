@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from isobatch.report import prepare, write, write_result
 from isobatch.verify.cells import train_all
 from isobatch.verify.workers import Curve
 from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
 from isobatch_studies.legw import grid as layout
-from isobatch_studies.legw.page import html, picture
+from isobatch_studies.legw.page import figure, html
+from isobatch_studies.pages import keep
 from isobatch_studies.paired import MeanInterval, choose, interval, last
 
 NAME = "legw"
@@ -83,10 +83,7 @@ def run(
         "claims": as_dict(judge_further(rows, grid) if grid else judge_claims(rows)),
     }
     if out is not None:
-        folder = prepare(out)
-        write_result(folder, data)
-        write(folder / "legw.png", picture(data))
-        write(folder / "report.html", html(data))
+        keep(out, data, {"legw": figure(data)}, html(data))
     return data
 
 

@@ -11,12 +11,11 @@ from matplotlib.figure import Figure
 
 from isobatch import report
 from isobatch.plan import Recipe
-from isobatch.report import prepare, write, write_result
 from isobatch.report.pictures import RC
 from isobatch.verify.cells import train_all
 from isobatch.verify.workers import Curve, Job
 from isobatch_studies.claims import Finding, all_hold, as_dict, claims, outcome
-from isobatch_studies.pages import page
+from isobatch_studies.pages import keep, page
 from isobatch_studies.paired import MeanInterval, interval
 
 NAME, GRID = "noise-scale", "wsd"
@@ -107,10 +106,7 @@ def run(
         "claims": as_dict(judge(part, curves)),
     }
     if out is not None:
-        folder = prepare(out)
-        write_result(folder, data)
-        write(folder / "wsd.png", report.png(figure(data)))
-        write(folder / "report.html", html(data))
+        keep(out, data, {"wsd": figure(data)}, html(data))
     return data
 
 

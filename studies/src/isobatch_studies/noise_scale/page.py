@@ -15,18 +15,6 @@ _SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKS = "osD^vP"
 
 
-def pictures(data: dict[str, Any]) -> dict[str, bytes]:
-    """Return the study's pictures as PNG.
-
-    Args:
-        data: the study's result.
-
-    Returns:
-        Name -> PNG bytes.
-    """
-    return {name: report.png(figure) for name, figure in figures(data).items()}
-
-
 def figures(data: dict[str, Any]) -> dict[str, Figure]:
     """Draw the table, the noise scale along each run, and the fronts.
 

@@ -6,14 +6,14 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from isobatch.report import prepare, write, write_result
 from isobatch.verify.cells import run_all, until
 from isobatch_studies.claims import as_dict, criteria
 from isobatch_studies.noise_scale import decay
 from isobatch_studies.noise_scale import grid as layout
 from isobatch_studies.noise_scale.judging import NAME, judge, judge_further, row
-from isobatch_studies.noise_scale.page import html, pictures
+from isobatch_studies.noise_scale.page import figures, html
 from isobatch_studies.noise_scale.probing import NoiseCurve, NoiseProbe, file_name, probe
+from isobatch_studies.pages import keep
 
 _RATES = 6
 
@@ -87,15 +87,8 @@ def run(
         "claims": as_dict(judge_further(rows, seeds, grid) if grid else judge(rows, beside, seeds)),
     }  # fmt: skip
     if out is not None:
-        _write(prepare(out), data)
+        keep(out, data, figures(data), html(data))
     return data
-
-
-def _write(folder: Path, data: dict[str, Any]) -> None:
-    write_result(folder, data)
-    for name, picture in pictures(data).items():
-        write(folder / f"{name}.png", picture)
-    write(folder / "report.html", html(data))
 
 
 def _read(values: dict[str, Any]) -> NoiseCurve:

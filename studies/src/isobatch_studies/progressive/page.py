@@ -15,18 +15,6 @@ _SHADE |= {"far large": "#CC79A7", "far late": "#E69F00"}
 _STYLE = {"naive": "-.", "large": ":", "far large": ":"}
 
 
-def picture(data: dict[str, Any]) -> bytes:
-    """Return the gaps of every arm over the run, as PNG.
-
-    Args:
-        data: the study's result.
-
-    Returns:
-        PNG bytes.
-    """
-    return report.png(figure(data))
-
-
 def figure(data: dict[str, Any]) -> Figure:
     """Draw, for each task, the averaged model's gap to the unswitched run over the samples.
 
@@ -38,7 +26,10 @@ def figure(data: dict[str, Any]) -> Figure:
     """
     tasks = list(dict.fromkeys(row["task"] for row in data["rows"]))
     with matplotlib.rc_context(RC):
-        made = Figure(figsize=(7.2 * len(tasks), 4.8), layout="constrained")
+        made = Figure(figsize=(7.2 * max(1, len(tasks)), 4.8), layout="constrained")
+        if not tasks:
+            made.text(0.5, 0.5, "no complete runs yet", ha="center")
+            return made
         for axes, task in zip(np.atleast_1d(made.subplots(1, len(tasks))), tasks, strict=True):
             base = np.array(data["curves"][f"{task} reference"])
             x = np.array(data["stops"][task])

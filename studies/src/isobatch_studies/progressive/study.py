@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from isobatch.report import prepare, write, write_result
 from isobatch.tasks import LOSS
 from isobatch.verify.cells import train_all
 from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve
 from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
+from isobatch_studies.pages import keep
 from isobatch_studies.progressive import grid as layout
-from isobatch_studies.progressive.page import html, picture
+from isobatch_studies.progressive.page import figure, html
 
 NAME = "progressive"
 
@@ -63,11 +63,7 @@ def run(
         "stops": {task: layout.stops(task, part) for task, part in plan.items()},
     }
     if out is not None:
-        folder = prepare(out)
-        write_result(folder, data)
-        if rows:
-            write(folder / "switches.png", picture(data))
-            write(folder / "report.html", html(data))
+        keep(out, data, {"switches": figure(data)}, html(data))
     return data
 
 

@@ -18,18 +18,6 @@ _PANELS = (
 _ALONE = ("control", "controls")
 
 
-def picture(data: dict[str, Any]) -> bytes:
-    """Return the averaged model's word error rate over the samples, as PNG.
-
-    Args:
-        data: the study's result.
-
-    Returns:
-        PNG bytes.
-    """
-    return report.png(figure(data))
-
-
 def figure(data: dict[str, Any]) -> Figure:
     """Draw the word error rate of every arm at matched samples: a row a form of Adam's rule, a column a treatment.
 

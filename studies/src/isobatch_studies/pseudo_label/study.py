@@ -10,15 +10,15 @@ import numpy as np
 from scipy import stats
 
 from isobatch.errors import InputError
-from isobatch.report import prepare, write, write_result
 from isobatch.tasks import LOSS, make_run
 from isobatch.verify.cells import train_all
 from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve
 from isobatch_studies.claims import criteria
+from isobatch_studies.pages import keep
 from isobatch_studies.pseudo_label import grid as layout
 from isobatch_studies.pseudo_label.judging import judge_claims
-from isobatch_studies.pseudo_label.page import html, picture
+from isobatch_studies.pseudo_label.page import figure, html
 
 NAME = "pseudo-label"
 
@@ -75,10 +75,7 @@ def run(
     data = {"study": NAME, "title": rules["title"], "quick": quick, "seeds": seeds, "device": device}
     data |= _found(rules, part, [start, *arms], curves, error)
     if out is not None:
-        folder = prepare(out)
-        write_result(folder, data)
-        write(folder / "curves.png", picture(data))
-        write(folder / "report.html", html(data))
+        keep(out, data, {"curves": figure(data)}, html(data))
     return data
 
 

@@ -19,18 +19,6 @@ _WORDS = {"loss": "log loss", "accuracy": "accuracy of the probe", "knn": "accur
 _STYLES = ("-", "--", "-.", ":")
 
 
-def picture(data: dict[str, Any]) -> bytes:
-    """Return the curves of every arm over the samples, as PNG.
-
-    Args:
-        data: the study's result.
-
-    Returns:
-        PNG bytes.
-    """
-    return report.png(figure(data))
-
-
 def figure(data: dict[str, Any]) -> Figure:
     """Draw the averaged model's gap in the judged metric and its accuracy over the samples, one line a variant.
 

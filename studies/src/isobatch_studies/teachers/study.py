@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from isobatch.executors import width
-from isobatch.report import prepare, write, write_result
 from isobatch.tasks import LOSS, PERCENT
 from isobatch.train import Device
 from isobatch.verify.cells import train_all, until
 from isobatch.verify.workers import Curve, Job
 from isobatch_studies.claims import as_dict, claims, criteria, outcome
+from isobatch_studies.pages import keep
 from isobatch_studies.tasks.images import images
 from isobatch_studies.teachers import grid as layout
 from isobatch_studies.teachers.judging import Judged, Rows, largest_same
-from isobatch_studies.teachers.page import html, picture
+from isobatch_studies.teachers.page import figure, html
 from isobatch_studies.teachers.rows import Compared, ends, row
 
 Judges = Mapping[str, Callable[[Rows], Judged]]
@@ -90,10 +90,7 @@ def run(
         **more,
     }
     if out is not None:
-        folder = prepare(out)
-        write_result(folder, data)
-        write(folder / f"{name}.png", picture(data))
-        write(folder / "report.html", html(data))
+        keep(out, data, {name: figure(data)}, html(data))
     return data
 
 
