@@ -122,8 +122,9 @@ def load(
         Unanswered: the file leaves things open; all of them are named, with what answers.
         InputError: no file, no known format, or a value that cannot be read.
     """
-    given = dict(set or {}) | {"data_size": data_size, "devices": devices}
-    answers = {key: value for key, value in given.items() if value is not None}
+    said = {"data_size": data_size, "devices": devices}
+    answers = dict(set or {}) | {key: value for key, value in said.items() if value is not None}
+    answers = {key: value for key, value in answers.items() if value is not None}
     if isinstance(file, (str, Path)):
         source = read_file(Path(file))
         source, origins = merged(source, read_file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from isobatch.formats.view import View
 from isobatch.markup import panel
 from isobatch.plan import Plan, Recipe
 from isobatch.plan.plan import Form, show
+from isobatch.rules import OPTIMIZERS
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -28,8 +29,9 @@ _RULED = {
     "curves.weight_decay": "optimizer.weight_decay",
     "curves.lr": "optimizer.lr",
     "schedule.final": "optimizer.lr",
+    "centre": "ema.decay",
 }
-"""Shares of a number follow the rule of that number."""
+"""Shares of a number follow the rule of that number, and an average beside the teacher that of the teacher."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,22 @@ class FilePlan:
                 found.append(
                     FileRow(fixed.path, fixed.value, becomes, fixed.path, rule, because, confidence, fixed.where)
                 )
-        return tuple(found)
+        return (*found, *self._unwritten(new))
+
+    def _unwritten(self, new: View) -> Iterator[FileRow]:
+        """Yield the numbers that move and that no key, and no known constant of the code, holds."""
+        held = {one.path for one in (*self.ledger.links, *self.ledger.fixed)}
+        held |= {path.split("[")[0] for path in held if path.startswith("optimizer.")}
+        old = View(self.reference, self.ledger.spans)
+        paths = {f"optimizer.{key}" for key in OPTIMIZERS[self.reference.optimizer.name].keys}
+        paths |= {"batch_norm.momentum"} | (set() if any(path.startswith("ema") for path in held) else {"ema.decay"})
+        for path in sorted(paths - held):
+            was, becomes = _number_at(old, path), _number_at(new, path)
+            if was is not None and becomes is not None and not same(was, becomes):
+                rule, because, confidence = self._why(path)
+                yield FileRow(
+                    path, was, becomes, path, rule, because, confidence, "the default, which no key here says"
+                )
 
     @property
     def forms(self) -> tuple[Form, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from isobatch.errors import InputError
-from isobatch.formats.acting import acts
+from isobatch.formats.acting import acts, averages, sharing
 from isobatch.formats.draft import Draft
 from isobatch.formats.ledger import Fixed, Found, Ledger, Link, OwnRule, Question, Unanswered, Unread
 from isobatch.formats.texts import Key, Source, Unknown, leaves, spelled
@@ -245,11 +245,24 @@ class Reader:
         Returns:
             Devices; 1 while the question is open.
         """
+        shared = sharing(  # what was set aside, such as other configs of a registry, does not count
+            {part: value for part, value in self.source.tree.items() if (part,) not in self._read}
+        )
+        if shared:
+            split = math.prod(shared.values())
+            keys = " x ".join(f"{key} = {degree}" for key, degree in shared.items())
+            why = f"{why}, and {keys} devices hold one model, so that the number is GPUs / {split}"
+            self.note(f"{keys} devices hold one model and take the same samples: devices counts models, GPUs / {split}")
         if "devices" not in self.answers and default is None and assume is not None:
             self.devices_said = False
             return assume
         if "devices" not in self.answers and default is not None:
             return default
+        if default is not None and self.answers["devices"] != default:
+            self.note(
+                f"the file itself says {default} devices, and was planned for {self.answers['devices']}, as --devices "
+                "says; no key of it says the new number, so start it on the devices that the plan is for"
+            )
         value = self.ask("devices", f"{why}; how many data-parallel devices (GPUs) is the file for?", 1,
                          "--devices 8 (or --devices 8->2)")  # fmt: skip
         return self.whole_answer("devices", value)
@@ -398,9 +411,10 @@ class Reader:
         if self.questions:
             raise Unanswered(self.source.name, tuple(self.questions.values()))
         for key, value in leaves(self.source.tree):
-            if any(key[:cut] in self._read for cut in range(1, len(key) + 1)):
+            inside = any(key[:cut] in self._read for cut in range(1, len(key)))
+            if key in self._read or (inside and not averages(spelled(key), value)):
                 continue
-            if acts(spelled(key), value):
+            if inside or acts(spelled(key), value):
                 why = "its name says that it acts; this reader does not know it, so the plan leaves it as it is"
                 self.left.setdefault(spelled(key), Unread(spelled(key), _short(value), why))
         spans = {span: self.draft.samples(span) for span in self.draft.spans}

@@ -5,7 +5,8 @@ import re
 from isobatch.errors import InputError
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import clip, has, optimizer
+from isobatch.formats.stacks.words import clip, moments, optimizer
+from isobatch.rules import OPTIMIZERS
 from isobatch.units import decay_at
 
 _TIME = re.compile(r"^\s*([0-9][0-9_.]*(?:e[+-]?\d+)?)\s*(ba|ep|sp|tok|dur|iter|sec)\s*$")
@@ -34,18 +35,12 @@ def read(reader: Reader) -> None:
         draft.batch["sequence"] = sequence.value
     name = optimizer(reader, reader.word("optimizer.name", "optimizers.name", default="decoupled_adamw"))
     reader.say("lr", reader.number("optimizer.lr", ask="the learning rate"))
-    decay = reader.number("optimizer.weight_decay", default=1e-5)
+    decay = reader.number("optimizer.weight_decay", default=1e-5 if name in ("adam", "adamw") else 0.0)
     reader.say("weight_decay", decay)
     if str(reader.word("optimizer.name", default="decoupled_adamw").value).lower().startswith("decoupled"):
         draft.values["decay"] = "independent"
         reader.note("Composer's decoupled optimizers do not multiply the decay by the initial rate")
-    if has(name, "betas"):
-        one, two = reader.pair("optimizer.betas", default=(0.9, 0.95))
-        reader.say("beta1", one)
-        reader.say("beta2", two)
-        reader.say("eps", reader.number("optimizer.eps", default=1e-8))
-    else:
-        reader.say("momentum", reader.number("optimizer.momentum", default=0.0))
+    moments(reader, name, "optimizer", usual=None if OPTIMIZERS[name].mixes else (0.9, 0.95))
     if str(reader.find("algorithms.gradient_clipping.clipping_type", default="norm").value) == "norm":
         clip(reader, reader.number("algorithms.gradient_clipping.clipping_threshold", default=None))
     _time(reader, "length", reader.find("max_duration"))

@@ -80,17 +80,20 @@ def _schedule(reader: Reader) -> None:
         name = "steps"
         draft.spans[name] = f"{max(marks, default=0)} steps"
         batch = draft.values["batch"]
-        held, text = list(marks), isinstance(found.value, str)
+        held = reader.remember("milestones_in_images", [mark * batch for mark in marks])  # of the first recipe
+        text = isinstance(found.value, str)
+        if [max(round(mark / batch), 1) for mark in held] != marks:  # edited since
+            held = reader.remembered["milestones_in_images"] = [mark * batch for mark in marks]
 
         def back(view: View) -> object:
-            now = [max(round(mark * batch / view.batch), 1) for mark in held]
-            if now == held:
+            now = [max(round(mark / view.batch), 1) for mark in held]
+            if now == list(marks):
                 return found.value
             inside = ", ".join(map(str, now)) + ("," if len(now) == 1 else "")
             return f"({inside})" if text else now
 
         reader.link("milestones", found, back, words="milestones in iterations")
-        milestones(reader, [mark * batch for mark in marks], gamma.value)
+        milestones(reader, [float(mark) for mark in held], gamma.value)
     elif kind == "WarmupCosineLR":
         end = reader.number("SOLVER.BASE_LR_END", default=0.0)
         part = end.value / draft.values["lr"]

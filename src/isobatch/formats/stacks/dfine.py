@@ -4,7 +4,15 @@ from typing import Any
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Reader
-from isobatch.formats.stacks.words import clip, global_batch, launched_devices, milestones, optimizer, share_of_peak
+from isobatch.formats.stacks.words import (
+    clip,
+    global_batch,
+    launched_devices,
+    milestones,
+    moments,
+    optimizer,
+    share_of_peak,
+)
 
 _INERT = (
     "val_dataloader train_dataloader.dataset use_ema use_amp lr_scheduler.type scaler ema.type "
@@ -49,13 +57,7 @@ def _optimizer(reader: Reader) -> None:
     name = optimizer(reader, reader.word("optimizer.type", default="AdamW"))
     reader.say("lr", reader.number("optimizer.lr", ask="the learning rate"))
     reader.say("weight_decay", reader.number("optimizer.weight_decay", default=0.01 if name == "adamw" else 0.0))
-    if name in ("adam", "adamw"):
-        one, two = reader.pair("optimizer.betas", default=(0.9, 0.999))
-        reader.say("beta1", one)
-        reader.say("beta2", two)
-        reader.say("eps", reader.number("optimizer.eps", default=1e-8))
-    else:
-        reader.say("momentum", reader.number("optimizer.momentum", default=0.0))
+    moments(reader, name, "optimizer")
     clip(reader, reader.number("clip_max_norm", default=None))
     for index, item in enumerate(reader.items("optimizer.params")):
         if not isinstance(item, dict) or not isinstance(item.get("params"), str):

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from isobatch.formats.format import Format
-from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import clip, launched_devices, optimizer, per_device_batch
+from isobatch.formats.reader import Reader
+from isobatch.formats.stacks.words import clip, launched_devices, optimizer, per_device_batch, periods
 
 _INERT = (
     "snr_gamma noise_offset lr_num_cycles resolution rank use_8bit_adam use_ema scale_lr lr_scheduler "
     "validation_epochs offload_ema foreach_ema num_train_epochs max_train_steps checkpoints_total_limit "
-    "validation_steps prodigy_beta3 prodigy_decouple"
+    "prodigy_beta3 prodigy_decouple"
 )
 
 
@@ -91,9 +91,7 @@ def read(reader: Reader) -> None:
     elif reader.flag("use_ema").value:
         reader.fix("ema", 0.9999, "the script's EMAModel, which no flag sets")
         draft.average["ramp"] = {"by": "tensorflow"}
-    saved = reader.whole("checkpointing_steps", default=None)
-    if saved.value:
-        reader.span("checkpoints", Found(saved.key, saved.value, saved.origin), "steps", least=1)
+    periods(reader, {"checkpointing_steps": "checkpoints", "validation_steps": "evaluation"})
     reader.inert(_INERT)
 
 

@@ -26,6 +26,10 @@ _INERT = (
 )
 
 
+CENTRE = 0.9
+"""What the centre of the teacher's outputs keeps of itself in one step."""
+
+
 def _teacher(reader: Reader, start: Found, end: Found) -> None:
     """Enter the teacher's momentum: constant, or a half-cosine to its final value."""
     reader.say("ema", start)
@@ -36,6 +40,11 @@ def _teacher(reader: Reader, start: Found, end: Found) -> None:
         reader.say("ema_final", end)
     elif end.said:
         reader.link("ema", end, lambda view: view["ema"])
+
+
+def _centre(reader: Reader, where: str) -> None:
+    """Enter the running mean of the teacher's outputs, an average over steps like the teacher itself."""
+    reader.fix("centre", CENTRE, where, back=lambda view: view.average(CENTRE))
 
 
 def _decay(reader: Reader, start: Found, end: Found) -> None:
@@ -83,6 +92,7 @@ def read_v1(reader: Reader) -> None:
     draft.rest = [{"by": "cosine", "to": share_of_peak(reader, "schedule.final", least)}]
     teacher = reader.number("momentum_teacher", default=0.996)
     _teacher(reader, teacher, Found(("momentum_teacher_end",), 1.0, "default"))
+    _centre(reader, "DINOLoss(center_momentum=0.9) in main_dino.py")
     frozen = reader.number("freeze_last_layer", default=1)
     if frozen.value:
         reader.span("freeze", frozen, "epochs")
@@ -184,6 +194,8 @@ def read_v2(reader: Reader) -> None:
     draft.rest = [{"by": "cosine", "to": share_of_peak(reader, "schedule.final", least)}]
     teacher = reader.number("teacher.momentum_teacher", default=0.992)
     _teacher(reader, teacher, reader.number("teacher.final_momentum_teacher", default=1.0))
+    if str(reader.word("train.centering", default="centering").value) == "centering":
+        _centre(reader, "center_momentum = 0.9 of DINOLoss and iBOTPatchLoss, which no key sets")
     _frozen(reader, "optim.freeze_last_layer_epochs", length)
     heat = reader.number("teacher.warmup_teacher_temp_epochs", default=30)
     if heat.value:

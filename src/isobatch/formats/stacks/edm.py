@@ -11,21 +11,59 @@ _INERT = (
 )
 
 
+_PRESETS = {
+    "edm2-img512-xxs": (0.0170, 70000, 2048),
+    "edm2-img512-xs": (0.0120, 70000, 2048),
+    "edm2-img512-s": (0.0100, 70000, 2048),
+    "edm2-img512-m": (0.0090, 70000, 2048),
+    "edm2-img512-l": (0.0080, 70000, 1792),
+    "edm2-img512-xl": (0.0070, 70000, 1280),
+    "edm2-img512-xxl": (0.0065, 70000, 896),
+    "edm2-img64-xs": (0.0120, 35000, 1024),
+    "edm2-img64-s": (0.0100, 35000, 1024),
+    "edm2-img64-m": (0.0090, 35000, 2048),
+    "edm2-img64-l": (0.0080, 35000, 1024),
+    "edm2-img64-xl": (0.0070, 35000, 640),
+}
+"""EDM2's presets: rate, batches after which it falls, and length in 2**20 images."""
+_SUFFIXES = {"Ki": 10, "Mi": 20, "Gi": 30}
+
+
+def _images_of(found: Found) -> Found:
+    """Return a count of images as a number, whatever power of two EDM2 lets stand behind it."""
+    text = str(found.value).strip()
+    power = _SUFFIXES.get(text[-2:])
+    if power is None or not text[:-2].isdigit():
+        return found
+    return Found(found.key, int(text[:-2]) << power, found.origin)
+
+
+def _count(reader: Reader, name: str, default: int | None) -> Found:
+    found = _images_of(reader.find(name, default=default))
+    if isinstance(found.value, bool) or (found.value is not None and not isinstance(found.value, int)):
+        return reader.whole(name, default=default, low=0)
+    return found
+
+
 def read(reader: Reader) -> None:
     """Read train.py's (EDM) or train_edm2.py's flags."""
     draft = reader.draft
     second = "edm2" in reader.source.extra.get("program", "") or reader.has("preset")
-    size = reader.whole("batch", default=2048 if second else 512, low=1)
+    chosen = str(reader.word("preset", default="edm2-img512-s").value)
+    usual = _PRESETS.get(chosen)
+    size = _count(reader, "batch", 2048 if second else 512)
+    if not size.value or size.value < 1:
+        size = reader.whole("batch", low=1)
     devices = reader.devices(default=launched_devices(reader), assume=1)
-    each = reader.whole("batch_gpu", default=None)
+    each = _count(reader, "batch_gpu", None)
     draft.values |= {"batch": size.value, "devices": devices if size.value % devices == 0 else 1, "name": "adam"}
     reader.keeps_batch, reader.per_device = True, False
     if each.value:
         draft.values["micro"] = each.value
         reader.link("micro", each, lambda view: view.micro, whole=True, least=1)
     reader.link("batch", size, lambda view: view.batch, whole=True, least=1)
-    if second and not reader.has("lr"):
-        lr = reader.number("lr", ask="the preset holds the rate (edm2-img512-xs: 0.0120)")
+    if second:
+        lr = reader.number("lr", default=usual[0] if usual else None, ask=f"the preset {chosen} is not known here")
     else:
         lr = reader.number("lr", default=10e-4)
     reader.say("lr", lr)
@@ -33,13 +71,17 @@ def read(reader: Reader) -> None:
         reader.fix(path, value, "the training script's Adam")
     draft.values["weight_decay"] = 0.0
     million = 1e6
-    length = reader.number("duration", default=2048 if second else 200)
-    _images(reader, "length", length, million)
+    if second:
+        length = _count(reader, "duration", (usual[2] if usual else 2048) << 20)
+        _images(reader, "length", length, 1.0)
+    else:
+        _images(reader, "length", reader.number("duration", default=200), million)
     warm = reader.number("rampup_Mimg" if second else "rampup", default=10)
     if warm.value:
         _images(reader, "warmup", warm, million)
     if second:
-        decay = reader.number("decay", default=35000)
+        why = f"the preset {chosen} is not known here; batches after which its rate falls"
+        decay = reader.number("decay", default=usual[1] if usual else None, ask=why)
         draft.rest = [{"by": "inverse", "scale": f"{decay.value * size.value:.17g} samples"}]
         reader.note("lr falls as 1/sqrt(max(step/decay, 1)): --decay counts batches, and moves with them")
         if decay.value:
@@ -56,9 +98,9 @@ def read(reader: Reader) -> None:
 
 
 def _images(reader: Reader, name: str, found: Found, each: float) -> None:
-    value = found.value
+    value, words = found.value, "millions of images" if each > 1 else "images"
     reader.draft.spans[name] = f"{value * each:.17g} samples"
-    reader.link(name, found, lambda view: view.samples(name) / each, words="millions of images")
+    reader.link(name, found, lambda view: view.samples(name) / each, words=words)
 
 
 FORMAT = Format(

@@ -2,15 +2,17 @@
 
 import re
 
+from isobatch.errors import InputError
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.grpo import groups, is_grpo
-from isobatch.formats.stacks.words import betas, clip, launched_devices, optimizer, per_device_batch
+from isobatch.formats.stacks.words import betas, clip, has, launched_devices, optimizer, per_device_batch
 
 _INERT = (
     "beta pref_beta dpo_beta kto_beta fsdp fsdp_config loraplus_lr_ratio lora_alpha average_tokens_across_devices "
     "adapter optim_target_modules eval_batch_size max_length loss_type temperature logging_steps train_on_inputs "
-    "group_by_length num_beams epsilon_high evals_per_epoch saves_per_epoch"
+    "group_by_length num_beams epsilon_high evals_per_epoch saves_per_epoch dispatch_batches eval_batches"
+    " accelerator_config.dispatch_batches accelerator_config.even_batches"
 )
 
 _ONE_RATE = re.compile(r"(?!min|max|base|peak)([A-Za-z]\w*)_lr$|loraplus_lr_(embedding)$")
@@ -30,7 +32,11 @@ def read(reader: Reader) -> None:
     if axolotl and reader.has("batch_size") and not reader.has("gradient_accumulation_steps"):
         total = reader.whole("batch_size", low=1)
         reader.ask("gradient_accumulation_steps", f"axolotl no longer takes batch_size={total.value}", 1)
-    per_device_batch(reader, micro, passes, reader.devices(default=launched_devices(reader)))
+    devices = reader.devices(default=launched_devices(reader))
+    if reader.flag("accelerator_config.split_batches", "split_batches").value:
+        _split(reader, micro, passes, devices)
+    else:
+        per_device_batch(reader, micro, passes, devices)
     if reader.find("auto_find_batch_size").value:
         reader.unread(
             "auto_find_batch_size", "halves the batch when memory runs out, and nothing else with it; turn it off"
@@ -52,6 +58,20 @@ def read(reader: Reader) -> None:
             reader.unread(key, "may set rates, batches or clipping of its own")
 
 
+def _split(reader: Reader, whole: Found, passes: Found, devices: int) -> None:
+    """Enter a batch that Accelerate deals out to the devices, whatever the name of its key says."""
+    if whole.value % devices:
+        raise InputError(
+            f"{whole.name}={whole.value} is dealt out by split_batches and does not lie evenly on {devices} devices; "
+            f"take a multiple of {devices}, or turn split_batches off"
+        )
+    per_device_batch(reader, Found(whole.key, whole.value // devices, whole.origin), passes, devices)
+    reader.links[:] = [link for link in reader.links if link.path != "batch.micro"]
+    reader.link("micro", whole, lambda view: view.micro * view.devices, words="dealt out by split_batches", whole=True,
+                least=1)  # fmt: skip
+    reader.per_device = False
+
+
 def _counted(reader: Reader, found: Found) -> bool:
     """Whether a number counts steps: shares of the run are below 1, and so may be what a plan made a whole step of."""
     return found.value >= 1 or found.name in reader.exact
@@ -69,7 +89,9 @@ def _optimizer(reader: Reader, axolotl: bool) -> None:
     if name == "muon":
         reader.fix("momentum", 0.95, "the trainer's Muon, which no argument sets")
         reader.draft.rules["momentum"] = "keep"
-    if name not in ("sgd", "rmsprop"):
+        for key in ("adam_beta1", "adam_beta2", "adam_epsilon"):
+            reader.unread(key, "of Adam's own parameters beside Muon, which the plan leaves as it is")
+    if has(name, "betas"):
         betas(reader, reader.number("adam_beta1", default=0.9), reader.number("adam_beta2", default=0.999))
         reader.say("eps", reader.number("adam_epsilon", default=1e-8))
     clip(reader, reader.number("max_grad_norm", default=1.0))
@@ -164,6 +186,7 @@ def _schedule(reader: Reader, axolotl: bool) -> None:
         why = f"{kind.name} = {kind.value!r} is a schedule of its own here"
         chosen = reader.ask("schedule", f"{why}; which of linear, cosine, constant is nearest?", "cosine",
                             "--set schedule=cosine")  # fmt: skip
+        _least(reader)
         draft.rest = [{"by": {"constant": "hold"}.get(chosen, chosen), **({} if chosen == "constant" else {"to": 0.0})}]
     reader.inert("lr_scheduler_kwargs.num_cycles", "lr_scheduler_kwargs.min_lr", "lr_scheduler_kwargs.min_lr_rate")
 

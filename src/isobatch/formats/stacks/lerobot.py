@@ -5,10 +5,10 @@ from typing import Any
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import clip, has, launched_devices, optimizer, per_device_batch
+from isobatch.formats.stacks.words import clip, launched_devices, moments, optimizer, per_device_batch, periods
 
 _INERT = (
-    "dataset env eval wandb peft rename_map seed num_workers log_freq eval_freq env_eval_freq tolerance_s job_name "
+    "dataset env eval wandb peft rename_map seed num_workers log_freq tolerance_s job_name "
     "output_dir resume prefetch_factor save_checkpoint use_policy_training_preset max_eval_samples sample_weighting"
 )
 _TRAINED = ("optimizer_", "scheduler_", "grad_clip", "lr")
@@ -52,10 +52,8 @@ def read(reader: Reader) -> None:
     else:
         _preset(reader, kind, preset)
         reader.inert("optimizer", "scheduler")
-    for name, key in (("checkpoints", "save_freq"), ("evaluation", "eval_steps")):
-        found = reader.whole(key, default=None)
-        if found.value:
-            reader.span(name, found, "steps", least=1)
+    periods(reader, {"save_freq": "checkpoints", "eval_steps": "evaluation", "eval_freq": "trials",
+                     "env_eval_freq": "trials_in_env"})  # fmt: skip
     reader.inert(_INERT, *(f"policy.{key}" for key in reader.table("policy") if not key.startswith(_TRAINED)))
 
 
@@ -112,13 +110,7 @@ def _stated(reader: Reader) -> None:
     name = optimizer(reader, reader.word("optimizer.type", default="adamw"))
     reader.say("lr", reader.number("optimizer.lr", default=1e-3))
     reader.say("weight_decay", reader.number("optimizer.weight_decay", default=0.01 if name == "adamw" else 0.0))
-    if has(name, "betas"):
-        one, two = reader.pair("optimizer.betas", default=(0.9, 0.999))
-        reader.say("beta1", one)
-        reader.say("beta2", two)
-        reader.say("eps", reader.number("optimizer.eps", default=1e-8))
-    else:
-        reader.say("momentum", reader.number("optimizer.momentum", default=0.0))
+    moments(reader, name, "optimizer")
     clip(reader, reader.number("optimizer.grad_clip_norm", default=10.0))
     reader.inert(*(f"policy.{key}" for key in reader.table("policy")))
     warm = reader.whole("scheduler.num_warmup_steps", default=0)

@@ -1,15 +1,31 @@
 """LightningCLI: trainer, optimizer and data as classes with init_args; the batch lives in the datamodule."""
 
+import re
+
+from isobatch.formats.acting import devices_of_a_model
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Reader
-from isobatch.formats.stacks.words import clip, has, launched_devices, optimizer, per_device_batch
+from isobatch.formats.stacks.words import (
+    capped_epoch,
+    clip,
+    launched_devices,
+    moments,
+    optimizer,
+    per_device_batch,
+    share_of_peak,
+)
 
 _INERT = (
     "trainer.log_every_n_steps trainer.check_val_every_n_epoch trainer.logger "
-    "trainer.gradient_clip_algorithm trainer.num_sanity_val_steps trainer.limit_train_batches "
-    "trainer.precision lr_scheduler.class_path data.init_args.num_workers trainer.overfit_batches "
+    "trainer.gradient_clip_algorithm trainer.num_sanity_val_steps "
+    "trainer.precision lr_scheduler.class_path data.init_args.num_workers "
     "trainer.strategy optimizer.class_path trainer.max_time model.class_path"
 )
+_HARMLESS = {
+    "DeviceStatsMonitor", "EarlyStopping", "LearningRateMonitor", "ModelSummary", "OnExceptionCheckpoint",
+    "RichModelSummary", "RichProgressBar", "TQDMProgressBar", "Timer", "",
+}  # fmt: skip
+"""Lightning's own callbacks that no batch touches: they count epochs, or only look."""
 _BATCH = (
     "data.init_args.batch_size",
     "data.batch_size",
@@ -32,29 +48,29 @@ def read(reader: Reader) -> None:
     passes = reader.whole("trainer.accumulate_grad_batches", default=1, low=1)
     count, nodes = reader.find("trainer.devices").value, reader.whole("trainer.num_nodes", default=1, low=1).value
     count = len(count) if isinstance(count, list) else count
-    told = count * nodes if isinstance(count, int) and count > 0 else launched_devices(reader)
+    split = devices_of_a_model(reader.source.tree)
+    stated = isinstance(count, int) and count > 0 and count * nodes % split == 0
+    told = count * nodes // split if stated else launched_devices(reader)
     per_device_batch(reader, micro, passes, reader.devices('trainer.devices is not a number ("auto")', default=told))
     if isinstance(reader.find("trainer.devices").value, int) and told:
-        reader.link("devices", reader.find("trainer.devices"), lambda view: view.devices / nodes, whole=True, least=1)
+        reader.link("devices", reader.find("trainer.devices"), lambda view: view.devices * split / nodes, whole=True,
+                    least=1)  # fmt: skip
     name = optimizer(reader, reader.word("optimizer.class_path", ask_default(reader), default="torch.optim.AdamW"))
     reader.say("lr", reader.number(*_RATE, ask="the rate stands in the user's module"))
     decay = reader.number(
         "optimizer.init_args.weight_decay", "model.init_args.weight_decay", default=0.01 if name == "adamw" else 0.0
     )
     reader.say("weight_decay", decay)
-    if has(name, "betas"):
-        one, two = reader.pair("optimizer.init_args.betas", default=(0.9, 0.999))
-        reader.say("beta1", one)
-        reader.say("beta2", two)
-        reader.say("eps", reader.number("optimizer.init_args.eps", default=1e-8))
-    else:
-        reader.say("momentum", reader.number("optimizer.init_args.momentum", default=0.0))
+    moments(reader, name, "optimizer.init_args")
     clip(reader, reader.number("trainer.gradient_clip_val", default=None))
     if (
         draft.values.get("clip")
         and str(reader.find("trainer.gradient_clip_algorithm", default="norm").value) == "value"
     ):
         draft.values["clip_by"] = "value"
+    most = reader.find("trainer.limit_train_batches").value
+    if isinstance(most, int) and not isinstance(most, bool) and most > 0:  # a share of the data stays as it is
+        capped_epoch(reader, reader.whole("trainer.limit_train_batches"))
     _length(reader)
     _schedule(reader)
     _callbacks(reader)
@@ -92,22 +108,29 @@ def _schedule(reader: Reader) -> None:
     if warm.value:
         reader.span("warmup", warm, "steps", least=1)
     if kind == "CosineAnnealingLR":
-        draft.rest = [{"by": "cosine", "to": 0.0}]
+        draft.rest = [{"by": "cosine", "to": _least(reader, "eta_min")}]
         reader.note("LightningCLI steps a scheduler once an epoch: T_max counts epochs, which stay")
         reader.inert("lr_scheduler.init_args")
     elif kind in ("ReduceLROnPlateau", ""):
+        _least(reader, "min_lr")
         reader.inert("lr_scheduler.init_args")
     else:
         reader.unread("lr_scheduler.init_args", f"{kind}: its counts are epochs under LightningCLI, and steps where "
                       'the module says interval = "step"; then divide them by kappa')  # fmt: skip
 
 
+def _least(reader: Reader, name: str) -> float:
+    """Return the share of the peak below which a scheduler does not go."""
+    least = reader.number(f"lr_scheduler.init_args.{name}", default=None)
+    return share_of_peak(reader, "schedule.final", least) if least.value else 0.0
+
+
 def _callbacks(reader: Reader) -> None:
-    """Enter the callbacks that average weights or change the batch; the others do not act on it."""
+    """Enter the callbacks that average weights, save by steps or change the batch; name what acts in unknown ones."""
     for index, item in enumerate(reader.items("trainer.callbacks")):
         place = f"trainer.callbacks.{index}"
         kind = str(item.get("class_path", "")).rsplit(".", 1)[-1] if isinstance(item, dict) else ""
-        if "EMA" in kind:
+        if re.search(r"E(?:MA|ma)(?![a-z])", kind):
             reader.say("ema", reader.number(f"{place}.init_args.decay", default=0.999))
             every = reader.whole(f"{place}.init_args.update_every_n_steps", default=1, low=1)
             reader.draft.average["every"] = every.value
@@ -121,8 +144,15 @@ def _callbacks(reader: Reader) -> None:
             "BatchSizeFinder",
         ):
             reader.unread(place, f"{kind} acts by a course of its own; it is left as it is")
-        else:
+        elif kind == "ModelCheckpoint":
+            every = reader.whole(f"{place}.init_args.every_n_train_steps", default=None)
+            if every.value:
+                reader.span(f"checkpoints_{index}", every, "steps", least=1)
             reader.inert(place)
+        elif kind in _HARMLESS:
+            reader.inert(place)
+        else:
+            reader.inert(f"{place}.class_path")
 
 
 FORMAT = Format(

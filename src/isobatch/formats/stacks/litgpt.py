@@ -2,7 +2,7 @@
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import clip, optimizer
+from isobatch.formats.stacks.words import clip, optimizer, usual_betas
 
 
 def read(reader: Reader) -> None:
@@ -23,10 +23,10 @@ def read(reader: Reader) -> None:
         reader.link("devices", found, lambda view: view.devices / nodes, whole=True, least=1)
     lr = reader.number("optimizer.init_args.lr", "train.learning_rate", default=None,
                        ask="the learning rate stands in the optimizer's defaults")  # fmt: skip
-    optimizer(reader, reader.word("optimizer.class_path", "optimizer", default="AdamW"))
+    name = optimizer(reader, reader.word("optimizer.class_path", "optimizer", default="AdamW"))
     reader.say("lr", lr)
     reader.say("weight_decay", reader.number("optimizer.init_args.weight_decay", "train.weight_decay", default=0.01))
-    one, two = reader.pair("optimizer.init_args.betas", default=(0.9, 0.999))
+    one, two = reader.pair("optimizer.init_args.betas", default=usual_betas(name))
     reader.say("beta1", one)
     reader.say("beta2", two)
     reader.say("eps", reader.number("optimizer.init_args.eps", default=1e-8))

@@ -2,13 +2,13 @@
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import betas, clip, launched_devices, optimizer
+from isobatch.formats.stacks.words import betas, clip, launched_devices, optimizer, periods
 
 _PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
 _INERT = (
     "log_interval eval_iters layernorm_epsilon norm_epsilon rotary_base adam_offload train_data_path "
     "use_distributed_optimizer overlap_grad_reduce no_gradient_accumulation_fusion "
-    "decoder_first_pipeline_num_layers exit_interval override_opt_param_scheduler "
+    "decoder_first_pipeline_num_layers override_opt_param_scheduler "
     "use_checkpoint_opt_param_scheduler optimizer_cpu_offload moe_router_load_balancing_type "
     "overlap_param_gather_with_optimizer_step accumulate_allreduce_grads_in_fp32 hysteresis "
     "initial_loss_scale min_loss_scale loss_scale_window"
@@ -19,10 +19,15 @@ def read(reader: Reader) -> None:
     """Read the flags."""
     micro = reader.whole("micro_batch_size", ask="samples per device and pass", low=1)
     devices = _devices(reader)
-    size = reader.whole("global_batch_size", default=int(micro.value) * devices, low=1)
-    reader.keeps_batch, reader.per_device = True, False
-    reader.draft.values |= {"batch": size.value, "devices": devices, "micro": int(micro.value)}
-    reader.link("batch", size, lambda view: view.batch, whole=True, least=1)
+    size = reader.whole("global_batch_size", default=None, low=1)
+    stated = size.value is not None
+    reader.keeps_batch, reader.per_device = stated, not stated
+    batch = size.value if stated else int(micro.value) * devices
+    reader.draft.values |= {"batch": batch, "devices": devices, "micro": int(micro.value)}
+    follows = reader.remember("batch_follows_devices", not stated)
+    words = "" if stated else "silent, it is one pass of every device"
+    reader.link("batch", size, lambda view: None if follows and view.accumulation == 1 else view.batch, words=words,
+                whole=True, least=1)  # fmt: skip
     reader.link("micro", micro, lambda view: view.micro, whole=True, least=1)
     sequence = reader.whole("seq_length", "encoder_seq_length", default=None, low=1)
     if sequence.value:
@@ -33,12 +38,9 @@ def read(reader: Reader) -> None:
                   "write --step-batch-size-schedule, or remove it")  # fmt: skip
     reader.unread("step_batch_size_schedule", "the batch changes in the run; iterations become samples with the "
                   "last batch")  # fmt: skip
-    for key in ("decoupled_lr", "decoupled_min_lr", "head_lr_mult", "lr_wsd_decay_samples", "start_weight_decay"):
+    for key in ("decoupled_lr", "decoupled_min_lr", "head_lr_mult", "start_weight_decay"):
         reader.unread(key, "a rate or decay of its own that the plan leaves as it is")
-    for name, key in (("evaluation", "eval_interval"), ("checkpoints", "save_interval")):
-        found = reader.whole(key, default=None)
-        if found.value:
-            reader.span(name, found, "steps", least=1)
+    periods(reader, {"eval_interval": "evaluation", "save_interval": "checkpoints", "exit_interval": "exit"})
     reader.inert(_INERT)
 
 

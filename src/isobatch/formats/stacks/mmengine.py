@@ -5,7 +5,14 @@ from typing import Any
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import clip, milestones, optimizer, per_device_batch
+from isobatch.formats.stacks.words import (
+    capped_epoch,
+    clip,
+    milestones,
+    moments,
+    optimizer,
+    per_device_batch,
+)
 
 _INERT = (
     "val_dataloader test_dataloader val_cfg test_cfg model train_pipeline test_pipeline env_cfg "
@@ -22,10 +29,18 @@ def read(reader: Reader) -> None:
     micro = reader.whole("train_dataloader.batch_size", ask="images per GPU", low=1)
     passes = reader.whole("optim_wrapper.accumulative_counts", default=1, low=1)
     told = re.search(r"(\d+)xb?\d+", reader.source.name)
-    devices = reader.devices(default=int(told[1]) if told else None)
-    if told and "devices" not in reader.answers:
+    named = told is not None and "devices" not in reader.answers
+    devices = reader.devices(default=int(told[1]) if told and named else None)
+    if named:
         reader.note(f"{devices} GPUs by the file's name; say --devices where that is wrong")
     per_device_batch(reader, micro, passes, devices)
+    mixed = reader.whole("train_dataloader.sampler.batch_size", default=None, low=1)
+    if mixed.value:
+        times = mixed.value / micro.value
+        reader.link("micro", mixed, lambda view: view.micro * times, whole=True, least=1)
+    most = reader.whole("train_dataloader.num_batch_per_epoch", default=None, low=1)
+    if most.value:
+        capped_epoch(reader, most)
     _optimizer(reader)
     _rule(reader)
     _length(reader)
@@ -39,15 +54,7 @@ def _optimizer(reader: Reader) -> None:
     name = optimizer(reader, reader.word(f"{head}.type", default="SGD"))
     reader.say("lr", reader.number(f"{head}.lr", ask="the learning rate"))
     reader.say("weight_decay", reader.number(f"{head}.weight_decay", default=0.01 if name == "adamw" else 0.0))
-    if name in ("sgd", "rmsprop", "lars"):
-        reader.say("momentum", reader.number(f"{head}.momentum", default=0.9 if name == "lars" else 0.0))
-        if reader.flag(f"{head}.nesterov").value:
-            reader.draft.values["nesterov"] = True
-    else:
-        one, two = reader.pair(f"{head}.betas", default=(0.9, 0.999))
-        reader.say("beta1", one)
-        reader.say("beta2", two)
-        reader.say("eps", reader.number(f"{head}.eps", default=1e-8))
+    moments(reader, name, head)
     limit = reader.number("optim_wrapper.clip_grad.max_norm", default=None)
     value = reader.number("optim_wrapper.clip_grad.clip_value", default=None)
     clip(reader, limit)
@@ -85,6 +92,10 @@ def _length(reader: Reader) -> None:
     if epochs.value:
         reader.data_size("its epochs are passes over the data")
         reader.span("length", epochs, "epochs")
+        if reader.find("default_hooks.checkpoint.by_epoch").value is False:
+            saved = reader.whole("default_hooks.checkpoint.interval", default=None)
+            if saved.value:
+                reader.span("checkpoints", saved, "steps", least=1)
     elif steps.value:
         reader.span("length", steps, "steps", least=1)
         every = reader.whole("train_cfg.val_interval", default=None)
@@ -200,11 +211,16 @@ def _steps(reader: Reader, index: int, item: dict[str, Any], kind: str) -> None:
     milestones(reader, marks, gamma.value)
 
 
+_AVERAGES = {"EMAHook": 0.0002, "MeanTeacherHook": 0.001}
+"""Hooks that average weights -> their momentum where the file is silent."""
+
+
 def _hooks(reader: Reader) -> None:
     for index, hook in enumerate(reader.items("custom_hooks")):
-        if isinstance(hook, dict) and str(hook.get("type", "")).rsplit(".", 1)[-1] == "EMAHook":
+        name = str(hook.get("type", "")).rsplit(".", 1)[-1] if isinstance(hook, dict) else ""
+        if name in _AVERAGES:
             head = f"custom_hooks.{index}"
-            moment = reader.number(f"{head}.momentum", default=0.0002)
+            moment = reader.number(f"{head}.momentum", default=_AVERAGES[name])
             if not 0 < moment.value < 1:
                 continue
             reader.say("ema", moment, 1 - moment.value, words="1 - momentum: mmengine's momentum is 1 - decay",
@@ -216,6 +232,10 @@ def _hooks(reader: Reader) -> None:
                     reader.span("ema_ramp", gamma, "steps", least=1)
                     reader.draft.average["ramp"] = {"by": "exp", "tau": reader.draft.spans["ema_ramp"]}
             begin = reader.whole(f"{head}.begin_iter", default=0)
+            often = reader.whole(f"{head}.interval", default=1, low=1)
+            if often.value > 1:
+                reader.draft.average["every"] = often.value
+                reader.note(f"the average is updated every {often.value} iterations, at any batch")
             if begin.value:
                 reader.span("ema_start", begin, "steps", least=1)
                 reader.draft.average["start"] = reader.draft.spans["ema_start"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import launched_devices
+from isobatch.formats.stacks.words import launched_devices, periods
 
 REFERENCE = 2**19
 """Tokens of the batch at which its rates are stated."""
@@ -17,7 +17,7 @@ _GROUPS = (
 _INERT = (
     "depth aspect_ratio head_dim max_seq_len window_pattern target_flops target_param_data_ratio fp8 fp8_recipe "
     "resume_from_step eval_tokens core_metric_max_per_task sample_every num_iterations user_config "
-    "core_metric_every run model_tag device_type dry_run"
+    "run model_tag device_type dry_run"
 )
 
 
@@ -41,10 +41,7 @@ def read(reader: Reader) -> None:
                 least=1)  # fmt: skip
     _rates(reader, size.value)
     _length(reader)
-    for name, key in (("evaluation", "eval_every"), ("checkpoints", "save_every")):
-        found = reader.number(key, default=None, low=-1)
-        if found.value and found.value > 0:
-            reader.span(name, found, "steps", least=1)
+    periods(reader, {"eval_every": "evaluation", "save_every": "checkpoints", "core_metric_every": "core_metric"})
     reader.note("Muon's momentum is a constant of base_train.py, and stays beside a square-root rate; its ramp "
                 "of 400 steps stays")  # fmt: skip
     reader.inert(_INERT)

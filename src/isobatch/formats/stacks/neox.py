@@ -3,7 +3,7 @@
 from isobatch.errors import InputError
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import clip, optimizer, per_device_batch
+from isobatch.formats.stacks.words import clip, moments, optimizer, per_device_batch, periods
 
 _FILLED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _INERT = (
@@ -30,10 +30,34 @@ def _batch(reader: Reader) -> None:
     told = None
     if total.value and total.value % (int(micro.value) * passes.value) == 0:
         told = total.value // (int(micro.value) * passes.value)
-    per_device_batch(reader, micro, passes, reader.devices(default=told))
+    if total.value and not passes.said:
+        _filled(reader, micro, total, told)
+        return
+    devices = reader.devices(default=told)
+    if total.value and total.value != int(micro.value) * passes.value * devices:
+        raise InputError(
+            f"{total.name}={total.value} is not {micro.name}={micro.value} x {passes.name}={passes.value} x {devices} "
+            "devices, which DeepSpeed refuses as well; mend one of them, or --devices"
+        )
+    per_device_batch(reader, micro, passes, devices)
     if total.value:
         reader.link("batch", total, lambda view: view.batch, whole=True, least=1)
         reader.note("train_batch_size, micro-batch and accumulation must multiply with the GPUs; all three are written")
+
+
+def _filled(reader: Reader, micro: Found, total: Found, told: int | None) -> None:
+    """Enter the batches of all GPUs and of one, between which DeepSpeed fills in the passes, whatever the GPUs."""
+    devices = reader.devices(assume=told)
+    if total.value % (int(micro.value) * devices):
+        raise InputError(
+            f"{total.name}={total.value} is no multiple of {micro.name}={micro.value} x {devices} devices; mend one of "
+            "them, or --devices"
+        )
+    reader.keeps_batch, reader.per_device = True, False
+    reader.draft.values |= {"batch": int(total.value), "devices": devices, "micro": int(micro.value)}
+    reader.link("micro", micro, lambda view: view.micro, whole=True, least=1)
+    reader.link("batch", total, lambda view: view.batch, whole=True, least=1)
+    reader.note("DeepSpeed accumulates what train_batch_size leaves over: on other GPUs the batch stays")
 
 
 def _whole_batch(reader: Reader) -> None:
@@ -67,13 +91,7 @@ def _optimizer(reader: Reader) -> None:
     elif decay.value is None:
         decay = inner if inner.value is not None else Found(("weight_decay",), 0.1 if _neox(reader) else 0.0, "default")
     reader.say("weight_decay", decay)
-    if name in ("sgd", "rmsprop"):
-        reader.say("momentum", reader.number("optimizer.params.momentum", default=0.0))
-    else:
-        one, two = reader.pair("optimizer.params.betas", default=(0.9, 0.999))
-        reader.say("beta1", one)
-        reader.say("beta2", two)
-        reader.say("eps", reader.number("optimizer.params.eps", default=1e-8))
+    moments(reader, name, "optimizer.params")
     clip(reader, reader.number("gradient_clipping", default=1.0 if _neox(reader) else None))
 
 
@@ -115,6 +133,7 @@ def read_neox(reader: Reader) -> None:
         found = reader.whole(key, default=None)
         if found.value and (key != "checkpoint_factor" or reader.find("checkpoint_scale").value in (None, "linear")):
             reader.span(name, found, "steps", least=1)
+    periods(reader, {"save_interval": "saving"})
     reader.inert(_INERT)
 
 

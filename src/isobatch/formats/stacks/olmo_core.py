@@ -6,7 +6,7 @@ from typing import Any
 from isobatch.errors import InputError
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import clip, known_name, launched_devices, optimizer
+from isobatch.formats.stacks.words import clip, known_name, launched_devices, optimizer, share_of_peak, usual_betas
 from isobatch.formats.texts import Key, Unknown, spelled
 from isobatch.rules import OPTIMIZERS
 
@@ -103,7 +103,7 @@ def _optimizer(reader: Reader, parts: dict[str, str]) -> None:
     name = optimizer(reader, Found((*where.split("."), "type"), kind.rsplit(".", 1)[-1].removesuffix("Config")))
     reader.say("lr", reader.number(f"{where}.lr", "lr", default=1e-3))
     reader.say("weight_decay", reader.number(f"{where}.weight_decay", default=1e-2))
-    one, two = reader.pair(f"{where}.betas", default=(0.9, 0.99 if OPTIMIZERS[name].mixes else 0.999))
+    one, two = reader.pair(f"{where}.betas", default=usual_betas(name))
     reader.say("beta1", one)
     reader.say("beta2", two)
     if not OPTIMIZERS[name].mixes:
@@ -146,8 +146,13 @@ def _escaped(text: str) -> str:
 
 
 def _length(reader: Reader, trainer: str) -> None:
-    """Enter `max_duration`: Duration.tokens(...), .steps, .epochs, or what is saved of it."""
+    """Enter `max_duration`: Duration.tokens(...), .steps, .epochs, or what is saved of it; and where it stops early."""
     draft = reader.draft
+    stop = f"{trainer}.hard_stop"
+    unit = str(reader.find(f"{stop}.unit", f"{stop}.type", default="").value or "").lower().rsplit(".", 1)[-1]
+    amount = reader.number(f"{stop}.#0", f"{stop}.value", default=None)
+    if amount.value and unit == "steps":
+        reader.span("hard_stop", amount, "steps", least=1)
     where = f"{trainer}.max_duration"
     kind = str(reader.find(f"{where}.type", default="").value or "").rsplit(".", 1)[-1]
     unit = str(reader.find(f"{where}.unit", default=kind).value or "").lower().rsplit(".", 1)[-1]
@@ -190,7 +195,9 @@ def _schedule(reader: Reader, module: str) -> None:
         reader.span("warmup", warm, unit, least=1)
     elif share.value:
         reader.span("warmup", share, "length")
-    reader.inert(f"{where}.warmup_min_lr")
+    start = reader.number(f"{where}.warmup_min_lr", default=None)
+    if start.value:
+        draft.warmup_from = share_of_peak(reader, "curves.lr", start)
     usual = _USUAL_END.get(shape, 0.0)
     end = reader.number(f"{where}.alpha_f", default=usual)
     if shape in _USUAL_END:
@@ -233,8 +240,9 @@ def _stable(reader: Reader, where: str, unit: str) -> None:
     falls = min(draft.samples("decay"), run - warm)
     draft.spans["stable"] = f"{max(run - warm - falls, 0.0):.17g} tokens"
     draft.spans["fall"] = f"{max(falls, 0.0):.17g} tokens"
-    draft.rest = [{"span": "stable", "by": "hold"}, {"span": "fall", "by": "linear", "to": 0.0}]
-    reader.inert(f"{where}.decay_min_lr")
+    least = reader.number(f"{where}.decay_min_lr", default=None)
+    end = share_of_peak(reader, "schedule.final", least) if least.value else 0.0
+    draft.rest = [{"span": "stable", "by": "hold"}, {"span": "fall", "by": "linear", "to": end}]
 
 
 def _periods(reader: Reader, trainer: str) -> None:
@@ -255,6 +263,9 @@ def _periods(reader: Reader, trainer: str) -> None:
             elif isinstance(value.get(key), int):
                 reader.unread(f"{name}.{key}", "a further period in steps; divide it by kappa")
         kind = str(value.get("type", value.get("_CLASS_", "")))
+        if "EMA" in kind or "Averag" in kind:
+            reader.unread(name, "an average of the weights by a callback of its own; move its decay by decay**kappa")
+            continue
         if "BatchSizeScheduler" in kind:
             reader.unread(name, "the batch changes in the run, and the rate with it, by the trainer's own rule")
             continue

@@ -12,8 +12,9 @@ from isobatch.formats.stacks.words import (
     optimizer,
     per_device_batch,
     share_of_peak,
+    usual_betas,
+    usual_eps,
 )
-from isobatch.rules import OPTIMIZERS
 
 _INERT = (
     "lr_cycle_mul lr_cycle_decay lr_cycle_limit lr_k_decay lr_base_scale lr_noise_pct lr_noise_std "
@@ -31,7 +32,10 @@ def read(reader: Reader) -> None:
     passes = reader.whole("grad_accum_steps", default=1, low=1)
     world = reader.find("world_size").value
     told = launched_devices(reader) or (world if isinstance(world, int) and world > 1 else None)
-    per_device_batch(reader, micro, passes, reader.devices(default=told))
+    devices = reader.devices(default=told)
+    per_device_batch(reader, micro, passes, devices)
+    if isinstance(world, int) and world == devices:  # what timm writes into args.yaml, and what is read from there
+        reader.link("devices", reader.find("world_size"), lambda view: view.devices, whole=True, least=1)
     reader.data_size("its spans are in epochs")
     _optimizer(reader)
     _schedule(reader)
@@ -56,12 +60,11 @@ def _optimizer(reader: Reader) -> None:
         reader.say("momentum", moment)
         draft.values["nesterov"] = (text in ("sgd", "nesterov", "sgdw", "nlars") and moment.value > 0) or None
     if has(name, "betas"):
-        usual = (0.9, 0.99) if OPTIMIZERS[name].normalises_after else (0.9, 0.999)
-        one, two = reader.pair("opt_betas", default=usual)
+        one, two = reader.pair("opt_betas", default=usual_betas(name))
         reader.say("beta1", one)
         reader.say("beta2", two)
-        usual_eps = Found(eps.key, 1e-6 if name == "lamb" else 1e-8, "default")
-        reader.say("eps", eps if eps.value is not None else usual_eps)
+        silent = Found(eps.key, usual_eps(name), "default")
+        reader.say("eps", eps if eps.value is not None else silent)
     if name == "rmsprop":
         reader.fix("alpha", 0.9, "timm's RMSprop, which --opt-* cannot set without --opt-kwargs")
         reader.say(

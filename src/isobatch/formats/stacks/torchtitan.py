@@ -105,7 +105,8 @@ def _batch(reader: Reader, at: Any) -> None:
 def _devices(reader: Reader, at: Any) -> int:
     split = 1
     for key in _SPLIT:
-        split *= reader.whole(*at(f"parallelism.{key}", f"training.{key}"), default=1, low=1).value
+        names = at(*(f"{table}.{key}" for table in ("parallelism", "experimental", "training")))
+        split *= reader.whole(*names, default=1, low=1).value
     copies = reader.whole(*at("parallelism.data_parallel_replicate_degree"), default=1, low=1)
     shards = reader.whole(*at("parallelism.data_parallel_shard_degree", "training.data_parallel_degree"),
                           default=-1, low=-1)  # fmt: skip
@@ -115,7 +116,7 @@ def _devices(reader: Reader, at: Any) -> int:
         reader.link("devices", shards, lambda view: view.devices / times, words="of one copy", whole=True, least=1)
         return told
     why = "data_parallel_shard_degree = -1 takes the GPUs that there are, and its batch is that of one of them"
-    return reader.devices(why, default=launched_devices(reader, split))
+    return reader.devices(why, default=told or launched_devices(reader, split))
 
 
 def _optimizer(reader: Reader, head: str, at: Any) -> None:

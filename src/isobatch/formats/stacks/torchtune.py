@@ -2,10 +2,17 @@
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import clip, has, launched_devices, optimizer, per_device_batch
+from isobatch.formats.stacks.words import (
+    clip,
+    launched_devices,
+    moments,
+    optimizer,
+    per_device_batch,
+    periods,
+)
 
 _INERT = (
-    "optimizer._component_ lr_scheduler._component_ log_every_n_steps save_every_n_steps optimizer.fused "
+    "optimizer._component_ lr_scheduler._component_ log_every_n_steps optimizer.fused "
     "profiler loss optimizer_in_bwd metric_logger checkpointer tokenizer dataset model compile"
 )
 
@@ -18,14 +25,8 @@ def read(reader: Reader) -> None:
     per_device_batch(reader, micro, passes, reader.devices(default=launched_devices(reader)))
     name = optimizer(reader, reader.word("optimizer._component_", default="torch.optim.AdamW"))
     reader.say("lr", reader.number("optimizer.lr", ask="the learning rate"))
-    reader.say("weight_decay", reader.number("optimizer.weight_decay", default=0.01))
-    if has(name, "betas"):
-        one, two = reader.pair("optimizer.betas", default=(0.9, 0.999))
-        reader.say("beta1", one)
-        reader.say("beta2", two)
-        reader.say("eps", reader.number("optimizer.eps", default=1e-8))
-    else:
-        reader.say("momentum", reader.number("optimizer.momentum", default=0.0))
+    reader.say("weight_decay", reader.number("optimizer.weight_decay", default=0.01 if name == "adamw" else 0.0))
+    moments(reader, name, "optimizer")
     clip(reader, reader.number("clip_grad_norm", default=None))
     epochs, most = reader.number("epochs", default=1), reader.whole("max_steps_per_epoch", default=None)
     if most.value:
@@ -45,6 +46,7 @@ def read(reader: Reader) -> None:
         reader.unread("lr_scheduler", f"{kind} is not known here")
     if kind and not warm.said:
         reader.span("warmup", Found(warm.key, 100, "default"), "steps", least=1)
+    periods(reader, {"save_every_n_steps": "checkpoints", "run_val_every_n_steps": "evaluation"})
     reader.inert(_INERT)
 
 

@@ -7,7 +7,7 @@ from isobatch.formats.view import View
 from isobatch.rules import OPTIMIZERS
 
 _INERT = (
-    "warmup_momentum warmup_bias_lr patience close_mosaic save_period time momentum epochs freeze iou "
+    "warmup_momentum patience close_mosaic save_period time momentum epochs freeze iou "
     "conf dropout optimizer batch rect single_cls val mosaic mixup augment degrees"
 )
 CLIP = 10.0
@@ -113,6 +113,10 @@ def _schedule(reader: Reader) -> None:
         heat = reader.number("warmup_momentum", default=0.8)
         if heat.value and draft.values["name"] == "sgd":
             reader.note("momentum rises from warmup_momentum through the warm-up; it stays as stated")
+    bias = reader.number("warmup_bias_lr", default=None)
+    if bias.value and draft.values["name"] != "sgd":  # beside SGD the loss times the batch scales it already
+        peak = next(link.value for link in reader.links if link.path == "optimizer.lr")
+        reader.link("curves.lr", bias, lambda view: view["lr"] * bias.value / peak, words="share of the peak kept")
     final = reader.number("lrf", default=0.01)
     by = "cosine" if reader.flag("cos_lr").value else "linear"
     draft.rest = [{"by": by, "to": final.value}]

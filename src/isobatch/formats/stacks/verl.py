@@ -1,5 +1,6 @@
 """verl: prompts, rollouts, the optimizer's batch and micro-batches of reinforcement learning on language models."""
 
+from isobatch.formats.acting import devices_of_a_model
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.words import clip
@@ -7,7 +8,7 @@ from isobatch.formats.stacks.words import clip
 _ACTOR = "actor_rollout_ref.actor"
 _INERT = (
     "actor_rollout_ref.rollout actor_rollout_ref.ref algorithm reward_model data.val_batch_size "
-    "trainer.save_freq trainer.test_freq trainer.total_epochs data.max_prompt_length "
+    "trainer.total_epochs data.max_prompt_length "
     "actor_rollout_ref.actor.clip_ratio custom_reward_function actor_rollout_ref.actor.clip_ratio_low "
     "actor_rollout_ref.actor.use_dynamic_bsz actor_rollout_ref.actor.ppo_max_token_len_per_gpu "
     "actor_rollout_ref.actor.clip_ratio_high actor_rollout_ref.actor.ppo_epochs "
@@ -27,7 +28,8 @@ def read(reader: Reader) -> None:
         reader.whole("trainer.n_gpus_per_node", default=None),
         reader.whole("trainer.nnodes", default=1, low=1),
     )
-    told = count.value * nodes.value if count.value else None
+    split = devices_of_a_model(reader.source.tree)
+    told = count.value * nodes.value // split if count.value and count.value * nodes.value % split == 0 else None
     devices = reader.devices("micro-batches are per GPU", default=told)
     n = answers.value
     draft.values |= {"batch": update.value * n, "devices": devices, "name": "adamw"}
@@ -35,7 +37,7 @@ def read(reader: Reader) -> None:
         draft.values["micro"] = micro.value
         reader.link("micro", micro, lambda view: view.micro, whole=True, least=1)
     if count.said:
-        reader.link("devices", count, lambda view: view.devices / nodes.value, whole=True, least=1)
+        reader.link("devices", count, lambda view: view.devices * split / nodes.value, whole=True, least=1)
     reader.keeps_batch, reader.per_device = True, False
     reader.link(
         "batch",
@@ -95,6 +97,12 @@ def _length(reader: Reader, prompts: Found, n: int, ratio: float) -> None:
         size = reader.data_size("total_epochs are passes over the prompts; how many prompts")
         draft.data_size = size * n
         draft.spans["length"] = f"{epochs.value:g} epochs"
+    for key, name in (("trainer.save_freq", "checkpoints"), ("trainer.test_freq", "evaluation")):
+        often = reader.whole(key, default=None, low=-1)
+        if often.value and often.value > 0:
+            draft.spans[name] = f"{often.value * rollout} samples"
+            reader.link(name, often, lambda view, name=name: view.steps(name) / ratio, words="rollouts", whole=True,
+                        least=1)  # fmt: skip
     warm = reader.number(f"{_ACTOR}.optim.lr_warmup_steps", default=-1, low=-1)
     share = reader.number(f"{_ACTOR}.optim.lr_warmup_steps_ratio", default=0.0)
     if warm.value > 0:

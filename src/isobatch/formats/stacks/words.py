@@ -1,7 +1,10 @@
 """Words that several stacks share: names of optimizers, clipping, where a launcher says its devices."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
+from isobatch.formats.acting import devices_of_a_model
 from isobatch.formats.reader import Found, Reader
 from isobatch.rules import OPTIMIZERS
 
@@ -66,6 +69,53 @@ def optimizer(reader: Reader, found: Found, *, adam: str = "adam", fused: str = 
     return name
 
 
+_MOMENTA = {"lars": 0.9, "muon": 0.95}
+"""What an optimizer's own code takes where nobody states its momentum; 0 else."""
+
+
+def usual_betas(name: str) -> tuple[float, float]:
+    """Return the moments that an optimizer's own code takes where nobody states them.
+
+    Args:
+        name: in `isobatch.rules.OPTIMIZERS`.
+
+    Returns:
+        The pair.
+
+    Example:
+        >>> usual_betas("lamb")
+        (0.9, 0.999)
+    """
+    return (0.9, 0.99) if OPTIMIZERS[name].mixes else (0.9, 0.999)
+
+
+def usual_eps(name: str) -> float:
+    """Return the eps that an optimizer's own code takes: LAMB's, or Adam's."""
+    return 1e-6 if name == "lamb" else 1e-8
+
+
+def moments(reader: Reader, name: str, head: str, *, usual: tuple[float, float] | None = None) -> None:
+    """Enter every moment that an optimizer has, by the names of torch's own arguments.
+
+    Args:
+        reader: of the file.
+        name: in `isobatch.rules.OPTIMIZERS`.
+        head: the table of its arguments.
+        usual: betas where the file is silent; the optimizer's own unless given.
+    """
+    if has(name, "betas"):
+        one, two = reader.pair(f"{head}.betas", default=usual or usual_betas(name))
+        betas(reader, one, two)
+        reader.say("eps", reader.number(f"{head}.eps", default=usual_eps(name)))
+    if has(name, "momentum"):
+        reader.say("momentum", reader.number(f"{head}.momentum", default=_MOMENTA.get(name, 0.0)))
+        nesterov = reader.flag(f"{head}.nesterov", default=name == "muon").value
+        reader.draft.values["nesterov"] = (nesterov and reader.draft.values["momentum"] > 0) or None
+    if has(name, "alpha"):
+        reader.say("alpha", reader.number(f"{head}.alpha", default=0.99))
+        reader.say("eps", reader.number(f"{head}.eps", default=1e-8))
+
+
 def betas(reader: Reader, one: Found, two: Found) -> None:
     """Enter Adam's moments."""
     reader.say("beta1", one)
@@ -81,26 +131,38 @@ def clip(reader: Reader, found: Found) -> None:
 _COUNTS = ("nproc_per_node", "num_processes", "num_gpus", "gpus_per_node", "ngpus")
 
 
-def launched_devices(reader: Reader, split: int = 1) -> int | None:
+_NODES = ("nnodes", "num_nodes", "nodes", "N")
+_BATCH_JOB = re.compile(r"^#SBATCH\s+(?:--nodes[= ]|-N\s*)(\d+)", re.MULTILINE)
+
+
+def _nodes(reader: Reader, launcher: Mapping[str, Any]) -> Any:
+    """Return the nodes that a launcher starts on: its own word, or Slurm's at the head of the script."""
+    stated = next((launcher[name] for name in _NODES if name in launcher), None)
+    short = next((int(name[1:]) for name in launcher if re.fullmatch(r"N\d+", name)), None)  # srun -N4
+    stated = short if stated is None else stated
+    head = _BATCH_JOB.search(reader.source.text)
+    if stated is None and head is not None and re.search(r"\bsrun\b", reader.source.text):
+        return int(head[1])
+    return 1 if stated is None else stated
+
+
+def launched_devices(reader: Reader, split: int | None = None) -> int | None:
     """Return the data-parallel devices that a command's launcher says, and enter them into the ledger.
 
     Args:
         reader: of the file.
-        split: devices that hold one model together.
+        split: devices that hold one model together; as the file's own degrees say unless given.
 
     Returns:
         Devices; None where the launcher does not say them.
     """
     launcher = reader.source.extra.get("launcher", {})
+    split = devices_of_a_model(reader.source.tree) if split is None else split
     for name in _COUNTS:
         count = launcher.get(name)
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             continue
-        nodes = (
-            1
-            if name == "num_processes"
-            else launcher.get("nnodes", launcher.get("num_nodes", launcher.get("nodes", 1)))
-        )
+        nodes = 1 if name == "num_processes" else _nodes(reader, launcher)
         if not isinstance(nodes, int) or nodes < 1 or count * nodes % split:
             return None
         if "devices" not in reader.answers or reader.answers["devices"] == count * nodes // split:
@@ -145,6 +207,28 @@ def global_batch(reader: Reader, found: Found, devices: int = 1) -> None:
     reader.accumulates, reader.per_device = False, False
     reader.draft.values |= {"batch": found.value, "devices": devices}
     reader.link("batch", found, lambda view: view.batch, whole=True, least=1)
+
+
+def capped_epoch(reader: Reader, found: Found) -> None:
+    """Enter a number of passes of each device after which the trainer ends an epoch, whatever the data hold."""
+    draft = reader.draft
+    samples = found.value * draft.values["micro"] * draft.values["devices"]
+    draft.data_size = max(round(samples), 1)
+    reader.link("epoch", found, lambda view: samples / (view.micro * view.devices), whole=True, least=1,
+                words="passes of each device in an epoch")  # fmt: skip
+
+
+def periods(reader: Reader, keys: Mapping[str, str]) -> None:
+    """Enter what a trainer does every so many steps, such as saving; 0 and less mean never.
+
+    Args:
+        reader: of the file.
+        keys: key -> name of the span.
+    """
+    for key, name in keys.items():
+        found = reader.number(key, default=None, low=-1)
+        if found.value and found.value > 0:
+            reader.span(name, found, "steps", least=1)
 
 
 def milestones(reader: Reader, at: list[float], gamma: float) -> None:
