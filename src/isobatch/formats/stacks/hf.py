@@ -99,7 +99,9 @@ def _optimizer(reader: Reader, axolotl: bool) -> None:
 
 def _trl(reader: Reader) -> bool:
     """TRL's configs have other default rates, one for each trainer."""
-    return reader.has("dataset_name", "model_name_or_path", "max_prompt_length", "loss_type", "num_generations")
+    return str(reader.source.extra.get("called", "")).endswith("Config") or reader.has(
+        "dataset_name", "model_name_or_path", "max_prompt_length", "loss_type", "num_generations"
+    )
 
 
 def _rates(reader: Reader) -> None:
