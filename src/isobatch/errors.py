@@ -1,4 +1,9 @@
-"""The errors that users meet: each says the value, the allowed range and the way out."""
+"""The errors and warnings that users meet: each says the value, the allowed range and the way out."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
 
 
 class IsobatchError(Exception):
@@ -34,6 +39,38 @@ def unreadable(what: str, path: object, error: Exception) -> InputError:
     why = "it is not a text file in UTF-8" if isinstance(error, UnicodeDecodeError) else None
     said = why or getattr(error, "strerror", None) or error
     return InputError(f"cannot read {what}{' ' if what else ''}{path}: {said}; {way}")
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user's that led here, through however many calls, hooks and context managers it did.
+
+    Args:
+        message: what is the matter, and what was done.
+        category: of the warning.
+
+    Example:
+        >>> with warnings.catch_warnings(record=True) as said:
+        ...     warnings.simplefilter("always")
+        ...     warn("the average starts again")
+        >>> str(said[0].message)
+        'the average starts again'
+    """
+    ours, python = str(Path(__file__).parent) + os.sep, str(Path(os.__file__).parent) + os.sep
+    frames = [sys._getframe()]
+    while frames[-1].f_back is not None:
+        frames.append(frames[-1].f_back)
+    outside = [one for one in frames if not one.f_code.co_filename.startswith((ours, "<frozen "))]
+    installed = (python, f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+    users = (one for one in outside if not any(part in one.f_code.co_filename for part in installed))
+    frame = next(users, outside[0] if outside else frames[-1])
+    warnings.warn_explicit(
+        message,
+        category,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        frame.f_globals.get("__name__", "<unknown>"),
+        frame.f_globals.setdefault("__warningregistry__", {}),
+    )
 
 
 class SaveError(IsobatchError):

@@ -1,10 +1,11 @@
 """Old public names: they answer with the new one and a DeprecationWarning that says it."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib import import_module
 from typing import Any, TypeVar
+
+from isobatch.errors import warn
 
 _Kind = TypeVar("_Kind")
 
@@ -30,7 +31,7 @@ def old_names(module: str, moved: Mapping[str, str], gone: Mapping[str, str] | N
     def look(name: str) -> Any:
         if name in moved:
             home, _, new = moved[name].rpartition(".")
-            warnings.warn(f"{module}.{name} is now {moved[name]}", DeprecationWarning, stacklevel=2)
+            warn(f"{module}.{name} is now {moved[name]}", DeprecationWarning)
             return getattr(import_module(home), new)
         if gone is not None and name in gone:
             raise AttributeError(f"{module}.{name} is gone; use {gone[name]}")
@@ -49,6 +50,7 @@ class OldAttribute:
         >>> class Box:
         ...     size = 3
         ...     extent = OldAttribute("size")
+        >>> import warnings
         >>> with warnings.catch_warnings(record=True) as said:
         ...     warnings.simplefilter("always")
         ...     found = Box().extent
@@ -65,7 +67,7 @@ class OldAttribute:
     def __get__(self, instance: Any, owner: type) -> Any:
         """Return the value under the new name, with a DeprecationWarning."""
         kind = owner.__name__
-        warnings.warn(f"{kind}.{self.old} is now {kind}.{self.new}", DeprecationWarning, stacklevel=2)
+        warn(f"{kind}.{self.old} is now {kind}.{self.new}", DeprecationWarning)
         return getattr(owner if instance is None else instance, self.new)
 
 
@@ -83,6 +85,7 @@ def old_arguments(**names: str) -> Callable[[type[_Kind]], type[_Kind]]:
         ... class Box:
         ...     def __init__(self, size):
         ...         self.size = size
+        >>> import warnings
         >>> with warnings.catch_warnings(record=True) as said:
         ...     warnings.simplefilter("always")
         ...     found = Box(extent=3).size
@@ -98,7 +101,7 @@ def old_arguments(**names: str) -> Callable[[type[_Kind]], type[_Kind]]:
             for old, new in names.items():
                 if old in named:
                     text = f"{kind.__name__}({old}=...) is now {kind.__name__}({new}=...)"
-                    warnings.warn(text, DeprecationWarning, stacklevel=2)
+                    warn(text, DeprecationWarning)
                     named[new] = named.pop(old)
             made(self, *values, **named)
 

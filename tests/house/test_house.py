@@ -138,3 +138,10 @@ def test_no_error_that_says_cannot_lacks_a_way_out():
                 said.append("".join(word for word in words if isinstance(word, str)))
     assert len(said) > 400
     assert not [text for text in said if text.startswith("cannot ") and "; " not in text]
+
+
+def test_every_warning_is_given_by_the_one_that_finds_the_users_line():
+    found = [path.name for path, tree in TREES.items() for node in ast.walk(tree)
+             if isinstance(node, ast.Attribute) and node.attr in ("warn", "warn_explicit")
+             and getattr(node.value, "id", "") == "warnings"]  # fmt: skip
+    assert found == ["errors.py"]

@@ -1,10 +1,13 @@
 """A plan of a plan: there and back gives the old numbers, and 4x is 2x then 2x, also where a floor was hit."""
 
+import tomllib
+
 import pytest
 from tests.recipes import recipe
 
 from isobatch import Recipe
 from isobatch.errors import InputError
+from isobatch.export import plan_toml
 from isobatch.plan import base, scaled
 
 RECIPES = {
@@ -144,6 +147,59 @@ def test_a_held_beta_that_was_edited_since_counts_as_it_stands():
     values["optimizer"]["betas"] = [0.6, 0.95]
     back = Recipe.parse(values).at(8).recipe.optimizer.betas
     assert back == pytest.approx((0.6 ** (1 / 64), 0.999))
+
+
+STAGED = {
+    "a third": ((12, 100), (4,), (4, 33)),
+    "halves go up": ((8, 101), (4,), (4, 51)),
+    "nothing is left of it": ((8, 9), (2,), (2, 2)),
+    "all at one": ((512, 8, 16), (16,), (16, 1, 1)),
+    "exact": ((8, 96), (16,), (16, 192)),
+    "a way round": ((8, 100), (16, 3, 7), (7, 88)),
+    "on a micro-batch": ((8, 100), (24,), (24, 300)),
+}
+
+
+@pytest.mark.parametrize(("stages", "way", "there"), STAGED.values(), ids=STAGED)
+@pytest.mark.parametrize("file", [False, True])
+def test_rounding_does_not_lose_the_stages_of_the_batch(stages, way, there, file):
+    schedule = [[f"{index} epochs", batch] for index, batch in enumerate(stages)]
+    one = recipe(batch={"size": stages[0], "schedule": schedule})
+    found = one
+    for size in (*way, *way):
+        found = found.at(size).recipe
+        found = Recipe.parse(tomllib.loads(plan_toml(found.at(size)))) if file else found
+    assert sizes(found) == sizes(one.at(way[-1]).recipe) == there
+    assert sizes(found.at(stages[0]).recipe) == stages
+    for size in (1, 5, 64):
+        assert sizes(found.at(size).recipe) == sizes(one.at(size).recipe)
+
+
+def sizes(one):
+    return tuple(batch for _, batch in one.batch.schedule)
+
+
+def test_stages_that_are_rounded_to_devices_come_back():
+    one = recipe(batch={"size": 8, "schedule": [["0 epochs", 8], ["2 epochs", 100]]})
+    there = one.at(devices=3, micro=4, batch_size=24).recipe
+    assert sizes(there) == (24, 300)
+    there = one.at(devices=3, micro=8, batch_size=24).recipe
+    assert sizes(there) == (24, 312)
+    assert sizes(there.at(8, devices=1, micro=4).recipe) == (8, 100)
+
+
+def test_a_stage_that_was_edited_since_counts_as_it_stands():
+    there = recipe(batch={"size": 12, "schedule": [["0 epochs", 12], ["2 epochs", 100]]}).at(4).recipe
+    values = there.model_dump(mode="json", exclude_none=True)
+    values["batch"]["schedule"][1][1] = 40
+    back = Recipe.parse(values).at(12).recipe
+    assert (sizes(back), back.planned.stages) == ((12, 120), ())
+
+
+def test_damaged_stages_are_refused():
+    values = recipe().model_dump(mode="json", exclude_none=True)
+    with pytest.raises(InputError, match=r"planned\.stages"):
+        Recipe.parse(values | {"planned": {"batches": [4, 8], "stages": [0]}})
 
 
 @pytest.mark.parametrize("held", [{"optimizer.betas[0]": 1.0}, {"optimizer.betas[0]": -0.1}, {"optimizer.alpha": "x"}])

@@ -1,10 +1,10 @@
 """Averages of a model's weights on the sample clock."""
 
+from isobatch.errors import warn
 from isobatch.installed import need
 
 need("torch")
 
-import warnings
 from typing import Any
 
 from isobatch.average.base import ModelAverage
@@ -66,6 +66,6 @@ _RENAMED = {"Horizons": MultiEMA, "UniformTail": SWA, "RecentMean": LAWA}
 def __getattr__(name: str) -> Any:
     if name in _RENAMED:
         now = _RENAMED[name]
-        warnings.warn(f"isobatch.average.{name} is now {now.__name__}", DeprecationWarning, stacklevel=2)
+        warn(f"isobatch.average.{name} is now {now.__name__}", DeprecationWarning)
         return now
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

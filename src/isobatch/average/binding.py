@@ -5,7 +5,6 @@ adapter that is switched off or by the other player's turn, keeps its average.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from itertools import chain
 from operator import getitem, is_
@@ -17,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from isobatch.errors import InputError
+from isobatch.errors import InputError, warn
 from isobatch.gradients import address, canonical, local, refuse_unspreadable, settle, sharded, unwrap
 
 Select = Callable[[str, Tensor], bool]
@@ -349,7 +348,7 @@ def tell_changes(before: set[str], after: set[str]) -> None:
     if added or removed:
         fates = ((added, "start at their present values"), (removed, "were dropped"))
         said = ", ".join(f"averages of {names[:5]} {fate}" for names, fate in fates if names)
-        warnings.warn(f"the model's tensors changed: {said}", stacklevel=5)
+        warn(f"the model's tensors changed: {said}")
 
 
 def _constant(tensor: Tensor) -> bool:

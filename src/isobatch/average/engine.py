@@ -1,7 +1,6 @@
 """One step of an average: clock and tensors together, whether calls match steps, and what it says about itself."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -17,7 +16,7 @@ from isobatch.average.clock import Cadence, Clock, Hold, hold, plain
 from isobatch.average.intake import Application
 from isobatch.average.layout import Stacks
 from isobatch.average.lending import MODES, Mode, Teacher
-from isobatch.errors import InputError
+from isobatch.errors import InputError, warn
 from isobatch.gradients import bare_optimizer, first_not_finite, local
 
 # Unchanged weights are reported once they are this share of the calls, and this many.
@@ -104,7 +103,7 @@ class Watch:
             self._look(trained)
         if not self._told and self.suspicious():
             self._told = True
-            warnings.warn(self.messages()[0], stacklevel=5)
+            warn(self.messages()[0])
 
     def suspicious(self) -> bool:
         """Whether calls and steps clearly do not match."""

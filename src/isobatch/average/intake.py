@@ -6,7 +6,6 @@ the other. Order and numbers are those of an intake at once, and whoever uses an
 way.
 """
 
-import warnings
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor
 from isobatch.average.clock import Hold
 from isobatch.average.kernels import Item, Update, gather
 from isobatch.average.layout import RoundingInForce, Stacks, Storage
-from isobatch.errors import NonFiniteError
+from isobatch.errors import NonFiniteError, warn
 from isobatch.gradients import Shards, first_not_finite, may_be_finite
 from isobatch.modules import DeviceCopies, Transfer
 
@@ -230,10 +229,9 @@ class FiniteCheck:
             if "previous" in self._stacks:
                 before = self._stacks["previous"][name]
                 before.copy_(torch.where(torch.isfinite(before), before, weights.to(before.dtype)))
-            warnings.warn(
+            warn(
                 f"{count} elements of the average of {name!r} took in a weight that was not finite within the last "
-                f"{self._stale} updates; they start again at the present weights, after {self._seen:g} samples",
-                stacklevel=6,
+                f"{self._stale} updates; they start again at the present weights, after {self._seen:g} samples"
             )
 
 

@@ -1,7 +1,6 @@
 """A folder of checkpoints: saved whole or not at all, verified before they are loaded."""
 
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +12,7 @@ from isobatch.checkpoint.manifest import Loaded, load, verify
 from isobatch.checkpoint.tensors import Arena
 from isobatch.checkpoint.tree import split
 from isobatch.checkpoint.writer import Content, Ranks, StepFolder
-from isobatch.errors import InputError, SaveError
+from isobatch.errors import InputError, SaveError, warn
 from isobatch.units import whole
 
 
@@ -263,7 +262,7 @@ class Checkpoints:
                 try:
                     writer.remove(step)
                 except SaveError as error:
-                    warnings.warn(f"an old checkpoint stays: {error}", stacklevel=2)
+                    warn(f"an old checkpoint stays: {error}")
             elif step.path not in self._bad and _problem(step, ranks=()) is None:
                 good += 1
 
@@ -279,7 +278,7 @@ class Checkpoints:
                 raise InputError(f"{problem} (fallback=True takes the previous one)")
             problems.append(problem)
             self._bad.add(step.path)
-            warnings.warn(f"a damaged checkpoint is passed over: {problem}", stacklevel=2)
+            warn(f"a damaged checkpoint is passed over: {problem}")
         if problems:
             raise InputError(f"{self.folder}: every checkpoint is damaged; start again. {' | '.join(problems)}")
         return 0

@@ -5,9 +5,8 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future
 from functools import partial
 from typing import Any
-from warnings import warn
 
-from isobatch.errors import EngineError, InputError, WorkerLost
+from isobatch.errors import EngineError, InputError, WorkerLost, warn
 from isobatch.executors.resources import Resources
 from isobatch.installed import need
 
@@ -28,8 +27,7 @@ class RayExecutor(Executor):
         if resources.gpus > total.get("GPU", 0.0) or resources.cpus > total.get("CPU", 0.0):
             warn(
                 f"a run takes {resources.cpus:g} CPUs and {resources.gpus:g} GPUs; this Ray cluster has "
-                f"{total.get('CPU', 0.0):g} and {total.get('GPU', 0.0):g}: runs wait until it has grown",
-                stacklevel=4,
+                f"{total.get('CPU', 0.0):g} and {total.get('GPU', 0.0):g}: runs wait until it has grown"
             )
         shares = [(total.get("CPU", 0.0), resources.cpus), (total.get("GPU", 0.0), resources.gpus)]
         self.workers = max(1, int(min((there / each for there, each in shares if each), default=1)))

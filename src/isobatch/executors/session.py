@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
-from warnings import warn
 
-from isobatch.errors import EngineError, InputError, WorkerLost
+from isobatch.errors import EngineError, InputError, WorkerLost, warn
 from isobatch.executors.local import LocalExecutor, processes
 from isobatch.executors.progress import State, report
 from isobatch.executors.remote import Answer, answered, call, invoke
@@ -225,8 +224,7 @@ class Session:
             if self._machines.setdefault(name, value) != value:
                 warn(
                     f"workers differ in {name}: {self._machines[name]} and {value} ({answer.where}); curves may differ "
-                    "in their last digits",
-                    stacklevel=4,
+                    "in their last digits"
                 )
                 self._machines[name] = value
         return answered(answer)

@@ -103,6 +103,10 @@ _EFFECTS: dict[str, tuple[str, str]] = {
     "rules.noise_share": ("share", "moves: (f/kappa)/((1-f)+f/kappa)"),
     "planned.batches": ("samples per step", "the new batch is added behind it"),
     "planned.held": (PER_STEP, "decays of the first recipe that a floor holds, so that a plan back restores them"),
+    "planned.stages": (
+        "samples per step",
+        "stages of the first recipe that rounding moved, so that a plan back restores them",
+    ),
 }
 """Key, or the table of all that are not named themselves -> (unit, what a plan does)."""
 

@@ -12,6 +12,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from isobatch.errors import warn
+
 LEAST = 4096  # elements from which a tensor of its own is worth a call into compiled code
 KERNEL_WEIGHTS = (torch.float32, torch.bfloat16, torch.float16)
 TRIAL = 64  # elements of the tensors that the compiler is tried on
@@ -172,10 +174,7 @@ class Compiled:
             if not isinstance(error, _CannotCompile) and type(error).__module__ != "torch._dynamo.exc":
                 raise
             self._failed = True
-            warnings.warn(
-                f"averages are not compiled, but updated by plain PyTorch as without compiled=True: {error}",
-                stacklevel=9,
-            )
+            warn(f"averages are not compiled, but updated by plain PyTorch as without compiled=True: {error}")
             return False
         # Compiled code writes past the versions that tell teachers what has moved.
         for tensor in piece.written:

@@ -7,7 +7,6 @@ host. Weights may be narrower than the averages, which are float32.
 from __future__ import annotations  # the names of Triton are not there yet when this file is read
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from isobatch.errors import warn
 
 BLOCK = 1024  # elements a program
 tl: Any = None  # triton.language, once it is needed
@@ -76,6 +77,7 @@ def triton_for(device: torch.device) -> Callable[..., None] | None:
         blended_by_triton, or None: no GPU (and TRITON_INTERPRET=1 is not set), or Triton is not installed.
 
     Example:
+        >>> import warnings
         >>> with warnings.catch_warnings(action="ignore"):
         ...     triton_for(torch.device("meta")) is None
         True
@@ -89,5 +91,5 @@ def triton_for(device: torch.device) -> Callable[..., None] | None:
         except ImportError as error:
             why = f"{error}; Triton comes with torch for CUDA on Linux, or by pip install triton"
     if why:
-        warnings.warn(f'compiled="triton": averages are updated by plain PyTorch, because {why}', stacklevel=2)
+        warn(f'compiled="triton": averages are updated by plain PyTorch, because {why}')
     return None if why else blended_by_triton

@@ -4,7 +4,6 @@ Sums are named, and what couples rows is said beside every estimate.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from isobatch.errors import InputError
+from isobatch.errors import InputError, warn
 from isobatch.gradients import mapped
 
 
@@ -43,7 +42,7 @@ def mixes_rows(model: nn.Module) -> tuple[str, ...]:
         f"batch norm ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}) couples the samples of a "
         "batch: the noise scale depends on the size of the chunks; measure with the chunk size you train with"
     )
-    warnings.warn(told, CoupledSamplesWarning, stacklevel=3)
+    warn(told, CoupledSamplesWarning)
     return (told,)
 
 
@@ -92,7 +91,7 @@ def check_mean(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch
         f"the loss of two rows together ({both:.4g}) is no mean of their losses alone ({first:.4g}, {second:.4g}): "
         "samples are coupled, as in a contrastive loss, and the noise scale of single samples has no meaning"
     )
-    warnings.warn(told, CoupledSamplesWarning, stacklevel=3)
+    warn(told, CoupledSamplesWarning)
     return (told,)
 
 

@@ -27,7 +27,7 @@ from isobatch.plan.settings import (
 )
 from isobatch.plan.warnings import remedies, warnings_of
 from isobatch.recipe import Batch, Critical, Planned, RecipeData, asked_size, in_samples, split_kept, validate
-from isobatch.rules.held import held_moments
+from isobatch.rules.held import held_moments, held_stages, moved_stages
 from isobatch.rules.lr.linear import INVARIANT
 
 GOALS = ("equivalence", "speed")
@@ -286,12 +286,8 @@ def _scaled_stages(recipe: RecipeData, batch: Batch) -> tuple[tuple[str, int], .
     """Return the batch schedule at another reference batch: every stage times kappa, its start kept in samples."""
     if recipe.batch.schedule is None:
         return None
-    grain = batch.devices * (batch.micro or 1)
-    stages = []
-    for start, size in recipe.batch_stages():
-        parts = (2 * size * batch.size + recipe.batch.size * grain) // (2 * recipe.batch.size * grain)
-        stages.append((f"{start} {recipe.batch.unit}", max(1, parts) * grain))
-    return tuple(stages)
+    starts = (f"{start} {recipe.batch.unit}" for start, _ in recipe.batch_stages())
+    return tuple(zip(starts, moved_stages(recipe, batch), strict=True))
 
 
 def write(recipe: R, new: Settings, batch: Batch) -> R:
@@ -326,10 +322,11 @@ def write(recipe: R, new: Settings, batch: Batch) -> R:
         parts["ema"] = recipe.ema.model_copy(update=_average_numbers(recipe, new, moved))
     if recipe.batch_norm is not None:
         parts["batch_norm"] = recipe.batch_norm.model_copy(update={"momentum": new.batch_norm})
+    stages = held_stages(recipe, batch)
     if recipe.planned is not None:
-        parts["planned"] = recipe.planned.then(batch.size, held)
-    elif held:
-        parts["planned"] = Planned(batches=(recipe.batch.size, batch.size), held=held)
+        parts["planned"] = recipe.planned.then(batch.size, held, stages)
+    elif held or stages:
+        parts["planned"] = Planned(batches=(recipe.batch.size, batch.size), held=held, stages=stages)
     chosen = {}
     if recipe.rules.noise_share is not None:
         chosen["noise_share"] = rules.noise_share_after(recipe.rules.noise_share, kappa)

@@ -111,6 +111,8 @@ def _batch_rows(recipe: RecipeData, after: RecipeData, old: Settings, new: Setti
     if recipe.batch.schedule is not None and after.batch.schedule is not None:
         stages = recipe.batch.schedule, after.batch.schedule
         note = "every stage times kappa, to the nearest multiple of micro x devices"
+        if recipe.planned is not None and recipe.planned.stages:
+            note += f", from the first recipe's {', '.join(map(str, recipe.planned.stages))}"
         yield make_row("batch.schedule", *stages, _ASKED, note, said=tuple(map(show_stages, stages)))
 
 

@@ -15,10 +15,12 @@ class Planned(Part):
     Args:
         batches: from the batch of the first recipe to the one that the numbers now belong to.
         held: decays that a floor holds, as rows name them, and what each was at the first batch.
+        stages: batches of the stages of batch.schedule at the first batch, where they had to be rounded.
     """
 
     batches: tuple[StrictInt, ...]
     held: dict[str, StrictFloat] = Field(default_factory=dict)
+    stages: tuple[StrictInt, ...] = ()
 
     @field_validator("batches")
     @classmethod
@@ -34,6 +36,13 @@ class Planned(Part):
             if not 0 <= decay < 1:
                 raise ValueError(f"planned.held[{key!r}]={decay!r} must be in [0, 1)")
         return held
+
+    @field_validator("stages")
+    @classmethod
+    def _whole(cls, stages: tuple[int, ...]) -> tuple[int, ...]:
+        if stages and min(stages) < 1:
+            raise ValueError(f"planned.stages={list(stages)} must be batches of at least 1")
+        return stages
 
     def check(self, size: int) -> None:
         """Refuse a file whose batch was changed by hand after its numbers were planned.
@@ -51,12 +60,13 @@ class Planned(Part):
                 f"batch.size back to {last} and plan {size} from there, or remove [planned] if they hold for {size}"
             )
 
-    def then(self, size: int, held: Mapping[str, float] = MappingProxyType({})) -> Self:
+    def then(self, size: int, held: Mapping[str, float] = MappingProxyType({}), stages: tuple[int, ...] = ()) -> Self:
         """Return the stamp of the next plan.
 
         Args:
             size: its batch.
             held: decays that a floor holds at it, as they were at the first batch.
+            stages: of batch.schedule at the first batch, where they had to be rounded.
 
         Returns:
             The stamp, itself for a batch that stays.
@@ -67,7 +77,9 @@ class Planned(Part):
         """
         if size == self.batches[-1]:
             return self
-        return self.model_copy(update={"batches": (*self.batches, size), "held": {**self.held, **held}})
+        return self.model_copy(
+            update={"batches": (*self.batches, size), "held": {**self.held, **held}, "stages": stages}
+        )
 
     def of_group(self, name: str) -> Self:
         """Return the stamp for a group that states moments of its own.

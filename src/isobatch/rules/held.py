@@ -1,10 +1,10 @@
-"""What a floor holds: the moments that do not come back by their own rule, and the way back by the first recipe."""
+"""What floors and rounding hold: the moments and stages of the batch that do not come back by themselves."""
 
 import math
 from collections.abc import Callable
 
 from isobatch.errors import InputError
-from isobatch.recipe import RecipeData
+from isobatch.recipe import Batch, RecipeData
 from isobatch.rules.rule import Applied, Change, Rule
 from isobatch.units import batch_ratio
 
@@ -57,6 +57,69 @@ def held_moments(recipe: RecipeData, moved: dict[str, Applied]) -> dict[str, flo
             first = rule.number(change._replace(kappa=recipe.planned.batches[0] / change.batch))
         found[f"optimizer.{name}"] = first
     return found
+
+
+def moved_stages(recipe: RecipeData, batch: Batch) -> tuple[int, ...]:
+    """Return the batches of a schedule's stages at another reference batch: times kappa, to the nearest whole split.
+
+    Those of the first recipe are moved where an earlier plan rounded them, so that plans do not depend on the way.
+
+    Args:
+        recipe: with batch.schedule.
+        batch: the new Batch part, without its stages.
+
+    Returns:
+        One batch a stage, a multiple of devices x micro.
+    """
+    first = _first_stages(recipe)
+    stages, size = first or (_stages(recipe), recipe.batch.size)
+    return _times(stages, batch.size, size, _grain(batch))
+
+
+def held_stages(recipe: RecipeData, batch: Batch) -> tuple[int, ...]:
+    """Return the batches of the stages of the first recipe, where those at another batch are rounded.
+
+    Args:
+        recipe: any.
+        batch: the new Batch part.
+
+    Returns:
+        The batches, for its stamp; none where every stage is exact.
+    """
+    if recipe.batch.schedule is None:
+        return ()
+    first = _first_stages(recipe)
+    if first is not None:
+        return first[0]
+    own, here = _stages(recipe), recipe.batch.size
+    if all(stage * batch.size % (here * _grain(batch)) == 0 for stage in own):
+        return ()
+    there = here if recipe.planned is None else recipe.planned.batches[0]
+    return _times(own, there, here, 1)
+
+
+def _first_stages(recipe: RecipeData) -> tuple[tuple[int, ...], int] | None:
+    """Stages of the first recipe and its batch, where the recipe's own stages still are what they were rounded to."""
+    stamp, own = recipe.planned, _stages(recipe)
+    if stamp is None or len(stamp.stages) != len(own):
+        return None
+    first = stamp.batches[0]
+    return (
+        (stamp.stages, first) if _times(stamp.stages, recipe.batch.size, first, _grain(recipe.batch)) == own else None
+    )
+
+
+def _stages(recipe: RecipeData) -> tuple[int, ...]:
+    return tuple(size for _, size in recipe.batch.schedule or ())
+
+
+def _grain(batch: Batch) -> int:
+    return batch.devices * (batch.micro or 1)
+
+
+def _times(stages: tuple[int, ...], there: int, here: int, grain: int) -> tuple[int, ...]:
+    """Stages times there/here, to the nearest multiple of a grain that is not 0, half of one upwards."""
+    return tuple(max(1, (2 * stage * there + here * grain) // (2 * here * grain)) * grain for stage in stages)
 
 
 def _comes_back(moved: Applied) -> bool:

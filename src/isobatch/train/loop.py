@@ -1,7 +1,6 @@
 """The one loop: a straight line per step, on the sample clock."""
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 from isobatch import rules
 from isobatch.curves import AutoWU, Pieces, Staircase
 from isobatch.data import Drawn, SampleOrder, shard
-from isobatch.errors import InputError, NonFiniteError
+from isobatch.errors import InputError, NonFiniteError, warn
 from isobatch.optimizers import write_prepared
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.optimizers.one_pass import OnePassStep
@@ -149,7 +148,7 @@ class Trainer:
     @property
     def follower(self) -> NoiseMonitor | None:
         """The old name of `monitor`."""
-        warnings.warn("Trainer.follower is Trainer.monitor now", DeprecationWarning, stacklevel=2)
+        warn("Trainer.follower is Trainer.monitor now", DeprecationWarning)
         return self.monitor
 
     @property

@@ -2,7 +2,6 @@
 
 import math
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from isobatch.average.engine import overflowed
 from isobatch.curves import mean_over
-from isobatch.errors import InputError
+from isobatch.errors import InputError, warn
 from isobatch.gradients import bare_optimizer
 from isobatch.optimizers.settings import assign
 from isobatch.train.scheduler_preview import SchedulerPreview
@@ -241,10 +240,9 @@ class SampleScheduler(LRScheduler):
         end = self._preview.end
         if self._preview.error and end is not None and self.seen > end * self.batch_size and not self._told:
             self._told = True
-            warnings.warn(
+            warn(
                 f"{type(self.scheduler).__name__} ends after {end} steps ({self._preview.error}); training goes on "
-                "with its last values",
-                stacklevel=3,
+                "with its last values"
             )
 
     def _mean(self, start: float, stop: float) -> dict[str, list[float]]:
