@@ -72,6 +72,8 @@ def becomes(made):
     # a batch that is dealt out is that of all devices, whatever its name says
     ("e.yaml", HF + "accelerator_config: {split_batches: true}\n", 8, 64),
     ("f.yaml", HF + "accelerator_config: {split_batches: false}\n", 8, 512),
+    ("l.sh", RUN.format("t.py --per_device_train_batch_size 64 --learning_rate 1e-4 --max_steps 9 "
+                        "--accelerator_config '{\"split_batches\": true}'"), 8, 64),
     # what Megatron takes where nobody states a global batch; what DeepSpeed fills in between two
     ("g.sh", MEGATRON, 8, 32),
     ("h.json", '{"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4, "optimizer": {"type": "Adam", '
@@ -329,7 +331,7 @@ COMPOSER = (
 
 
 @pytest.mark.parametrize(("text", "change", "key"), [
-    (TIMM, ("", ""), None), (COMPOSER, ("", ""), None),
+    (TIMM, ("", ""), None), (COMPOSER, ("", ""), None), (HF.replace("1000", "12\nwarmup_steps: 3"), ("", ""), None),
     (COMPOSER, ("500ba", "900ba"), "max_duration"),
     (TIMM, ("cosine", "step"), "curves.lr"), (TIMM, ("opt: sgd", "opt: lion"), "optimizer.name"),
     (TIMM, ("opt: sgd", "opt: momentum"), "optimizer.nesterov"), (TIMM, ("sched", "clip_grad: 1.0\nsched"),
