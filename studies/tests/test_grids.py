@@ -102,7 +102,8 @@ def late_rows(**finals):
     usual = {late.SMALL: 2.3, late.LARGE: 2.4, late.EARLY: 2.35, late.LATE: 2.2, late.STEPS: 2.19} | finals
     return [
         {"arm": arm, "steps": 10, "samples": 40, "final": (loss + jitter[n]).tolist(), "seconds": 1.0,
-         "mean": interval((loss + jitter[n]).tolist()).to_dict(), "seen": [8, 16, 40], "losses": [3.0, 2.5, loss]}
+         "mean": interval((loss + jitter[n]).tolist()).to_dict(), "seen": [8, 16, 40],
+         "at_step": [2, 4, 10], "losses": [3.0, 2.5, loss]}
         for n, (arm, loss) in enumerate(usual.items())
     ]  # fmt: skip
 
@@ -117,6 +118,19 @@ def test_the_late_switch_is_judged_by_its_criteria():
     assert png(late_page.figure(data)).startswith(b"\x89PNG")
     assert png(late_page.figure(data | {"rows": []})).startswith(b"\x89PNG")
     assert "large, as many steps" in late_page.html(data)
+
+
+def test_arms_beside_the_late_switch_differ_by_their_optimizer_alone():
+    made = late.arms(criteria("adaptive", "late"))
+    for arm in (late.LATE, late.STEPS):
+        root, slow = made[f"{arm}, SGD"], made[f"{arm}, SGD, a tenth of the rate"]
+        assert (root.optimizer.name, root.optimizer.lr, slow.optimizer.lr) == ("sgd", 0.05, 0.005)
+        assert root.model_copy(update={"optimizer": made[arm].optimizer}) == made[arm]
+    rows = late_rows()
+    beside = [row | {"arm": f"{row['arm']}, SGD"} for row in rows if row["arm"] in (late.LATE, late.STEPS)]
+    assert held(late.judge([*rows, *beside], 8)) == [True] * 3
+    data = {"study": "adaptive", "title": "T", "rows": [*rows, *beside], "claims": [], "why_beside": "SGD, because"}
+    assert "SGD, because" in late_page.html(data)
 
 
 def test_the_late_arms_take_the_same_samples_and_keep_their_rate():
@@ -292,7 +306,20 @@ def test_curves_that_cross_are_judged_by_their_criteria():
         "study": "noise-scale",
         "title": "T",
         "claims": [],
-        "marks": [0, 10, 20],
-        "losses": {"batch 8, decay": [3, 2, 1]},
+        "marks": [0, 10, 20, 30],
+        "why_longer": "longer runs, because",
+        "losses": {"batch 8, decay": [3, 2, 1], "batch 8, longer": [3, 2, 1, 0.5]},
     }
     assert "batch 8, decay" in decay.html(data)
+    assert "longer runs, because" in decay.html(data)
+
+
+def test_longer_runs_go_on_at_the_same_marks_over_fresh_text():
+    part = criteria("noise-scale", "wsd")["grid"]
+    short, longer = (
+        {job.arm: job for group in decay.groups(part) for job in group[:1]}[arm]
+        for arm in ("batch 2, constant", "batch 2, longer")
+    )
+    assert longer.stops[: len(short.stops)] == short.stops
+    assert longer.stops[-1] == longer.recipe.data_size == longer.recipe.options["windows"] == 24576
+    assert longer.recipe.optimizer == short.recipe.optimizer

@@ -40,7 +40,7 @@ KEPT = [
 FURTHER = [
     ("adam", "from-one", 153, "shares-e05bf018f139441b08f61d5e.json", "a4138a106a7393a3974c5070"),
     ("adam", "text-4x", 41, "shares-85392093f9b7b554269819c2.json", "1f44666a1d2b0b0b5b974ca4"),
-    ("adaptive", "late", 40, "fc3f3593fde2e17007c29908.json", "c08b141b834292718ebe5929"),
+    ("adaptive", "late", 72, "fc3f3593fde2e17007c29908.json", "1404fe895324f770b844325f"),
     ("autowu", "frames", 330, "5643a3ea87ab9114beb9d85c.json", "ce96a7313fcabf83474cc69d"),
     ("batch-augmentation", "long", 75, "bcb8d664a8a7e1d442762048.json", "7be07c75dd09ce8349f4878c"),
     ("concurrent-adversarial", "long", 285, "91aba00acebbbd8b7d58a135.json", "5bae42451129472747c7b9b7"),
@@ -49,7 +49,7 @@ FURTHER = [
     ("legw", "long-text", 90, "d488186f5b2ed902041dccd6.json", "2adf96cecba0e491922df3f8"),
     ("noise-scale", "eight-seeds", 78, "2aaf6d6e5019af9f5d861ed5.json", "eb3cb674d08d3af97bd9e49b"),
     ("noise-scale", "a2c", 23, "a47d40bd733c284be5a1fef9.json", "d543a30670958570a0e85d89"),
-    ("noise-scale", "wsd", 48, "ed89f0d0c121dbe59f608bf7.json", "061f26761e01eb3de4c19301"),
+    ("noise-scale", "wsd", 64, "ed89f0d0c121dbe59f608bf7.json", "861c006173ddf93d3b194721"),
     ("polyak", "small-steps", 160, "99beaa9c21a2e51d33330a3b.json", "8e3377829db934dba9676a0c"),
 ]
 

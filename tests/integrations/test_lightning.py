@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import warnings
 
 import pytest
 import torch
@@ -151,6 +152,58 @@ def test_a_resume_in_the_middle_of_an_epoch(tmp_path):
     callback = ours()
     fit(tmp_path, callback, checkpoint=str(tmp_path / "step=10.ckpt"), data=Resumable())
     same(callback, *by_hand()[1:])
+
+
+class Rows(Net):
+    """Notes the rows that it trains on; two steps a batch under manual optimization."""
+
+    def __init__(self, optimizers=1):
+        super().__init__()
+        self.automatic_optimization, self.trained, self.count = optimizers == 1, [], optimizers
+
+    def training_step(self, batch, place):
+        self.trained += batch[0][:, 0].tolist()
+        for optimizer in () if self.automatic_optimization else self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+        return self.loss(batch) if self.automatic_optimization else None
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.parameters(), 0.05) for _ in range(self.count)][: self.count]
+
+
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual")
+@pytest.mark.parametrize(("data", "optimizers", "after", "again"), [
+    (loader, 1, 3, True),
+    (loader, 2, 4, True),  # eight steps in an epoch of eight batches: Lightning takes it for the end of one
+    (loader, 1, 8, False),
+    (Resumable, 1, 3, False),
+], ids=["plain", "two optimizers", "end of an epoch", "a loader that knows its place"])  # fmt: skip
+def test_a_resume_that_takes_rows_again_is_told(tmp_path, data, optimizers, after, again):
+    rows = [x[0].item() for x in loader(64).dataset.tensors[0]]
+    made = (lambda: data(64)) if data is loader else data
+    keep = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=after * optimizers, save_top_k=-1, filename="{step}")
+    fit(tmp_path, IsobatchCallback(60, quiet=True), Rows(optimizers), others=[keep], max_epochs=1, data=made())
+    module, place = Rows(optimizers), tmp_path / f"step={after * optimizers}.ckpt"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(
+            tmp_path,
+            IsobatchCallback(60, quiet=True),
+            module,
+            checkpoint=str(place),
+            max_epochs=2 if after == 8 else 1,
+            data=made(),
+        )
+    told = [one for one in said if "are trained on again" in str(one.message)]
+    assert len(told) == again
+    assert all(one.filename == __file__ for one in told)
+    left = 8 * (8 - after) if after < 8 else 64
+    if data is loader:
+        assert module.trained == (rows[:left] if again else rows)
+    else:
+        assert module.trained[0] == loader().dataset.tensors[0][8 * after, 0]
 
 
 @pytest.mark.parametrize("export", ["raw", "average"])

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
 from isobatch.average.engine import overflowed
-from isobatch.errors import InputError
+from isobatch.errors import InputError, warn
 from isobatch.gradients import bare_optimizer
 from isobatch.integrations.export import refuse_sharded, save_average
 from isobatch.integrations.lightning.parts import part_of
@@ -29,7 +30,8 @@ class IsobatchCallback(Callback):
     """Weight average and noise scale on the sample clock, in a Lightning Trainer.
 
     Automatic and manual optimization, any number of optimizers: each has a noise scale of its own parameters. The
-    average moves at the end of each batch in which an optimizer really stepped.
+    average moves at the end of each batch in which an optimizer really stepped. A resume within an epoch whose loader
+    keeps no place is warned of: Lightning begins its rows anew.
 
     Args:
         half_life: of the average: a number of samples, or words such as "2 epochs", "1e6 samples", "2e9 tokens".
@@ -89,7 +91,7 @@ class IsobatchCallback(Callback):
         self._optimizers: list[torch.optim.Optimizer] = []
         self._handles: list[Any] = []
         self._lent = ExitStack()
-        self._stepped = self._reached = False
+        self._stepped = self._reached = self._began = False
         self._rows: float | None = None
         self._module: LightningModule | None = None
         self._line = ""
@@ -128,7 +130,7 @@ class IsobatchCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build average, noise scales and clock at the weights that fit starts from, or take up a checkpoint's."""
         self._close()
-        self._module = pl_module
+        self._module, self._began = pl_module, False
         self._optimizers = [bare_optimizer(optimizer) for optimizer in trainer.optimizers]
         unit = self.asked.counts
         found = [
@@ -150,6 +152,9 @@ class IsobatchCallback(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count a micro-batch; under automatic optimization once it is really differentiated."""
+        if batch_idx and not self._began:
+            _tell_of_rows_again(trainer, batch_idx)
+        self._began = True
         if self.clock is not None:
             self._stepped = self._reached = False
             self._rows = float(self.count(batch))
@@ -276,6 +281,17 @@ def _data_size(trainer: Trainer) -> int | None:
     """Return the samples of an epoch, None where they are not known before the loaders are set up."""
     source: Any = trainer.fit_loop._data_source
     return samples_of(source.dataloader() if source.is_defined() else None)
+
+
+def _tell_of_rows_again(trainer: Trainer, done: int) -> None:
+    """Warn where a fit goes on within an epoch and its loader cannot: Lightning's own words miss a second optimizer."""
+    lost = [one for one in CombinedLoader(trainer.train_dataloader).flattened if not hasattr(one, "load_state_dict")]
+    if lost:
+        warn(
+            f"fit goes on after {done} batches of an epoch, and its {type(lost[0]).__name__} keeps no place: it begins "
+            "anew, so rows of this epoch are trained on again and as many others are left out. Resume from the end of "
+            "an epoch, or give a loader with state_dict and load_state_dict, such as torchdata's StatefulDataLoader"
+        )
 
 
 def _sample_scheduler(trainer: Trainer) -> SampleScheduler | None:

@@ -16,13 +16,13 @@ _CAUGHT_UP = 0.03
 
 
 def arms(rules: dict[str, Any]) -> dict[str, Recipe]:
-    """Return the recipes by arm; all but the last take the same samples.
+    """Return the recipes by arm; all but those with as many steps take the same samples.
 
     Args:
         rules: the criteria of the grid.
 
     Returns:
-        Arm -> recipe, the small batch first.
+        Arm -> recipe, the small batch first; last the arms beside the claims: LATE and STEPS with another optimizer.
     """
     small, large, switch = rules["small"], rules["large"], rules["switch"]
     length = rules["length"]
@@ -35,7 +35,12 @@ def arms(rules: dict[str, Any]) -> dict[str, Recipe]:
         LATE: [[0, small], [late, large]],
         STEPS: [[0, large]],
     }
-    return {arm: _recipe(rules, found, steps * large if arm == STEPS else length) for arm, found in stages.items()}
+    lengths = {arm: steps * large if arm == STEPS else length for arm in stages}
+    made = {arm: _recipe(rules, found, lengths[arm]) for arm, found in stages.items()}
+    for name, optimizer in rules.get("beside", {}).items():
+        other = rules | {"recipe": rules["recipe"] | {"optimizer": optimizer}}
+        made |= {f"{arm}, {name}": _recipe(other, stages[arm], lengths[arm]) for arm in (LATE, STEPS)}
+    return made
 
 
 def _recipe(rules: dict[str, Any], stages: list[list[int]] | None, length: int) -> Recipe:
@@ -63,6 +68,7 @@ def rows(paths: Mapping[str, Sequence[Path]]) -> list[dict[str, Any]]:
             "final": [run.values["raw"]["loss"][-1] for run in runs],
             "mean": interval([run.values["raw"]["loss"][-1] for run in runs]).to_dict(),
             "seen": runs[0].seen,
+            "at_step": (np.searchsorted(np.cumsum(runs[0].batches), runs[0].seen) + 1).tolist(),
             "losses": np.mean([run.losses for run in runs], axis=0).round(5).tolist(),
             "seconds": round(float(np.mean([run.seconds for run in runs])), 1),
         }

@@ -93,7 +93,7 @@ def run(
     if grid == late.GRID:
         drawn, page = late_page.figure, late_page.html
         table = late.rows(paths)
-        data = shared | {"rows": table, "claims": as_dict(late.judge(table, seeds))}
+        data = shared | {"why_beside": rules["why_beside"], "rows": table, "claims": as_dict(late.judge(table, seeds))}
     else:
         drawn, page = figure, html
         complete = len(paths) == len(recipes)

@@ -19,8 +19,8 @@ from isobatch_studies.pages import keep, page
 from isobatch_studies.paired import MeanInterval, interval
 
 NAME, GRID = "noise-scale", "wsd"
-SCHEDULES = ("constant", "decay")
-_SHADES, _STYLES = ("#0072B2", "#009E73", "#D55E00"), {"constant": "-", "decay": "--"}
+SCHEDULES, LONGER = ("constant", "decay"), "longer"
+_SHADES, _STYLES = ("#0072B2", "#009E73", "#D55E00"), {"constant": "-", "decay": "--", LONGER: ":"}
 
 
 def label(batch: int, schedule: str) -> str:
@@ -29,16 +29,20 @@ def label(batch: int, schedule: str) -> str:
 
 
 def recipe(part: dict[str, Any], batch: int, schedule: str) -> Recipe:
-    """Return the recipe of an arm: nothing but the batch and the end of the schedule differs.
+    """Return the recipe of an arm: nothing but the batch and the schedule differs, and the windows of a longer one.
 
     Args:
         part: the grid.
         batch: samples a step.
-        schedule: one of SCHEDULES.
+        schedule: one of SCHEDULES, or LONGER: constant over fresh text.
 
     Returns:
         The recipe.
     """
+    if schedule == LONGER:
+        windows = part["longer"]
+        text = {**part["recipe"], "data_size": windows, "options": {"windows": windows}}
+        return Recipe.parse({**text, "batch": {"size": batch}, "schedule": {"length": f"{windows} samples"}})
     length, start = part["length"], part["length"] * part["decay_from"]
     shape = {"shape": "linear", "decay_from": f"{start:g} samples"} if schedule == "decay" else {}
     return Recipe.parse({
@@ -53,16 +57,20 @@ def groups(part: dict[str, Any]) -> list[list[Job]]:
         part: the grid.
 
     Returns:
-        Groups of jobs; all are evaluated at the same marks.
+        Groups of jobs, evaluated at the same marks; those of the longer runs come last and go on at the same distance.
     """
-    count, length = part["marks"], part["length"]
-    stops = tuple(length * mark // count for mark in range(count + 1))
-    order = sorted(part["batches"], key=lambda batch: batch not in (min(part["batches"]), max(part["batches"])))
-    arms = [(batch, schedule) for batch in order for schedule in SCHEDULES]
+    ends = min(part["batches"]), max(part["batches"])
+    order = sorted(part["batches"], key=lambda batch: batch not in ends)
+    arms = [(batch, schedule) for batch in order for schedule in SCHEDULES] + [(batch, LONGER) for batch in ends]
     return [
-        [Job(label(*arm), recipe(part, *arm), seed, stream, stops) for seed in range(part["seeds"])]
+        [Job(label(*arm), recipe(part, *arm), seed, stream, _stops(part, arm[1])) for seed in range(part["seeds"])]
         for stream, arm in enumerate(arms)
     ]
+
+
+def _stops(part: dict[str, Any], schedule: str) -> tuple[int, ...]:
+    each = part["length"] // part["marks"]
+    return tuple(range(0, (part["longer"] if schedule == LONGER else part["length"]) + 1, each))
 
 
 def run(
@@ -101,7 +109,8 @@ def run(
         "grid": GRID,
         "seeds": part["seeds"],
         "cells": {"complete": len(curves), "of": len(jobs)},
-        "marks": list(jobs[0][0].stops),
+        "marks": list(jobs[-1][0].stops),
+        "why_longer": rules["why_longer"],
         "losses": {arm: _means(found) for arm, found in curves.items()},
         "claims": as_dict(judge(part, curves)),
     }
@@ -170,7 +179,7 @@ def figure(data: dict[str, Any]) -> Figure:
             batch, schedule = arm.removeprefix("batch ").split(", ")
             first = len(losses) // 8
             axes.plot(
-                np.array(data["marks"][first:]) / 1000,
+                np.array(data["marks"][first : len(losses)]) / 1000,
                 losses[first:],
                 color=_SHADES[batches.index(int(batch)) % len(_SHADES)],
                 ls=_STYLES[schedule],
@@ -194,8 +203,12 @@ def html(data: dict[str, Any]) -> str:
     Returns:
         Self-contained HTML.
     """
-    rows = [["arm", *(f"{mark:,}" for mark in data["marks"][:: max(1, len(data["marks"]) // 6)])]]
-    step = max(1, len(data["marks"]) // 6)
-    rows += [[arm, *(f"{loss:.4f}" for loss in losses[::step])] for arm, losses in data["losses"].items()]
-    section = report.Section("Held-out loss by samples", [], rows, [("loss over the run", figure(data))])
+    shown = slice(None, None, max(1, len(data["marks"]) // 6))
+    rows = [["arm", *(f"{mark:,}" for mark in data["marks"][shown])]]
+    for arm, losses in data["losses"].items():
+        cells = [f"{loss:.4f}" for loss in losses[shown]]
+        rows.append([arm, *cells, *[""] * (len(rows[0]) - 1 - len(cells))])
+    section = report.Section(
+        "Held-out loss by samples", [data["why_longer"]], rows, [("loss over the run", figure(data))]
+    )
     return page(data, "Do curves of several batches cross at one learning rate, and what does a decay do?", [section])
