@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +19,11 @@ from isobatch_studies.polyak import study as polyak
 from isobatch_studies.polyak.sharpness import Sharpness, largest_eigenvalue, rise
 from isobatch_studies.teachers import grid as layout
 from isobatch_studies.teachers import judging
-from isobatch_studies.teachers.page import figure
+from isobatch_studies.teachers.page import figure, html
 from isobatch_studies.teachers.rows import collapsed
 
 NAMES = ("polyak", "byol", "dino")
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 SMALL = {"data": "glyphs", "side": 8, "width": 8, "stages": 2, "frames": 124, "probe": 62}
 
 
@@ -194,3 +197,33 @@ def test_a_device_is_handed_on_and_refused_elsewhere(capsys):
     assert "study progressive runs on the CPU only" in capsys.readouterr().err
     assert cli(["study", "byol", "--quick", "--device", "tpu"]) == 2
     assert "device='tpu' cannot be used here" in capsys.readouterr().err
+
+
+KEPT = {
+    "polyak": ("polyak", "group norm", "rule x16", "64", "8 of 8", "UNDECIDED", "+0.043"),
+    "byol": ("byol", "byol", "no EMA rule x16", "512", "8 of 8", "UNDECIDED", "+0.041"),
+    "dino-quick": ("dino", "dino", "rule x8", "512", "3 of 3"),
+}  # as their pages in docs/studies state them
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_pages_are_drawn_again_from_results_that_are_older_than_they(name):
+    data = json.loads((RESULTS / name / "result.json").read_text())
+    study, variant, *row = KEPT[name]
+    lost = {key: value for key, value in data.items() if key not in ("runs", "judged")}
+    made = figure(lost)
+    assert data["study"] == study
+    assert made.axes[0].get_ylabel() == "gap in log of the mean loss, averaged model"
+    assert len(made.axes[0].lines) == sum(r["variant"] == variant for r in data["rows"])
+    assert " ".join([variant, *row]) in " ".join(re.sub("<[^>]*>", " ", html(lost)).split())
+
+
+def test_one_seed_has_no_interval_on_its_page():
+    data = json.loads((RESULTS / "byol-24576" / "result.json").read_text())
+    row = copy.deepcopy(data["rows"][0])
+    for metrics in row["final"].values():
+        for one in metrics.values():
+            one.update(mean=12.5, low=None, high=None)
+    found = html(data | {"rows": [row], "curves": {}})
+    assert ">12.5<" in found
+    assert "nan" not in found

@@ -1,5 +1,6 @@
 """Picture and page of the teacher studies."""
 
+import math
 from typing import Any
 
 import matplotlib
@@ -17,6 +18,8 @@ _SHADE = {
 }  # fmt: skip
 _WORDS = {"loss": "log loss", "accuracy": "accuracy of the probe", "knn": "accuracy of nearest neighbours"}
 _STYLES = ("-", "--", "-.", ":")
+_LOSS = {"metric": "loss", "margin": 0.03}
+"""What was judged, and by which margin of the averaged model, before results said it."""
 
 
 def figure(data: dict[str, Any]) -> Figure:
@@ -28,6 +31,7 @@ def figure(data: dict[str, Any]) -> Figure:
     Returns:
         A figure of two panels a variant.
     """
+    data = _whole(data)
     variants = [v for v in data["stops"] if f"{v} reference" in data["curves"]]
     with matplotlib.rc_context(RC):
         made = Figure(figsize=(14.4, 5.2 * max(1, len(variants))), layout="constrained")
@@ -37,6 +41,23 @@ def figure(data: dict[str, Any]) -> Figure:
             _gaps(left, data, variant)
             _accuracies(right, data, variant)
     return made
+
+
+def _whole(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a result with what earlier ones do not state but hold: how many seeds ended, and what was judged.
+
+    Gaps that are paired by seed cannot be had from means over seeds; those of the mean losses are drawn in their place,
+    and called so.
+    """
+    if "runs" in data:
+        return data
+    runs = {f"{v} reference": _seeds(found) for v, found in data["references"].items()}
+    rows = [r | {"seeds": _seeds(r), "planned": data["seeds"]} for r in data["rows"]]  # complete arms alone had a row
+    return data | {"runs": runs, "rows": rows, "judged": _LOSS}
+
+
+def _seeds(found: dict[str, Any]) -> int:
+    return found["final"]["average"]["loss"]["values"]
 
 
 def _lines(data: dict[str, Any], variant: str) -> list[tuple[str, str, str, dict[str, list[float]]]]:
@@ -58,14 +79,17 @@ def _gaps(axes: Any, data: dict[str, Any], variant: str) -> None:
     x = np.array(data["stops"][variant]) / 1000
     metric, margin = data["judged"]["metric"], data["judged"]["margin"]
     axes.axhspan(-margin, margin, color="#56B4E9", alpha=0.2, lw=0)
-    found = [row["gaps"]["average"] for row in data["rows"] if row["variant"] == variant]
-    for gaps, (name, shade, style, _) in zip(found, _lines(data, variant), strict=True):  # paired
+    rows = [row for row in data["rows"] if row["variant"] == variant]
+    paired = all("gaps" in row for row in rows)
+    base = np.log(data["curves"][f"{variant} reference"]["average"]["loss"])
+    for row, (name, shade, style, values) in zip(rows, _lines(data, variant), strict=True):
+        gaps = row["gaps"]["average"] if paired else np.log(values["loss"]) - base
         axes.plot(x, gaps, color=shade, ls=style, lw=1.9, label=name)
     if metric == "loss":
         axes.set_yscale("symlog", linthresh=0.05)
         axes.set_yticks([-0.5, -0.05, 0, 0.05, 0.5], ["-0.5", "-0.05", "0", "0.05", "0.5"])
     axes.set_xlabel("samples seen (thousands)")
-    axes.set_ylabel(f"gap in {_WORDS[metric]}, averaged model")
+    axes.set_ylabel(f"gap in {_WORDS[metric] if paired else 'log of the mean loss'}, averaged model")
     axes.set_title(f"{_name(data, variant)}: gap to the reference")
 
 
@@ -91,6 +115,7 @@ def html(data: dict[str, Any]) -> str:
     Returns:
         Self-contained HTML.
     """
+    data = _whole(data)
     rows = [["variant", "arm", "batch", "seeds", "averaged", "gap", "raw", "gap", *_ENDS, "collapsed", "seconds"]]
     for r in data["rows"]:
         verdicts, gaps = r["verdicts"], r["worst"]
@@ -115,5 +140,7 @@ def _ended(row: dict[str, Any]) -> list[str]:
     cells = []
     for model, name in (("average", "accuracy"), ("average", "knn"), ("raw", "knn")):
         last = row["final"].get(model, {}).get(name)
-        cells.append("" if last is None else f"{last['mean']:.1f} [{last['low']:.1f}, {last['high']:.1f}]")
+        ends = () if last is None else [last[end] for end in ("low", "high") if math.isfinite(last[end] or math.nan)]
+        spread = f" [{ends[0]:.1f}, {ends[1]:.1f}]" if len(ends) == 2 else ""  # one seed has none
+        cells.append("" if last is None else f"{last['mean']:.1f}{spread}")
     return cells
