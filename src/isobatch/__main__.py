@@ -4,10 +4,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-with suppress(
-    FileNotFoundError, IndexError
-):  # -m puts the current folder first, where a json.py would be Python's own;
-    if sys.path[0] == str(Path.cwd()):  # main() puts it behind
+# -m puts the current folder first, where a json.py would hide Python's own; main() puts it behind.
+with suppress(FileNotFoundError, IndexError):
+    if sys.path[0] == str(Path.cwd()):
         del sys.path[0]
 
 from isobatch.cli import main
