@@ -6,7 +6,7 @@ from isobatch.formats import load
 
 FILES = Path(__file__).parent / "files"
 ANSWERS = {"devices": 8, "data_size": 1281167, "total_num_steps": 10000, "sequence": 2048, "config": "large"}
-ANSWERS |= {"total_batch_size": 1048576, "training_tokens": 8_000_000_000}
+ANSWERS |= {"total_batch_size": 1048576, "training_tokens": 8_000_000_000, "rests_on": "nothing"}
 OWN = {"torchtitan/registry_sequences.py": {"config": "llama3_70b"}}
 INCLUDED = {"include", "_base_"}
 SHELF = sorted(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from isobatch import cli
 from isobatch.errors import InputError
 from isobatch.formats import Unanswered, check, load
 
@@ -71,6 +72,8 @@ def becomes(made):
     # a batch that is dealt out is that of all devices, whatever its name says
     ("e.yaml", HF + "accelerator_config: {split_batches: true}\n", 8, 64),
     ("f.yaml", HF + "accelerator_config: {split_batches: false}\n", 8, 512),
+    ("l.sh", RUN.format("t.py --per_device_train_batch_size 64 --learning_rate 1e-4 --max_steps 9 "
+                        "--accelerator_config '{\"split_batches\": true}'"), 8, 64),
     # what Megatron takes where nobody states a global batch; what DeepSpeed fills in between two
     ("g.sh", MEGATRON, 8, 32),
     ("h.json", '{"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4, "optimizer": {"type": "Adam", '
@@ -196,6 +199,79 @@ def test_devices_that_contradict_the_file_are_named(tmp_path):
     assert not any("itself says" in note for note in loaded(tmp_path, "a.sh", text, devices=8).ledger.notes)
 
 
+@pytest.mark.parametrize("text", [
+    "torchrun --nproc_per_node=8 train.py -c args.yaml --lr 0.1 --batch-size 64 --sched cosine --epochs 90",
+    "llamafactory-cli train a.yaml learning_rate=1e-5 per_device_train_batch_size=4 max_steps=100",
+    "composer train.py yamls/mpt-7b.yaml global_train_batch_size=256 optimizer.lr=1e-4 max_duration=100ba",
+    MEGATRON + "--yaml-cfg a.yaml",
+    "torchrun --nproc_per_node=8 train.py config/train_gpt2.py --block_size=1024 --max_iters=900 --lr_decay_iters=900 "
+    "--warmup_iters=90",
+    VERL + "--config-name=mine",
+])  # fmt: skip
+def test_a_command_is_asked_what_it_takes_from_a_config(text, tmp_path):
+    (tmp_path / "a.sh").write_text(text)
+    with pytest.raises(Unanswered, match="rests_on: the command lays its flags over"):
+        load(tmp_path / "a.sh", devices=8, data_size=1000)
+    found = load(tmp_path / "a.sh", devices=8, data_size=1000, set={"rests_on": "nothing"})
+    (tmp_path / "b.sh").write_text(found.at(found.recipe.batch.size * 2).text())
+    assert load(tmp_path / "b.sh").recipe.batch.size == found.recipe.batch.size * 2  # answered once
+
+
+def test_a_command_that_says_little_points_to_its_config(tmp_path):
+    (tmp_path / "a.sh").write_text(
+        "torchrun --nproc_per_node 8 tools/train.py configs/a.py --launcher pytorch --seed 3"
+    )
+    with pytest.raises(InputError, match=r"takes its recipe from configs/a.py"):
+        load(tmp_path / "a.sh")
+
+
+def test_a_config_of_the_launcher_or_of_the_data_is_not_the_recipe(tmp_path):
+    for text in (
+        "accelerate launch --num_processes 8 --config_file zero3.yaml t.py --per_device_train_batch_size 4 "
+        "--learning_rate 1e-4 --max_steps 9",
+        "yolo detect train data=coco.yaml model=yolo11s.yaml epochs=5 batch=64 optimizer=AdamW lr0=0.001",
+    ):
+        assert loaded(tmp_path, "a.sh", text).recipe.batch.size
+
+
+SCRIPT = (
+    "args = {}('out', per_device_train_batch_size=BS, max_steps=100, learning_rate={})\ntrainer = Trainer(m, args)\n"
+)
+
+
+def test_a_script_is_read_by_the_arguments_that_it_builds(tmp_path):
+    text = "BS = 4\nlearning_rate = 9.0\n" + SCRIPT.format("transformers.TrainingArguments", "2e-5 * 2")
+    found = loaded(tmp_path, "a.py", text)
+    assert (found.recipe.batch.size, found.recipe.optimizer.lr) == (32, 4e-5)
+    assert found.ledger.lossless, found.ledger.unread
+    planned = found.at(devices=16).text()
+    assert "learning_rate = 9.0\n" in planned  # another number of that name
+    assert "max_steps=50, learning_rate=5.65685424949238e-05, adam_beta1=0.81, adam_beta2=0.998001" in planned
+
+
+@pytest.mark.parametrize("text", [
+    SCRIPT.format("SFTConfig", "rate"),
+    "rate = 1.0\nfor rate in (1e-4, 2e-4):\n    pass\n" + SCRIPT.format("SFTConfig", "rate"),
+])  # fmt: skip
+def test_a_script_is_asked_for_what_it_computes(text, tmp_path):
+    (tmp_path / "a.py").write_text("BS = 4\n" + text)
+    with pytest.raises(Unanswered, match="learning_rate: the file computes it"):
+        load(tmp_path / "a.py", devices=8)
+    (tmp_path / "a.py").write_text("a = SFTConfig('x', per_device_train_batch_size=4, max_steps=9)\n")
+    with pytest.raises(Unanswered, match="learning_rate: each trainer has a default of its own"):
+        load(tmp_path / "a.py", devices=8)
+
+
+@pytest.mark.parametrize("text", [
+    "a = TrainingArguments('x', per_device_train_batch_size=4, max_steps=9, **more)\n",
+    "a = TrainingArguments('x', per_device_train_batch_size=4)\nb = TrainingArguments('y', max_steps=8)\n",
+])  # fmt: skip
+def test_a_script_that_hides_or_doubles_its_arguments_is_not_guessed_at(text, tmp_path):
+    (tmp_path / "a.py").write_text(text)
+    with pytest.raises(InputError, match="looks like none"):
+        load(tmp_path / "a.py", devices=8)
+
+
 def test_an_answer_may_be_given_in_either_place(tmp_path):
     (tmp_path / "a.yaml").write_text(HF.replace("max_steps: 1000", "num_train_epochs: 1"))
     found = load(tmp_path / "a.yaml", set={"devices": 8, "data_size": 1000})
@@ -212,10 +288,20 @@ def test_milestones_that_were_made_whole_come_back(tmp_path):
     assert becomes(load(tmp_path / "b.yaml").at(16))["SOLVER.STEPS"] == "(60000, 81000)"
 
 
-def test_the_centre_of_a_teacher_moves_with_it(tmp_path):
-    text = RUN.format("main_dino.py --arch vit_small --batch_size_per_gpu 64 --momentum_teacher 0.996")
-    made = loaded(tmp_path, "a.sh", text).at(devices=16)
-    assert {row.path: row.becomes for row in made.unsaid}["centre"] == pytest.approx(0.81)
+@pytest.mark.parametrize(("name", "text", "want"), [
+    # at twice the batch: the centre of a teacher is an average of 0.9 a step, a ramp of 2000 updates takes half of them
+    ("a.sh", RUN.format("main_dino.py --arch vit_small --batch_size_per_gpu 64 --momentum_teacher 0.996"),
+     {"centre": 0.81}),
+    ("b.yaml", "lr0: 0.01\nepochs: 9\nbatch: 64\nnbs: 64\noptimizer: SGD\nimgsz: 640\n",
+     {"ema.decay": 0.9999**2, "ema.ramp.tau": 1000}),
+    ("c.yaml", HF + "optim: rmsprop\n", {"optimizer.alpha": 0.9801, "optimizer.eps": 7.0710678e-9}),
+])  # fmt: skip
+def test_a_constant_of_the_code_that_would_have_to_move_is_listed(name, text, want, tmp_path):
+    found = loaded(tmp_path, name, text)
+    devices = found.recipe.batch.devices if found.ledger.accumulates else found.recipe.batch.devices * 2
+    unsaid = {row.path: row for row in found.at(found.recipe.batch.size * 2, devices=devices).unsaid}
+    assert {key: unsaid[key].becomes for key in want} == pytest.approx(want)
+    assert all(row.rule and row.because for row in unsaid.values())
 
 
 @pytest.mark.parametrize(("name", "text", "want"), [
@@ -245,7 +331,7 @@ COMPOSER = (
 
 
 @pytest.mark.parametrize(("text", "change", "key"), [
-    (TIMM, ("", ""), None), (COMPOSER, ("", ""), None),
+    (TIMM, ("", ""), None), (COMPOSER, ("", ""), None), (HF.replace("1000", "12\nwarmup_steps: 3"), ("", ""), None),
     (COMPOSER, ("500ba", "900ba"), "max_duration"),
     (TIMM, ("cosine", "step"), "curves.lr"), (TIMM, ("opt: sgd", "opt: lion"), "optimizer.name"),
     (TIMM, ("opt: sgd", "opt: momentum"), "optimizer.nesterov"), (TIMM, ("sched", "clip_grad: 1.0\nsched"),
@@ -261,3 +347,16 @@ def test_a_check_sees_more_than_the_keys_that_the_reference_has(text, change, ke
     (tmp_path / "b.yaml").write_text(planned.replace(*change))
     found = [departure.key for departure in check(load(tmp_path / "b.yaml"), reference)]
     assert (key in found) if key else found == []
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ("--reference REF --devices 8", "--reference is what --check compares with"),
+    ("--check --reference REF --devices 8 --patch", "leave --patch out"),
+    ("--check --reference REF --devices 8 --batch-size 4 --diff", "leave --batch-size and --diff out"),
+])  # fmt: skip
+def test_options_that_would_be_ignored_are_refused(options, said, tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text(HF)
+    words = [str(tmp_path / "a.yaml"), *options.replace("REF", str(tmp_path / "a.yaml")).split()]
+    assert cli.run(["plan", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "a.yaml").read_text() == HF

@@ -74,6 +74,12 @@ def plan(chosen: argparse.Namespace) -> int:
         raise InputError("--length moves no slider; plan the length with --write, then --html of that file")
     if chosen.check and chosen.html is not None:
         raise InputError("--check says where FILE departs from --reference, and writes no page; leave --html out")
+    if chosen.reference is not None and not chosen.check:
+        raise InputError("--reference is what --check compares with; say --check, or leave --reference out")
+    others = ("batch_size", "micro", "keep_batch", "patch", "diff", "explain", "plot")
+    beside = [f"--{name.replace('_', '-')}" for name in others if getattr(chosen, name) not in (None, False)]
+    if chosen.check and beside:  # an empty --patch is in place
+        raise InputError(f"--check compares FILE as it stands; leave {' and '.join(beside)} out")
     if chosen.noise_scale is not None:
         finite("noise scale", chosen.noise_scale, 0, open_low=chosen.goal == "speed")
     if chosen.like is not None:

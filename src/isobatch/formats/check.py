@@ -75,7 +75,7 @@ def check(file: Loaded, reference: Loaded) -> tuple[Departure, ...]:
     found += _unlinked(file, reference, made.recipe)
     theirs = {item.key: item.value for item in reference.ledger.unread}
     for item in file.ledger.unread:
-        if theirs.get(item.key) != item.value:
+        if theirs.get(item.key) != item.value and item.key not in have:
             found.append(Departure(item.key, item.value, theirs.get(item.key), "acts and was not read"))
     return tuple(found)
 
@@ -129,11 +129,12 @@ def _course(have: Recipe, want: Recipe) -> Iterator[Departure]:
         return
     for part in range(1, 2 * _MARKS, 2):
         at = other.length * part / (2 * _MARKS)
-        around = [other.at(min(max(at + shift, 0.0), other.length * (1 - 1e-9))) for shift in (-steps, 0.0, steps)]
+        near = (at + steps * shift / 4 for shift in range(-4, 5))
+        around = [other.at(min(max(place, 0.0), other.length * (1 - 1e-9))) for place in near]
         share = one.at(min(at, one.length * (1 - 1e-9)))
         if not min(around) - _COURSE <= share <= max(around) + _COURSE:
             yield Departure(
-                "curves.lr", f"{share:.3g} of its peak at {at / other.length:.0%} of the run", f"{around[1]:.3g} of it"
+                "curves.lr", f"{share:.3g} of its peak at {at / other.length:.0%} of the run", f"{around[4]:.3g} of it"
             )
             return
 

@@ -85,6 +85,11 @@ def detect(
                 f"{source.name} is a recipe of {other.title}, which is not read; {other.way_out}. Or write its "
                 "numbers in isobatch's own TOML (isobatch plan --keys lists them)"
             )
+    if best < ENOUGH and source.extra.get("rests_on"):
+        raise InputError(
+            f"{source.name} takes its recipe from {source.extra['rests_on']}, and says too little of it to be planned; "
+            "write its flags into that file, and plan the file"
+        )
     if best < ENOUGH:
         raise InputError(
             f"{source.name} looks like none of the known formats; say which with --format ({known}), or write the "

@@ -43,6 +43,10 @@ _READERS = {
 }
 
 
+NOTHING = "nothing"
+"""The answer that a command takes nothing from the config that it names."""
+
+
 class Unforeseen(InputError):
     """A value that a reader did not expect: refused like any other, and a fault of the reader to the tests."""
 
@@ -156,6 +160,7 @@ def read(
     trouble: InputError | None = None
     recipe: Recipe | None = None
     try:
+        _rests(reader)
         form.read(reader)
         for key, value in answers.items():
             if key.startswith("rules.") and key not in reader.used:
@@ -188,6 +193,20 @@ def read(
     if stamp is not None:
         recipe = stamp.known_by(recipe)
     return Loaded(recipe, dataclasses.replace(ledger, stamp=stamp, answers=used))
+
+
+def _rests(reader: Reader) -> None:
+    """Ask what a command takes from a config that it names, in place of believing in the trainer's defaults."""
+    config = reader.source.extra.get("rests_on", "")
+    if not config:
+        return
+    why = (
+        f"the command lays its flags over {config}, which is not read with it; write the flags into that file and plan "
+        "the file; or, where the command itself says every number that is not the trainer's default"
+    )
+    answer = reader.ask("rests_on", why, NOTHING, f"--set rests_on={NOTHING}")
+    if str(answer) != NOTHING:
+        raise InputError(f"--set rests_on={answer!r} must be {NOTHING}, or plan {config} itself")
 
 
 def read_file(path: Path) -> Source:

@@ -115,7 +115,7 @@ def _iteration_epochs(reader: Reader) -> int:
 
 def _epochs(reader: Reader, name: str, found: Found, length: int) -> None:
     """Enter a span in such epochs."""
-    reader.draft.spans[name] = f"{found.value * length:g} steps"
+    reader.draft.spans[name] = f"{found.value * length:.15g} steps"
     reader.link(name, found, lambda view: view.samples(name) / view.samples("epoch"), words=f"{length} iterations each")
 
 

@@ -15,6 +15,7 @@ _INERT = (
     " accelerator_config.dispatch_batches accelerator_config.even_batches"
 )
 
+_SPLIT = re.compile(r"[\"']split_batches[\"']\s*:\s*true", re.IGNORECASE)
 _ONE_RATE = re.compile(r"(?!min|max|base|peak)([A-Za-z]\w*)_lr$|loraplus_lr_(embedding)$")
 """A rate of some parameters alone, by the name of its key."""
 
@@ -33,7 +34,9 @@ def read(reader: Reader) -> None:
         total = reader.whole("batch_size", low=1)
         reader.ask("gradient_accumulation_steps", f"axolotl no longer takes batch_size={total.value}", 1)
     devices = reader.devices(default=launched_devices(reader))
-    if reader.flag("accelerator_config.split_batches", "split_batches").value:
+    said = reader.find("accelerator_config").value  # a table, or its JSON in a command
+    written = " ".join(map(str, said)) if isinstance(said, list) else str(said)
+    if reader.flag("accelerator_config.split_batches", "split_batches").value or _SPLIT.search(written):
         _split(reader, micro, passes, devices)
     else:
         per_device_batch(reader, micro, passes, devices)
@@ -99,7 +102,9 @@ def _optimizer(reader: Reader, axolotl: bool) -> None:
 
 def _trl(reader: Reader) -> bool:
     """TRL's configs have other default rates, one for each trainer."""
-    return reader.has("dataset_name", "model_name_or_path", "max_prompt_length", "loss_type", "num_generations")
+    return str(reader.source.extra.get("called", "")).endswith("Config") or reader.has(
+        "dataset_name", "model_name_or_path", "max_prompt_length", "loss_type", "num_generations"
+    )
 
 
 def _rates(reader: Reader) -> None:

@@ -92,6 +92,9 @@ def _length(reader: Reader) -> None:
     steps = reader.whole("trainer.max_steps", default=-1, low=-1)
     if steps.value > 0:
         reader.span("length", steps, "steps", least=1)
+        most = reader.number("trainer.max_epochs", default=None, low=-1)
+        if most.value and most.value > 0:
+            reader.note("max_steps and max_epochs are both given: whichever comes first ends the run, and epochs stay")
         return
     epochs = reader.number("trainer.max_epochs", default=None, low=-1)
     if epochs.value is None or epochs.value <= 0:

@@ -157,7 +157,7 @@ def read_deepspeed(reader: Reader) -> None:
     if warm.value or total.value or kind:
         if not total.value:
             total = reader.number("total_num_steps", ask="the steps of the run, which DeepSpeed's config does not hold")
-            draft.spans["length"] = f"{total.value:g} steps"
+            draft.spans["length"] = f"{total.value:.15g} steps"
         else:
             reader.span("length", total, "steps", least=1)
         if warm.value:

@@ -110,7 +110,7 @@ def _schedule(reader: Reader) -> None:
     epochs = reader.number("epochs", default=300)
     cooldown = reader.number("cooldown_epochs", default=0)
     total = Found(epochs.key, epochs.value + cooldown.value, epochs.origin)
-    draft.spans["length"] = f"{total.value:g} epochs"
+    draft.spans["length"] = f"{total.value:.15g} epochs"
     reader.link("length", epochs, lambda view: view.samples("length") / (draft.data_size or 1) - cooldown.value)
     warm = reader.number("warmup_epochs", default=5)
     if warm.value:

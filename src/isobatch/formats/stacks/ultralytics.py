@@ -41,7 +41,9 @@ def read(reader: Reader) -> None:
     _optimizer(reader, kept, nominal.value)
     _schedule(reader)
     reader.fix("ema", DECAY, "ultralytics/utils/torch_utils.py ModelEMA, which no argument sets")
-    draft.average["ramp"] = {"by": "exp", "tau": f"{TAU} steps"}
+    draft.spans["ema_ramp"] = f"{TAU} steps"
+    draft.average["ramp"] = {"by": "exp", "tau": draft.spans["ema_ramp"]}
+    reader.fix("ema.ramp.tau", TAU, "the same ModelEMA's tau, in updates", back=lambda view: view.steps("ema_ramp"))
     reader.fix("batch_norm", 0.03, "ultralytics initialize_weights, which no argument sets")
     if reader.find("freeze").value:
         reader.note("freeze counts layers, which no batch moves")

@@ -96,7 +96,7 @@ def _length(reader: Reader, prompts: Found, n: int, ratio: float) -> None:
         epochs = reader.number("trainer.total_epochs", default=30)
         size = reader.data_size("total_epochs are passes over the prompts; how many prompts")
         draft.data_size = size * n
-        draft.spans["length"] = f"{epochs.value:g} epochs"
+        draft.spans["length"] = f"{epochs.value:.15g} epochs"
     for key, name in (("trainer.save_freq", "checkpoints"), ("trainer.test_freq", "evaluation")):
         often = reader.whole(key, default=None, low=-1)
         if often.value and often.value > 0:

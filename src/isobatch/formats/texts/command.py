@@ -6,6 +6,7 @@ shell could tell (`$(...)`, `$1`, a variable assigned twice) is `Unknown`.
 
 import re
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 from isobatch.errors import InputError
@@ -22,6 +23,8 @@ _RUNS = re.compile(
 _LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "composer")
 _COUNTS = ("NPROC_PER_NODE", "NNODES")
 """Variables by which some programs are told their processes."""
+_CONFIGS = ("config", "c", "cfg", "config_file", "cfg_file", "config_name", "yaml_cfg", "job.config_file")
+"""Flags behind which the config stands that a command changes."""
 _LISTS = re.compile(r"(args|kwargs|options|opts)$")
 
 
@@ -70,10 +73,23 @@ def read_command(text: str, name: str) -> Source:
         "launcher": {flag: _plain(values) for flag, values in _flags(launcher).items()},
         "program": program,
         "end": ends[id(most)][1],
+        "rests_on": _rests_on(rest, program),
         "dashes": {flag: values[0].text for flag, values in _flags(rest, raw=True).items()},
         "words": tuple(word.text for word in rest if not word.text.startswith("-") and "=" not in word.text),
     }
     return Source(name, "command", text, tree, spots, _rewrite, extra)
+
+
+def _rests_on(rest: list[Word], program: str) -> str:
+    """Return the config that a command lays its flags over, "" where it names none."""
+    flags = _flags(rest)
+    named = next((values[0].text for flag, values in flags.items() if flag in _CONFIGS and values), "")
+    lead = [*program.split()[1:], *(word.text for word in takewhile(_plain_word, rest))]
+    return named or next((text for text in lead if text.endswith((".yaml", ".yml", ".toml", ".json", ".py"))), "")
+
+
+def _plain_word(word: Word) -> bool:
+    return not word.text.startswith("-") and "=" not in word.text
 
 
 def _split(words: list[Word]) -> tuple[list[Word], list[Word], str]:

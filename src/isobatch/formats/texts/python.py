@@ -20,6 +20,11 @@ _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Pow: operator.pow,
 }
 _ROUNDED: dict[str, Callable[[Any], Any]] = {"int": int, "float": float, "round": round}
+_ARGUMENTS = {
+    "TrainingArguments", "Seq2SeqTrainingArguments", "SFTConfig", "GRPOConfig", "DPOConfig", "KTOConfig", "ORPOConfig",
+    "RewardConfig", "PPOConfig", "RLOOConfig",
+}  # fmt: skip
+"""Classes of Transformers and TRL whose call holds a script's settings."""
 _BRANCHES = (ast.If, ast.For, ast.While, ast.Try, ast.With)
 CALLED = "type"
 """The key under which the name of a call stands beside its arguments, as mmengine writes it."""
@@ -55,7 +60,7 @@ def read_python(text: str, name: str) -> Source:
             reader.flags(flags)
     except RecursionError:
         raise InputError(f"{name}: nested deeper than {DEEPEST} levels; flatten it") from None
-    extra = {} if reader.call is None else {"call": reader.end_of(reader.call)}
+    extra = {} if reader.call is None else {"call": reader.end_of(reader.call), "called": _called(reader.call)}
     return Source(name, "python", text, reader.tree, reader.spots, _rewrite, extra)
 
 
@@ -103,14 +108,15 @@ class _Reader:
             self._started(node)
 
     def call_of_training(self, module: ast.Module) -> None:
-        """Take in the arguments of the one call `something.train(...)` of a script as its settings."""
-        calls = [
-            node
-            for node in ast.walk(module)
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "train"
-            and node.keywords
-        ]  # fmt: skip
-        if len(calls) != 1:
+        """Take in the one call `TrainingArguments(...)`, or `something.train(...)`, of a script as its settings."""
+        found = [node for node in ast.walk(module) if isinstance(node, ast.Call) and node.keywords]
+        calls = [node for node in found if _called(node) in _ARGUMENTS]
+        calls = calls or [n for n in found if isinstance(n.func, ast.Attribute) and n.func.attr == "train"]
+        if len(calls) != 1 or any(keyword.arg is None for keyword in calls[0].keywords):  # **more: nobody knows what
+            return
+        if _called(calls[0]) in _ARGUMENTS:
+            self.call, self.spots = calls[0], {}
+            self.tree = {str(k.arg): self.value(k.value, (str(k.arg),)) for k in calls[0].keywords}
             return
         for keyword in calls[0].keywords:
             if keyword.arg is not None and not isinstance(self.tree.get(keyword.arg), (int, float, dict)):
@@ -312,6 +318,12 @@ class _Reader:
             end = len(self._bytes[:end].decode("utf-8", "replace"))
         quote = self._text[start : start + 1]
         return Spot(start, end, quote if quote in "'\"" else "")
+
+
+def _called(node: ast.Call) -> str:
+    """Return the name of what is called, without what stands before its last dot."""
+    func = node.func
+    return func.id if isinstance(func, ast.Name) else func.attr if isinstance(func, ast.Attribute) else ""
 
 
 def _number(value: Any) -> bool:
