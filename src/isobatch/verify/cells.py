@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -152,10 +152,10 @@ def run_all(
 
     with ExitStack() as stack:
         made = session or stack.enter_context(closing(Session(executor, workers=workers, device=device, ends=ends)))
-        for key in wanted:
+        for key, job in wanted.items():
             found = made.early.pop(key, None) or (None if place is None else _read(place / key[0], read))
             if found is not None:
-                arrived(key, found)
+                arrived(key, _called(found, job))
         if len(results) < len(wanted) and time.monotonic() >= ends:
             return None
         for key, job in {**wanted, **later}.items():
@@ -169,6 +169,12 @@ def run_all(
             else:
                 made.early[key] = result
     return [results[key] for key in wanted] if len(results) == len(wanted) else None
+
+
+def _called(result: _Result, job: Any) -> _Result:
+    """The result under the names of the job that asks for it: one run may be kept for several."""
+    own = {name: getattr(job, name) for name in ("arm", "label") if hasattr(job, name) and hasattr(result, name)}
+    return replace(result, **own) if own else result  # ty: ignore[invalid-argument-type]
 
 
 def _keyed(jobs: Sequence[_Item], name: Callable[[_Item], str]) -> dict[_Key, _Item]:
