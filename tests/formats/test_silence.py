@@ -108,6 +108,7 @@ def test_whoever_is_asked_for_devices_is_told_which_of_them_count_once(text, nam
     # periods in steps
     ("f.yaml", CLI.format("callbacks: [{class_path: l.ModelCheckpoint, init_args: {every_n_train_steps: 100}}]",
                           COSINE), 8, {"trainer.callbacks[0].init_args.every_n_train_steps": 50}),
+    ("k.yaml", CLI.format("val_check_interval: 300", COSINE), 8, {"trainer.val_check_interval": 150}),
     # averages by other names: 1 - momentum is a decay, (1 - 0.001)**0.5
     ("g.yaml", CLI.format("callbacks: [{class_path: my.WeightEma, init_args: {decay: 0.99}}]", COSINE), 8,
      {"trainer.callbacks[0].init_args.decay": 0.9801}),
@@ -137,6 +138,8 @@ def test_what_counts_passes_steps_and_shares_moves_with_the_devices(name, text, 
     ("f.sh", MEGATRON + "--global-batch-size 64 --exit-interval 500", {"exit_interval": 250}),
     ("g.yaml", OLMO.format(", warmup_min_lr: 1.0e-5", "  hard_stop: {value: 5000, unit: steps}"),
      {"train_module.scheduler.warmup_min_lr": 1.41421356237e-5, "trainer.hard_stop.value": 2500}),
+    ("k.sh", RUN.format("-m open_clip_train.main --train-num-samples 99999 --batch-size 320 --epochs 9 --warmup 20 "
+                        "--lr-cooldown-end 1e-6 --lr-scheduler const-cooldown"), {"lr_cooldown_end": 1.41421356237e-6}),
     # EDM2's presets hold rates and decays of their own; counts of images may be powers of two
     ("h.sh", EDM2.format("edm2-img512-m"), {"lr": 0.009 * 2**0.5, "decay": 35000}),
     ("i.sh", EDM2.format("edm2-img64-l") + "--batch=2Ki --duration 1Gi", {"batch": 4096, "decay": 17500}),
@@ -162,6 +165,9 @@ def test_what_counts_steps_moves_with_the_batch(name, text, want, tmp_path):
     ("i.yaml", "global_train_batch_size: 256\nmax_duration: 1000ba\noptimizer: {name: decoupled_adamw, lr: 6.0e-4}\n"
                "scheduler: {name: cosine_with_warmup, t_warmup: 100ba}\ntrain_subset_num_batches: 100\n",
      "train_subset_num_batches"),
+    ("j.yaml", "global_train_batch_size: 256\nmax_duration: 1000ba\noptimizer: {name: decoupled_adamw, lr: 6.0e-4}\n"
+               "scheduler: {name: cosine_with_warmup, t_warmup: 100ba}\ncallbacks: {early_stopper: {patience: 10ba}}\n",
+     "callbacks.early_stopper.patience"),
 ])  # fmt: skip
 def test_what_acts_and_is_not_read_is_named_wherever_it_stands(name, text, key, tmp_path):
     assert key in {item.key for item in loaded(tmp_path, name, text).ledger.unread}
