@@ -231,6 +231,18 @@ def test_a_command_that_says_little_points_to_its_config(tmp_path):
         load(tmp_path / "a.sh")
 
 
+def test_a_program_that_only_speaks_like_timm_is_asked_about(tmp_path):
+    text = RUN.format(
+        "main.py --model deit_small --batch-size 256 --lr 5e-4 --sched cosine --opt adamw --drop-path 0.1"
+    )
+    (tmp_path / "a.sh").write_text(text)
+    with pytest.raises(Unanswered, match=r"trainer: main.py is not timm's train.py"):
+        load(tmp_path / "a.sh", data_size=1000)
+    assert load(tmp_path / "a.sh", data_size=1000, set={"trainer": "timm"}).recipe.batch.size == 2048
+    (tmp_path / "a.sh").write_text(text.replace("main.py", "train.py"))
+    assert load(tmp_path / "a.sh", data_size=1000).recipe.batch.size == 2048
+
+
 def test_a_config_of_the_launcher_or_of_the_data_is_not_the_recipe(tmp_path):
     for text in (
         "accelerate launch --num_processes 8 --config_file zero3.yaml t.py --per_device_train_batch_size 4 "
@@ -238,6 +250,15 @@ def test_a_config_of_the_launcher_or_of_the_data_is_not_the_recipe(tmp_path):
         "yolo detect train data=coco.yaml model=yolo11s.yaml epochs=5 batch=64 optimizer=AdamW lr0=0.001",
     ):
         assert loaded(tmp_path, "a.sh", text).recipe.batch.size
+
+
+def test_swift_has_defaults_of_its_own(tmp_path):
+    text = "NPROC_PER_NODE=4 swift sft --per_device_train_batch_size 1 --learning_rate 1e-4 --num_train_epochs 1 "
+    found = loaded(tmp_path, "a.sh", text + "--gradient_accumulation_steps 4").recipe
+    assert (found.batch.size, found.optimizer.betas, found.optimizer.weight_decay) == (16, (0.9, 0.95), 0.1)
+    (tmp_path / "b.sh").write_text(text)
+    with pytest.raises(Unanswered, match="gradient_accumulation_steps: swift takes"):
+        load(tmp_path / "b.sh", data_size=1000)
 
 
 SCRIPT = (

@@ -54,7 +54,8 @@ def read(reader: Reader) -> None:
     told = {link.name for link in reader.links} | reader.left.keys()
     for key, value in leaves(reader.source.tree):
         match = _TIME.match(value) if isinstance(value, str) else None
-        if match and match[2] == "ba" and spelled(key) not in told and not str(key[-1]).startswith("console"):
+        often = match is not None and match[2] == "ba" and float(match[1].replace("_", "")) > 1
+        if often and spelled(key) not in told and not str(key[-1]).startswith("console"):
             reader.unread(spelled(key), "a time in batches that the plan leaves as it is; divide it by kappa")
     reader.inert(_INERT)
 
