@@ -128,7 +128,7 @@ def find_view(name: str) -> View:
         why = f"{type(error).__name__}: {error}"
         raise InputError(f"augment.view={name!r} cannot be imported: {why}; is its folder on PYTHONPATH?") from error
     if not callable(view):
-        raise InputError(f"augment.view={name!r}: {module} has no function {function!r}")
+        raise InputError(f"augment.view={name!r}: {module} has no function {function!r}; name one that is there")
     return view
 
 

@@ -182,7 +182,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: field world_size={world!r} must be at least 1; take another checkpoint")
     allowed = {name for rank in range(world) for name in names(rank)}
     if set(manifest["files"]) != allowed:
-        raise InputError(f"{path}: lists the files {sorted(manifest['files'])}, {world} ranks write {sorted(allowed)}")
+        listed = sorted(manifest["files"])
+        raise InputError(
+            f"{path}: lists the files {listed}, {world} ranks write {sorted(allowed)}; take another checkpoint"
+        )
     _check_listing(folder, allowed | {MANIFEST}, exact=True)
     for name in sorted(allowed):
         entry = manifest["files"][name]

@@ -113,7 +113,10 @@ class Sharded:
             InputError: another shape, or parts that are missing or damaged.
         """
         if self.shape != like.shape:
-            raise InputError(f"{self.path!r} has shape {tuple(self.shape)} in the checkpoint, {tuple(like.shape)} here")
+            raise InputError(
+                f"{self.path!r} has shape {tuple(self.shape)} in the checkpoint, {tuple(like.shape)} here; "
+                "build the same shapes"
+            )
         place = place_of(like, repr(self.path))
         return dressed(self.block(place.offset, place.shape).to(local(like).device), like)
 

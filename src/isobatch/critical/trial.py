@@ -258,5 +258,5 @@ def measured(metrics: dict[str, float], metric: str) -> float:
         InputError: the task does not measure it.
     """
     if metric not in metrics:
-        raise InputError(f"metric={metric!r} is not measured by the task; it has {', '.join(metrics)}")
+        raise InputError(f"metric={metric!r} is not measured by the task; it has {', '.join(metrics)}: name one")
     return metrics[metric]

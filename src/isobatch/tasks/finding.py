@@ -115,6 +115,14 @@ def beside(recipe: Recipe, folder: Path) -> Recipe:
 
     Returns:
         The recipe, its own task by the name under which workers import it.
+
+    Raises:
+        InputError: a file that is in neither folder, or whose name is that of another module.
+
+    Example:
+        >>> recipe = Recipe.load("examples/digits.toml").model_copy(update={"task": "own_task.py:make"})
+        >>> beside(recipe, Path("examples")).task
+        'own_task:make'
     """
     if recipe.task is None or ":" not in recipe.task:
         return recipe
