@@ -252,6 +252,20 @@ def test_a_config_of_the_launcher_or_of_the_data_is_not_the_recipe(tmp_path):
         assert loaded(tmp_path, "a.sh", text).recipe.batch.size
 
 
+def test_a_loop_of_accelerate_has_no_flags_of_the_trainer(tmp_path):
+    text = (
+        "accelerate launch --num_processes 8 run_clm_no_trainer.py --per_device_train_batch_size 4 "
+        "--learning_rate 5e-5 --max_train_steps 1000 --num_warmup_steps 100 --lr_scheduler_type linear"
+    )
+    made = loaded(tmp_path, "a.sh", text).at(devices=16)
+    assert made.ledger.lossless
+    assert becomes(made) == pytest.approx({"launcher.num_processes": 16, "learning_rate": 7.0710678e-5,
+                                           "max_train_steps": 500, "num_warmup_steps": 50})  # fmt: skip
+    unsaid = {row.path: row.becomes for row in made.unsaid}
+    assert unsaid["optimizer.betas[0]"] == pytest.approx(0.81)
+    assert made.recipe.optimizer.clip is None
+
+
 def test_swift_has_defaults_of_its_own(tmp_path):
     text = "NPROC_PER_NODE=4 swift sft --per_device_train_batch_size 1 --learning_rate 1e-4 --num_train_epochs 1 "
     found = loaded(tmp_path, "a.sh", text + "--gradient_accumulation_steps 4").recipe

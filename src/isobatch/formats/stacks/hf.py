@@ -111,6 +111,9 @@ def _counted(reader: Reader, found: Found) -> bool:
 
 
 def _optimizer(reader: Reader, usual: _Usual) -> None:
+    bare = "no_trainer" in str(
+        reader.source.extra.get("program", "")
+    )  # a loop of Accelerate, without TrainingArguments
     lr = reader.number("learning_rate", default=None if _trl(reader) else usual.lr,
                        ask="each trainer has a default of its own, and the file names none")  # fmt: skip
     if reader.find("adafactor").value:
@@ -124,9 +127,13 @@ def _optimizer(reader: Reader, usual: _Usual) -> None:
         for key in ("adam_beta1", "adam_beta2", "adam_epsilon"):
             reader.unread(key, "of Adam's own parameters beside Muon, which the plan leaves as it is")
     if has(name, "betas"):
-        betas(reader, reader.number("adam_beta1", default=0.9), reader.number("adam_beta2", default=usual.beta2))
-        reader.say("eps", reader.number("adam_epsilon", default=1e-8))
-    clip(reader, reader.number("max_grad_norm", default=1.0))
+        if bare and not reader.has("adam_beta1", "adam_beta2", "adam_epsilon"):
+            for path, value in (("beta1", 0.9), ("beta2", 0.999), ("eps", 1e-8)):
+                reader.fix(path, value, "torch's AdamW, which the script leaves at its default")
+        else:
+            betas(reader, reader.number("adam_beta1", default=0.9), reader.number("adam_beta2", default=usual.beta2))
+            reader.say("eps", reader.number("adam_epsilon", default=1e-8))
+    clip(reader, reader.number("max_grad_norm", default=None if bare else 1.0))
 
 
 def _trl(reader: Reader) -> bool:
@@ -158,7 +165,7 @@ def _length(reader: Reader, usual: _Usual, times: int) -> None:
         reader.inert("num_train_epochs", "max_steps")
         reader.unread("num_mini_batches", "updates of a rollout; a rollout has as many batches, at any batch")
         return
-    steps = reader.number("max_steps", default=-1, low=-1)
+    steps = reader.number("max_steps", "max_train_steps", default=-1, low=-1)
     epochs = reader.number("num_train_epochs", "num_epochs", default=usual.epochs)
     if steps.value > 0:
         reader.span("length", steps, "steps", least=1)
@@ -172,14 +179,17 @@ def _length(reader: Reader, usual: _Usual, times: int) -> None:
 
 def _schedule(reader: Reader, usual: _Usual) -> None:
     draft = reader.draft
-    steps, share = reader.number("warmup_steps", default=0), reader.number("warmup_ratio", default=0.0)
+    steps, share = (
+        reader.number("warmup_steps", "num_warmup_steps", default=0),
+        reader.number("warmup_ratio", default=0.0),
+    )
     if usual is _AXOLOTL and not steps.said and not share.said:
         steps = Found(("warmup_steps",), 0, "default")
         reader.note(
             "axolotl warms up for min(100, 3% of the run) where the file is silent; state warmup_steps to plan it"
         )
         reader.ask("warmup_steps", "axolotl warms up for min(100, 3% of the run) steps where neither is given", 0)
-        steps = reader.number("warmup_steps", default=0)
+        steps = reader.number("warmup_steps", "num_warmup_steps", default=0)
     if _counted(reader, steps):
         reader.span("warmup", steps, "steps", least=1)
     elif steps.value > 0:
