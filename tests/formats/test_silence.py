@@ -108,6 +108,7 @@ def test_whoever_is_asked_for_devices_is_told_which_of_them_count_once(text, nam
     # periods in steps
     ("f.yaml", CLI.format("callbacks: [{class_path: l.ModelCheckpoint, init_args: {every_n_train_steps: 100}}]",
                           COSINE), 8, {"trainer.callbacks[0].init_args.every_n_train_steps": 50}),
+    ("k.yaml", CLI.format("val_check_interval: 300", COSINE), 8, {"trainer.val_check_interval": 150}),
     # averages by other names: 1 - momentum is a decay, (1 - 0.001)**0.5
     ("g.yaml", CLI.format("callbacks: [{class_path: my.WeightEma, init_args: {decay: 0.99}}]", COSINE), 8,
      {"trainer.callbacks[0].init_args.decay": 0.9801}),
@@ -137,6 +138,8 @@ def test_what_counts_passes_steps_and_shares_moves_with_the_devices(name, text, 
     ("f.sh", MEGATRON + "--global-batch-size 64 --exit-interval 500", {"exit_interval": 250}),
     ("g.yaml", OLMO.format(", warmup_min_lr: 1.0e-5", "  hard_stop: {value: 5000, unit: steps}"),
      {"train_module.scheduler.warmup_min_lr": 1.41421356237e-5, "trainer.hard_stop.value": 2500}),
+    ("k.sh", RUN.format("-m open_clip_train.main --train-num-samples 99999 --batch-size 320 --epochs 9 --warmup 20 "
+                        "--lr-cooldown-end 1e-6 --lr-scheduler const-cooldown"), {"lr_cooldown_end": 1.41421356237e-6}),
     # EDM2's presets hold rates and decays of their own; counts of images may be powers of two
     ("h.sh", EDM2.format("edm2-img512-m"), {"lr": 0.009 * 2**0.5, "decay": 35000}),
     ("i.sh", EDM2.format("edm2-img64-l") + "--batch=2Ki --duration 1Gi", {"batch": 4096, "decay": 17500}),
@@ -162,6 +165,9 @@ def test_what_counts_steps_moves_with_the_batch(name, text, want, tmp_path):
     ("i.yaml", "global_train_batch_size: 256\nmax_duration: 1000ba\noptimizer: {name: decoupled_adamw, lr: 6.0e-4}\n"
                "scheduler: {name: cosine_with_warmup, t_warmup: 100ba}\ntrain_subset_num_batches: 100\n",
      "train_subset_num_batches"),
+    ("j.yaml", "global_train_batch_size: 256\nmax_duration: 1000ba\noptimizer: {name: decoupled_adamw, lr: 6.0e-4}\n"
+               "scheduler: {name: cosine_with_warmup, t_warmup: 100ba}\ncallbacks: {early_stopper: {patience: 10ba}}\n",
+     "callbacks.early_stopper.patience"),
 ])  # fmt: skip
 def test_what_acts_and_is_not_read_is_named_wherever_it_stands(name, text, key, tmp_path):
     assert key in {item.key for item in loaded(tmp_path, name, text).ledger.unread}
@@ -225,6 +231,18 @@ def test_a_command_that_says_little_points_to_its_config(tmp_path):
         load(tmp_path / "a.sh")
 
 
+def test_a_program_that_only_speaks_like_timm_is_asked_about(tmp_path):
+    text = RUN.format(
+        "main.py --model deit_small --batch-size 256 --lr 5e-4 --sched cosine --opt adamw --drop-path 0.1"
+    )
+    (tmp_path / "a.sh").write_text(text)
+    with pytest.raises(Unanswered, match=r"trainer: main.py is not timm's train.py"):
+        load(tmp_path / "a.sh", data_size=1000)
+    assert load(tmp_path / "a.sh", data_size=1000, set={"trainer": "timm"}).recipe.batch.size == 2048
+    (tmp_path / "a.sh").write_text(text.replace("main.py", "train.py"))
+    assert load(tmp_path / "a.sh", data_size=1000).recipe.batch.size == 2048
+
+
 def test_a_config_of_the_launcher_or_of_the_data_is_not_the_recipe(tmp_path):
     for text in (
         "accelerate launch --num_processes 8 --config_file zero3.yaml t.py --per_device_train_batch_size 4 "
@@ -232,6 +250,29 @@ def test_a_config_of_the_launcher_or_of_the_data_is_not_the_recipe(tmp_path):
         "yolo detect train data=coco.yaml model=yolo11s.yaml epochs=5 batch=64 optimizer=AdamW lr0=0.001",
     ):
         assert loaded(tmp_path, "a.sh", text).recipe.batch.size
+
+
+def test_a_loop_of_accelerate_has_no_flags_of_the_trainer(tmp_path):
+    text = (
+        "accelerate launch --num_processes 8 run_clm_no_trainer.py --per_device_train_batch_size 4 "
+        "--learning_rate 5e-5 --max_train_steps 1000 --num_warmup_steps 100 --lr_scheduler_type linear"
+    )
+    made = loaded(tmp_path, "a.sh", text).at(devices=16)
+    assert made.ledger.lossless
+    assert becomes(made) == pytest.approx({"launcher.num_processes": 16, "learning_rate": 7.0710678e-5,
+                                           "max_train_steps": 500, "num_warmup_steps": 50})  # fmt: skip
+    unsaid = {row.path: row.becomes for row in made.unsaid}
+    assert unsaid["optimizer.betas[0]"] == pytest.approx(0.81)
+    assert made.recipe.optimizer.clip is None
+
+
+def test_swift_has_defaults_of_its_own(tmp_path):
+    text = "NPROC_PER_NODE=4 swift sft --per_device_train_batch_size 1 --learning_rate 1e-4 --num_train_epochs 1 "
+    found = loaded(tmp_path, "a.sh", text + "--gradient_accumulation_steps 4").recipe
+    assert (found.batch.size, found.optimizer.betas, found.optimizer.weight_decay) == (16, (0.9, 0.95), 0.1)
+    (tmp_path / "b.sh").write_text(text)
+    with pytest.raises(Unanswered, match="gradient_accumulation_steps: swift takes"):
+        load(tmp_path / "b.sh", data_size=1000)
 
 
 SCRIPT = (

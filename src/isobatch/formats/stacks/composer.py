@@ -6,6 +6,7 @@ from isobatch.errors import InputError
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.words import clip, moments, optimizer
+from isobatch.formats.texts import leaves, spelled
 from isobatch.rules import OPTIMIZERS
 from isobatch.units import decay_at
 
@@ -50,6 +51,12 @@ def read(reader: Reader) -> None:
         found = reader.find(key, default=None)
         if isinstance(found.value, str):
             _time(reader, span, found)
+    told = {link.name for link in reader.links} | reader.left.keys()
+    for key, value in leaves(reader.source.tree):
+        match = _TIME.match(value) if isinstance(value, str) else None
+        often = match is not None and match[2] == "ba" and float(match[1].replace("_", "")) > 1
+        if often and spelled(key) not in told and not str(key[-1]).startswith("console"):
+            reader.unread(spelled(key), "a time in batches that the plan leaves as it is; divide it by kappa")
     reader.inert(_INERT)
 
 

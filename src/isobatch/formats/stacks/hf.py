@@ -1,6 +1,7 @@
-"""Hugging Face `TrainingArguments` and what speaks its words: LLaMA-Factory, axolotl, TRL."""
+"""Hugging Face `TrainingArguments` and what speaks its words: LLaMA-Factory, axolotl, TRL, ms-swift."""
 
 import re
+from dataclasses import dataclass
 
 from isobatch.errors import InputError
 from isobatch.formats.format import Format
@@ -20,15 +21,44 @@ _ONE_RATE = re.compile(r"(?!min|max|base|peak)([A-Za-z]\w*)_lr$|loraplus_lr_(emb
 """A rate of some parameters alone, by the name of its key."""
 
 
+@dataclass(frozen=True)
+class _Usual:
+    """What a trainer of these words takes where nobody says it."""
+
+    micro: int = 8
+    lr: float | None = 5e-5
+    beta2: float = 0.999
+    decay: float = 0.0
+    schedule: str = "linear"
+    epochs: float = 3.0
+    optimizer: str = "adamw_torch"
+
+
+_USUAL = _Usual()
+_AXOLOTL = _Usual(1, None, schedule="cosine", epochs=1, optimizer="adamw_torch_fused")
+_SWIFT = _Usual(1, None, 0.95, 0.1, "cosine")
+"""swift/trainers/arguments.py TrainArgumentsMixin (modelscope/ms-swift@0037257)."""
+_SWIFT_RUNS = re.compile(r"(?:^|[/\s])swift(?:$|[/\s.])")
+
+
+def _usual(reader: Reader) -> _Usual:
+    if _SWIFT_RUNS.search(str(reader.source.extra.get("program", ""))):
+        return _SWIFT
+    return _AXOLOTL if _axolotl(reader) else _USUAL
+
+
 def _axolotl(reader: Reader) -> bool:
     return reader.has("micro_batch_size", "base_model", "sequence_len", "num_epochs")
 
 
 def read(reader: Reader) -> None:
     """Read the arguments."""
-    axolotl = _axolotl(reader)
+    axolotl, usual = _axolotl(reader), _usual(reader)
     micro = reader.whole("per_device_train_batch_size", "per_gpu_train_batch_size", "micro_batch_size",
-                         default=1 if axolotl else 8, low=1)  # fmt: skip
+                         default=usual.micro, low=1)  # fmt: skip
+    if usual is _SWIFT and not reader.has("gradient_accumulation_steps"):
+        why = "swift takes ceil(16 / (batch x GPUs)) passes where nobody states them, so that they follow the GPUs"
+        reader.ask("gradient_accumulation_steps", why, 1)
     passes = reader.whole("gradient_accumulation_steps", default=1, low=1)
     if axolotl and reader.has("batch_size") and not reader.has("gradient_accumulation_steps"):
         total = reader.whole("batch_size", low=1)
@@ -45,10 +75,10 @@ def read(reader: Reader) -> None:
             "auto_find_batch_size", "halves the batch when memory runs out, and nothing else with it; turn it off"
         )
     times = groups(reader) if is_grpo(reader) else 1
-    _optimizer(reader, axolotl)
+    _optimizer(reader, usual)
     _rates(reader)
-    _length(reader, axolotl, times)
-    _schedule(reader, axolotl)
+    _length(reader, usual, times)
+    _schedule(reader, usual)
     for name, key in (("checkpoints", "save_steps"), ("evaluation", "eval_steps")):
         found = reader.number(key)
         if found.value and _counted(reader, found):
@@ -80,24 +110,30 @@ def _counted(reader: Reader, found: Found) -> bool:
     return found.value >= 1 or found.name in reader.exact
 
 
-def _optimizer(reader: Reader, axolotl: bool) -> None:
-    lr = reader.number("learning_rate", default=None if axolotl or _trl(reader) else 5e-5,
+def _optimizer(reader: Reader, usual: _Usual) -> None:
+    bare = "no_trainer" in str(
+        reader.source.extra.get("program", "")
+    )  # a loop of Accelerate, without TrainingArguments
+    lr = reader.number("learning_rate", default=None if _trl(reader) else usual.lr,
                        ask="each trainer has a default of its own, and the file names none")  # fmt: skip
-    default = "adamw_torch_fused" if axolotl else "adamw_torch"
     if reader.find("adafactor").value:
         optimizer(reader, Found(("adafactor",), "adafactor"))
-    name = optimizer(reader, reader.word("optim", "optimizer", default=default), adam="adamw")
+    name = optimizer(reader, reader.word("optim", "optimizer", default=usual.optimizer), adam="adamw")
     reader.say("lr", lr)
-    reader.say("weight_decay", reader.number("weight_decay", default=0.0))
+    reader.say("weight_decay", reader.number("weight_decay", default=usual.decay))
     if name == "muon":
         reader.fix("momentum", 0.95, "the trainer's Muon, which no argument sets")
         reader.draft.rules["momentum"] = "keep"
         for key in ("adam_beta1", "adam_beta2", "adam_epsilon"):
             reader.unread(key, "of Adam's own parameters beside Muon, which the plan leaves as it is")
     if has(name, "betas"):
-        betas(reader, reader.number("adam_beta1", default=0.9), reader.number("adam_beta2", default=0.999))
-        reader.say("eps", reader.number("adam_epsilon", default=1e-8))
-    clip(reader, reader.number("max_grad_norm", default=1.0))
+        if bare and not reader.has("adam_beta1", "adam_beta2", "adam_epsilon"):
+            for path, value in (("beta1", 0.9), ("beta2", 0.999), ("eps", 1e-8)):
+                reader.fix(path, value, "torch's AdamW, which the script leaves at its default")
+        else:
+            betas(reader, reader.number("adam_beta1", default=0.9), reader.number("adam_beta2", default=usual.beta2))
+            reader.say("eps", reader.number("adam_epsilon", default=1e-8))
+    clip(reader, reader.number("max_grad_norm", default=None if bare else 1.0))
 
 
 def _trl(reader: Reader) -> bool:
@@ -120,7 +156,7 @@ def _rates(reader: Reader) -> None:
         reader.link(path, rate, lambda view, path=path: view[path])
 
 
-def _length(reader: Reader, axolotl: bool, times: int) -> None:
+def _length(reader: Reader, usual: _Usual, times: int) -> None:
     """Enter the run; times: samples that one row of the data becomes in an epoch."""
     episodes = reader.whole("total_episodes", default=None, low=1)
     if episodes.value:
@@ -129,8 +165,8 @@ def _length(reader: Reader, axolotl: bool, times: int) -> None:
         reader.inert("num_train_epochs", "max_steps")
         reader.unread("num_mini_batches", "updates of a rollout; a rollout has as many batches, at any batch")
         return
-    steps = reader.number("max_steps", default=-1, low=-1)
-    epochs = reader.number("num_train_epochs", "num_epochs", default=1 if axolotl else 3.0)
+    steps = reader.number("max_steps", "max_train_steps", default=-1, low=-1)
+    epochs = reader.number("num_train_epochs", "num_epochs", default=usual.epochs)
     if steps.value > 0:
         reader.span("length", steps, "steps", least=1)
         reader.inert("num_train_epochs", "num_epochs")
@@ -141,23 +177,26 @@ def _length(reader: Reader, axolotl: bool, times: int) -> None:
         reader.span("length", epochs, "epochs")
 
 
-def _schedule(reader: Reader, axolotl: bool) -> None:
+def _schedule(reader: Reader, usual: _Usual) -> None:
     draft = reader.draft
-    steps, share = reader.number("warmup_steps", default=0), reader.number("warmup_ratio", default=0.0)
-    if axolotl and not steps.said and not share.said:
+    steps, share = (
+        reader.number("warmup_steps", "num_warmup_steps", default=0),
+        reader.number("warmup_ratio", default=0.0),
+    )
+    if usual is _AXOLOTL and not steps.said and not share.said:
         steps = Found(("warmup_steps",), 0, "default")
         reader.note(
             "axolotl warms up for min(100, 3% of the run) where the file is silent; state warmup_steps to plan it"
         )
         reader.ask("warmup_steps", "axolotl warms up for min(100, 3% of the run) steps where neither is given", 0)
-        steps = reader.number("warmup_steps", default=0)
+        steps = reader.number("warmup_steps", "num_warmup_steps", default=0)
     if _counted(reader, steps):
         reader.span("warmup", steps, "steps", least=1)
     elif steps.value > 0:
         reader.span("warmup", steps, "length")
     elif share.value:
         reader.span("warmup", share, "length")
-    kind = reader.word("lr_scheduler_type", "lr_scheduler", default="cosine" if axolotl else "linear")
+    kind = reader.word("lr_scheduler_type", "lr_scheduler", default=usual.schedule)
     word = str(kind.value).lower().removeprefix("schedulertype.")
     if word == "linear":
         draft.rest = [{"by": "linear", "to": 0.0}]
@@ -247,5 +286,6 @@ FORMAT = Format(
         "not:parallelism": 9,
     },
     read,
-    "transformers@00349ae8 training_args.py; axolotl utils/schemas/training.py; LLaMA-Factory@ff6d4d1 (2026-11)",
+    "transformers@00349ae8 training_args.py; axolotl utils/schemas/training.py; LLaMA-Factory@ff6d4d1; "
+    "ms-swift@0037257 swift/trainers/arguments.py (2026-11)",
 )

@@ -11,6 +11,7 @@ from isobatch.formats.stacks.words import (
     launched_devices,
     moments,
     optimizer,
+    passes_of_each,
     per_device_batch,
     share_of_peak,
 )
@@ -78,8 +79,7 @@ def read(reader: Reader) -> None:
         reader.doubt("the model and the optimizer each have a rate; the optimizer's is taken, check which one acts")
     every = reader.find("trainer.val_check_interval", default=None)
     if isinstance(every.value, int) and not isinstance(every.value, bool) and every.value > 1:
-        reader.note("trainer.val_check_interval counts passes, not optimizer steps; it is left as it is")
-        reader.inert("trainer.val_check_interval")
+        passes_of_each(reader, "evaluation", every)
     reader.inert(_INERT)
 
 

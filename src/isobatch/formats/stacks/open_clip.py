@@ -2,10 +2,10 @@
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Reader
-from isobatch.formats.stacks.words import clip, launched_devices, optimizer, per_device_batch
+from isobatch.formats.stacks.words import clip, launched_devices, optimizer, per_device_batch, share_of_peak
 
 _INERT = (
-    "lr_cooldown_end lr_cooldown_power log_every_n_steps save_frequency val_frequency precision "
+    "lr_cooldown_power log_every_n_steps save_frequency val_frequency precision "
     "lock_image_unlocked_groups zeroshot_frequency epochs_cooldown lr_scheduler opt_kwargs warmup"
 )
 
@@ -30,6 +30,9 @@ def read(reader: Reader) -> None:
     warm = reader.whole("warmup", default=10000)
     if warm.value:
         reader.span("warmup", warm, "steps", least=1)
+    low = reader.number("lr_cooldown_end", default=None)
+    if low.value:
+        share_of_peak(reader, "schedule.final", low)
     kind = str(reader.word("lr_scheduler", default="cosine").value)
     if kind == "cosine":
         draft.rest = [{"by": "cosine", "to": 0.0}]

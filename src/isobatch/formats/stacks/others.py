@@ -16,7 +16,7 @@ OTHERS: tuple[Other, ...] = (
     Other(
         "fairseq",
         {"optimization.update_freq": 4, "optimization.max_update": 4, "lr_scheduler.warmup_updates": 3,
-         "dataset.max_tokens": 3, "program:fairseq": 5, "max_tokens": 1, "update_freq": 4, "task._name": 2},
+         "dataset.max_tokens": 3, "program:fairseq": 5, "max_tokens": 2, "update_freq": 2, "task._name": 2},
         "keep its batch by update_freq x old GPUs / new GPUs, which needs no other number to move",
     ),
     Other(

@@ -26,8 +26,18 @@ _INERT = (
 )
 
 
+_PROGRAMS = ("train.py", "distributed_train.sh")
+
+
 def read(reader: Reader) -> None:
     """Read the arguments."""
+    program = str(reader.source.extra.get("program", "")).rsplit("/", 1)[-1]
+    if program and not program.endswith(_PROGRAMS):
+        why = (
+            f"{program} is not timm's train.py, and may have other defaults and scale the rate itself (DeiT's main.py "
+            "multiplies lr by batch/512); where it trains as timm's does"
+        )
+        reader.ask("trainer", why, "timm", "--set trainer=timm")
     micro = reader.whole("batch_size", "b", default=128, low=1)
     passes = reader.whole("grad_accum_steps", default=1, low=1)
     world = reader.find("world_size").value

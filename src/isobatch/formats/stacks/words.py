@@ -211,11 +211,15 @@ def global_batch(reader: Reader, found: Found, devices: int = 1) -> None:
 
 def capped_epoch(reader: Reader, found: Found) -> None:
     """Enter a number of passes of each device after which the trainer ends an epoch, whatever the data hold."""
-    draft = reader.draft
-    samples = found.value * draft.values["micro"] * draft.values["devices"]
-    draft.data_size = max(round(samples), 1)
-    reader.link("epoch", found, lambda view: samples / (view.micro * view.devices), whole=True, least=1,
-                words="passes of each device in an epoch")  # fmt: skip
+    reader.draft.data_size = max(round(passes_of_each(reader, "epoch", found)), 1)
+
+
+def passes_of_each(reader: Reader, name: str, found: Found) -> float:
+    """Enter a span that is counted in passes of each device, whatever an update holds, and return its samples."""
+    samples = found.value * reader.draft.values["micro"] * reader.draft.values["devices"]
+    reader.link(name, found, lambda view: samples / (view.micro * view.devices), whole=True, least=1,
+                words="passes of each device")  # fmt: skip
+    return samples
 
 
 def periods(reader: Reader, keys: Mapping[str, str]) -> None:
