@@ -51,41 +51,6 @@ def test_results_are_kept_under_names_that_only_this_process_can_make(workers, t
     assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == ["3.json", "4.json"]
 
 
-@dataclass
-class Asked:
-    arm: str
-    number: int
-
-
-@dataclass
-class Answered:
-    arm: str
-    number: int
-
-
-def answered(job: Asked) -> Answered:
-    return Answered(job.arm, 2 * job.number)
-
-
-def test_one_run_that_several_arms_share_bears_the_name_of_the_arm_that_asks(tmp_path):
-    def run(*jobs):
-        found = cells.run_all(
-            answered,
-            [Asked(*job) for job in jobs],
-            tmp_path,
-            name=lambda job: f"{job.number}.json",
-            read=lambda values: Answered(**values),
-            workers=1,
-        )
-        return [(one.arm, one.number) for one in found or ()]
-
-    shared = [("plan", 6), ("unscaled", 6), ("reference", 8)]
-    assert run(("plan", 3)) == [("plan", 6)]
-    assert run(("plan", 3), ("unscaled", 3), ("reference", 4)) == shared
-    assert run(("plan", 3), ("unscaled", 3), ("reference", 4)) == shared, "all read"
-    assert run(("other", 4)) == [("other", 8)]
-
-
 def test_two_tasks_of_a_study_may_have_the_same_reference(tmp_path):
     short = recipe(task="digits", data_size=1437, schedule={"length": "64 samples", "warmup": "8 samples"})
     groups = [[Job(arm, short, seed, 0, (0, 64)) for seed in (0, 1)] for arm in ("16x base", "64x base")]

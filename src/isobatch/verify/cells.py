@@ -65,7 +65,9 @@ def train_all(
             ends=ends,
             on_done=on_done,
         )
-        for curve in sorted(found or (), key=lambda curve: (curve.arm, curve.seed)):
+        # one run may be kept for several arms: it bears the name of the one that asks
+        named = [replace(curve, arm=job.arm) for job, curve in zip(jobs, found or (), strict=found is not None)]
+        for curve in sorted(named, key=lambda curve: (curve.arm, curve.seed)):
             curves.setdefault(curve.arm, []).append(curve)
         if found and checkpoints and folder is not None:
             for job in jobs:
@@ -129,7 +131,8 @@ def run_all(
         jobs: that belong together.
         folder: where results are kept, in its `cells`; None keeps nothing.
         name: file name of a job's result: a hash of everything that decides it. The caller's process alone writes.
-        read: a result from its plain values; ValueError or TypeError means that the job is run again.
+        read: a result from its plain values; ValueError or TypeError means that the job is run again. A result that is
+            kept under the same name for another job bears what that job wrote into it.
         workers: processes, one a core unless given.
         executor: runs the jobs, any `concurrent.futures.Executor`; None for processes of this machine.
         device: where the jobs compute.
@@ -152,10 +155,10 @@ def run_all(
 
     with ExitStack() as stack:
         made = session or stack.enter_context(closing(Session(executor, workers=workers, device=device, ends=ends)))
-        for key, job in wanted.items():
+        for key in wanted:
             found = made.early.pop(key, None) or (None if place is None else _read(place / key[0], read))
             if found is not None:
-                arrived(key, _called(found, job))
+                arrived(key, found)
         if len(results) < len(wanted) and time.monotonic() >= ends:
             return None
         for key, job in {**wanted, **later}.items():
@@ -169,12 +172,6 @@ def run_all(
             else:
                 made.early[key] = result
     return [results[key] for key in wanted] if len(results) == len(wanted) else None
-
-
-def _called(result: _Result, job: Any) -> _Result:
-    """The result under the names of the job that asks for it: one run may be kept for several."""
-    own = {name: getattr(job, name) for name in ("arm", "label") if hasattr(job, name) and hasattr(result, name)}
-    return replace(result, **own) if own else result  # ty: ignore[invalid-argument-type]
 
 
 def _keyed(jobs: Sequence[_Item], name: Callable[[_Item], str]) -> dict[_Key, _Item]:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
+from torch.distributed.checkpoint.stateful import Stateful
 
 from isobatch.average.engine import overflowed
 from isobatch.errors import InputError, warn
@@ -285,7 +286,7 @@ def _data_size(trainer: Trainer) -> int | None:
 
 def _tell_of_rows_again(trainer: Trainer, done: int) -> None:
     """Warn where a fit goes on within an epoch and its loader cannot: Lightning's own words miss a second optimizer."""
-    lost = [one for one in CombinedLoader(trainer.train_dataloader).flattened if not hasattr(one, "load_state_dict")]
+    lost = [one for one in CombinedLoader(trainer.train_dataloader).flattened if not isinstance(one, Stateful)]
     if lost:
         warn(
             f"fit goes on after {done} batches of an epoch, and its {type(lost[0]).__name__} keeps no place: it begins "

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,11 @@ def run(
 
     def follow(probes: list[NoiseProbe]) -> list[NoiseCurve] | None:
         name, read = file_name, _read
-        return run_all(
+        found = run_all(
             probe, probes, out, name=name, read=read, workers=workers, executor=executor, ends=ends, on_done=on_done
         )
+        # one run may be kept for several questions: it bears the label of the one that asks
+        return found and [replace(curve, label=asked.label) for asked, curve in zip(probes, found, strict=True)]
 
     # The two questions beside the table first: they are cheap, and a budget that ends in a sweep leaves them answered.
     rows, beside = [], {}
