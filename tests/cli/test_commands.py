@@ -303,8 +303,12 @@ def test_a_narrow_terminal_still_shows_every_confidence(path, monkeypatch, capsy
     assert max(map(len, table.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("command", [["train", "--out", "OUT"], ["verify", "run", "--batch-size", "32"]])
-def test_a_task_of_ones_own_that_fails_is_named_and_its_traceback_can_be_had(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("command", "when"), [
+    (["train", "--out", "OUT"], "to make its run"), (["verify", "run", "--batch-size", "32"], "in arm plan, seed 0"),
+])  # fmt: skip
+def test_a_task_of_ones_own_that_fails_is_named_and_its_traceback_can_be_had(
+    command, when, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "broken_task.py").write_text("def make(settings, seed):\n    return 1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "recipe.toml"
@@ -313,7 +317,7 @@ def test_a_task_of_ones_own_that_fails_is_named_and_its_traceback_can_be_had(com
     words.insert(2 if words[0] == "verify" else 1, str(file))
     assert cli.run(words) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "task='broken_task:make' failed to make its run: ZeroDivisionError" in error
+    assert f"task='broken_task:make' failed {when}: ZeroDivisionError" in error
     assert "broken_task.py:2, in make" in error
     monkeypatch.setenv("ISOBATCH_TRACEBACK", "1")
     assert cli.run(words) == 2

@@ -28,6 +28,10 @@ _NOBODYS = ("/torch/", "<frozen ", "/importlib/", __file__)
 """Places of frames that say nothing about a user's code."""
 
 
+class MakeError(InputError):
+    """A user's function that makes runs has failed; its cause is what it raised."""
+
+
 def named() -> dict[str, str]:
     """Return every task that has a name: those of this package, and those that installed distributions announce.
 

@@ -2,11 +2,11 @@
 
 import random
 import sys
-import traceback
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout
 
 from isobatch.errors import InputError, IsobatchError
+from isobatch.tasks.finding import WHOLE, MakeError, told
 
 
 @contextmanager
@@ -91,12 +91,11 @@ def named(task: str | None, arm: str, seed: int) -> Generator[None]:
         InputError: whatever the task raised.
     """
     try:
-        yield
+        try:
+            yield
+        except MakeError as failure:
+            raise failure.__cause__ or failure from None
     except (IsobatchError, KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:  # whatever the user's task does
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise InputError(
-            f"task={task!r} failed in arm {arm}, seed {seed}: {type(error).__name__}: {error} "
-            f"({last.filename}:{last.lineno}, in {last.name}); ISOBATCH_TRACEBACK=1 shows the whole traceback"
-        ) from error
+        raise InputError(f"task={task!r} failed in arm {arm}, seed {seed}: {told(error)}; {WHOLE}") from error

@@ -13,7 +13,7 @@ from isobatch.errors import InputError, IsobatchError
 from isobatch.plan import Recipe
 from isobatch.renamed import OldAttribute, old_arguments
 from isobatch.tasks.asked import Asked
-from isobatch.tasks.finding import WHOLE, find, told
+from isobatch.tasks.finding import WHOLE, MakeError, find, told
 from isobatch.tasks.loss_context import LossContext, LossNeeds
 from isobatch.tasks.metric import Metric
 
@@ -270,4 +270,4 @@ def _made(task: str, settings: Recipe, seed: int) -> Any:
     except IsobatchError:
         raise
     except (Exception, SystemExit) as error:  # whatever the user's function does
-        raise InputError(f"task={task!r} failed to make its run: {told(error)}; {WHOLE}") from error
+        raise MakeError(f"task={task!r} failed to make its run: {told(error)}; {WHOLE}") from error
