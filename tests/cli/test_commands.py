@@ -304,7 +304,7 @@ def test_a_narrow_terminal_still_shows_every_confidence(path, monkeypatch, capsy
 
 
 @pytest.mark.parametrize(("command", "when"), [
-    (["train", "--out", "OUT"], "to make its run"), (["verify", "run", "--batch-size", "32"], "in arm plan, seed 0"),
+    (["train", "--out", "OUT"], "to make its run"), (["verify", "run", "--batch-size", "32"], r"in arm \w+, seed \d"),
 ])  # fmt: skip
 def test_a_task_of_ones_own_that_fails_is_named_and_its_traceback_can_be_had(
     command, when, tmp_path, monkeypatch, capsys
@@ -317,7 +317,7 @@ def test_a_task_of_ones_own_that_fails_is_named_and_its_traceback_can_be_had(
     words.insert(2 if words[0] == "verify" else 1, str(file))
     assert cli.run(words) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"task='broken_task:make' failed {when}: ZeroDivisionError" in error
+    assert re.search(f"task='broken_task:make' failed {when}: ZeroDivisionError", error)
     assert "broken_task.py:2, in make" in error
     monkeypatch.setenv("ISOBATCH_TRACEBACK", "1")
     assert cli.run(words) == 2
