@@ -18,21 +18,23 @@ _NAMES = {"adamp": "AdamP", "lamb": "LAMB", "adamw": "AdamW"}
 
 
 def figure(data: dict[str, Any]) -> Figure:
-    """Draw the gap to the chosen peak in every cell on the left, the short budget's arms on the right.
+    """Draw the gap to the chosen peak in every cell on the left, the short budget's arms on the right where it was run.
 
     Args:
         data: the study's result.
 
     Returns:
-        A figure of two panels.
+        A figure of one or two panels.
     """
     rows = [row for row in data["rows"] if "as published" not in row["means"]]
     short = [row for row in data["rows"] if "as published" in row["means"]]
     with matplotlib.rc_context(RC):
-        made = Figure(figsize=(10.6, 4.4), layout="constrained")
-        left, right = made.subplots(1, 2)
+        panels = 2 if short else 1
+        made = Figure(figsize=(5.3 * panels, 4.4), layout="constrained")
+        left, *right = made.subplots(1, panels, squeeze=False)[0]
         _gaps(left, rows)
-        _arms(right, short)
+        for axes in right:
+            _arms(axes, short)
     return made
 
 
