@@ -105,7 +105,7 @@ def _untold(rows: Rows, kind: str) -> str | None:
         return f"the arm '{kind}' has no run beside its reference yet"
     row = found[0]
     if row["seeds"] < row["planned"]:
-        return f"{row['seeds']} of {row['planned']} seeds, no verdict yet; so far {_told(row)}"
+        return f"{row['seeds']} of {row['planned']} seeds, no verdict yet; so far a worst gap of {_gap(row)}"
     gains = gained(row)
     if not any(g.mean >= LEARNT and g.low > 0 for g in gains.values()):
         listed = ", ".join(f"{name} {gain}" for name, gain in gains.items())
@@ -119,6 +119,9 @@ def _less(row: dict[str, Any], name: str) -> MeanInterval:
 
 
 def _told(row: dict[str, Any]) -> str:
+    return f"{row['arm']} x{row['kappa']:g} {row['verdicts']['average']} (worst gap {_gap(row)})"
+
+
+def _gap(row: dict[str, Any]) -> str:
     worst = row["worst"]["average"]
-    gap = f"{worst:+.2f} points" if math.isfinite(worst) else "no gap"
-    return f"{row['arm']} x{row['kappa']:g} {row['verdicts']['average']} (worst gap {gap})"
+    return f"{worst:+.2f} points" if math.isfinite(worst) else "nothing that was measured"
