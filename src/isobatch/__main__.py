@@ -4,10 +4,10 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-# -m puts the current folder first, where a json.py would hide Python's own; main() puts it behind.
-with suppress(FileNotFoundError, IndexError):
-    if sys.path[0] == str(Path.cwd()):
-        del sys.path[0]
+# -m, and an empty part of PYTHONPATH, put the current folder first, where a json.py would hide Python's own; main() puts
+# it behind.
+with suppress(FileNotFoundError):
+    sys.path[:] = [path for path in sys.path if path not in ("", str(Path.cwd()))]
 
 from isobatch.cli import main
 

@@ -90,12 +90,12 @@ def named(task: str | None, arm: str, seed: int) -> Generator[None]:
     Raises:
         InputError: whatever the task raised.
     """
+    where = f"task={task!r} failed in arm {arm}, seed {seed}"
     try:
-        try:
-            yield
-        except MakeError as failure:
-            raise failure.__cause__ or failure from None
+        yield
+    except MakeError as failure:  # says where it failed already, and not in which run
+        raise InputError(f"{where}: {told(failure.__cause__ or failure)}; {WHOLE}") from failure.__cause__
     except (IsobatchError, KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:  # whatever the user's task does
-        raise InputError(f"task={task!r} failed in arm {arm}, seed {seed}: {told(error)}; {WHOLE}") from error
+        raise InputError(f"{where}: {told(error)}; {WHOLE}") from error
