@@ -129,6 +129,10 @@ def test_arms_beside_the_late_switch_differ_by_their_optimizer_alone():
     rows = late_rows()
     beside = [row | {"arm": f"{row['arm']}, SGD"} for row in rows if row["arm"] in (late.LATE, late.STEPS)]
     assert held(late.judge([*rows, *beside], 8)) == [True] * 3
+    table = {row[0]: row[2] for row in late.beside([*rows, *beside], criteria("adaptive", "late"))[1:]}
+    assert list(table) == [late.LATE, f"{late.LATE}, SGD"]
+    assert table[late.LATE].startswith("+0.00"), "2.2 beside 2.19"
+    assert late.beside([], criteria("adaptive", "late"))[1:] == []
     data = {"study": "adaptive", "title": "T", "rows": [*rows, *beside], "claims": [], "why_beside": "SGD, because"}
     assert "SGD, because" in late_page.html(data)
 
@@ -323,3 +327,13 @@ def test_longer_runs_go_on_at_the_same_marks_over_fresh_text():
     assert longer.stops[: len(short.stops)] == short.stops
     assert longer.stops[-1] == longer.recipe.data_size == longer.recipe.options["windows"] == 24576
     assert longer.recipe.optimizer == short.recipe.optimizer
+    marks, curves = longer.stops, {}
+    for batch in (2, 32):
+        loss = [2.0 + (batch == 32) * 0.1 * (1 - mark / 24) for mark in range(len(marks))]  # level at the 24th mark
+        arm = decay.label(batch, decay.LONGER)
+        curves[arm] = [Curve(arm, s, {"raw": {"loss": [x * (1 + 1e-4 * s) for x in loss]}}, 9, 0.0) for s in range(8)]
+    rows = decay.beside(part, curves, marks)[1:]
+    assert [row[2:] for row in rows if row[1] == "constant"] == [["2,048", "not run"], ["6,144", "not run"]]
+    crossed, end = (row for row in rows if row[1] == decay.LONGER)
+    assert crossed[:3] == ["32 and 2", "longer", "12,800"]
+    assert end[3].startswith("-0.0513"), "log 1.9 / 2.0"

@@ -1,22 +1,12 @@
 """Kinds of files that real stacks have: each line is one that was once read or written wrongly."""
 
 import pytest
+from tests.formats.answering import loaded
 
 from isobatch.errors import InputError
-from isobatch.formats import Unanswered, load
+from isobatch.formats import load
 
 HF = "per_device_train_batch_size: 8\nlearning_rate: 1.0e-4\nmax_steps: 1000\n"
-ANSWERS = {"devices": 8, "data_size": 1281167}
-
-
-def loaded(folder, name, text, **more):
-    """Read a text with answers to what it asks, and to nothing else."""
-    (folder / name).write_text(text)
-    try:
-        return load(folder / name, **more)
-    except Unanswered as error:
-        asked = {question.name: ANSWERS[question.name] for question in error.questions}
-        return load(folder / name, **(asked | more))
 
 
 def rows(made):

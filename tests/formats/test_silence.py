@@ -1,12 +1,12 @@
 """Keys that once passed in silence while they changed the batch, the clock or an average; a line a key."""
 
 import pytest
+from tests.formats.answering import loaded
 
 from isobatch import cli
 from isobatch.errors import InputError
 from isobatch.formats import Unanswered, check, load
 
-ANSWERS = {"devices": 8, "data_size": 1_281_167}
 HF = "per_device_train_batch_size: 64\nlearning_rate: 1.0e-4\nmax_steps: 1000\n"
 AXOLOTL = "base_model: x\nmicro_batch_size: 2\nnum_epochs: 3\nlearning_rate: 0.0002\nwarmup_steps: 100\n"
 TUNE = "batch_size: 4\nepochs: 3\noptimizer: {_component_: torch.optim.AdamW, lr: 2.0e-5}\n"
@@ -38,16 +38,6 @@ OLMO = (
 )
 EDM2 = RUN.format("train_edm2.py --outdir=o --data=x.zip --preset={} ")
 SOLVER = "SOLVER:\n  IMS_PER_BATCH: 16\n  BASE_LR: 0.02\n  STEPS: (60000, 80000)\n  MAX_ITER: 90000\n{}\n"
-
-
-def loaded(folder, name, text, **more):
-    """Read a text with answers to what it asks, and to nothing else."""
-    (folder / name).write_text(text)
-    try:
-        return load(folder / name, **more)
-    except Unanswered as error:
-        asked = {question.name: ANSWERS[question.name] for question in error.questions}
-        return load(folder / name, **(asked | more))
 
 
 def becomes(made):

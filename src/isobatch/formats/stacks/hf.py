@@ -111,9 +111,8 @@ def _counted(reader: Reader, found: Found) -> bool:
 
 
 def _optimizer(reader: Reader, usual: _Usual) -> None:
-    bare = "no_trainer" in str(
-        reader.source.extra.get("program", "")
-    )  # a loop of Accelerate, without TrainingArguments
+    # a loop of Accelerate, without TrainingArguments
+    bare = "no_trainer" in str(reader.source.extra.get("program", ""))
     lr = reader.number("learning_rate", default=None if _trl(reader) else usual.lr,
                        ask="each trainer has a default of its own, and the file names none")  # fmt: skip
     if reader.find("adafactor").value:

@@ -76,6 +76,32 @@ def rows(paths: Mapping[str, Sequence[Path]]) -> list[dict[str, Any]]:
     ]
 
 
+def beside(table: Sequence[dict[str, Any]], rules: dict[str, Any]) -> list[list[str]]:
+    """Return how far the raised batch is behind the large one at as many steps: after the switch, and at the end.
+
+    Args:
+        table: one row an arm.
+        rules: the criteria of the grid.
+
+    Returns:
+        Rows of a table, its head first: log loss of the seeds' mean over the run, paired intervals at the end.
+    """
+    made = [["arm", "steps at the large batch", "log loss over the large batch at as many steps"]]
+    found = {row["arm"]: row for row in table}
+    for arm in (EARLY, LATE) if STEPS in found else ():
+        row, whole = found.get(arm, {"at_step": [], "losses": []}), found[STEPS]
+        switch = int(rules["length"] * rules["switch"][arm]) // rules["large"] * rules["large"] // rules["small"]
+        gaps = np.log(row["losses"]) - np.log(np.interp(row["at_step"], whole["at_step"], whole["losses"]))
+        seen = [(step - switch, gap) for step, gap in zip(row["at_step"], gaps, strict=True) if step >= switch]
+        made += [[arm, f"{after:.0f}", f"{gap:+.3f}"] for after, gap in (*seen[:2], *seen[-1:])]
+    for arm in found:
+        large = arm.replace(LATE, STEPS, 1)
+        if arm.startswith(LATE) and large in found:
+            gap = _log_ratio(np.array(found[arm]["final"]), np.array(found[large]["final"]))
+            made.append([arm, "at the end", _shown(gap)])
+    return made
+
+
 def judge(table: Sequence[dict[str, Any]], seeds: int) -> list[Finding]:
     """Compute `held` of every claim of the grid.
 

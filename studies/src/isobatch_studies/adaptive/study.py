@@ -93,7 +93,8 @@ def run(
     if grid == late.GRID:
         drawn, page = late_page.figure, late_page.html
         table = late.rows(paths)
-        data = shared | {"why_beside": rules["why_beside"], "rows": table, "claims": as_dict(late.judge(table, seeds))}
+        data = shared | {"why_beside": rules["why_beside"], "rows": table, "beside": late.beside(table, rules)}
+        data |= {"claims": as_dict(late.judge(table, seeds))}
     else:
         drawn, page = figure, html
         complete = len(paths) == len(recipes)

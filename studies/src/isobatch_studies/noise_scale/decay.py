@@ -112,6 +112,7 @@ def run(
         "marks": list(jobs[-1][0].stops),
         "why_longer": rules["why_longer"],
         "losses": {arm: _means(found) for arm, found in curves.items()},
+        "beside": beside(part, curves, jobs[-1][0].stops),
         "claims": as_dict(judge(part, curves)),
     }
     if out is not None:
@@ -134,7 +135,7 @@ def judge(part: dict[str, Any], curves: dict[str, list[Curve]]) -> list[Finding]
         Outcomes in the order of criteria.json; None where an arm is missing.
     """
     cross, uncross = claims(NAME, GRID).values()
-    early, late = (round(part["marks"] * part[key]) for key in ("early", "decay_from"))
+    early, late = _marks(part)
     first, then = (_apart(part, curves, "constant", mark) for mark in (early, late))
     end = _apart(part, curves, "decay", part["marks"])
     small, large = min(part["batches"]), max(part["batches"])
@@ -151,11 +152,46 @@ def judge(part: dict[str, Any], curves: dict[str, list[Curve]]) -> list[Finding]
 
 
 def _apart(part: dict[str, Any], curves: dict[str, list[Curve]], schedule: str, mark: int) -> MeanInterval | None:
-    runs = [curves.get(label(pick(part["batches"]), schedule)) for pick in (max, min)]
-    if not all(runs):
+    return _gap(curves, label(max(part["batches"]), schedule), label(min(part["batches"]), schedule), mark)
+
+
+def _marks(part: dict[str, Any]) -> tuple[int, int]:
+    early, late = (round(part["marks"] * part[key]) for key in ("early", "decay_from"))
+    return early, late
+
+
+def _gap(curves: dict[str, list[Curve]], large: str, small: str, mark: int) -> MeanInterval | None:
+    if large not in curves or small not in curves:
         return None
-    large, small = (np.array([c.values["raw"]["loss"][mark] for c in found or ()]) for found in runs)
-    return interval(np.log(large / small).tolist())
+    one, other = (np.array([c.values["raw"]["loss"][mark] for c in curves[arm]]) for arm in (large, small))
+    return interval(np.log(one / other).tolist())
+
+
+def beside(part: dict[str, Any], curves: dict[str, list[Curve]], marks: Sequence[int]) -> list[list[str]]:
+    """Return where curves of other pairs of batches stand: the middle batch, and the runs that are longer.
+
+    Args:
+        part: the grid.
+        curves: arm -> runs by seed.
+        marks: samples of every mark, those of the longer runs too.
+
+    Returns:
+        Rows of a table, its head first: log loss of the larger batch over the smallest, paired intervals.
+    """
+    small, *middle, large = sorted(part["batches"])
+    places = [(batch, "constant", mark) for batch in middle for mark in _marks(part)]
+    places += [(batch, "decay", part["marks"]) for batch in middle]
+    if len(marks) > part["marks"] + 1:
+        pairs = [
+            (mark, _gap(curves, label(large, LONGER), label(small, LONGER), mark)) for mark in range(1, len(marks))
+        ]
+        crossed = next((mark for mark, gap in pairs if gap is not None and gap.mean < 0), None)
+        places += [(large, LONGER, mark) for mark in (crossed, len(marks) - 1) if mark is not None]
+    made = [["batches", "run", "samples", "log loss of the larger over the smaller"]]
+    for batch, schedule, mark in places:
+        gap = _gap(curves, label(batch, schedule), label(small, schedule), mark)
+        made.append([f"{batch} and {small}", schedule, f"{marks[mark]:,}", _shown(gap)])
+    return made
 
 
 def _shown(gap: MeanInterval | None) -> str:

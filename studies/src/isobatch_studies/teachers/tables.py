@@ -50,6 +50,19 @@ def claims_of(data: dict[str, Any] | None) -> str:
     return "\n".join(claims) + "\n"
 
 
+def beside_of(data: dict[str, Any] | None) -> str:
+    """Return the table of what was measured beside the claims, to understand them.
+
+    Args:
+        data: the result, None where none is stored.
+
+    Returns:
+        Markdown.
+    """
+    head, *rows = data["beside"] if data else [["No run is complete."]]
+    return "\n".join([_line(head), _line(["---"] * len(head)), *map(_line, rows)]) + "\n"
+
+
 def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
