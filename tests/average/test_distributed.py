@@ -1,12 +1,10 @@
 """Two gloo processes: ranks agree bit for bit, and with one process that sees the whole batch."""
 
-import multiprocessing as mp
+import json
 import os
-import tempfile
 
 import pytest
 import torch
-import torch.distributed as dist
 from tests.gloo import world
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -44,40 +42,26 @@ def kinds(module):
     ]
 
 
-def worker(rank, folder, queue):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        wrapped = DistributedDataParallel(build())
-        averages = kinds(wrapped)
-        train(wrapped, averages, slice(4 * rank, 4 * rank + 4))
-        raw = wrapped.module[0].weight.detach().clone()
-        with averages[0].applied(wrapped):
-            lent = wrapped.module[0].weight.detach().clone()
-        restored = torch.equal(raw, wrapped.module[0].weight)
-        layer = nn.BatchNorm1d(3).double()
-        recalibrate(layer, [batch(0)[: 3 + 5 * rank], batch(1)])
-        tensors = [{k: t.float().tolist() for k, t in a.state_dict()["tensors"].items()} for a in averages]
-        queue.put((rank, tensors, lent.tolist(), restored, layer.running_mean.tolist(), layer.running_var.tolist()))
-    finally:
-        dist.destroy_process_group()
+def measured(rank):
+    """What a rank finds, as plain values."""
+    wrapped = DistributedDataParallel(build())
+    averages = kinds(wrapped)
+    train(wrapped, averages, slice(4 * rank, 4 * rank + 4))
+    raw = wrapped.module[0].weight.detach().clone()
+    with averages[0].applied(wrapped):
+        lent = wrapped.module[0].weight.detach().clone()
+    restored = torch.equal(raw, wrapped.module[0].weight)
+    layer = nn.BatchNorm1d(3).double()
+    recalibrate(layer, [batch(0)[: 3 + 5 * rank], batch(1)])
+    tensors = [{k: t.float().tolist() for k, t in a.state_dict()["tensors"].items()} for a in averages]
+    return [rank, tensors, lent.tolist(), restored, layer.running_mean.tolist(), layer.running_var.tolist()]
 
 
 @pytest.fixture(scope="module")
-def ranks():
-    context = mp.get_context("fork")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    queue = context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        workers = [context.Process(target=worker, args=(rank, folder, queue)) for rank in range(2)]
-        for process in workers:
-            process.start()
-        found = sorted((queue.get(timeout=60) for _ in workers), key=lambda r: r[0])
-        for process in workers:
-            process.join(timeout=60)
-    torch.set_num_threads(threads)
-    return found
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    world(2, folder, lambda rank: (folder / f"{rank}.json").write_text(json.dumps(measured(rank))))
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs fork")
