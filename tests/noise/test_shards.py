@@ -26,7 +26,12 @@ KINDS = {
     "frozen": ({}, UNEVEN, True, True),
     "unfrozen later": ({}, EVEN, False, True),
 }
-FROZEN = ("0.weight", "2.weight", "2.bias", "3.bias")  # a part of a call of fully_shard, a whole one, a part of the root
+FROZEN = (
+    "0.weight",
+    "2.weight",
+    "2.bias",
+    "3.bias",
+)  # a part of a call of fully_shard, a whole one, a part of the root
 STEPS = 8
 
 
