@@ -31,7 +31,7 @@ FROZEN = (
     "2.weight",
     "2.bias",
     "3.bias",
-)  # a part of a call of fully_shard, a whole one, a part of the root
+)  # part of a call of fully_shard, a whole one, part of the root
 STEPS = 8
 
 

@@ -251,7 +251,7 @@ APART = {  # an optimizer, the recipe that it was not built by, and what is said
     "second beta": (
         adamw(betas=(0.9, 0.95)),
         named("adamw"),
-        r"group 0 .* betas=\[0.9, 0.95\] where .* \[0.9, 0.999\]",
+        r"group 0 .* betas=\[0.9, 0.95\] .* \[0.9, 0.999\]",
     ),
     "a tensor of a beta": (
         adamw(betas=(torch.tensor(0.8), torch.tensor(0.999)), foreach=False, capturable=True),

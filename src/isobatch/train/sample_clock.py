@@ -274,7 +274,7 @@ class SampleClock:
         ):
             if saved != own:
                 raise InputError(
-                    f"{name}: {saved} in the state that was saved, {own} here; give {word}= as the run that saved it did"
+                    f"{name}: {saved} in the state, {own} here; give {word}= as the run that saved the state did"
                 )
         for average, held in zip(self.averages, state["averages"], strict=True):
             average.load_state_dict(held)
