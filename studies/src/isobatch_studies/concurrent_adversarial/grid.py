@@ -14,6 +14,7 @@ PLAIN, NOISE, TWO, SUM, SMALL = (
     "small batch",
 )
 CONTROLS = (NOISE, TWO, SUM, SMALL)
+FEWER, ITS_EPS = "fewer updates", "eps of the adversary"
 _MEAN, _BOUNDS = [0.5, 0.5], [0.0, 1.0]
 
 
@@ -128,8 +129,32 @@ def reported(
         arms[SUM] = recipe(rules, rate, seed, {**size, "weights": [1.0, 1.0]})
         arms[SMALL] = _small(rules, arms[PLAIN])
         kept = {name: made for name, made in arms.items() if name not in CONTROLS or name in controls(rules)}
+        kept |= beside(rules, rate, seed, eps[fold], noise[fold])
         groups.append([_job(name, made, seed, place) for place, (name, made) in enumerate(kept.items())])
     return groups
+
+
+def beside(rules: dict[str, Any], rate: float, seed: int, eps: float, noise: float) -> dict[str, Recipe]:
+    """Return arms on which no claim rests: the pair in fewer updates, and random signs as large as the adversary.
+
+    Args:
+        rules: the study's criteria.
+        rate: learning rate.
+        seed: decides which fold is held out.
+        eps: of the adversary.
+        noise: eps of random signs.
+
+    Returns:
+        Arm -> recipe, none unless the grid asks for them.
+    """
+    if "beside" not in rules:
+        return {}
+    fewer = {**rules, "updates": rules["beside"]["updates"]}
+    return {
+        f"{stale(1)}, {FEWER}": recipe(fewer, rate, seed, {"eps": eps, "tau": 1}),
+        f"{NOISE}, {FEWER}": recipe(fewer, rate, seed, {"eps": noise, "form": "random-sign"}),
+        f"{NOISE}, {ITS_EPS}": recipe(rules, rate, seed, {"eps": eps, "form": "random-sign"}),
+    }
 
 
 def _small(rules: dict[str, Any], plain: Recipe) -> Recipe:

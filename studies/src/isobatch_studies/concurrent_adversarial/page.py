@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from isobatch import report
 from isobatch.report.pictures import RC
-from isobatch_studies.concurrent_adversarial.grid import CONTROLS, PLAIN
+from isobatch_studies.concurrent_adversarial.grid import CONTROLS, FEWER, ITS_EPS, PLAIN
 from isobatch_studies.concurrent_adversarial.overlap import ARMS
 from isobatch_studies.pages import page
 
@@ -29,20 +29,19 @@ def figure(data: dict[str, Any]) -> Figure:
         data: the study's result.
 
     Returns:
-        A figure of two panels.
+        A figure of two panels, of one where nothing was timed.
     """
     with matplotlib.rc_context(RC):
-        made = Figure(figsize=(13.8, 4.8), layout="constrained")
-        left, right = made.subplots(1, 2, width_ratios=(1.2, 1))
+        timed = data["overlap"] is not None
+        made = Figure(figsize=(13.8 if timed else 8.2, 4.8), layout="constrained")
+        left, *right = made.subplots(1, 1 + timed, width_ratios=(1.2, 1)[: 1 + timed], squeeze=False)[0]
         if data["accuracy"] is None:
             left.set_axis_off()
             left.text(0.5, 0.5, "no complete runs yet", ha="center")
         else:
             _arms(left, data["accuracy"])
-        if data["overlap"] is None:
-            right.set_axis_off()
-        else:
-            _times(right, data["overlap"])
+        for axes in right:
+            _times(axes, data["overlap"])
     return made
 
 
@@ -50,14 +49,16 @@ def _arms(axes: Axes, row: dict[str, Any]) -> None:
     names = list(row["means"])
     for place, name in enumerate(names):
         mean = row["means"][name]
-        shade = "#000000" if name == PLAIN else "#D55E00" if name in CONTROLS else "#0072B2"
+        beside = name.endswith((FEWER, ITS_EPS))
+        shade = "#000000" if name == PLAIN else "#999999" if beside else "#D55E00" if name in CONTROLS else "#0072B2"
         error = [[mean["mean"] - mean["low"]], [mean["high"] - mean["mean"]]]
         mark = "D" if name in CONTROLS else "o"
         axes.errorbar(mean["mean"], len(names) - place, xerr=error, fmt=mark, color=shade, capsize=4)
     axes.axvline(row["means"][PLAIN]["mean"], color="#000000", ls=":", lw=1)
     axes.set_yticks(range(len(names), 0, -1), [f"{n}  ({row['steps'][n]:,} updates)" for n in names], fontsize=9.5)
     axes.set_xlabel(f"test accuracy, %, mean of {row['seeds']} seeds and 95% interval")
-    axes.set_title("Adversaries (blue) and controls (orange)")
+    more = ", beside the claims (grey)" if any(name.endswith(FEWER) for name in names) else ""
+    axes.set_title(f"Adversaries (blue), controls (orange){more}")
 
 
 def _times(axes: Axes, times: dict[str, Any]) -> None:
@@ -93,6 +94,8 @@ def html(data: dict[str, Any]) -> str:
             table.append(cells)
         said = ["Not claimed: that the direction must be adversarial (see random signs)."]
         sections.append(report.Section("Accuracy", said, table))
+        if data["why_beside"]:
+            sections.append(report.Section("Beside the claims", [data["why_beside"]], data["beside"]))
     if times is not None:
         table = [["", "milliseconds an update"], *([arm, f"{times['milliseconds'][arm]:.1f}"] for arm in ARMS)]
         sent, received = times["bytes"]["sent"], times["bytes"]["received"]

@@ -55,6 +55,8 @@ def run(work: Work) -> dict[str, Any]:
         },
         "accuracy": row,
         "overlap": times,
+        "beside": beside(row) if row else [],
+        "why_beside": rules.get("why_beside", ""),
         "claims": as_dict(judge_long(row, rules["taus"]) if work.grid else judge_claims(row, times)),
     }
     if work.out is not None:
@@ -77,7 +79,8 @@ def _times(rules: dict[str, Any], rounds: int, work: Work) -> dict[str, Any] | N
 
 
 def _accuracy(rules: dict[str, Any], runs: dict[str, list[Curve]]) -> dict[str, Any]:
-    names = [layout.PLAIN, *map(layout.stale, rules["taus"]), *layout.controls(rules)]
+    judged = [layout.PLAIN, *map(layout.stale, rules["taus"]), *layout.controls(rules)]
+    names = [*judged, *(name for name in runs if name not in judged)]
     final = {name: [last(curve, "accuracy", CHANCE) for curve in runs[name]] for name in names}
 
     def gaps(base: str) -> dict[str, Any]:
@@ -93,6 +96,25 @@ def _accuracy(rules: dict[str, Any], runs: dict[str, list[Curve]]) -> dict[str, 
         "noise_gap": interval(np.subtract(final[layout.stale(1)], final[layout.NOISE]).tolist()).to_dict(),
         "steps": {name: runs[name][0].steps for name in names},
     }
+
+
+def beside(row: dict[str, Any]) -> list[list[str]]:
+    """Return how far the adversary one step old is ahead of random signs: as judged, earlier, and at its own eps.
+
+    Args:
+        row: accuracies.
+
+    Returns:
+        Rows of a table, its head first.
+    """
+    one, signs = layout.stale(1), layout.NOISE
+    pairs = [(one, signs), (f"{one}, {layout.FEWER}", f"{signs}, {layout.FEWER}"), (one, f"{signs}, {layout.ITS_EPS}")]
+    made = [["arm", "less this one", "updates", "points of accuracy"]]
+    for arm, other in pairs:
+        if arm in row["values"] and other in row["values"]:
+            gap = interval(np.subtract(row["values"][arm], row["values"][other]).tolist())
+            made.append([arm, other, f"{row['steps'][arm]:,}", str(gap)])
+    return made
 
 
 def judge_claims(row: dict[str, Any] | None, times: dict[str, Any] | None) -> list[Finding]:
