@@ -63,6 +63,37 @@ def test_arms_of_adversaries_differ_by_one_thing():
     assert len({made.staircase().length for made in arms.values()}) == 1
 
 
+def test_arms_beside_the_long_adversaries_say_why():
+    rules = criteria("concurrent-adversarial", "long")
+    groups = adversary.reported(rules, {0: 0.1}, {0: 0.1}, {0: 0.3}, 40)
+    arms = {job.arm: job.recipe for job in groups[0]}
+    one, signs, fewer = arms["tau = 1"], arms["random signs"], "fewer updates"
+    assert [len(group) for group in groups] == [9] * 40
+    for name, made, updates, eps in (
+        (f"tau = 1, {fewer}", one, 300, 0.1),
+        (f"random signs, {fewer}", signs, 300, 0.3),
+        ("random signs, eps of the adversary", signs, 1000, 0.1),
+    ):
+        beside = arms[name]
+        assert beside.staircase().length == updates * 200
+        assert beside.adversary == made.adversary.model_copy(update={"eps": eps})
+        assert (beside.optimizer, beside.batch, beside.options) == (made.optimizer, made.batch, made.options)
+
+    def values(mean):
+        return [mean + 0.1 * (seed % 2) for seed in range(40)]
+
+    named = {"plain": 92.0, "tau = 0": 95.0, "tau = 1": 95.0, "tau = 3": 95.0, "tau = 5": 95.0, "random signs": 95.0}
+    named |= {f"tau = 1, {fewer}": 95.0, f"random signs, {fewer}": 94.0, "random signs, eps of the adversary": 94.5}
+    runs = {name: [curve(name, seed, v) for seed, v in enumerate(values(mean))] for name, mean in named.items()}
+    row = adversary_study._accuracy(rules, runs)
+    table = adversary_study.beside(row)
+    assert [line[-1].split(" ")[0] for line in table[1:]] == ["0.00", "1.00", "0.50"]
+    assert [o.held for o in adversary_study.judge_long(row, rules["taus"])] == [True, False, True]
+    data = {"study": "concurrent-adversarial", "title": "T", "accuracy": row, "overlap": None, "claims": []}
+    shown = adversary_page.html({**data, "beside": table, "why_beside": "because"})
+    assert "because" in shown and "random signs, eps of the adversary" in shown
+
+
 def test_a_setting_is_chosen_in_its_fold_by_validation():
     tried = {
         f"select {rate}": [curve("", 1000 + fold, 99 - rate, [50 + (rate if fold else -rate)]) for fold in range(2)]
