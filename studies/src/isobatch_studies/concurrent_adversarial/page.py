@@ -94,7 +94,7 @@ def html(data: dict[str, Any]) -> str:
             table.append(cells)
         said = ["Not claimed: that the direction must be adversarial (see random signs)."]
         sections.append(report.Section("Accuracy", said, table))
-        if data["why_beside"]:
+        if data.get("beside", [])[1:]:
             sections.append(report.Section("Beside the claims", [data["why_beside"]], data["beside"]))
     if times is not None:
         table = [["", "milliseconds an update"], *([arm, f"{times['milliseconds'][arm]:.1f}"] for arm in ARMS)]
