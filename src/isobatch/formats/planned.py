@@ -24,7 +24,9 @@ from isobatch.rules import OPTIMIZERS
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-_SPLIT = ("batch.size", "batch.micro", "batch.devices", "accumulation", "nbs")
+_SPLIT = ("batch.size", "batch.micro", "batch.devices", "batch.base", "accumulation", "nbs")
+_HELD = ("rollout", "generation", "group", "critic")
+"""What holds some updates of reinforcement learning, and goes with the batch."""
 _RULED = {
     "curves.weight_decay": "optimizer.weight_decay",
     "curves.lr": "optimizer.lr",
@@ -352,6 +354,8 @@ class FilePlan:
             return row.rule, row.because, str(row.confidence)
         if path in _SPLIT:
             return "B = micro x devices x n", "what was asked for", "derived"
+        if path in _HELD:
+            return "kappa*held", "as many updates use it, so that its data are as old as before", "derived"
         return "steps/kappa", "a span stays the same in samples", "derived"
 
     def _row(self, change: Change) -> FileRow:

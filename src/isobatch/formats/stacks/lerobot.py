@@ -5,7 +5,8 @@ from typing import Any
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import clip, launched_devices, moments, optimizer, per_device_batch, periods
+from isobatch.formats.stacks.launchers import launched_devices
+from isobatch.formats.stacks.words import clip, moments, optimizer, per_device_batch, periods
 
 _INERT = (
     "dataset env eval wandb peft rename_map seed num_workers log_freq tolerance_s job_name "

@@ -12,6 +12,7 @@ from isobatch.formats.stacks.words import (
     moments,
     optimizer,
     per_device_batch,
+    share_of_peak,
 )
 
 _INERT = (
@@ -73,10 +74,18 @@ def _rule(reader: Reader) -> None:
     if base.value is None:
         return
     reader.reference = float(base.value)
-    if not reader.flag("auto_scale_lr.enable").value:
-        return
     draft = reader.draft
     stated, size, n = draft.values["lr"], draft.values["batch"], draft.values["micro"] * draft.values["devices"]
+    if not reader.flag("auto_scale_lr.enable").value:
+        words = f"--auto-scale-lr scales the rate by {n / base.value:g} before and after"
+        part = base.value / n
+        reader.link("batch.base", base, lambda view: part * view.micro * view.devices, words=words, whole=True, least=1)
+        if n != base.value:
+            reader.note(
+                f"the rate is taken as it stands at {n}: where you start with --auto-scale-lr, which would scale it by "
+                f"{n}/{base.value}, say --set auto_scale_lr.enable=true"
+            )
+        return
     per = size // n
     how = f"lr * GPUs x batch_size / {base.value} (accumulation is not counted)"
     link = next(link for link in reader.links if link.path == "optimizer.lr")
@@ -183,12 +192,7 @@ def _least(reader: Reader, index: int) -> float:
     if ratio.value is not None:
         return float(ratio.value)
     least = reader.number(f"param_scheduler.{index}.eta_min", default=0.0)
-    stated = next(link.value for link in reader.links if link.path == "optimizer.lr")
-    part = least.value / stated
-    if least.value:
-        lr = next(link for link in reader.links if link.path == "optimizer.lr")
-        reader.link("curves.lr", least, lambda view: lr.back(view) * part, words="share of the stated rate kept")
-    return part
+    return share_of_peak(reader, "curves.lr", least) if least.value else 0.0
 
 
 def _steps(reader: Reader, index: int, item: dict[str, Any], kind: str) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import launched_devices, periods
+from isobatch.formats.stacks.launchers import launched_devices
+from isobatch.formats.stacks.words import periods
 
 REFERENCE = 2**19
 """Tokens of the batch at which its rates are stated."""

@@ -4,10 +4,10 @@ import math
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
+from isobatch.formats.stacks.launchers import launched_devices
 from isobatch.formats.stacks.words import (
     clip,
     has,
-    launched_devices,
     milestones,
     optimizer,
     per_device_batch,

@@ -2,14 +2,8 @@
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import (
-    clip,
-    launched_devices,
-    moments,
-    optimizer,
-    per_device_batch,
-    periods,
-)
+from isobatch.formats.stacks.launchers import launched_devices
+from isobatch.formats.stacks.words import clip, moments, optimizer, per_device_batch, periods
 
 _INERT = (
     "optimizer._component_ lr_scheduler._component_ log_every_n_steps optimizer.fused "

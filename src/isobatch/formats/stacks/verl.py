@@ -3,6 +3,7 @@
 from isobatch.formats.acting import devices_of_a_model
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
+from isobatch.formats.stacks.launchers import on_nodes
 from isobatch.formats.stacks.words import clip
 
 _ACTOR = "actor_rollout_ref.actor"
@@ -36,8 +37,8 @@ def read(reader: Reader) -> None:
     if micro.value:
         draft.values["micro"] = micro.value
         reader.link("micro", micro, lambda view: view.micro, whole=True, least=1)
-    if count.said:
-        reader.link("devices", count, lambda view: view.devices * split / nodes.value, whole=True, least=1)
+    if count.said and told:
+        on_nodes(reader, count, nodes, split)
     reader.keeps_batch, reader.per_device = True, False
     reader.link(
         "batch",

@@ -1,0 +1,127 @@
+"""Plans beside what the stacks' own documentation says of each key: expectations worked out by hand."""
+
+import pytest
+from tests.formats.answering import loaded
+
+from isobatch import cli
+from isobatch.errors import InputError
+from isobatch.formats import load
+from isobatch.plan import Recipe
+
+HF = "torchrun --nproc_per_node 4 t.py --per_device_train_batch_size 4 --learning_rate 1e-4 --max_steps 1000 "
+LEAST = "--lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs"
+YAML = (
+    "per_device_train_batch_size: 4\nlearning_rate: 1.0e-4\nmax_steps: 1000\nlr_scheduler_type: cosine_with_min_lr\n"
+    "lr_scheduler_kwargs: "
+)
+STABLE = "--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs "
+MM = (
+    "train_dataloader = dict(batch_size=2)\ntrain_cfg = dict(by_epoch=True, max_epochs=12)\n"
+    "optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.02, momentum=0.9))\n"
+    "auto_scale_lr = dict(enable={}, base_batch_size={})\n"
+    "param_scheduler = [dict(type='CosineAnnealingLR', eta_min=1e-4, begin=0, end=12, by_epoch=True)]\n"
+)
+ROOT = 2**0.5
+
+
+def becomes(made):
+    return {row.key: row.becomes for row in made.rows}
+
+
+@pytest.mark.parametrize(("name", "text", "key", "planned", "said"), [
+    ("a.sh", HF + LEAST + " '{\"min_lr\": 1e-6}'", "min_lr", 1e-6 * ROOT, "'{\"min_lr\": 1.4142135623"),
+    ("b.sh", HF + LEAST + "='{\"num_cycles\": 0.5, \"min_lr\":1e-6}'", "min_lr", 1e-6 * ROOT, '"min_lr":1.4142135623'),
+    ("c.sh", HF + LEAST + ' "{\\"min_lr\\": 1e-6}"', "min_lr", 1e-6 * ROOT, '"{\\"min_lr\\": 1.4142135623'),
+    ("d.sh", HF + LEAST + " '{\"min_lr_rate\": 0.1}'", "min_lr_rate", None, "'{\"min_lr_rate\": 0.1}'"),
+    ("e.sh", HF + STABLE + "'{\"num_decay_steps\": 200}'", "num_decay_steps", 100, "'{\"num_decay_steps\": 100}'"),
+    ("f.yaml", YAML + "'{\"min_lr\": 1e-6}'\n", "min_lr", 1e-6 * ROOT, "'{\"min_lr\": 1.4142135623"),
+    ("g.yaml", YAML + '"{\\"min_lr\\": 1e-6}"\n', "min_lr", 1e-6 * ROOT, '"{\\"min_lr\\": 1.4142135623'),
+    ("h.yaml", YAML + '{"min_lr": 1e-6}\n', "min_lr", 1e-6 * ROOT, '{"min_lr": 1.4142135623'),
+])  # fmt: skip
+def test_json_in_a_flag_is_read_and_written(name, text, key, planned, said, tmp_path):
+    found = loaded(tmp_path, name, text)
+    assert found.ledger.lossless
+    made = found.at(devices=2 * found.recipe.batch.devices)
+    assert becomes(made).get(f"lr_scheduler_kwargs.{key}") == (None if planned is None else pytest.approx(planned))
+    assert said in made.text()
+
+
+@pytest.mark.parametrize(("more", "key"), [
+    ("--adam_kwargs '{\"betas\": [0.9, 0.95]}'", "adam_kwargs.betas"),
+    (LEAST + " '{\"min_lr\": '", "lr_scheduler_kwargs"),  # no JSON
+    ("--accelerator_config accelerator.json", "accelerator_config"),
+])  # fmt: skip
+def test_json_that_no_reader_knows_is_named(more, key, tmp_path):
+    assert key in {item.key for item in loaded(tmp_path, "a.sh", HF + more).ledger.unread}
+
+
+@pytest.mark.parametrize(("switch", "base", "devices", "want"), [
+    # off: the trainer scales by GPUs x batch_size / base only where it is started with --auto-scale-lr, by 1 as before
+    ("False", 16, 4, {"base_batch_size": 8}),
+    ("False", 32, 4, {"base_batch_size": 16}),  # by 1/2 as before
+    # on: lr .02 is trained at .01 (16/32), so that half the batch has .005, which the trainer makes of .02 itself
+    ("True", 32, 4, {"eta_min": 5e-5}),
+    ("True", 16, 16, {"eta_min": 2e-4}),
+])  # fmt: skip
+def test_mmengine_trains_at_the_planned_rate_with_its_switch_and_without(switch, base, devices, want, tmp_path):
+    found = loaded(tmp_path, "a_8xb2.py", MM.format(switch, base))
+    made = found.at(devices=devices)
+    changed = {key.rpartition(".")[2]: value for key, value in becomes(made).items()}
+    assert {key: changed.get(key) for key in ("base_batch_size", "eta_min") if key in want} == pytest.approx(want)
+    stated = changed.get("lr", 0.02)
+    trained = stated * (2 * devices / base if switch == "True" else 1)
+    assert trained == pytest.approx(made.recipe.optimizer.lr)
+    least = made.recipe.schedule.final * trained  # the floor is no share of the rate that the file says
+    assert changed["eta_min"] == pytest.approx(least)
+
+
+def test_mmengines_switch_is_asked_about_where_it_would_scale(tmp_path):
+    text = MM.format("False", 32)
+    off = loaded(tmp_path, "a_8xb2.py", text)
+    assert any("--set auto_scale_lr.enable=true" in note for note in off.ledger.notes)
+    assert off.recipe.optimizer.lr == 0.02
+    assert loaded(tmp_path, "a_8xb2.py", text, set={"auto_scale_lr.enable": True}).recipe.optimizer.lr == 0.01
+
+
+OWN = '[batch]\nsize = 8\n[optimizer]\nname = "{}"\nlr = 0.01\n{}\n'
+
+
+@pytest.mark.parametrize(("optimizer", "line"), [
+    ("sgd", "betas = [0.9, 0.95]"), ("muon", "betas = [0.9, 0.999]"), ("rmsprop", "betas = [0.9, 0.95]"),
+    ("lion", "eps = 1e-8"), ("sgd", "eps = 1e-6"), ("lars", "alpha = 0.9"), ("adamw", "alpha = 0.9"),
+])  # fmt: skip
+def test_a_number_that_an_optimizer_does_not_have_is_refused(optimizer, line, tmp_path, capsys):
+    (tmp_path / "r.toml").write_text(OWN.format(optimizer, line))
+    with pytest.raises(InputError, match=f"optimizer.{line.split()[0]}=.* has no meaning for {optimizer}; remove it"):
+        Recipe.load(tmp_path / "r.toml")
+    assert cli.run(["plan", str(tmp_path / "r.toml"), "--batch-size", "16"]) == 2
+    assert "remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("optimizer", "line"), [
+    ("lion", "betas = [0.9, 0.99]"), ("adamw", "eps = 1e-6"), ("rmsprop", "alpha = 0.9\neps = 1e-6"),
+    ("muon", 'betas = [0.8, 0.95]\n[[groups]]\nname = "e"\nmatch = "e"\noptimizer = "adamw"\nlr = 0.1'),  # the group's
+])  # fmt: skip
+def test_a_number_that_acts_is_taken(optimizer, line, tmp_path):
+    (tmp_path / "r.toml").write_text(OWN.format(optimizer, line))
+    assert Recipe.load(tmp_path / "r.toml").at(16).recipe.optimizer.name == optimizer
+
+
+def test_no_moments_are_added_beside_an_optimizer_without_them(tmp_path):
+    text = (
+        "train: {global_batch_size: 64, micro_batch_size: 4, max_steps: 1000, lr_warmup_steps: 10}\ndevices: 4\n"
+        "optimizer: {class_path: torch.optim.SGD, init_args: {lr: 1.0e-2, momentum: 0.9}}\n"
+    )
+    changed = becomes(loaded(tmp_path, "a.yaml", text).at(128))
+    assert changed["optimizer.init_args.momentum"] == pytest.approx(0.81)
+    assert not [key for key in changed if "betas" in key or key.endswith(".eps")]
+
+
+def test_numbers_come_back_without_the_last_digits_of_the_way(tmp_path):
+    text = (
+        "trainer: {devices: 4, max_epochs: 10}\nmodel: {class_path: m.M}\ndata: {init_args: {batch_size: 32}}\n"
+        "optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.001, weight_decay: 0.01}}\n"
+    )
+    found = loaded(tmp_path, "a.yaml", text)
+    (tmp_path / "b.yaml").write_text(found.at(devices=8).text())
+    assert "weight_decay: 0.01," in load(tmp_path / "b.yaml").at(devices=4).text()
