@@ -203,7 +203,7 @@ LIBRARIES = (
     "networkx",
     "typing_extensions",
 )  # two are torch's and pydantic's
-EARLY = ("re", "typing", "pathlib", "enum", "dataclasses")  # Python's own, which the package needs before its first line
+EARLY = ("re", "typing", "pathlib", "enum", "dataclasses")  # of Python, needed before the first line
 
 
 @pytest.mark.parametrize("name", ["own_two.py", "own task.py", "1st.py", "own-task.py", "größe.py"])

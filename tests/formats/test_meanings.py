@@ -125,3 +125,53 @@ def test_numbers_come_back_without_the_last_digits_of_the_way(tmp_path):
     found = loaded(tmp_path, "a.yaml", text)
     (tmp_path / "b.yaml").write_text(found.at(devices=8).text())
     assert "weight_decay: 0.01," in load(tmp_path / "b.yaml").at(devices=4).text()
+
+
+ITERS = (
+    "train_dataloader = dict(batch_size=2)\n"
+    "train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)\n"
+    "optim_wrapper = dict(accumulative_counts=2, optimizer=dict(type='SGD', lr=0.01))\n"
+    "param_scheduler=[dict(type='LinearLR', start_factor=1e-06, by_epoch=False, begin=0, end=1500),\n"
+    "    dict(type='MultiStepLR', milestones=[80000, 120000], by_epoch=False)]\n"
+    "custom_hooks=[dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.0002, begin_iter=100, gamma=2000)]\n"
+)  # 160,000 passes of 4 x 2 images are 80,000 updates of 16
+
+
+@pytest.mark.parametrize(("asked", "times", "passes"), [
+    ({"devices": 8, "keep_batch": True}, 0.5, 1),  # as many updates, in half the passes
+    ({"devices": 2, "keep_batch": True}, 2, 4),
+    ({"devices": 8}, 0.5, 2),  # half the updates of twice the images
+    ({"batch_size": 32}, 1, 4),  # the passes stay, an update holds more of them
+])  # fmt: skip
+def test_mmengines_iterations_are_passes(asked, times, passes, tmp_path):
+    found = loaded(tmp_path, "s_4xb2.py", ITERS)
+    assert found.ledger.spans["length"] == 160000 * 8
+    made = found.at(asked.get("batch_size"), **{key: asked[key] for key in ("devices", "keep_batch") if key in asked})
+    held = {link.name: link.value for link in found.ledger.links} | becomes(made)
+    counts = {"train_cfg.max_iters": 160000, "train_cfg.val_interval": 16000, "param_scheduler[0].end": 1500,
+              "param_scheduler[1].milestones[0]": 80000, "param_scheduler[1].milestones[1]": 120000,
+              "custom_hooks[0].gamma": 2000, "custom_hooks[0].begin_iter": 100}  # fmt: skip
+    assert {key: held[key] for key in counts} == {key: count * times for key, count in counts.items()}
+    assert held["optim_wrapper.accumulative_counts"] == passes
+    kept = (1 - 0.0002) ** (160000 / 1000)  # what the average keeps over a thousandth of the run's images
+    assert (1 - held["custom_hooks[0].momentum"]) ** (160000 * times / 1000) == pytest.approx(kept, rel=1e-12)
+    (tmp_path / "there.py").write_text(made.text())
+    home = load(tmp_path / "there.py").at(16, devices=4, micro=2).text()
+    assert home.split("\n", 1)[1] == ITERS
+
+
+@pytest.mark.parametrize(("name", "text", "want"), [
+    # TRL mixes the model into the reference every so many steps; an evaluation begins after so many
+    ("a.yaml", YAML + "{min_lr: 0.00001}\nsync_ref_model: true\nref_model_sync_steps: 64\neval_strategy: steps\n"
+               "eval_delay: 100\n", {"ref_model_sync_steps": 32, "eval_delay": 50}),
+    ("b.yaml", "trainer: {devices: 4, max_epochs: 9, callbacks: [{class_path: l.EMAWeightAveraging, "
+               "init_args: {decay: 0.9, update_starting_at_step: 100}}]}\n"
+               "model: {class_path: m.M}\ndata: {init_args: {batch_size: 8}}\n"
+               "optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.001}}\n",
+     {"trainer.callbacks[0].init_args.update_starting_at_step": 50, "trainer.callbacks[0].init_args.decay": 0.81}),
+])  # fmt: skip
+def test_steps_by_other_names_move(name, text, want, tmp_path):
+    found = loaded(tmp_path, name, text)
+    changed = becomes(found.at(devices=found.recipe.batch.devices * 2))
+    assert {key: changed.get(key) for key in want} == pytest.approx(want)
+    assert found.ledger.lossless

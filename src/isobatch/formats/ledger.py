@@ -20,7 +20,7 @@ MOST = "gpus_of_a_node"
 """The answer that says how many GPUs a node has."""
 ONE_NODE = "of its one node"
 """How GPUs of a node are called where a file has one node alone."""
-_LAST = 3e-14
+_LAST = 9e-13
 """Relative difference that a way there and back leaves: 0.00999999999999996 is 0.01."""
 
 
@@ -300,6 +300,7 @@ def like(value: Any, old: Any) -> Any:
     if isinstance(value, int) and isinstance(old, float) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, float):
-        exact, plain = float(f"{value:.15g}"), float(f"{value:.12g}")  # without the last bits of a way there and back
-        return plain if plain != 1 and math.isclose(plain, exact, rel_tol=_LAST) else exact
+        exact, plain = float(f"{value:.15g}"), float(f"{value:.9g}")  # without the last bits of a way there and back
+        size = min(exact, 1 - exact) if 0 < exact < 1 else abs(exact)  # of a decay 1 - decay counts
+        return plain if abs(plain - exact) < _LAST * size else exact
     return [like(item, None) for item in value] if isinstance(value, (list, tuple)) else value

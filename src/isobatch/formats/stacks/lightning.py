@@ -136,6 +136,10 @@ def _callbacks(reader: Reader) -> None:
             reader.say("ema", reader.number(f"{place}.init_args.decay", default=0.999))
             every = reader.whole(f"{place}.init_args.update_every_n_steps", default=1, low=1)
             reader.draft.average["every"] = every.value
+            start = reader.whole(f"{place}.init_args.update_starting_at_step", default=None)
+            if start.value:
+                reader.span("ema_start", start, "steps", least=1)
+                reader.draft.average["start"] = reader.draft.spans["ema_start"]
             if every.value > 1:
                 reader.link("ema.every", every, lambda view, n=every.value: n, words="updates between averages, kept")
             reader.inert(f"{place}.class_path", f"{place}.init_args.device")
