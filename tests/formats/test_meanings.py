@@ -87,8 +87,8 @@ OWN = '[batch]\nsize = 8\n[optimizer]\nname = "{}"\nlr = 0.01\n{}\n'
 
 
 @pytest.mark.parametrize(("optimizer", "line"), [
-    ("sgd", "betas = [0.9, 0.95]"), ("muon", "betas = [0.9, 0.999]"), ("rmsprop", "betas = [0.9, 0.95]"),
-    ("lion", "eps = 1e-8"), ("sgd", "eps = 1e-6"), ("lars", "alpha = 0.9"), ("adamw", "alpha = 0.9"),
+    ("sgd", "betas = [0.9, 0.95]"), ("muon", "betas = [0.9, 0.99]"), ("rmsprop", "betas = [0.9, 0.95]"),
+    ("lion", "eps = 1e-6"), ("sgd", "eps = 1e-6"), ("lars", "alpha = 0.9"), ("adamw", "alpha = 0.9"),
 ])  # fmt: skip
 def test_a_number_that_an_optimizer_does_not_have_is_refused(optimizer, line, tmp_path, capsys):
     (tmp_path / "r.toml").write_text(OWN.format(optimizer, line))
@@ -175,3 +175,84 @@ def test_steps_by_other_names_move(name, text, want, tmp_path):
     changed = becomes(found.at(devices=found.recipe.batch.devices * 2))
     assert {key: changed.get(key) for key in want} == pytest.approx(want)
     assert found.ledger.lossless
+
+
+ARGS = " t.py --per_device_train_batch_size $MICRO --learning_rate 1e-4 --max_steps 1000 --gradient_accumulation_steps "
+SUMS = "GLOBAL=256\nMICRO=4\nexport GPUS=8\n{}torchrun --nproc_per_node=$GPUS" + ARGS
+
+
+@pytest.mark.parametrize("text", [
+    SUMS.format("ACC=$((GLOBAL/MICRO/GPUS))\n") + "$ACC", SUMS.format("") + "$((GLOBAL / MICRO / GPUS))",
+])  # fmt: skip
+@pytest.mark.parametrize(("asked", "batch", "passes"), [
+    ({"devices": 16}, 512, 8),  # the script itself would take 4 passes, at the rates of 8
+    ({"devices": 16, "keep_batch": True}, 256, 4), ({"batch_size": 512}, 512, 16),
+])  # fmt: skip
+def test_what_a_script_computes_from_a_number_that_moves_is_written_out(text, asked, batch, passes, tmp_path):
+    found = loaded(tmp_path, "a.sh", text)
+    assert found.recipe.batch.size == 256
+    (tmp_path / "b.sh").write_text(found.at(**asked).text())
+    there = load(tmp_path / "b.sh").recipe.batch
+    assert (there.size, there.accumulation) == (batch, passes)
+
+
+@pytest.mark.parametrize(("text", "devices"), [
+    ("export GPUS=4\ntorchrun --nproc_per_node $GPUS" + ARGS.replace("$MICRO", "4") + "1", 4),
+    ("GPUS=${1:-4}\ntorchrun --nproc_per_node $GPUS" + ARGS.replace("$MICRO", "4") + "1", 4),
+    ("trl sft --model_name_or_path x --dataset_name y --num_processes 4 --learning_rate 1e-5 --max_steps 9 "
+     "--per_device_train_batch_size 4", 4),
+])  # fmt: skip
+def test_processes_are_read_where_a_script_says_them(text, devices, tmp_path):
+    found = load_alone(tmp_path, text)
+    assert found.recipe.batch.devices == devices
+    assert [row.becomes for row in found.at(devices=8).rows if row.path == "batch.devices"] == [8]
+
+
+def load_alone(folder, text):
+    (folder / "a.sh").write_text(text)
+    return load(folder / "a.sh")
+
+
+def test_a_launcher_without_a_number_is_pointed_at(tmp_path):
+    text = HF.replace("4 t.py", "$(nvidia-smi -L | wc -l) t.py")
+    found = loaded(tmp_path, "a.sh", text)
+    assert any("no number of the launcher says its GPUs" in note for note in found.ledger.notes)
+
+
+@pytest.mark.parametrize(("name", "text", "flag"), [
+    # timm knows no underscores, draccus no list of two words
+    ("a.sh", "torchrun --nproc_per_node 8 train.py /d --model r --opt sgd --sched cosine --epochs 9 -b 64 --lr 0.1",
+     " --warmup-lr 1.9e-05"),
+    ("b.sh", "lerobot-train --policy.type=diffusion --batch_size=8 --steps=20000",
+     " --policy.optimizer_betas '[0.9025,0.998001]'"),
+])  # fmt: skip
+def test_a_flag_is_added_as_its_program_takes_it(name, text, flag, tmp_path):
+    found = loaded(tmp_path, name, text)
+    planned = found.at(found.recipe.batch.size * 2, **({} if name == "b.sh" else {"devices": 16})).text()
+    assert flag.replace("1.9e-05", "3.8e-05") in planned
+    (tmp_path / "there.sh").write_text(planned)
+    assert load(tmp_path / "there.sh").recipe.batch.size == found.recipe.batch.size * 2
+
+
+def test_nanochat_without_a_decay_is_planned(tmp_path):
+    text = (
+        "torchrun --nproc_per_node=8 -m scripts.base_train -- --depth=20 --total-batch-size=524288 "
+        "--num-iterations=21400 --weight-decay 0.0"
+    )
+    made = loaded(tmp_path, "a.sh", text).at(1048576)
+    assert becomes(made)["num_iterations"] == 10700
+
+
+def test_verls_rollouts_hold_what_was_drawn_for_them(tmp_path):
+    text = (
+        "python3 -m verl.trainer.main_ppo data.train_batch_size=1024 data.gen_batch_size=2048 "
+        "actor_rollout_ref.actor.ppo_mini_batch_size=256 actor_rollout_ref.rollout.n=5 "
+        "trainer.total_training_steps=600 actor_rollout_ref.actor.optim.lr=1e-6 trainer.n_gpus_per_node=8 "
+        "trainer.critic_warmup=10 "
+        "actor_rollout_ref.actor.optim.total_training_steps=300"
+    )
+    made = loaded(tmp_path, "a.sh", text).at(640)  # 128 prompts of 5 responses in one update, 4 updates of a rollout
+    changed = becomes(made)
+    wanted = {"data.train_batch_size": 512, "data.gen_batch_size": 1024, "trainer.critic_warmup": 20}
+    wanted |= {"actor_rollout_ref.actor.optim.total_training_steps": 600, "trainer.total_training_steps": 1200}
+    assert {key: changed.get(key) for key in wanted} == wanted

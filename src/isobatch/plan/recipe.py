@@ -103,8 +103,8 @@ class Recipe(RecipeData):
             *(optimizer_row(g.optimizer) for g in recipe.groups if g.optimizer),
         )
         for name in ("betas", "alpha", "eps"):  # of a file alone: plans hold them for every optimizer
-            if name in recipe.optimizer.model_fields_set and not any(name in row.keys for row in rows):
-                value = getattr(recipe.optimizer, name)
+            value, usual = getattr(recipe.optimizer, name), type(recipe.optimizer).model_fields[name].default
+            if value != usual and not any(name in row.keys for row in rows):
                 shown = list(value) if isinstance(value, tuple) else value
                 raise InputError(f"{path}: optimizer.{name}={shown} has no meaning for {rows[0].name}; remove it")
         return recipe

@@ -122,4 +122,5 @@ FORMAT = Format(
     },
     read,
     "NVlabs/edm train.py; NVlabs/edm2 train_edm2.py, training/phema.py (2026-11)",
+    dashes=True,
 )

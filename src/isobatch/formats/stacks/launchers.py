@@ -53,6 +53,11 @@ def launched_devices(reader: Reader, split: int | None = None) -> int | None:
     nodes = _nodes(reader, said)
     total = None if nodes is None else _processes(said, nodes)
     if nodes is None or total is None or total % split or total % nodes:
+        if reader.source.extra.get("launcher"):
+            reader.note(
+                "no number of the launcher says its GPUs, so that the plan changes none there: start the file on those "
+                "that the plan is for"
+            )
         return None
     devices = total // split
     if reader.answers.get("devices", devices) == devices:
@@ -134,13 +139,16 @@ def _enter(reader: Reader, said: list[_Said], laid: Callable[[View], tuple[int, 
 
 def _said(reader: Reader) -> Iterator[_Said]:
     """Yield what the launcher says, then what the head of a Slurm script does."""
-    tables = [("launcher", reader.source.extra.get("launcher", {})), ("sbatch", reader.source.extra.get("sbatch", {}))]
+    extra = reader.source.extra
+    tables: list[tuple[str, Any]] = [("launcher", extra.get("launcher", {})), ("sbatch", extra.get("sbatch", {}))]
+    if str(extra.get("program", "")).startswith("trl "):  # hands Accelerate's flags on
+        tables += [("", {flag: reader.find(flag).value for flag in ("num_processes", "num_machines")})]
     for place, table in tables:
         for flag, value in table.items():
             match = _COUNT.match(str(value)) if flag in (*_EACH, *_ALL, *_NODES) else None
             if match is None or isinstance(value, (bool, list, Unknown)) or int(match[2]) < 1:
                 continue
-            key: Key = (place, flag)
+            key: Key = (place, flag) if place else (flag,)
             yield _Said(Found(key, value, "launcher"), int(match[2]), match[1])
 
 

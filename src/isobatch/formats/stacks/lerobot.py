@@ -55,7 +55,8 @@ def read(reader: Reader) -> None:
         reader.inert("optimizer", "scheduler")
     periods(reader, {"save_freq": "checkpoints", "eval_steps": "evaluation", "eval_freq": "trials",
                      "env_eval_freq": "trials_in_env"})  # fmt: skip
-    reader.inert(_INERT, *(f"policy.{key}" for key in reader.table("policy") if not key.startswith(_TRAINED)))
+    quiet = (key for key in reader.table("policy") if not key.startswith(_TRAINED) and "ema" not in key.split("_"))
+    reader.inert(_INERT, *(f"policy.{key}" for key in quiet))
 
 
 def _states(reader: Reader) -> bool:

@@ -131,4 +131,5 @@ MOCO = Format(
     {"program:main_moco.py": 3, "moco_m": 3, "moco_m_cos": 2, "moco_mlp_dim": 1, "moco_t": 1, "not:moco_k": 9},
     read_moco,
     "facebookresearch/moco-v3 main_moco.py 65-191",
+    dashes=True,
 )

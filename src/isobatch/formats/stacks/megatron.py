@@ -179,4 +179,5 @@ FORMAT = Format(
     },
     read,
     "NVIDIA/Megatron-LM@d98e8a6 (2026-08-22) training_config.py, optimizer_config.py",
+    dashes=True,
 )

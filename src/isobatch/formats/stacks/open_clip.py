@@ -62,4 +62,5 @@ FORMAT = Format(
     },
     read,
     "mlfoundations/open_clip src/open_clip_train/params.py 272-627",
+    dashes=True,
 )

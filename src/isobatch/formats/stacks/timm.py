@@ -207,4 +207,5 @@ FORMAT = Format(
     },
     read,
     "huggingface/pytorch-image-models@aa4b585 train.py (2026-08-08)",
+    dashes=True,
 )

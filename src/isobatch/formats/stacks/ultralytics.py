@@ -28,6 +28,8 @@ def read(reader: Reader) -> None:
     device = reader.find("device", default=None).value
     told = len(device) if isinstance(device, list) else len(device.split(",")) if isinstance(device, str) else None
     devices = reader.devices(default=launched_devices(reader) or told, assume=1)
+    if told:
+        reader.note(f"device names {told} GPUs one by one: name those of the plan there")
     kept = int(reader.remember("nbs_reference", nominal.value))
     passes = max(round(nominal.value / size), 1)
     draft.values |= {"batch": size * passes, "devices": devices}

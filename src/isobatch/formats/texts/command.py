@@ -238,8 +238,10 @@ def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
             raise InputError(f"--{'.'.join(map(str, key))} is built by the shell; write the number out")
         else:
             flag = _flag(source, key)
-            listed = flag.endswith("=") and isinstance(value, (list, tuple))
-            added += f" '{flag}[{','.join(map(_literal, value))}]'" if listed else f" {flag}{_literal(value)}"
+            listed = (flag.endswith("=") or "." in flag) and isinstance(value, (list, tuple))  # draccus, jsonargparse
+            head, quote = (flag, "") if flag.endswith("=") else ("", flag)
+            inside = f"{head}[{','.join(map(_literal, value))}]" if listed else ""
+            added += f" {quote}'{inside}'" if listed else f" {flag}{_literal(value)}"
     if added:
         pieces.append((source.extra["end"], source.extra["end"], added))
     return replaced(source.text, pieces)
@@ -251,7 +253,10 @@ def _flag(source: Source, key: Key) -> str:
     name = ".".join(str(part) for part in key)
     if shown and all(text.endswith("=") for text in shown.values()):
         return f"{name}="
-    dashed = any("-" in text.lstrip("-") for text in shown.values())
+    words = [text.lstrip("-") for text in shown.values()]
+    dashed = any("-" in word for word in words) or (
+        source.extra.get("dashes_alone", False) and not any("_" in word for word in words)
+    )
     return f"--{name.replace('_', '-') if dashed else name} "
 
 
