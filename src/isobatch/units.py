@@ -50,7 +50,8 @@ def finite(
         return float(value)
     bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise InputError(f"{name}={value!r} must be a number in {bounds}; got {type(value).__name__}")
+        way = f"; give {name}.item()" if type(value).__name__ in ("Tensor", "ndarray") else ""
+        raise InputError(f"{name}={value!r} must be a number in {bounds}; got {type(value).__name__}{way}")
     try:
         number = float(value)
     except OverflowError:  # a whole number that no float holds

@@ -11,7 +11,7 @@ from typing import Any
 
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.plan import Recipe
-from isobatch.tasks.isolation import alone, named, one_thread, seed_all
+from isobatch.tasks.isolation import alone, one_thread, saying_which_run, seed_all
 from isobatch.tasks.metric import Metric, declarations
 from isobatch.units import whole
 
@@ -110,7 +110,7 @@ def train_curve(job: Job, unfinished: Path | None = None) -> Curve:
     began = time.perf_counter()
     seen: list[dict[str, dict[str, float]]] = []
     stopped = ""
-    with alone(job.seed, job.device), named(job.recipe.task, job.arm, job.seed), ExitStack() as stack:
+    with alone(job.seed, job.device), saying_which_run(job.recipe.task, job.arm, job.seed), ExitStack() as stack:
         trainer = _trainer(job)
         kept = stack.enter_context(_unfinished(unfinished, trainer))
         if kept is not None:
@@ -192,7 +192,7 @@ def probe(job: Job) -> Probe:
     Returns:
         Times, declared metrics and first values.
     """
-    with alone(job.seed, job.device), named(job.recipe.task, job.arm, job.seed):
+    with alone(job.seed, job.device), saying_which_run(job.recipe.task, job.arm, job.seed):
         began = time.perf_counter()
         trainer = _trainer(job)
         loaded = time.perf_counter()
