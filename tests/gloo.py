@@ -1,9 +1,10 @@
-"""Worlds of forked gloo processes; each rank does the same action and leaves files behind."""
+"""Worlds of forked gloo processes; each rank does the same action, leaves files behind or answers."""
 
 import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._dynamo  # what ranks load on the way (DDP, FSDP2), loaded once before they fork
@@ -29,3 +30,9 @@ def world(size: int, folder: Path, action: Callable[[int], object]) -> None:
     pids = [fork(lambda rank=rank: main(rank)) for rank in range(size)]
     codes = [wait(pid) for pid in pids]
     assert codes == [0] * size, codes
+
+
+def answers(size: int, folder: Path, action: Callable[[int], Any]) -> list[Any]:
+    """Return what action(rank) returns in each of `size` ranks: plain values and tensors."""
+    world(size, folder, lambda rank: torch.save(action(rank), folder / f"answer-{rank}.pt"))
+    return [torch.load(folder / f"answer-{rank}.pt", weights_only=True) for rank in range(size)]

@@ -9,6 +9,7 @@ import pytest
 from isobatch.report import png
 from isobatch.tasks import make_run
 from isobatch.train import Trainer
+from isobatch_studies import catalogue
 from isobatch_studies.adaptive import study
 from isobatch_studies.adaptive.judging import judge, observed, predicted, rows, savings
 from isobatch_studies.adaptive.page import figure, html
@@ -105,13 +106,13 @@ def test_a_tiny_study_runs_resumes_and_draws(tmp_path, monkeypatch):
     short |= {"goal": 2.0, "quick": {"seeds": 2, "fixed": [16, 64]}}
     short["adaptive"]["settle"] = "200 samples"
     monkeypatch.setattr(study, "criteria", lambda name, grid="": short)
-    none = study.run(quick=True, out=tmp_path, workers=1, budget=0.0)
+    none = catalogue.ADAPTIVE.run(quick=True, out=tmp_path, workers=1, budget=0.0)
     assert none["cells"] == {"complete": 0, "of": 4}
     done = []
-    whole = study.run(quick=True, out=tmp_path, workers=1, on_done=done.append)
+    whole = catalogue.ADAPTIVE.run(quick=True, out=tmp_path, workers=1, on_done=done.append)
     assert (len(done), whole["cells"]["complete"]) == (8, 4)
     assert [row["steps"][0] for row in whole["rows"][:2]] == [160, 40]
     assert all(claim["held"] is None for claim in whole["claims"])
-    assert study.run(quick=True, out=tmp_path, workers=1)["rows"] == whole["rows"]
+    assert catalogue.ADAPTIVE.run(quick=True, out=tmp_path, workers=1)["rows"] == whole["rows"]
     assert png(figure(whole)).startswith(b"\x89PNG")
     assert "adaptive/ema-moved-same" in html(whole)

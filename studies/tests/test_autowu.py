@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from isobatch.report import png
+from isobatch_studies import catalogue
 from isobatch_studies.autowu import grid as layout
 from isobatch_studies.autowu import study
 from isobatch_studies.autowu.page import figure, html
@@ -90,7 +91,7 @@ def test_it_runs_from_selection_to_claims(tmp_path, monkeypatch):
     monkeypatch.setitem(layout.ARMS, "AutoWU", {"search": {"overshoot": 5.0}})
     monkeypatch.setitem(layout.ARMS, "AutoWU, rollback", {"search": {"overshoot": 5.0, "rollback": True}})
     monkeypatch.setitem(layout.ARMS, "as published", {"search": {"tests": "64 samples"}})
-    data = study.run(quick=True, out=tmp_path, workers=1)
+    data = catalogue.AUTOWU.run(quick=True, out=tmp_path, workers=1)
     stored = json.loads((tmp_path / "result.json").read_text())
     assert [claim["held"] for claim in stored["claims"]] == [None] * 3
     assert len(data["rows"]) == 2

@@ -12,9 +12,9 @@ from isobatch.cli.study import find, options, studies
 from isobatch.errors import InputError
 from isobatch.installed import announced
 from isobatch_studies import catalogue
+from isobatch_studies.claims import grids
 
 NAMES = [one.name for one in vars(catalogue).values() if isinstance(one, catalogue.Study)]
-SHARED = {"quick", "out", "workers", "executor", "budget", "on_estimate", "on_done"}
 
 
 def test_every_study_is_found_by_its_entry_point_under_its_own_name():
@@ -27,8 +27,12 @@ def test_every_study_is_found_by_its_entry_point_under_its_own_name():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_study_takes_what_it_says(name):
     run = importlib.import_module(f"isobatch_studies.{name.replace('-', '_')}.study").run
-    given = inspect.signature(run).parameters
-    assert SHARED | find(name).takes <= given.keys() <= SHARED | find(name).takes | {"extra"}
+    given = inspect.signature(run).parameters.keys() - {"extra"}
+    assert given == {"work"} | find(name).takes & {"simulate_nodes"}
+    assert ("grid" in find(name).takes) == (len(grids(name)) > 1)
+    for option in {"device", "grid", "simulate_nodes"} - find(name).takes:
+        with pytest.raises(TypeError, match=f"study {name} does not take {option}"):
+            find(name).run(**{option: "any"})
 
 
 def test_unknown_studies_are_refused_by_name():
@@ -69,8 +73,8 @@ def test_a_study_does_not_write_over_another_result(held, words, what, tmp_path,
 def test_a_study_is_handed_its_options(monkeypatch, tmp_path, capsys):
     asked = {}
 
-    def fake(**options):
-        asked.update(options)
+    def fake(work):
+        asked.update(vars(work))
         claim = {"id": "adam/one", "held": None, "evidence": "no data"}
         return {"study": "adam", "title": "Invented", "claims": [claim]}
 

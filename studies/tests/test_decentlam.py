@@ -7,6 +7,7 @@ from tests.reference.decentralized import LeastSquares, mixing
 from isobatch import InputError
 from isobatch.decentralized import graphs
 from isobatch.report import png
+from isobatch_studies import catalogue
 from isobatch_studies.claims import claims, criteria
 from isobatch_studies.decentlam import bias, communication, study
 from isobatch_studies.decentlam.digits import Cell, by_class, cells, steps_of, train_cell
@@ -150,7 +151,7 @@ def test_a_small_study_from_end_to_end(tmp_path, monkeypatch):
     few = [cell for cell in cells(SMALL_GRID["digits"], 2) if cell.method in ("decentlam", "pmsgd-lars")]
     monkeypatch.setattr(study, "cells", lambda *_: few)
     done = []
-    data = study.run(quick=True, out=tmp_path, workers=1, on_done=done.append)
+    data = catalogue.DECENTLAM.run(quick=True, out=tmp_path, workers=1, on_done=done.append)
     assert data["cells"] == {"complete": len(done), "of": len(done)}
     assert [claim["held"] for claim in data["claims"]] == [None] * 5
     assert (tmp_path / "result.json").exists()
@@ -158,6 +159,6 @@ def test_a_small_study_from_end_to_end(tmp_path, monkeypatch):
     assert "QG-DmSGD has the same independence" in html(data)
     assert accuracy_table(data)[0][0] == "method"
     kept = len(list((tmp_path / "cells").iterdir()))
-    again = study.run(quick=True, out=tmp_path, workers=1, budget=0)
+    again = catalogue.DECENTLAM.run(quick=True, out=tmp_path, workers=1, budget=0)
     assert again["digits"] == data["digits"]
     assert len(list((tmp_path / "cells").iterdir())) == kept

@@ -10,6 +10,7 @@ from isobatch.report import png
 from isobatch.tasks import make_run
 from isobatch.train import Trainer
 from isobatch.verify.workers import Curve
+from isobatch_studies import catalogue
 from isobatch_studies.claims import criteria
 from isobatch_studies.legw import grid as layout
 from isobatch_studies.legw import study
@@ -97,7 +98,7 @@ def test_it_runs_from_selection_to_claims(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "criteria", lambda name, grid="": small)
     schedule = {"length": "512 samples", "warmup": "32 samples"}
     monkeypatch.setitem(layout._BASES["lstm"], "schedule", schedule)
-    data = study.run(quick=True, out=tmp_path, workers=1)
+    data = catalogue.LEGW.run(quick=True, out=tmp_path, workers=1)
     stored = json.loads((tmp_path / "result.json").read_text())
     assert [claim["held"] for claim in stored["claims"]] == [None] * 4
     assert set(data["rows"][0]["rates"]) == {"0", "1", "2", "3", "4"}

@@ -10,6 +10,7 @@ from isobatch.critical import Goal, Point, Sweep, fit
 from isobatch.plan import Recipe
 from isobatch.tasks import make_run
 from isobatch.train import Trainer
+from isobatch_studies import catalogue
 from isobatch_studies.claims import criteria
 from isobatch_studies.noise_scale import grid as layout
 from isobatch_studies.noise_scale import study
@@ -147,14 +148,14 @@ TINY = {
 def test_a_tiny_study_runs_resumes_and_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "criteria", lambda name, grid="": {**RULES, "quick": TINY})
     done = []
-    none = study.run(quick=True, out=tmp_path, workers=1, budget=0.0)
+    none = catalogue.NOISE_SCALE.run(quick=True, out=tmp_path, workers=1, budget=0.0)
     assert none["cells"] == {"complete": 0, "of": 1}
     assert all(claim["held"] is None for claim in none["claims"])
-    whole = study.run(quick=True, out=tmp_path, workers=1, on_done=done.append)
+    whole = catalogue.NOISE_SCALE.run(quick=True, out=tmp_path, workers=1, on_done=done.append)
     assert whole["cells"] == {"complete": 1, "of": 1}
     assert whole["rows"][0]["critical_average"] is not None
     cells = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-    again = study.run(quick=True, out=tmp_path, workers=1)
+    again = catalogue.NOISE_SCALE.run(quick=True, out=tmp_path, workers=1)
     assert cells == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
     assert again["rows"] == whole["rows"]
     assert (tmp_path / "scales.png").read_bytes().startswith(b"\x89PNG")

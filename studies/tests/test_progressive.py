@@ -5,10 +5,11 @@ import pytest
 from isobatch.report import png
 from isobatch.tasks import make_run
 from isobatch.train import Trainer
+from isobatch_studies import catalogue
 from isobatch_studies.claims import criteria
 from isobatch_studies.progressive import grid as layout
 from isobatch_studies.progressive.page import figure, html
-from isobatch_studies.progressive.study import judge_claims, run
+from isobatch_studies.progressive.study import judge_claims
 
 GRID = criteria("progressive")["grid"]
 
@@ -97,7 +98,7 @@ def test_the_page_holds_claims_and_arms():
 
 
 def test_a_budget_that_reaches_no_arm_gives_claims_without_a_verdict(tmp_path):
-    data = run(quick=True, out=tmp_path, workers=1, budget=-1.0)
+    data = catalogue.PROGRESSIVE.run(quick=True, out=tmp_path, workers=1, budget=-1.0)
     assert (data["cells"]["complete"], data["rows"]) == (0, [])
     assert [claim["held"] for claim in data["claims"]] == [None] * 3
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {

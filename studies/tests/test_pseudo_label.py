@@ -10,6 +10,7 @@ from isobatch.report import png
 from isobatch.tasks import make_run
 from isobatch.train import Trainer
 from isobatch.verify.workers import Curve
+from isobatch_studies import catalogue
 from isobatch_studies.claims import criteria
 from isobatch_studies.pseudo_label import grid as layout
 from isobatch_studies.pseudo_label import study
@@ -127,17 +128,17 @@ def test_a_tiny_run_of_the_whole_study(noise, tmp_path, monkeypatch):
     recipe["options"] = {**small.OPTIONS, "start": 96, "look": 32}
     rules["quick"].update(seeds=2, kappas=[8], forms=["invariant"], progressive=[[8, 0.5]])
     monkeypatch.setattr(study, "criteria", lambda name: rules)
-    data = study.run(quick=True, out=tmp_path, workers=1)
+    data = catalogue.PSEUDO_LABEL.run(quick=True, out=tmp_path, workers=1)
     assert data["cells"] == {"complete": 3, "of": 3}
     assert [r["kind"] for r in data["rows"]] == ["control", "rule", "unscaled", "progressive"]
     assert data["rows"][0]["starts"] == [96, 96]
     assert all(claim["held"] is None for claim in data["claims"])
     assert data["rows"][1]["steps"] == 10
     with pytest.raises(InputError, match="before the reference"):
-        study.run(quick=True, workers=1, budget=0.0)
+        catalogue.PSEUDO_LABEL.run(quick=True, workers=1, budget=0.0)
     alone = {**data, "rows": data["rows"][:1]}
     assert png(figure(alone)).startswith(b"\x89PNG"), "no arm yet"
-    again = study.run(quick=True, out=tmp_path, workers=1, budget=0.0)
+    again = catalogue.PSEUDO_LABEL.run(quick=True, out=tmp_path, workers=1, budget=0.0)
     assert again == data
     assert {"result.json", "curves.png", "report.html"} <= {path.name for path in tmp_path.iterdir()}
     assert "SYNTHETIC" in (tmp_path / "report.html").read_text()

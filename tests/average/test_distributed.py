@@ -1,11 +1,10 @@
 """Two gloo processes: ranks agree bit for bit, and with one process that sees the whole batch."""
 
-import json
 import os
 
 import pytest
 import torch
-from tests.gloo import world
+from tests.gloo import answers, world
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -59,9 +58,7 @@ def measured(rank):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    world(2, folder, lambda rank: (folder / f"{rank}.json").write_text(json.dumps(measured(rank))))
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return answers(2, tmp_path_factory.mktemp("ranks"), measured)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs fork")

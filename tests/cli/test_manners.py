@@ -311,3 +311,12 @@ def test_a_calibration_that_fails_keeps_the_sweep(path, tmp_path, monkeypatch, c
     assert said[0] == f"isobatch: finished runs are kept in {seen[1]}; the same command goes on from there"
     assert seen[0] == tmp_path / "o"
     assert seen[1].parent == Path(os.environ["ISOBATCH_CACHE"]) / "sweep"
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["people", "programs"])
+def test_a_log_is_told_how_far_a_training_is(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("isobatch.executors.progress._SILENT", -1.0)  # not only once a minute
+    path = tmp_path / "r.toml"
+    path.write_text(SHORT.replace("own.py:make", "quadratic"))
+    assert cli.run(["train", str(path), "--out", str(tmp_path / "out"), *words]) == 0
+    assert ("isobatch: training: 128 of 256 samples" in capsys.readouterr().err) is (not words)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.peers import peer
 from torch import nn
 
@@ -129,6 +129,35 @@ def test_states_come_back_and_strangers_are_refused(tmp_path):
     (tmp_path / "isobatch.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot read"):
         load_state(tmp_path)
+    (tmp_path / "isobatch.safetensors").unlink()
     save_average(moved(nn.Linear(1, 1)), nn.Linear(1, 1), tmp_path / "isobatch.safetensors")
     with pytest.raises(InputError, match="no state"):
         load_state(tmp_path)
+
+
+class OfALibrary(nn.Linear):
+    """A model that is saved by its library's own form."""
+
+    def save_pretrained(self, folder, **_):
+        save_file(self.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text("{}")
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, OfALibrary])
+@pytest.mark.parametrize("content", ["weights of a trainer", "no safetensors"])
+def test_only_averages_are_replaced(tmp_path, kind, content):
+    model = kind(2, 1)
+    ema, file = moved(model), tmp_path / "model.safetensors"
+    for _ in range(2):  # the second time over its own
+        assert save_average(ema, model, tmp_path) == file
+    assert torch.equal(load_file(file)["weight"], ema.average()["weight"])
+    file.unlink()
+    if content == "no safetensors":
+        file.write_bytes(b"{}")
+    else:
+        save_file(model.state_dict(), file, metadata={"format": "pt"})
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="holds other weights than an average; give another folder"):
+        save_average(ema, model, tmp_path)
+    assert file.read_bytes() == before
+    assert not [left for left in tmp_path.iterdir() if left.name.startswith(".")]

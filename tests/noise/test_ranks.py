@@ -1,14 +1,10 @@
 """Over gloo: ranks, micro-batches and single rows of the same samples give one number, and every rank gives it."""
 
-import multiprocessing
-import tempfile
-from datetime import timedelta
-
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from tests.gloo import world
+from tests.gloo import answers, world
 from tests.reference import noise as slow
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -47,7 +43,7 @@ def loss(net, x):
 
 
 def run(name, rank, world):
-    """Train under DDP on this rank's share; return the estimate's numbers and the weights."""
+    """Train under DDP on this rank's share; return the estimate's numbers."""
     options, sizes = CASES[name]
     net = build()
     ddp = DistributedDataParallel(net)
@@ -85,37 +81,15 @@ def run(name, rank, world):
         "measurements": (found.measurements, found.excluded),
         "micro": micro,
         "gap": noise.pace.gap,
-        "weights": [p.detach().numpy() for p in net.parameters()],
     }
 
 
-def worker(rank, world, path, results):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{path}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
-    )
-    try:
-        results.put((rank, {name: run(name, rank, world) for name in CASES}))
-    finally:
-        dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module", params=[2, 4])
-def ranks(request):
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        started = [
-            context.Process(target=worker, args=(r, request.param, f"{folder}/store", results))
-            for r in range(request.param)
-        ]
-        for process in started:
-            process.start()
-        found = dict(results.get(timeout=120) for _ in started)
-        for process in started:
-            process.join(timeout=20)
-            assert process.exitcode == 0
-    return found
+def ranks(request, tmp_path_factory):
+    def action(rank):
+        return {name: run(name, rank, request.param) for name in CASES}
+
+    return answers(request.param, tmp_path_factory.mktemp("ranks"), action)
 
 
 def truth(name, micro, world):
@@ -169,7 +143,7 @@ def by_hand(name, G_j, parts, micro):
 
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_equal_the_chunks_themselves(ranks, name):
-    found = [ranks[rank][name] for rank in sorted(ranks)]
+    found = [one[name] for one in ranks]
     expected = truth(name, found[0]["micro"], len(ranks))
     for one in found:
         assert one["numbers"] == found[0]["numbers"]

@@ -23,19 +23,31 @@ KINDS = {
     "uneven": ({}, UNEVEN, True, True),
     "held back": ({}, UNEVEN, True, False),
     "clipped": ({"groups": "optimizer"}, UNEVEN, True, True),
+    "frozen": ({}, UNEVEN, True, True),
+    "unfrozen later": ({}, EVEN, False, True),
 }
+FROZEN = (
+    "0.weight",
+    "2.weight",
+    "2.bias",
+    "3.bias",
+)  # part of a call of fully_shard, a whole one, part of the root
 STEPS = 8
 
 
 def measured(model, kind, ranks, mine=None):
     """Eight measured steps of one process over the passes of all ranks, or (mine) of this rank of a sharded model."""
     more, sizes, declared, reduces = KINDS[kind]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in FROZEN or "frozen" not in kind)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     alone = {} if mine is not None else {"process_group": "alone"}
     scale = NoiseScale(model, optimizer, every=1, capture="chunks", **more, **alone)
     total = sum(map(sum, sizes[:ranks]))
     for step in range(STEPS):
         optimizer.zero_grad()
+        if kind == "unfrozen later" and step == 2:
+            model.requires_grad_(True)
         for rank in range(ranks) if mine is None else [mine]:
             parts = [(n, rows(max(n, 1), 1000 * step + 10 * rank + i)) for i, n in enumerate(sizes[rank])]
             if mine is None and not reduces:
@@ -84,7 +96,7 @@ def same_as_one_process(way, size, kinds):
         for a, b in zip(here.progress.pairs, there.progress.pairs, strict=True):
             a, b = ((row[:3] / row[1]).tolist() for row in (a, b))  # up to what FSDP2 divides by before it adds
             assert a == pytest.approx(b, rel=1e-6), (way, kind)
-        assert len(here.progress.pairs) >= STEPS - 3
+        assert len(here.progress.pairs) >= STEPS - (5 if kind == "unfrozen later" else 3)
         assert apart(dict(model.named_parameters()), dict(twin.named_parameters())) < 1e-9
 
 

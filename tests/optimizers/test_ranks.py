@@ -1,14 +1,9 @@
 """Two processes over gloo: the ranks' chunks count as one batch's."""
 
-import multiprocessing
-import tempfile
-from datetime import timedelta
-
-import numpy as np
 import pytest
 import torch
-import torch._dynamo  # DDP loads it; once, before the ranks fork
 import torch.distributed as dist
+from tests.gloo import answers
 from torch import nn
 
 from isobatch.optimizers import InvariantAdamW, InvariantRMSprop
@@ -44,22 +39,16 @@ def run(kind, sizes, noise, rank=None, every=1, reference=4):
                     with net.no_sync():
                         ((net(part) - 1).square().sum() * scale / total).backward()
         optimizer.step()
-    return {name: value.detach().numpy() for name, value in model.named_parameters()}
+    return {name: value.detach() for name, value in model.named_parameters()}
 
 
-def worker(rank, path, jobs, results):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{path}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    try:
-        found = [run(*job[:3], rank=rank, **job[3]) for job in jobs]
-        tensors = [torch.full((2,), rank + 1.0), torch.full((3, 1), 10.0 * (rank + 1), dtype=torch.float64)]
-        sum_tensors_(tensors, dist.group.WORLD)
-        sums = sum_numbers(torch.tensor([rank, 2.5], dtype=torch.float64), dist.group.WORLD).tolist()
-        results.put((rank, found, [tensor.flatten().tolist() for tensor in tensors], sums))
-    finally:
-        dist.destroy_process_group()
+def trained(rank):
+    """The weights of every job, and sums over ranks by themselves."""
+    found = [run(*job[:3], rank=rank, **job[3]) for job in JOBS]
+    tensors = [torch.full((2,), rank + 1.0), torch.full((3, 1), 10.0 * (rank + 1), dtype=torch.float64)]
+    sum_tensors_(tensors, dist.group.WORLD)
+    sums = sum_numbers(torch.tensor([rank, 2.5], dtype=torch.float64), dist.group.WORLD).tolist()
+    return found, [tensor.flatten().tolist() for tensor in tensors], sums
 
 
 JOBS = [
@@ -78,30 +67,20 @@ JOBS = [
 
 
 @pytest.fixture(scope="module")
-def ranks():
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        started = [context.Process(target=worker, args=(r, f"{folder}/store", JOBS, results)) for r in range(2)]
-        for process in started:
-            process.start()
-        found = sorted(results.get(timeout=100) for _ in started)
-        for process in started:
-            process.join(timeout=20)
-            assert process.exitcode == 0
-    return found
+def ranks(tmp_path_factory):
+    return answers(2, tmp_path_factory.mktemp("ranks"), trained)
 
 
 @pytest.mark.parametrize("job", range(len(JOBS)))
 def test_two_ranks_equal_one_process(ranks, job):
     kind, sizes, noise, extra = JOBS[job]
     truth = run(kind, sizes, noise, **extra)
-    for _, found, _, _ in ranks:
+    for found, _, _ in ranks:
         for name, value in truth.items():
-            np.testing.assert_allclose(found[job][name], value, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(found[job][name], value, rtol=1e-12, atol=1e-12)
 
 
 def test_sums_over_ranks(ranks):
-    for _, _, tensors, numbers in ranks:
+    for _, tensors, numbers in ranks:
         assert tensors == [[3.0] * 2, [30.0] * 3]
         assert numbers == [1.0, 5.0]

@@ -232,3 +232,65 @@ def test_a_used_scheduler_or_one_that_follows_a_metric_is_refused():
     used.step()
     with pytest.raises(InputError, match="before the first"):
         SampleScheduler(used, batch_size=8)
+
+
+def adamw(*groups, **options):
+    found = [{"params": [torch.nn.Parameter(torch.ones(2))], **group} for group in groups or ({},)]
+    return torch.optim.AdamW(found, lr=1e-3, **options)
+
+
+def rmsprop(**options):
+    return torch.optim.RMSprop([torch.nn.Parameter(torch.ones(2))], lr=1e-3, **options)
+
+
+def named(name, **options):
+    return Recipe.parse({"batch": {"size": 8}, "optimizer": {"name": name, "lr": 1e-3, **options}})
+
+
+APART = {  # an optimizer, the recipe that it was not built by, and what is said
+    "second beta": (
+        adamw(betas=(0.9, 0.95)),
+        named("adamw"),
+        r"group 0 .* betas=\[0.9, 0.95\] .* \[0.9, 0.999\]",
+    ),
+    "a tensor of a beta": (
+        adamw(betas=(torch.tensor(0.8), torch.tensor(0.999)), foreach=False, capturable=True),
+        named("adamw"),
+        r"optimizer.betas = \[0.80000001",
+    ),
+    "eps": (adamw(eps=1e-6), named("adamw"), r"write optimizer.eps = 1e-06 into the recipe"),
+    "a later group": (adamw({}, {"betas": (0.5, 0.999)}), named("adamw"), "group 1 .* an optimizer of their own"),
+    "alpha": (rmsprop(alpha=0.9), named("rmsprop"), "alpha=0.9 where the recipe has 0.99"),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_moments_that_are_not_the_recipes_are_not_overwritten(name):
+    optimizer, recipe, said = APART[name]
+    before = [dict(group) for group in optimizer.param_groups]
+    with pytest.raises(InputError, match=said):
+        rescale(to=32, optimizer=optimizer, recipe=recipe)
+    assert [dict(group) for group in optimizer.param_groups] == before
+
+
+def test_a_moment_that_was_written_between_two_rescales_is_not_overwritten():
+    optimizer = trained(SGD)
+    rescale(to=32, optimizer=optimizer, recipe=SGD)
+    optimizer.param_groups[0]["momentum"] = 0.5
+    with pytest.raises(InputError, match="was written since the last rescale"):
+        rescale(to=8, optimizer=optimizer, recipe=SGD)
+    optimizer.param_groups[0]["momentum"] = 0.9**4
+    rescale(to=8, optimizer=optimizer, recipe=SGD)
+    assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_weight_decay_that_the_recipe_does_not_name_moves_all_the_same(decay):
+    """torch's AdamW decays by 0.01 where nothing is said; lr*lambda/B is what a batch has to keep."""
+    optimizer = adamw({}, {"weight_decay": 0.3}, {"weight_decay": 0.0})
+    recipe = named("adamw", weight_decay=decay)
+    kept = [group["lr"] * group["weight_decay"] / 8 for group in optimizer.param_groups]
+    moved = rescale(to=32, optimizer=optimizer, recipe=recipe)
+    assert [g["lr"] * g["weight_decay"] / 32 for g in optimizer.param_groups] == pytest.approx(kept)
+    assert [bool(g["weight_decay"]) for g in optimizer.param_groups] == [True, True, False]
+    assert set(moved.settings) <= {"lr", "betas", "eps", "weight_decay"}, "only what the optimizer has"

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import pickle
 
 import pytest
 import torch
@@ -294,3 +295,48 @@ def test_refusals():
         clock.load_state_dict(state)
     with pytest.raises(InputError, match="averages"):
         clock.load_state_dict(SampleClock(average=ib.ModelEMA(net(), half_life=1)).state_dict())
+
+
+@pytest.mark.parametrize("weight", [None, 5, [2, 1, 1, 1]], ids=["alike", "weighted", "by rows"])
+@pytest.mark.parametrize("failed", [0, 1])
+def test_a_micro_batch_that_failed_is_not_counted(weight, failed):
+    """Such as one that ran out of memory, and is tried again in other parts."""
+    model = net()
+    clock = SampleClock(average=ib.ModelEMA(model, half_life=50), noise=ib.NoiseScale(model, every=1))
+
+    def passes(break_at=None):
+        for number in range(2):
+            with clock.micro(4, weight):
+                (loss(model, *data(4, number)) / 2).backward()
+                if number == break_at:
+                    raise MemoryError
+
+    with pytest.raises(MemoryError):
+        passes(break_at=failed)
+    assert clock.pending is (failed == 1)
+    clock.discard()
+    with pytest.raises(MemoryError), clock.micro(4, weight):
+        raise MemoryError
+    model.zero_grad()
+    passes()
+    assert clock.ready() == 8
+    clock.applied()
+    assert (clock.seen, clock.average.seen, clock.noise.estimate().measurements) == (8, 8, 1)
+
+
+def test_a_state_of_other_members_says_what_to_give():
+    model = net()
+    full = SampleClock(average=ib.ModelEMA(model, half_life=50), noise=ib.NoiseScale(model)).state_dict()
+    with pytest.raises(InputError, match="noise scales: 1 in the state, 0 here; give noise= as the run"):
+        SampleClock(average=ib.ModelEMA(model, half_life=50)).load_state_dict(full)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps], ids=["copy", "pickle"])
+def test_a_clock_and_its_noise_scale_are_not_copied_but_their_states_are(copied):
+    model = net()
+    clock = SampleClock(average=ib.ModelEMA(model, half_life=50), noise=ib.NoiseScale(model))
+    for thing in (clock, clock.noise):
+        with pytest.raises(InputError, match=r"cannot be copied; give its state_dict\(\)"):
+            copied(thing)
+    copied(clock.average)
+    copied(clock.state_dict())

@@ -40,8 +40,8 @@ class Reading:
         self._alone = shard_group(group) is None
         self._pieces: Tensor | None = None
         self._offset = 0
-        for held in group.fsdp_params:
-            held.sharded_param.register_post_accumulate_grad_hook(self._arrived)
+        self._followed: set[int] = set()
+        self._follow()
         group.modules[0].register_forward_pre_hook(self._count)
         group.modules[0].set_custom_reduce_scatter(self)
 
@@ -111,8 +111,18 @@ class Reading:
             output_tensor=output_tensor, input_tensor=input_tensor, group=group, op=op, async_op=async_op
         )
 
+    def _follow(self) -> None:
+        """Hear of every parameter that trains; what is frozen has no gradient in the message, and may be unfrozen."""
+        for place, held in self._parameters.items():
+            if held.sharded_param.requires_grad and place not in self._followed:
+                held.sharded_param.register_post_accumulate_grad_hook(self._arrived)
+                self._followed.add(place)
+
     def _looked_at(self) -> bool:
-        return any(self._wanted(held.sharded_param) for held in self._group.fsdp_params)
+        if not any(self._wanted(held.sharded_param) for held in self._group.fsdp_params):
+            return False
+        self._follow()
+        return True
 
     def _count(self, module: nn.Module, inputs: Any) -> None:
         if torch.is_grad_enabled() and module.training and torch._C._current_graph_task_id() == -1:

@@ -19,6 +19,7 @@ from isobatch.gradients import sharded, unwrap
 
 _ONE_FILE = "1000GB"
 _TREE = "isobatch"
+_MARK = {"isobatch-weights": "average"}
 STATE = "isobatch.safetensors"
 """File in a trainer's checkpoint folder that holds averages, noise scale and clock."""
 
@@ -30,7 +31,7 @@ def save_average(average: ModelAverage, model: nn.Module, path: str | Path, *, w
     `from_pretrained` reads. Any other model (timm, plain torch) gets one file with every name of its state_dict, in
     the model's dtypes, buffers included. Tied weights stand under each of their names.
 
-    With several ranks call it on one of them.
+    With several ranks call it on one of them. What it wrote before is replaced; other weights are not.
 
     Args:
         average: of the model.
@@ -42,7 +43,8 @@ def save_average(average: ModelAverage, model: nn.Module, path: str | Path, *, w
         The safetensors file.
 
     Raises:
-        InputError: a file name for a model that is saved as a folder, or sharded weights.
+        InputError: a file name for a model that is saved as a folder, sharded weights, or a file there that holds no
+            average.
         SaveError: the library wrote no single safetensors file.
 
     Example:
@@ -58,8 +60,9 @@ def save_average(average: ModelAverage, model: nn.Module, path: str | Path, *, w
         raise InputError("the model is sharded; gather it first, or load its checkpoint into an unsharded model")
     if not callable(own_form):
         file = target if target.suffix == ".safetensors" else target / "model.safetensors"
+        _refuse_others(file)
         with average.applied(inner, which):
-            return _written(file, _tensors(inner), {"format": "pt"})
+            return _written(file, _tensors(inner), {"format": "pt"} | _MARK)
     if target.suffix == ".safetensors":
         raise InputError(f"{target}: {type(inner).__name__} is saved as a folder with its configuration; give a folder")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +74,8 @@ def save_average(average: ModelAverage, model: nn.Module, path: str | Path, *, w
             if len(found) != 1:
                 names = [file.name for file in found]
                 raise SaveError(f"{target}: {type(inner).__name__}.save_pretrained wrote {names}, not one file")
-            _add_tied(found[0], inner)
+            _refuse_others(target / found[0].name)
+            _finish(found[0], inner)
         target.mkdir(exist_ok=True)
         for file in sorted(partial.iterdir()):
             file.replace(target / file.name)
@@ -169,15 +173,27 @@ def _written(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]
     return file
 
 
-def _add_tied(file: Path, model: nn.Module) -> None:
-    """Put tied tensors under the names that a library left out because they are tied."""
+def _finish(file: Path, model: nn.Module) -> None:
+    """Mark what a library wrote as an average, and put tied tensors under the names that it left out."""
     with safe_open(file, framework="pt") as opened:
         metadata = dict(opened.metadata() or {})
     held, own = load_file(file), model.state_dict(keep_vars=True)
     names = {id(tensor): name for name, tensor in own.items() if name in held}
     missing = {name: names[id(tensor)] for name, tensor in own.items() if name not in held and id(tensor) in names}
-    if missing:
-        _written(file, held | {name: held[first] for name, first in missing.items()}, metadata)
+    _written(file, held | {name: held[first] for name, first in missing.items()}, metadata | _MARK)
+
+
+def _refuse_others(file: Path) -> None:
+    """Refuse to replace weights that are no average of ours, such as a trainer's own."""
+    if not file.exists():
+        return
+    try:
+        with safe_open(file, framework="pt") as opened:
+            ours = _MARK.items() <= (opened.metadata() or {}).items()
+    except (OSError, SafetensorError):
+        ours = False
+    if not ours:
+        raise InputError(f"{file} exists and holds other weights than an average; give another folder, or remove it")
 
 
 def _is_peft(model: nn.Module) -> bool:

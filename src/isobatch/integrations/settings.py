@@ -64,6 +64,8 @@ class Following:
             raise InputError(f"half_life={self.half_life!r} and decay={self.decay!r} say the same; give one of them")
         if self.unit not in (None, "samples", "tokens"):
             raise InputError(f'unit={self.unit!r} must be "samples" or "tokens"')
+        if not isinstance(self.noise, bool | Mapping):
+            raise InputError(f'noise={self.noise!r} must be True, False, or arguments of NoiseScale: {{"every": 4}}')
         said = self._unit_said()
         if self.unit is not None and said is not None and said != self.unit:
             raise InputError(f"unit={self.unit!r}, but the half-life or the recipe counts {said}")

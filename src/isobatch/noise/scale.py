@@ -137,6 +137,9 @@ class NoiseScale:
         """Samples on the clock."""
         return self.progress.seen
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise InputError("a NoiseScale watches one model and cannot be copied; give its state_dict() to another's")
+
     def chunk(self, samples: float, *, rows: Sequence[float] | None = None) -> AbstractContextManager[None]:
         """Declare how many samples (or tokens) the one backward pass inside holds; needed where chunks are unequal.
 

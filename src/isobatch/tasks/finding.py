@@ -22,7 +22,7 @@ SHIPPED = {
     "text": "isobatch.tasks.text:make",
     "text-lstm": "isobatch.tasks.text:make_lstm",
 }
-"""Tasks of this package; others are found by their entry points, see `named`."""
+"""Tasks of this package; others are found by their entry points, see `named_tasks`."""
 WHOLE = "the environment variable ISOBATCH_TRACEBACK=1 shows the whole traceback"
 _NOBODYS = ("/torch/", "<frozen ", "/importlib/", __file__)
 """Places of frames that say nothing about a user's code."""
@@ -32,7 +32,7 @@ class MakeError(InputError):
     """A user's function that makes runs has failed; its cause is what it raised."""
 
 
-def named() -> dict[str, str]:
+def named_tasks() -> dict[str, str]:
     """Return every task that has a name: those of this package, and those that installed distributions announce.
 
     Returns:
@@ -56,7 +56,7 @@ def find(name: str, said: str = "task") -> Callable[..., Any]:
     """
     target = from_file(SHIPPED.get(name, name), said=said)
     if ":" not in target:
-        known = named()
+        known = named_tasks()
         if name not in known:
             raise InputError(f"{said}={name!r} {_unknown(known)}")
         target = known[name]

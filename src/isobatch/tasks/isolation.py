@@ -74,7 +74,7 @@ def seed_all(seed: int) -> None:
 
 
 @contextmanager
-def named(task: str | None, arm: str, seed: int) -> Generator[None]:
+def saying_which_run(task: str | None, arm: str, seed: int) -> Generator[None]:
     """Turn what a user's task raises into bad input that says which run it was.
 
     An exit is no exception to it: a task that leaves with 0 must not end a comparison with the exit code of SAME.

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from isobatch.plan import Recipe
-from isobatch.tasks.finding import from_file, named
+from isobatch.tasks.finding import from_file, named_tasks
 
 
 def source_of(recipe: Recipe) -> str:
@@ -42,7 +42,7 @@ def module_of(recipe: Recipe) -> str:
     """
     task = recipe.task or ""
     task = from_file(task)
-    module = (task if ":" in task else named().get(task, "")).partition(":")[0]
+    module = (task if ":" in task else named_tasks().get(task, "")).partition(":")[0]
     return "" if module.split(".")[0] == "isobatch" else module
 
 

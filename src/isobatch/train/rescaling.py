@@ -75,7 +75,7 @@ def rescale(
     Args:
         to: the new global batch.
         optimizer: a torch optimizer that was built with the recipe's numbers, or rescaled before; one that Accelerate
-            wraps is seen through.
+            wraps is seen through. Learning rate and weight decay may differ from group to group: they are multiplied.
         recipe: the reference recipe; its rules are used.
         scheduler: a `SampleScheduler` of this optimizer; without one each group's lr is multiplied. A torch scheduler
             that runs unwrapped would undo that at its next step, so it is refused.
@@ -91,7 +91,7 @@ def rescale(
 
     Raises:
         InputError: a batch beyond a rule's domain, an optimizer without a known treatment or of another kind than the
-            recipe's, a bare torch scheduler, or one that moves what the batch would move.
+            recipe's or with other moments or eps, a bare torch scheduler, or one that moves what the batch would move.
     """
     size, optimizer = whole("to", to), bare_optimizer(optimizer)
     check_recipe(optimizer, recipe)
@@ -104,12 +104,13 @@ def rescale(
     share = _share(optimizer, noise_share, noise, present)
     changes: dict[str, tuple[object, object]] = {
         name: (getattr(old, name), getattr(new, name))
-        for name in ("lr", "momentum", "betas", "alpha", "eps", "weight_decay", "batch_norm")
+        for name in (*row_of(recipe).keys, "batch_norm")
         if getattr(old, name) != getattr(new, name)
     }
     if present == size:
         return Rescaled(present, size, {}, False)
     powers = _check_scheduler(optimizer, scheduler, recipe, old, new)
+    _check_numbers(optimizer, recipe, old, scheduler)
     undo: list[Callable[[], None]] = []
     try:
         if loader is not None:
@@ -167,6 +168,41 @@ def check_recipe(optimizer: torch.optim.Optimizer, recipe: Recipe) -> None:
             f" with {wanted} weight decay, whose rules differ; give optimizer.decay = {coupling!r} in the recipe, or "
             "the optimizer of this recipe"
         )
+
+
+def _check_numbers(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, old: Settings, scheduler: SampleScheduler | None
+) -> None:
+    """Refuse decays of moments and eps that are not the recipe's: they would be overwritten by what it says."""
+    row, driven = row_of(recipe), scheduler.driven if scheduler is not None else ()
+    keys = [key for key in (*row.moments, "eps") if key in row.keys and not (key == "eps" and recipe.groups)]
+    for index, group in enumerate(optimizer.param_groups):
+        for key in keys:
+            held, wanted = _several(group.get(key, ())), _several(getattr(old, key))
+            pairs = zip(held, wanted, strict=False)
+            apart = [not math.isclose(one, other, rel_tol=1e-6) for one, other in pairs]
+            names = [key] if len(wanted) == 1 else [f"{key}.{i}" for i in range(len(wanted))]
+            if not any(wrong and name not in driven for wrong, name in zip(apart, names, strict=False)):
+                continue
+            has, says = (_spoken(numbers) for numbers in (held, wanted))
+            way = (
+                f"write optimizer.{key} = {has} into the recipe, or give groups that differ an optimizer of their own"
+                if old.batch == recipe.batch.size
+                else "it was written since the last rescale: put the recipe's back first, and your own after it"
+            )
+            raise InputError(
+                f"group {index} of the optimizer has {key}={has} where the recipe has {says} at batch {old.batch:g}, "
+                f"and would be given the recipe's; {way}"
+            )
+
+
+def _several(value: Any) -> list[float]:
+    return [float(one) for one in value] if isinstance(value, tuple | list) else [float(value)]
+
+
+def _spoken(numbers: list[float]) -> str:
+    words = [f"{number:.12g}" for number in numbers]
+    return words[0] if len(words) == 1 else f"[{', '.join(words)}]"
 
 
 def _coupling(optimizer: torch.optim.Optimizer, kind: OptimizerRow) -> str | None:
@@ -230,7 +266,7 @@ def _share(optimizer: torch.optim.Optimizer, given: float | None, noise: Measure
 
 
 def _write(optimizer: torch.optim.Optimizer, recipe: Recipe, old: Settings, new: Settings, *, scaled_lr: bool) -> None:
-    decay = new.weight_decay / old.weight_decay if old.weight_decay else _decay_factor(recipe, old, new)
+    decay = new.weight_decay / old.weight_decay if old.weight_decay else _decay_factor(optimizer, recipe, old, new)
     for group in optimizer.param_groups:
         for key in row_of(recipe).keys:
             if key not in group:
@@ -246,9 +282,9 @@ def _write(optimizer: torch.optim.Optimizer, recipe: Recipe, old: Settings, new:
                 assign(group, key, getattr(new, key))
 
 
-def _decay_factor(recipe: Recipe, old: Settings, new: Settings) -> float:
-    """Return what weight decay is multiplied by where only groups have one."""
-    if all(not group.weight_decay for group in recipe.groups):
+def _decay_factor(optimizer: torch.optim.Optimizer, recipe: Recipe, old: Settings, new: Settings) -> float:
+    """Return what weight decay is multiplied by where only groups have one, or the optimizer's default was left."""
+    if not any(group.get("weight_decay") for group in optimizer.param_groups):
         return 1.0
     one = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"weight_decay": 1.0})})
     return scaled(one, new.batch).weight_decay / scaled(one, old.batch).weight_decay

@@ -1,7 +1,7 @@
 """The sample clock of a training loop: micro-batches go in, global sums of a step come out, and drive all who count."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any, Literal, Protocol, final
 
@@ -14,7 +14,6 @@ from isobatch.train.world import World
 from isobatch.units import finite
 
 Unit = Literal["samples", "tokens"]
-_COUNTED: AbstractContextManager[None] = nullcontext()  # nobody follows the micro-batch until its end
 _COUNTERS = ("seen", "drawn", "steps", "skips")
 
 
@@ -98,7 +97,7 @@ class SampleClock:
         self.seen: float = 0
         self.drawn: float = 0
         self.steps = self.skips = 0
-        self._open: ExitStack | None = None
+        self._open: _Open | None = None
         self._rows: float = 0
         self._weights: float | None = None
         self._micro = 0
@@ -136,6 +135,8 @@ class SampleClock:
     def micro(self, rows: float, weight: float | Sequence[float] | None = None) -> AbstractContextManager[None]:
         """Count one micro-batch of this rank; it is open until the block ends, the next one begins, or ready().
 
+        A block that is left by an exception takes its count back.
+
         Args:
             rows: samples in it; 0 on a rank without any.
             weight: n_j, what its mean loss weighs in the loss of the step, or a list of what each row weighs; None
@@ -155,19 +156,18 @@ class SampleClock:
             raise InputError("micro() after ready(): say first whether that step was applied() or skipped()")
         if self._micro and (total is None) != (self._weights is None):
             raise InputError("some micro-batches of this step have a weight and others none; give it for all, or none")
-        self._rows += finite("rows", rows, 0)
-        self._micro += 1
+        counted, weights = finite("rows", rows, 0), 0.0 if total is None else finite("weight", total, 0)
+        opened = self._open = _Open(self, (self._rows, self._weights, self._micro))
+        self._rows, self._micro = self._rows + counted, self._micro + 1
         if total is None:
-            return _COUNTED
-        self._weights = (self._weights or 0) + finite("weight", total, 0)
-        if not self.noises and self.invariant is None:
-            return _COUNTED
-        stack = self._open = ExitStack()
+            return opened
+        self._weights = (self._weights or 0) + weights
+        stack = opened.stack
         for noise in self.noises:
             stack.enter_context(noise.chunk(total) if each is None else noise.chunk(total, rows=each))
         if self.invariant is not None and not self.noises:
             stack.enter_context(self.invariant.chunk(total))
-        return _Open(self, stack)
+        return opened
 
     def ready(self, rows: float | None = None, weight: float | None = None, *, noise: int | None = None) -> float:
         """Take the gradient of a step as complete: sum its samples over ranks and measure the noise scale.
@@ -267,11 +267,15 @@ class SampleClock:
         clock = state["clock"]
         if clock["unit"] != self.unit:
             raise InputError(f"the state counts {clock['unit']}, this clock {self.unit}; build it alike")
-        for word, own in (("averages", self.averages), ("noises", self.noises)):
-            if len(state[word]) != len(own):
-                raise InputError(f"the state holds {len(state[word])} {word}, this clock {len(own)}; build it alike")
-        if (state["scheduler"] is None) != (self.scheduler is None):
-            raise InputError("the state and this clock must both have a scheduler, or both none")
+        for name, word, saved, own in (
+            ("averages", "average", len(state["averages"]), len(self.averages)),
+            ("noise scales", "noise", len(state["noises"]), len(self.noises)),
+            ("schedulers", "scheduler", int(state["scheduler"] is not None), int(self.scheduler is not None)),
+        ):
+            if saved != own:
+                raise InputError(
+                    f"{name}: {saved} in the state, {own} here; give {word}= as the run that saved the state did"
+                )
         for average, held in zip(self.averages, state["averages"], strict=True):
             average.load_state_dict(held)
         for noise, held in zip(self.noises, state["noises"], strict=True):
@@ -319,10 +323,10 @@ class SampleClock:
             scheduler.write()
 
     def _close(self, discard: bool = False) -> None:
-        stack, self._open = self._open, None
-        if stack is not None:
+        opened, self._open = self._open, None
+        if opened is not None:
             error = _Discarded() if discard else None
-            stack.__exit__(type(error) if error else None, error, None)
+            opened.stack.__exit__(type(error) if error else None, error, None)
 
 
 class _Discarded(Exception):
@@ -331,10 +335,10 @@ class _Discarded(Exception):
 
 @final
 class _Open:
-    """One open micro-batch."""
+    """One open micro-batch, what follows it, and the counts before it."""
 
-    def __init__(self, clock: SampleClock, stack: ExitStack):
-        self._clock, self._stack = clock, stack
+    def __init__(self, clock: SampleClock, before: tuple[float, float | None, int]):
+        self._clock, self._before, self.stack = clock, before, ExitStack()
 
     def __enter__(self) -> None:
         return None
@@ -342,9 +346,12 @@ class _Open:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._clock._open is self._stack:
-            self._clock._open = None
-            self._stack.__exit__(kind, error, traceback)
+        clock = self._clock
+        if clock._open is self:
+            clock._open = None
+            self.stack.__exit__(kind, error, traceback)
+            if kind is not None:
+                clock._rows, clock._weights, clock._micro = self._before
 
 
 def _several(given: Any) -> tuple[Any, ...]:

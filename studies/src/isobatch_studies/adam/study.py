@@ -1,11 +1,9 @@
 """isobatch study adam: reference batch x kappa, rules as columns, and what the noise share predicts."""
 
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from scipy import stats
@@ -14,7 +12,6 @@ from isobatch.executors import map_jobs
 from isobatch.plan import Recipe
 from isobatch.report import prepare, write
 from isobatch.tasks import LOSS
-from isobatch.verify.cells import train_all
 from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve
 from isobatch_studies.adam import grid as layout
@@ -25,82 +22,61 @@ from isobatch_studies.adam.shares import Shares, measure_shares, shares_name
 from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
 from isobatch_studies.pages import keep
 from isobatch_studies.teachers.rows import worst
+from isobatch_studies.work import Work
 
 NAME = "adam"
 _SAME, _DIFFERENT = "SAME", "DIFFERENT"
 _ERROR, _RANK, _CELLS = 0.25, 0.8, 6
 
 
-def run(
-    *,
-    quick: bool = False,
-    grid: str = "",
-    out: Path | None = None,
-    workers: int | None = None,
-    executor: Executor | None = None,
-    budget: float | None = None,
-    on_estimate: Callable[[float, int], None] | None = None,
-    on_done: Callable[[Curve], None] | None = None,
-) -> dict[str, Any]:
+def run(work: Work) -> dict[str, Any]:
     """Run the study, or take up again where it stopped.
 
     Args:
-        quick: the small grid of criteria.json; claims it cannot judge stay null.
-        grid: a further grid, "" for the study's own.
-        out: folder for cells, result.json, picture and page; nothing is kept without it.
-        workers: processes, one a core unless given.
-        executor: trains the runs, as in `isobatch.verify.run`.
-        budget: seconds after which no further cell is begun; the next call goes on with the rest.
-        on_estimate: called with seconds (0: unknown) and the number of runs.
-        on_done: called with each finished run.
+        work: which grid, where runs are trained and kept, and until when.
 
     Returns:
         What goes into result.json.
     """
-    rules = criteria(NAME, grid)
-    plan, seeds = rules["quick" if quick else "grid"], rules["seeds"]
+    rules = criteria(NAME, work.grid)
+    plan, seeds = rules["quick" if work.quick else "grid"], rules["seeds"]
     tasks = [task for task in plan if task != "quadratic"]
     references = [(task, batch) for task in tasks for batch in plan[task]["batches"]]
     recipes = [layout.reference(task, batch, plan[task]) for task, batch in references]
-    shares = dict(zip(references, _measured(recipes, out, workers, executor), strict=True))
+    shares = dict(zip(references, _measured(recipes, work), strict=True))
     groups = []
     # the largest reference batches take the fewest steps: a budget then judges the most cells
     for task, batch in sorted(references, key=lambda reference: -reference[1]):
         groups += layout.groups(task, batch, plan[task], seeds, shares[task, batch].noise_scale)
-    if on_estimate is not None:
-        on_estimate(0.0, sum(map(len, groups)))
-    curves = train_all(groups, out, workers=workers, executor=executor, budget=budget, on_done=on_done)
+    work.announce(sum(map(len, groups)))
+    curves = work.train(groups)
     listed = [cell for task in tasks for cell in layout.cells(task, plan[task])]
     arms = [(cell, [rule for rule in (*layout.RULES, layout.HOLD) if cell.label(rule) in curves]) for cell in listed]
     wanted = sum(len(plan[cell.task].get("rules", layout.RULES)) for cell in listed)
     rows = [row for cell, found in arms if found for row in _rows(cell, found, curves, shares)]
     part = plan.get("quadratic", {"shares": [], "kappas": [], "replicas": 1})
     data = {
-        "study": NAME,
-        "title": rules["title"],
-        "quick": quick,
-        "grid": grid,
+        **work.head(NAME, rules),
         "seeds": seeds,
         "cells": {"complete": len(rows), "of": wanted},
         "rows": rows,
         "shares": {f"{task} B={batch}": asdict(found) for (task, batch), found in shares.items()},
         "quadratic": sweep(part["shares"], part["kappas"], part["replicas"]),
-        "claims": as_dict(further(rows, seeds, grid) if grid else judge_claims(rows, seeds)),
+        "claims": as_dict(further(rows, seeds, work.grid) if work.grid else judge_claims(rows, seeds)),
     }
-    if out is not None:
-        keep(out, data, {"verdicts": figure(data)}, html(data))
+    if work.out is not None:
+        keep(work.out, data, {"verdicts": figure(data)}, html(data))
     return data
 
 
-def _measured(recipes: list[Recipe], out: Path | None, workers: int | None, executor: Executor | None) -> list[Shares]:
+def _measured(recipes: list[Recipe], work: Work) -> list[Shares]:
     """Measure the noise shares of the references, or read what an earlier call measured."""
-    files = [prepare(out / "cells") / shares_name(recipe) if out else None for recipe in recipes]
+    files = [prepare(work.out / "cells") / shares_name(recipe) if work.out else None for recipe in recipes]
     found = {n: Shares.read(file) for n, file in enumerate(files) if file is not None and file.exists()}
     missing = [n for n in range(len(recipes)) if n not in found]
     measure = partial(measure_shares, seeds=2)
-    for n, made in zip(
-        missing, map_jobs(measure, [recipes[n] for n in missing], workers=workers, executor=executor), strict=True
-    ):
+    wanted = [recipes[n] for n in missing]
+    for n, made in zip(missing, map_jobs(measure, wanted, workers=work.workers, executor=work.executor), strict=True):
         found[n] = made
         file = files[n]
         if file is not None:

@@ -1,18 +1,15 @@
 """isobatch study adaptive: fixed batches, one that follows the noise scale, and one that leaves the average behind."""
 
-from collections.abc import Callable
-from concurrent.futures import Executor
-from pathlib import Path as Folder
 from typing import Any
 
 from isobatch.plan import Recipe
-from isobatch.verify.cells import run_all, until
 from isobatch_studies.adaptive import late, late_page
 from isobatch_studies.adaptive.judging import BARE, FULL, NAME, SMALL, judge, rows, savings
 from isobatch_studies.adaptive.page import figure, html
 from isobatch_studies.adaptive.paths import Drive, Path, drive, file_name
 from isobatch_studies.claims import as_dict, criteria
 from isobatch_studies.pages import keep
+from isobatch_studies.work import Work
 
 
 def arms(rules: dict[str, Any], fixed: list[int]) -> dict[str, Recipe]:
@@ -34,63 +31,32 @@ def arms(rules: dict[str, Any], fixed: list[int]) -> dict[str, Recipe]:
     return found
 
 
-def run(
-    *,
-    quick: bool = False,
-    grid: str = "",
-    out: Folder | None = None,
-    workers: int | None = None,
-    executor: Executor | None = None,
-    budget: float | None = None,
-    on_estimate: Callable[[float, int], None] | None = None,
-    on_done: Callable[[Any], None] | None = None,
-) -> dict[str, Any]:
+def run(work: Work) -> dict[str, Any]:
     """Run the study, or take up again where it stopped.
 
     Args:
-        quick: fewer seeds and fixed batches.
-        grid: a further grid, "" for the study's own.
-        out: folder for cells, result.json, picture and page; nothing is kept without it.
-        workers: processes, one a core unless given.
-        executor: trains the runs, as in `isobatch.verify.run`.
-        budget: seconds after which no further run is begun.
-        on_estimate: called with seconds (0: unknown) and the number of runs.
-        on_done: called with each finished run.
+        work: which grid, where runs are trained and kept, and until when.
 
     Returns:
         What goes into result.json.
     """
-    rules = criteria(NAME, grid)
-    part = rules | (rules["quick"] if quick else {})
-    seeds, ends = part["seeds"], until(budget)
-    recipes = late.arms(rules) if grid == late.GRID else arms(rules, part["fixed"])
-    if on_estimate is not None:
-        on_estimate(0.0, seeds * len(recipes))
+    rules = criteria(NAME, work.grid)
+    part = rules | (rules["quick"] if work.quick else {})
+    seeds = part["seeds"]
+    recipes = late.arms(rules) if work.grid == late.GRID else arms(rules, part["fixed"])
+    work.announce(seeds * len(recipes))
     paths: dict[str, list[Path]] = {}
     for stream, (arm, recipe) in enumerate(recipes.items()):
         jobs = [Drive(arm, recipe, seed, stream, rules["look_every"]) for seed in range(seeds)]
-        done = run_all(
-            drive,
-            jobs,
-            out,
-            name=file_name,
-            read=_read,
-            workers=workers,
-            executor=executor,
-            ends=ends,
-            on_done=on_done,
-        )
+        done = work.results(drive, jobs, name=file_name, read=_read)
         if done is not None:
             paths[arm] = done
     shared = {
-        "study": NAME,
-        "title": rules["title"],
-        "quick": quick,
-        "grid": grid,
+        **work.head(NAME, rules),
         "seeds": seeds,
         "cells": {"complete": len(paths), "of": len(recipes)},
     }
-    if grid == late.GRID:
+    if work.grid == late.GRID:
         drawn, page = late_page.figure, late_page.html
         table = late.rows(paths)
         data = shared | {"why_beside": rules["why_beside"], "rows": table, "beside": late.beside(table, rules)}
@@ -99,8 +65,8 @@ def run(
         drawn, page = figure, html
         complete = len(paths) == len(recipes)
         data = shared | _found(paths, rules["goal"], part["fixed"][0], seeds if paths else 0, complete=complete)
-    if out is not None:
-        keep(out, data, {"adaptive": drawn(data)}, page(data))
+    if work.out is not None:
+        keep(work.out, data, {"adaptive": drawn(data)}, page(data))
     return data
 
 

@@ -1,85 +1,52 @@
 """isobatch study autowu: a peak found without tuning against one chosen by validation, and a short budget."""
 
-from collections.abc import Callable
-from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from isobatch.verify.cells import train_all
 from isobatch.verify.workers import Curve
 from isobatch_studies.autowu import grid as layout
 from isobatch_studies.autowu.page import figure, html
 from isobatch_studies.claims import Claim, Finding, all_hold, as_dict, claims, criteria, outcome
 from isobatch_studies.pages import keep
 from isobatch_studies.paired import MeanInterval, choose, interval, last
+from isobatch_studies.work import Work
 
 NAME, CHANCE = "autowu", 10.0
 
 
-def run(
-    *,
-    quick: bool = False,
-    grid: str = "",
-    out: Path | None = None,
-    workers: int | None = None,
-    executor: Executor | None = None,
-    budget: float | None = None,
-    on_estimate: Callable[[float, int], None] | None = None,
-    on_done: Callable[[Curve], None] | None = None,
-) -> dict[str, Any]:
+def run(work: Work) -> dict[str, Any]:
     """Run the study, or take up again where it stopped.
 
     Args:
-        quick: five seeds, the short budget and one cell.
-        grid: a further grid, "" for the study's own.
-        out: folder for cells, result.json, picture and page; nothing is kept without it.
-        workers: processes, one a core unless given.
-        executor: trains the runs, as in `isobatch.verify.run`.
-        budget: seconds after which no further seed is begun.
-        on_estimate: called with seconds (0: unknown) and the number of runs.
-        on_done: called with each finished run.
+        work: which grid, where runs are trained and kept, and until when.
 
     Returns:
         What goes into result.json.
     """
-    rules = criteria(NAME, grid)
-    plan, seeds = layout.cells(rules, quick=quick), (rules["quick"] if quick else rules)["seeds"]
+    rules = criteria(NAME, work.grid)
+    plan, seeds = layout.cells(rules, quick=work.quick), (rules["quick"] if work.quick else rules)["seeds"]
     repeats, peaks = rules["selection_seeds"], rules["peaks"]
-    if on_estimate is not None:
-        on_estimate(0.0, sum(len(layout.selection(c, peaks, repeats)) + len(c.arms) * seeds for c in plan))
+    work.announce(sum(len(layout.selection(c, peaks, repeats)) + len(c.arms) * seeds for c in plan))
     rows = []
     for cell in plan:
-        tried = train_all(
-            [layout.selection(cell, peaks, repeats)],
-            out,
-            workers=workers,
-            executor=executor,
-            budget=budget,
-            on_done=on_done,
-        )
+        tried = work.train([layout.selection(cell, peaks, repeats)])
         if not tried:
             continue
         scores = _scores(cell, peaks, tried)
         best = {fold: choose(found) for fold, found in scores.items()}
-        runs = train_all(
-            layout.reported(cell, best, seeds), out, workers=workers, executor=executor, budget=budget, on_done=on_done
-        )
+        runs = work.train(layout.reported(cell, best, seeds))
         if runs:
             rows.append(_row(cell, scores, best, runs))
     data = {
-        "study": NAME,
-        "title": rules["title"],
-        "quick": quick,
-        "grid": grid,
+        **work.head(NAME, rules),
         "seeds": seeds,
         "cells": {"complete": len(rows), "of": len(plan)},
         "rows": rows,
-        "claims": as_dict(judge_frames(rows, len(plan)) if grid else judge_claims(rows)),
+        "claims": as_dict(judge_frames(rows, len(plan)) if work.grid else judge_claims(rows)),
     }
-    if out is not None:
-        keep(out, data, {"autowu": figure(data)}, html(data))
+    if work.out is not None:
+        keep(work.out, data, {"autowu": figure(data)}, html(data))
     return data
 
 

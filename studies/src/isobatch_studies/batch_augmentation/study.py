@@ -1,14 +1,11 @@
 """isobatch study batch-augmentation: M views of each sample in one update, and the same images spent otherwise."""
 
-from collections.abc import Callable
-from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from isobatch.verify.cells import hashed, name, run_all, train_all
-from isobatch.verify.workers import Curve
+from isobatch.verify.cells import hashed, name
+from isobatch.verify.workers import Curve, Job
 from isobatch_studies.batch_augmentation import grid as layout
 from isobatch_studies.batch_augmentation import variance
 from isobatch_studies.batch_augmentation.page import figure, html
@@ -16,93 +13,60 @@ from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
 from isobatch_studies.folds import chosen
 from isobatch_studies.pages import keep
 from isobatch_studies.paired import MeanInterval, interval, last
+from isobatch_studies.work import Work
 
 NAME = "batch-augmentation"
 CHANCE = 10.0
 
 
-def run(
-    *,
-    quick: bool = False,
-    grid: str = "",
-    out: Path | None = None,
-    workers: int | None = None,
-    executor: Executor | None = None,
-    budget: float | None = None,
-    on_estimate: Callable[[float, int], None] | None = None,
-    on_done: Callable[[Curve], None] | None = None,
-) -> dict[str, Any]:
+def run(work: Work) -> dict[str, Any]:
     """Run the study, or take up again where it stopped.
 
     Args:
-        quick: one seed a fold.
-        grid: a further grid, "" for the study's own.
-        out: folder for cells, result.json, picture and page; nothing is kept without it.
-        workers: processes, one a core unless given.
-        executor: trains the runs, as in `isobatch.verify.run`.
-        budget: seconds after which no further seed is begun.
-        on_estimate: called with seconds (0: unknown) and the number of runs.
-        on_done: called with each finished run.
+        work: which grid, where runs are trained and kept, and until when.
 
     Returns:
         What goes into result.json.
     """
-    rules = criteria(NAME, grid)
-    small = rules["quick"] if quick else rules
+    rules = criteria(NAME, work.grid)
+    small = rules["quick"] if work.quick else rules
     seeds = small["seeds"]
     select = layout.selection(rules, small["selection_seeds"])
-    if on_estimate is not None:
-        on_estimate(0.0, len(select) + seeds * (len(rules["views"]) + len(layout.controls(rules)) + 1))
+    work.announce(len(select) + seeds * (len(rules["views"]) + len(layout.controls(rules)) + 1))
     rates, runs, measured = {}, {}, []
-    tried = train_all([select], out, workers=workers, executor=executor, budget=budget, on_done=on_done)
+    tried = work.train([select])
     if tried:
         rates = chosen(tried, rules["rates"], lambda rate: f"select {rate:g}")
-        for group in variance.jobs(rates, seeds) if not grid else ():
-            measured += _measured(group, out, workers, executor, on_done)
-        runs = train_all(
-            layout.reported(rules, rates, seeds),
-            out,
-            workers=workers,
-            executor=executor,
-            budget=budget,
-            on_done=on_done,
-        )
+        if not work.grid:
+            measured = _measured(variance.jobs(rates, seeds), work)
+        runs = work.train(layout.reported(rules, rates, seeds))
     row = _accuracy(rules, runs) if runs else None
     law = _law(rules, measured) if measured else None
     data = {
-        "study": NAME,
-        "title": rules["title"],
-        "quick": quick,
-        "grid": grid,
+        **work.head(NAME, rules),
         "seeds": row["seeds"] if row else 0,
         "rates": {str(fold): rate for fold, rate in rates.items()},
         "accuracy": row,
         "variance": law,
-        "claims": as_dict(judge_long(row) if grid else judge_claims(row, law)),
+        "claims": as_dict(judge_long(row) if work.grid else judge_claims(row, law)),
     }
-    if out is not None:
-        keep(out, data, {"views": figure(data)}, html(data))
+    if work.out is not None:
+        keep(work.out, data, {"views": figure(data)}, html(data))
     return data
 
 
-def _measured(
-    group: list[Any],
-    out: Path | None,
-    workers: int | None,
-    executor: Executor | None,
-    on_done: Callable[[Curve], None] | None,
-) -> list[Curve]:
-    found = run_all(
-        variance.measured,
-        group,
-        out,
-        name=lambda job: hashed("variance", name(job)),
-        read=lambda values: Curve(**values),
-        workers=workers,
-        executor=executor,
-        on_done=on_done,
-    )
-    return list(found or ())
+def _measured(groups: list[list[Job]], work: Work) -> list[Curve]:
+    """Measure the two terms of the variance in every group; nothing where the time ended before the last."""
+    found = [
+        work.results(
+            variance.measured,
+            group,
+            name=lambda job: hashed("variance", name(job)),
+            read=lambda values: Curve(**values),
+        )
+        for group in groups
+    ]
+    return [] if None in found else [one for group in found for one in group or ()]
 
 
 def _accuracy(rules: dict[str, Any], runs: dict[str, list[Curve]]) -> dict[str, Any]:

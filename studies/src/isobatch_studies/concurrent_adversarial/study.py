@@ -1,13 +1,10 @@
 """isobatch study concurrent-adversarial: adversaries of every age, their controls, and the time that they cost."""
 
-from collections.abc import Callable
-from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from isobatch.verify.cells import hashed, run_all, train_all
+from isobatch.verify.cells import hashed
 from isobatch.verify.workers import Curve
 from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
 from isobatch_studies.concurrent_adversarial import grid as layout
@@ -16,88 +13,65 @@ from isobatch_studies.concurrent_adversarial.page import figure, html
 from isobatch_studies.folds import chosen
 from isobatch_studies.pages import keep
 from isobatch_studies.paired import MeanInterval, interval, last
+from isobatch_studies.work import Work
 
 NAME = "concurrent-adversarial"
 CHANCE = 10.0
 
 
-def run(
-    *,
-    quick: bool = False,
-    grid: str = "",
-    out: Path | None = None,
-    workers: int | None = None,
-    executor: Executor | None = None,
-    budget: float | None = None,
-    on_estimate: Callable[[float, int], None] | None = None,
-    on_done: Callable[[Curve], None] | None = None,
-) -> dict[str, Any]:
+def run(work: Work) -> dict[str, Any]:
     """Run the study, or take up again where it stopped.
 
     Args:
-        quick: one seed a fold and fewer rounds of timing.
-        grid: a further grid, "" for the study's own; the timing is that one's alone.
-        out: folder for cells, result.json, picture and page; nothing is kept without it.
-        workers: processes, one a core unless given.
-        executor: trains the runs, as in `isobatch.verify.run`.
-        budget: seconds after which no further seed is begun.
-        on_estimate: called with seconds (0: unknown) and the number of runs.
-        on_done: called with each finished run.
+        work: which grid, where runs are trained and kept, and until when.
 
     Returns:
         What goes into result.json.
     """
-    rules = criteria(NAME, grid)
-    small = rules["quick"] if quick else rules
+    rules = criteria(NAME, work.grid)
+    small = rules["quick"] if work.quick else rules
     seeds, repeats = small["seeds"], small["selection_seeds"]
     first = layout.rate_selection(rules, repeats)
-    if on_estimate is not None:
-        on_estimate(0.0, 3 * len(first) + seeds * (len(rules["taus"]) + 1 + len(layout.controls(rules))) + 1)
+    work.announce(3 * len(first) + seeds * (len(rules["taus"]) + 1 + len(layout.controls(rules))) + 1)
     rates, eps, noise, runs = {}, {}, {}, {}
-    tried = train_all([first], out, workers=workers, executor=executor, budget=budget, on_done=on_done)
+    tried = work.train([first])
     if tried:
         rates = chosen(tried, rules["rates"], lambda rate: f"select {rate:g}")
         second = layout.eps_selection(rules, rates, repeats)
-        tried = train_all([second], out, workers=workers, executor=executor, budget=budget, on_done=on_done)
+        tried = work.train([second])
     if eps_tried := tried if rates and tried and f"adversary {rules['eps'][0]:g}" in tried else {}:
         eps = chosen(eps_tried, rules["eps"], lambda size: f"adversary {size:g}")
         noise = chosen(eps_tried, rules["noise_eps"], lambda size: f"noise {size:g}")
         groups = layout.reported(rules, rates, eps, noise, seeds)
-        runs = train_all(groups, out, workers=workers, executor=executor, budget=budget, on_done=on_done)
+        runs = work.train(groups)
     row = _accuracy(rules, runs) if runs else None
-    rounds = rules["quick"]["rounds"] if quick else rules["overlap"]["rounds"]
-    times = None if grid else _times(rules, rounds, out, on_done)
+    rounds = rules["quick"]["rounds"] if work.quick else rules["overlap"]["rounds"]
+    times = None if work.grid else _times(rules, rounds, work)
     data = {
-        "study": NAME,
-        "title": rules["title"],
-        "quick": quick,
-        "grid": grid,
+        **work.head(NAME, rules),
         "seeds": row["seeds"] if row else 0,
         "chosen": {
             str(fold): {"rate": rates[fold], "eps": eps.get(fold), "noise eps": noise.get(fold)} for fold in rates
         },
         "accuracy": row,
         "overlap": times,
-        "claims": as_dict(judge_long(row, rules["taus"]) if grid else judge_claims(row, times)),
+        "claims": as_dict(judge_long(row, rules["taus"]) if work.grid else judge_claims(row, times)),
     }
-    if out is not None:
-        keep(out, data, {"adversary": figure(data)}, html(data))
+    if work.out is not None:
+        keep(work.out, data, {"adversary": figure(data)}, html(data))
     return data
 
 
-def _times(
-    rules: dict[str, Any], rounds: int, out: Path | None, on_done: Callable[[Curve], None] | None
-) -> dict[str, Any] | None:
+def _times(rules: dict[str, Any], rounds: int, work: Work) -> dict[str, Any] | None:
     """Return the timing, measured once and kept with the cells; it runs alone, whatever the workers."""
     job = overlap.Timing(**{**rules["overlap"], "rounds": rounds})
-    found = run_all(
+    found = work.results(
         overlap.timed,
         [job],
-        out,
         name=lambda one: hashed("overlap", vars(one)),
         read=lambda values: Curve(**values),
         workers=1,
-        on_done=on_done,
+        executor=None,
     )
     return overlap.summary(found[0]) if found else None
 

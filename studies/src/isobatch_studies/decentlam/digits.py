@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +13,8 @@ from isobatch.decentralized import METHODS, VirtualNodes
 from isobatch.decentralized.graphs import build
 from isobatch.plan import Recipe
 from isobatch.tasks import TensorSamples, make_run
-from isobatch.verify.cells import hashed, run_all
+from isobatch.verify.cells import hashed
+from isobatch_studies.work import Work
 
 _LARS = 50.0  # LARS's trust ratio is 1e-3: its learning rate is larger by about its inverse over |x|/|g|
 
@@ -99,23 +98,12 @@ def cells(part: dict[str, Any], seeds: int) -> list[Cell]:
     return found
 
 
-def train_cells(
-    wanted: Iterable[Cell],
-    folder: Path | None,
-    workers: int | None,
-    executor: Executor | None,
-    ends: float,
-    on_done: Callable[[Any], None] | None,
-) -> list[Trained]:
+def train_cells(wanted: Iterable[Cell], work: Work) -> list[Trained]:
     """Train cells, or read what an earlier call trained.
 
     Args:
         wanted: in order.
-        folder: where results are kept; None keeps nothing.
-        workers: processes.
-        executor: trains the runs, as in `isobatch.verify.run`.
-        ends: time of `time.monotonic` after which no further cell is begun.
-        on_done: called with each cell.
+        work: where cells are trained and kept, and until when.
 
     Returns:
         The cells that are complete.
@@ -125,13 +113,10 @@ def train_cells(
 
     def arrived(trained: Trained) -> None:
         found[_name(Cell(**trained.cell))] = trained
-        if on_done is not None:
-            on_done(trained)
+        if work.on_done is not None:
+            work.on_done(trained)
 
-    run_all(
-        train_cell, todo, folder, name=_name, read=lambda values: Trained(**values), workers=workers,
-        executor=executor, ends=ends, on_done=arrived,
-    )  # fmt: skip
+    work.results(train_cell, todo, name=_name, read=lambda values: Trained(**values), on_done=arrived)
     return [found[_name(cell)] for cell in todo if _name(cell) in found]
 
 

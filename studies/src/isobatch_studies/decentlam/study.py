@@ -1,14 +1,12 @@
 """isobatch study decentlam: the bias on least squares, digits split by class, and what exchanges cost."""
 
-from collections.abc import Callable
-from concurrent.futures import Executor
+import math
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from isobatch.report import prepare, write_result
-from isobatch.verify.cells import hashed, run_all, until
+from isobatch.verify.cells import hashed
 from isobatch_studies.claims import as_dict, criteria
 from isobatch_studies.decentlam import bias, communication
 from isobatch_studies.decentlam.digits import Cell, cells, train_cell, train_cells
@@ -17,31 +15,16 @@ from isobatch_studies.decentlam.least_squares import Problem
 from isobatch_studies.decentlam.loopback import train_real
 from isobatch_studies.decentlam.page import figure, html
 from isobatch_studies.pages import keep
+from isobatch_studies.work import Work
 
 REAL = 4
 
 
-def run(
-    *,
-    quick: bool = False,
-    out: Path | None = None,
-    workers: int | None = None,
-    executor: Executor | None = None,
-    budget: float | None = None,
-    on_estimate: Callable[[float, int], None] | None = None,
-    on_done: Callable[[Any], None] | None = None,
-    simulate_nodes: int | None = None,
-) -> dict[str, Any]:
+def run(work: Work, *, simulate_nodes: int | None = None) -> dict[str, Any]:
     """Run the study, or take up again where it stopped.
 
     Args:
-        quick: the small grid of criteria.json.
-        out: folder for cells, result.json, picture and page; nothing is kept without it.
-        workers: processes for the digits, one a core unless given.
-        executor: trains the runs, as in `isobatch.verify.run`.
-        budget: seconds after which no further digits cell is begun.
-        on_estimate: called with seconds (0: unknown) and the number of digits cells.
-        on_done: called with each finished cell.
+        work: which grid, where the digits are trained and kept, and until when.
         simulate_nodes: measure the loopback, extrapolate to this many nodes, and do nothing else.
 
     Returns:
@@ -50,28 +33,27 @@ def run(
     Raises:
         InputError: a number of nodes that cannot be simulated.
     """
-    ends, rules = until(budget), criteria(NAME)
-    plan, seeds = rules["quick" if quick else "grid"], rules["seeds"]
-    data: dict[str, Any] = {"study": NAME, "title": rules["title"], "quick": quick, "seeds": seeds, "claims": []}
+    rules = criteria(NAME)
+    plan, seeds = rules["quick" if work.quick else "grid"], rules["seeds"]
+    data: dict[str, Any] = {**work.head(NAME, rules), "seeds": seeds, "claims": []}
     if simulate_nodes is not None:
         data["communication"] = communication.communication(simulate_nodes)
         data["tables"] = communication.tables(data["communication"])
-        if out is not None:
-            write_result(prepare(out), data)
+        if work.out is not None:
+            write_result(prepare(work.out), data)
         return data
     wanted = cells(plan["digits"], seeds)
-    if on_estimate is not None:
-        on_estimate(0.0, len(wanted))
-    data |= _least_squares(plan, seeds, out, workers, executor)
-    trained = train_cells(wanted, out, workers, executor, ends, on_done)
+    work.announce(len(wanted))
+    data |= _least_squares(plan, seeds, work)
+    trained = train_cells(wanted, work)
     data["digits"] = [asdict(cell) for cell in trained]
     data["cells"] = {"complete": len(trained), "of": len(wanted)}
-    data["real"] = _real(plan["digits"], quick)
+    data["real"] = _real(plan["digits"], work.quick)
     data["communication"] = communication.communication(1024)
     data["tables"] = communication.tables(data["communication"])
     data["claims"] = as_dict(judge_claims(data))
-    if out is not None:
-        keep(out, data, {"decentlam": figure(data)}, html(data))
+    if work.out is not None:
+        keep(work.out, data, {"decentlam": figure(data)}, html(data))
     return data
 
 
@@ -108,19 +90,16 @@ def least_squares(name: str, plan: dict[str, Any], seeds: int) -> Part:
     return Part(name, bias.rates(problem, rates["horizons"], rates["noise"], rates["gammas"]))
 
 
-def _least_squares(
-    plan: dict[str, Any], seeds: int, out: Path | None, workers: int | None, executor: Executor | None
-) -> dict[str, Any]:
+def _least_squares(plan: dict[str, Any], seeds: int, work: Work) -> dict[str, Any]:
     part = plan["least_squares"]
     keys = {"bias": part, "batch": part, "rates": plan["rates"]}
-    found = run_all(
+    found = work.results(
         partial(least_squares, plan=plan, seeds=seeds),
         list(keys),
-        out,
         name=lambda name: hashed(name, keys[name], seeds),
         read=lambda values: Part(**values),
-        workers=workers,
-        executor=executor,
+        ends=math.inf,  # seconds, and every claim but one rests on them
+        on_done=None,
     )
     return {"betas": part["betas"], "batches": part["batches"], **{one.name: one.values for one in found or ()}}
 

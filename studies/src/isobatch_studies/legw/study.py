@@ -2,19 +2,17 @@
 
 import math
 from collections.abc import Callable
-from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from isobatch.verify.cells import train_all
 from isobatch.verify.workers import Curve
 from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
 from isobatch_studies.legw import grid as layout
 from isobatch_studies.legw.page import figure, html
 from isobatch_studies.pages import keep
 from isobatch_studies.paired import MeanInterval, choose, interval, last
+from isobatch_studies.work import Work
 
 NAME = "legw"
 CHANCE = {"accuracy": 10.0, "loss": math.log(256)}
@@ -22,68 +20,39 @@ _LOSS = 10.0
 """Points of validation accuracy (or a tenth of the loss) whose loss is called a failure of the base batch."""
 
 
-def run(
-    *,
-    quick: bool = False,
-    grid: str = "",
-    out: Path | None = None,
-    workers: int | None = None,
-    executor: Executor | None = None,
-    budget: float | None = None,
-    on_estimate: Callable[[float, int], None] | None = None,
-    on_done: Callable[[Curve], None] | None = None,
-) -> dict[str, Any]:
+def run(work: Work) -> dict[str, Any]:
     """Run the study, or take up again where it stopped.
 
     Args:
-        quick: five seeds of the row LSTM alone.
-        grid: a further grid, "" for the study's own.
-        out: folder for cells, result.json, picture and page; nothing is kept without it.
-        workers: processes, one a core unless given.
-        executor: trains the runs, as in `isobatch.verify.run`.
-        budget: seconds after which no further seed is begun.
-        on_estimate: called with seconds (0: unknown) and the number of runs.
-        on_done: called with each finished run.
+        work: which grid, where runs are trained and kept, and until when.
 
     Returns:
         What goes into result.json.
     """
-    rules = criteria(NAME, grid)
-    small = rules["quick"] if quick else rules
+    rules = criteria(NAME, work.grid)
+    small = rules["quick"] if work.quick else rules
     tasks = {task: rules["tasks"][task] for task in small["tasks"]}
     seeds, repeats = small["seeds"], small["selection_seeds"]
-    if on_estimate is not None:
-        per_task = [len(layout.selection(task, part, repeats)) + 4 * seeds for task, part in tasks.items()]
-        on_estimate(0.0, sum(per_task))
+    work.announce(sum(len(layout.selection(task, part, repeats)) + 4 * seeds for task, part in tasks.items()))
     rows = []
     for task, part in tasks.items():
         select = layout.selection(task, part, repeats)
-        tried = train_all([select], out, workers=workers, executor=executor, budget=budget, on_done=on_done)
+        tried = work.train([select])
         if not tried:
             continue
         scores = _scores(task, part, tried)
         rates = {fold: choose(found) for fold, found in scores.items()}
-        runs = train_all(
-            layout.reported(task, part, rates, seeds),
-            out,
-            workers=workers,
-            executor=executor,
-            budget=budget,
-            on_done=on_done,
-        )
+        runs = work.train(layout.reported(task, part, rates, seeds))
         if runs:
             rows.append(_row(task, part, scores, rates, runs))
     data = {
-        "study": NAME,
-        "title": rules["title"],
-        "quick": quick,
-        "grid": grid,
+        **work.head(NAME, rules),
         "seeds": seeds,
         "rows": rows,
-        "claims": as_dict(judge_further(rows, grid) if grid else judge_claims(rows)),
+        "claims": as_dict(judge_further(rows, work.grid) if work.grid else judge_claims(rows)),
     }
-    if out is not None:
-        keep(out, data, {"legw": figure(data)}, html(data))
+    if work.out is not None:
+        keep(work.out, data, {"legw": figure(data)}, html(data))
     return data
 
 

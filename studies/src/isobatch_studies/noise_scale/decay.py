@@ -1,8 +1,6 @@
 """The grid "wsd": one learning rate at several batches, constant and with a decay at the end, mark by mark."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -12,11 +10,11 @@ from matplotlib.figure import Figure
 from isobatch import report
 from isobatch.plan import Recipe
 from isobatch.report.pictures import RC
-from isobatch.verify.cells import train_all
 from isobatch.verify.workers import Curve, Job
 from isobatch_studies.claims import Finding, all_hold, as_dict, claims, outcome
 from isobatch_studies.pages import keep, page
 from isobatch_studies.paired import MeanInterval, interval
+from isobatch_studies.work import Work
 
 NAME, GRID = "noise-scale", "wsd"
 SCHEDULES, LONGER = ("constant", "decay"), "longer"
@@ -73,40 +71,22 @@ def _stops(part: dict[str, Any], schedule: str) -> tuple[int, ...]:
     return tuple(range(0, (part["longer"] if schedule == LONGER else part["length"]) + 1, each))
 
 
-def run(
-    rules: dict[str, Any],
-    out: Path | None,
-    *,
-    workers: int | None,
-    executor: Executor | None,
-    budget: float | None,
-    on_estimate: Callable[[float, int], None] | None,
-    on_done: Callable[[Any], None] | None,
-) -> dict[str, Any]:
+def run(rules: dict[str, Any], work: Work) -> dict[str, Any]:
     """Train the grid, or go on with it, and judge.
 
     Args:
         rules: the criteria of the grid.
-        out: folder for cells, result.json, picture and page.
-        workers: processes.
-        executor: trains the runs.
-        budget: seconds after which no further arm is begun.
-        on_estimate: called with seconds (0: unknown) and the number of runs.
-        on_done: called with each finished run.
+        work: where runs are trained and kept, and until when.
 
     Returns:
         What goes into result.json.
     """
     part = rules["grid"]
     jobs = groups(part)
-    if on_estimate is not None:
-        on_estimate(0.0, sum(map(len, jobs)))
-    curves = train_all(jobs, out, workers=workers, executor=executor, budget=budget, on_done=on_done)
+    work.announce(sum(map(len, jobs)))
+    curves = work.train(jobs)
     data = {
-        "study": NAME,
-        "title": rules["title"],
-        "quick": False,
-        "grid": GRID,
+        **work.head(NAME, rules),
         "seeds": part["seeds"],
         "cells": {"complete": len(curves), "of": len(jobs)},
         "marks": list(jobs[-1][0].stops),
@@ -115,8 +95,8 @@ def run(
         "beside": beside(part, curves, jobs[-1][0].stops),
         "claims": as_dict(judge(part, curves)),
     }
-    if out is not None:
-        keep(out, data, {"wsd": figure(data)}, html(data))
+    if work.out is not None:
+        keep(work.out, data, {"wsd": figure(data)}, html(data))
     return data
 
 

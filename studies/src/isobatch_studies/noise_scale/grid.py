@@ -1,16 +1,14 @@
 """The domains of the study, and which runs are followed once the sweep knows the critical batch."""
 
 import math
-from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from isobatch.critical import Point, Sweep, sweep
 from isobatch.critical.trial import at
 from isobatch.plan import Recipe
 from isobatch_studies.noise_scale.probing import NoiseProbe
+from isobatch_studies.work import Work
 
 
 @dataclass(frozen=True)
@@ -59,25 +57,13 @@ def _fixed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def critical(
-    domain: Domain,
-    seeds: int,
-    out: Path | None,
-    workers: int | None,
-    executor: Executor | None,
-    budget: float | None,
-    on_done: Callable[[Any], None] | None,
-) -> Sweep:
+def critical(domain: Domain, seeds: int, work: Work) -> Sweep:
     """Sweep a domain's batches and learning rates.
 
     Args:
         domain: the domain.
         seeds: runs at each.
-        out: folder of the study.
-        workers: processes.
-        executor: trains the runs, as in `isobatch.verify.run`.
-        budget: seconds that are left, None for no limit.
-        on_done: called with each run.
+        work: where runs are trained and kept, and until when.
 
     Returns:
         The sweep.
@@ -89,11 +75,11 @@ def critical(
         seeds=seeds,
         limit=domain.limit,
         metric=domain.metric,
-        out=out,
-        workers=workers,
-        executor=executor,
-        budget=budget,
-        on_done=on_done,
+        out=work.out,
+        workers=work.workers,
+        executor=work.executor,
+        budget=work.left(),
+        on_done=work.on_done,
     )
 
 

@@ -1,14 +1,11 @@
 """isobatch study polyak: the average that only watches, how wide the place is where it sits, what it teaches."""
 
 import math
-from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from isobatch.verify.cells import name as cell_name
-from isobatch.verify.cells import run_all
 from isobatch.verify.workers import Job
 from isobatch_studies.claims import all_hold
 from isobatch_studies.paired import interval
@@ -17,6 +14,7 @@ from isobatch_studies.teachers import judging
 from isobatch_studies.teachers.grid import groups
 from isobatch_studies.teachers.judging import Judged, Rows
 from isobatch_studies.teachers.study import run as run_teachers
+from isobatch_studies.work import Work
 
 NAME = "polyak"
 KAPPA = 16
@@ -47,44 +45,21 @@ def same_at_16(rows: Rows) -> Judged:
     return held, ", ".join(told)
 
 
-def width(
-    part: dict[str, Any],
-    seeds: int,
-    ends: float,
-    *,
-    out: Path | None,
-    workers: int | None,
-    executor: Executor | None,
-    device: str,
-) -> dict[str, Any]:
+def width(part: dict[str, Any], seeds: int, work: Work) -> dict[str, Any]:
     """Measure how wide the place of raw and averaged weights is, and what the average teaches.
 
     Args:
         part: the grid.
         seeds: runs a variant.
-        ends: time of `time.monotonic` after which no missing run is begun.
-        out: folder of the study.
-        workers: processes.
-        executor: trains the runs, as in `isobatch.verify.run`.
-        device: where runs are trained.
+        work: where runs are trained and kept, and until when.
 
     Returns:
         "width": figures by variant; "judged": the claim.
     """
     table = {}
     for variant in part["variants"]:
-        jobs = width_jobs(part, variant, seeds, device)
-        found = run_all(
-            measure,
-            jobs,
-            out,
-            name=file_name,
-            read=_read,
-            workers=workers,
-            executor=executor,
-            ends=ends,
-            device=device,
-        )
+        jobs = width_jobs(part, variant, seeds, work.device)
+        found = work.results(measure, jobs, name=file_name, read=_read, on_done=None)
         if found is not None:
             table[variant] = compared(found, variant)
     if not table:

@@ -1,60 +1,39 @@
 """isobatch study progressive: fixed small, fixed large, naive switch and switch by the plan, up and down."""
 
-from collections.abc import Callable
-from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from isobatch.tasks import LOSS
-from isobatch.verify.cells import train_all
 from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve
 from isobatch_studies.claims import Finding, as_dict, claims, criteria, outcome
 from isobatch_studies.pages import keep
 from isobatch_studies.progressive import grid as layout
 from isobatch_studies.progressive.page import figure, html
+from isobatch_studies.work import Work
 
 NAME = "progressive"
 
 
-def run(
-    *,
-    quick: bool = False,
-    out: Path | None = None,
-    workers: int | None = None,
-    executor: Executor | None = None,
-    budget: float | None = None,
-    on_estimate: Callable[[float, int], None] | None = None,
-    on_done: Callable[[Curve], None] | None = None,
-) -> dict[str, Any]:
+def run(work: Work) -> dict[str, Any]:
     """Run the study, or take up again where it stopped.
 
     Args:
-        quick: the small grid of criteria.json.
-        out: folder for cells, result.json, picture and page; nothing is kept without it.
-        workers: processes, one a core unless given.
-        executor: trains the runs, as in `isobatch.verify.run`.
-        budget: seconds after which no further arm is begun.
-        on_estimate: called with seconds (0: unknown) and the number of runs.
-        on_done: called with each finished run.
+        work: which grid, where runs are trained and kept, and until when.
 
     Returns:
         What goes into result.json.
     """
     rules = criteria(NAME)
-    plan, seeds = rules["quick" if quick else "grid"], rules["seeds"]
+    plan, seeds = rules["quick" if work.quick else "grid"], rules["seeds"]
     groups = [group for task, part in plan.items() for group in layout.groups(task, part, seeds)]
-    if on_estimate is not None:
-        on_estimate(0.0, sum(map(len, groups)))
-    curves = train_all(groups, out, workers=workers, executor=executor, budget=budget, on_done=on_done)
+    work.announce(sum(map(len, groups)))
+    curves = work.train(groups)
     rows = [_row(arm, curves) for task, part in plan.items() for arm in layout.arms(task, part) if arm.label in curves]
     data = {
-        "study": NAME,
-        "title": rules["title"],
-        "quick": quick,
+        **work.head(NAME, rules),
         "seeds": seeds,
         "cells": {"complete": len(rows), "of": sum(len(layout.arms(task, part)) for task, part in plan.items())},
         "rows": rows,
@@ -62,8 +41,8 @@ def run(
         "curves": {name: _mean(found) for name, found in curves.items()},
         "stops": {task: layout.stops(task, part) for task, part in plan.items()},
     }
-    if out is not None:
-        keep(out, data, {"switches": figure(data)}, html(data))
+    if work.out is not None:
+        keep(work.out, data, {"switches": figure(data)}, html(data))
     return data
 
 

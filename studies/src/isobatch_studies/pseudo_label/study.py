@@ -1,9 +1,6 @@
 """isobatch study pseudo-label: the average labels the data, at other batches, with the EMA rule and without."""
 
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +8,6 @@ from scipy import stats
 
 from isobatch.errors import InputError
 from isobatch.tasks import LOSS, make_run
-from isobatch.verify.cells import train_all
 from isobatch.verify.judging import judge
 from isobatch.verify.workers import Curve
 from isobatch_studies.claims import criteria
@@ -19,32 +15,16 @@ from isobatch_studies.pages import keep
 from isobatch_studies.pseudo_label import grid as layout
 from isobatch_studies.pseudo_label.judging import judge_claims
 from isobatch_studies.pseudo_label.page import figure, html
+from isobatch_studies.work import Work
 
 NAME = "pseudo-label"
 
 
-def run(
-    *,
-    quick: bool = False,
-    out: Path | None = None,
-    workers: int | None = None,
-    executor: Executor | None = None,
-    budget: float | None = None,
-    device: str = "cpu",
-    on_estimate: Callable[[float, int], None] | None = None,
-    on_done: Callable[[Curve], None] | None = None,
-) -> dict[str, Any]:
+def run(work: Work) -> dict[str, Any]:
     """Run the study, or take up again where it stopped.
 
     Args:
-        quick: the small grid of criteria.json.
-        out: folder for cells, result.json, picture and page; nothing is kept without it.
-        workers: processes, one a core unless given.
-        executor: trains the runs, as in `isobatch.verify.run`.
-        budget: seconds after which no further arm is begun.
-        device: device and its options in one word.
-        on_estimate: called with seconds (0: unknown) and the number of runs.
-        on_done: called with each finished run.
+        work: which grid, where runs are trained and kept, and until when.
 
     Returns:
         What goes into result.json.
@@ -53,29 +33,22 @@ def run(
         InputError: a budget that ended before the reference.
     """
     rules = criteria(NAME)
-    part = rules["quick" if quick else "grid"]
+    part = rules["quick" if work.quick else "grid"]
     seeds, base = part["seeds"], layout.reference(part)
-    if on_estimate is not None:
-        on_estimate(0.0, seeds * (1 + len(layout.arms(part, 0.0))))
-
-    began = time.monotonic()
+    work.announce(seeds * (1 + len(layout.arms(part, 0.0))))
     make_run(base, 0)  # speaks the corpus once, before many processes ask for it
 
-    def train(chosen: list[layout.Arm], seconds: float | None) -> dict[str, list[Curve]]:
-        jobs = layout.groups(part, seeds, chosen, device)
-        return train_all(jobs, out, workers=workers, executor=executor, budget=seconds, on_done=on_done)
-
     start = layout.Arm("control", layout.REFERENCE, base)
-    curves = train([start], budget)
+    curves = work.train(layout.groups(part, seeds, [start], work.device))
     if not curves:
         raise InputError("the budget ended before the reference, from which every arm starts; raise --budget")
     error = layout.start_error(part, curves[layout.REFERENCE])
     arms = layout.arms(part, error)
-    curves |= train(arms, None if budget is None else budget - (time.monotonic() - began))
-    data = {"study": NAME, "title": rules["title"], "quick": quick, "seeds": seeds, "device": device}
+    curves |= work.train(layout.groups(part, seeds, arms, work.device))
+    data = {**work.head(NAME, rules), "seeds": seeds, "device": work.device}
     data |= _found(rules, part, [start, *arms], curves, error)
-    if out is not None:
-        keep(out, data, {"curves": figure(data)}, html(data))
+    if work.out is not None:
+        keep(work.out, data, {"curves": figure(data)}, html(data))
     return data
 
 

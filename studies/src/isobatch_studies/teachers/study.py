@@ -1,8 +1,6 @@
 """The run of a teacher study: train every arm, make a row of each, judge the claims, write result, picture and page."""
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +8,7 @@ import numpy as np
 from isobatch.executors import width
 from isobatch.tasks import LOSS, PERCENT
 from isobatch.train import Device
-from isobatch.verify.cells import train_all, until
+from isobatch.verify.cells import train_all
 from isobatch.verify.workers import Curve, Job
 from isobatch_studies.claims import as_dict, claims, criteria, outcome
 from isobatch_studies.pages import keep
@@ -19,6 +17,7 @@ from isobatch_studies.teachers import grid as layout
 from isobatch_studies.teachers.judging import Judged, Rows, largest_same
 from isobatch_studies.teachers.page import figure, html
 from isobatch_studies.teachers.rows import Compared, ends, row
+from isobatch_studies.work import Work
 
 Judges = Mapping[str, Callable[[Rows], Judged]]
 _KINDS = {"loss": LOSS, "accuracy": PERCENT, "knn": PERCENT}
@@ -27,90 +26,55 @@ _KINDS = {"loss": LOSS, "accuracy": PERCENT, "knn": PERCENT}
 def run(
     name: str,
     judges: Judges,
+    work: Work,
     *,
-    quick: bool = False,
-    grid: str = "",
-    out: Path | None = None,
-    workers: int | None = None,
-    executor: Executor | None = None,
-    budget: float | None = None,
-    device: str = "cpu",
-    on_estimate: Callable[[float, int], None] | None = None,
-    on_done: Callable[[Curve], None] | None = None,
-    extra: Callable[..., dict[str, Any]] | None = None,
+    extra: Callable[[dict[str, Any], int, Work], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Run a study, or take up again where it stopped.
 
     Args:
         name: of the study.
         judges: claim id -> judge of the rows; claims without one are judged by `extra`.
-        quick: the small grid of criteria.json.
-        grid: a further grid, "" for the study's own.
-        out: folder for cells, result.json, picture and page; nothing is kept without it.
-        workers: processes, one a core unless given.
-        executor: trains the runs, as in `isobatch.verify.run`.
-        budget: seconds after which no further arm is begun.
-        device: where the runs are trained, in the word of `Device.parse`.
-        on_estimate: called with seconds (0: unknown) and the number of runs.
-        on_done: called with each finished run.
-        extra: further measurements: (grid, seeds, time after which no run is begun, out=, workers=, executor=,
-            device=) -> values for the result, "judged" among them by claim id.
+        work: which grid, where runs are trained and kept, and until when.
+        extra: further measurements: (grid, seeds, work) -> values for the result, "judged" among them by claim id.
 
     Returns:
         What goes into result.json.
     """
-    Device.parse(device)  # a device that is not there is refused here, not in every process
-    rules, ends = criteria(name, grid), until(budget)
-    part = rules["quick" if quick else "grid"]
+    Device.parse(work.device)  # a device that is not there is refused here, not in every process
+    rules = criteria(name, work.grid)
+    part = rules["quick" if work.quick else "grid"]
     seeds = part["seeds"]
-    if budget is None or budget > 0:
+    if work.left() != 0:
         images(layout.reference(part, next(iter(part["variants"]))))  # made once here, not once in every process
-    groups = [group for variant in part["variants"] for group in layout.groups(part, variant, seeds, device)]
-    if on_estimate is not None:
-        on_estimate(0.0, sum(map(len, groups)))
-    curves = _train(part, groups, out, workers, executor, budget, on_done)
+    groups = [group for variant in part["variants"] for group in layout.groups(part, variant, seeds, work.device)]
+    work.announce(sum(map(len, groups)))
+    curves = _train(part, groups, work)
     rows = _rows(part, curves)
-    more = (
-        extra(part, seeds, ends, out=out, workers=workers, executor=executor, device=device)
-        if extra is not None
-        else {}
-    )
+    more = {} if extra is None else extra(part, seeds, work)
     judged = {claim: judge(rows) for claim, judge in judges.items()} | more.pop("judged", {})
-    known = claims(name, grid)
+    known = claims(name, work.grid)
     data = {
-        "study": name,
-        "title": rules["title"],
-        "quick": quick,
-        "grid": grid,
+        **work.head(name, rules),
         "seeds": seeds,
-        "device": device,
+        "device": work.device,
         "judged": {"margin": 0.03, **part.get("judged", {"metric": "loss"})},
         **_summary(part, rows, curves),
         "claims": as_dict([outcome(known[claim], _counted(part, rows), *judged[claim]) for claim in known]),
         **more,
     }
-    if out is not None:
-        keep(out, data, {name: figure(data)}, html(data))
+    if work.out is not None:
+        keep(work.out, data, {name: figure(data)}, html(data))
     return data
 
 
-def _train(
-    part: dict[str, Any],
-    groups: list[list[Job]],
-    out: Path | None,
-    workers: int | None,
-    executor: Executor | None,
-    budget: float | None,
-    on_done: Callable[[Curve], None] | None,
-) -> dict[str, list[Curve]]:
+def _train(part: dict[str, Any], groups: list[list[Job]], work: Work) -> dict[str, list[Curve]]:
     """Train arm by arm, or where the grid says so seed by seed; then a run is kept at its stops, and counts alone."""
     if part.get("order") != "seeds":
-        return train_all(groups, out, workers=workers, executor=executor, budget=budget, on_done=on_done)
-    side_by_side = layout.seed_by_seed(groups, width(executor, workers))
-    curves = train_all(
-        side_by_side, out, workers=workers, executor=executor, budget=budget, on_done=on_done, checkpoints=True
-    )
-    return curves if out is None else train_all(layout.seed_by_seed(groups, 1), out, budget=-1.0)
+        return work.train(groups)
+    side_by_side = layout.seed_by_seed(groups, width(work.executor, work.workers))
+    curves = work.train(side_by_side, checkpoints=True)
+    return curves if work.out is None else train_all(layout.seed_by_seed(groups, 1), work.out, budget=-1.0)
 
 
 def _counted(part: dict[str, Any], rows: Rows) -> int:
