@@ -52,7 +52,10 @@ def finite(
     if isinstance(value, bool) or not isinstance(value, Real):
         way = f"; give {name}.item()" if type(value).__name__ in ("Tensor", "ndarray") else ""
         raise InputError(f"{name}={value!r} must be a number in {bounds}; got {type(value).__name__}{way}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number that no float holds
+        number = math.inf if abs(value) == value else -math.inf
     if not math.isfinite(number):
         raise InputError(f"{name}={number} must be finite and in {bounds}")
     if number < low or number > high or (open_low and number == low) or (open_high and number == high):

@@ -112,6 +112,8 @@ def test_files(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("batch,samples_per_second\n8,400\n64,800\n")
     assert read_steps(path) == {8.0: 0.02, 64.0: 0.08}
+    path.write_text("\ufeffbatch;samples_per_second\n8;400\n64;800\n;\n", encoding="utf-8")
+    assert read_steps(path) == {8.0: 0.02, 64.0: 0.08}, "as a spreadsheet saves it"
     path.write_text("batch,seconds_per_step\n8,0.5\n")
     assert read_steps(path) == {8.0: 0.5}
     for text, message in (
@@ -120,6 +122,9 @@ def test_files(tmp_path):
         ("batch,seconds_per_step\n8,\n", "line 2"),
         ("batch,seconds_per_step\n8\n", "line 2"),
         ("batch,seconds_per_step\n8,0.1\n-4,0.2\n", r"line 3: batch=-4 must be in \(0, inf\]"),
+        ("batch,seconds_per_step\n8,0.1\n8.0,0.3\n", "line 3: batch 8 stands there twice; keep one"),
+        ("batch,batch,seconds_per_step\n8,9,0.1\n", "several columns called batch"),
+        ("batch,seconds_per_step\n8," + "1" * 200_000 + "\n", "cannot be read as a table"),
         ("batch,seconds_per_step\n8,nan\n", "line 2: seconds_per_step=nan must be finite"),
     ):
         path.write_text(text)

@@ -148,3 +148,17 @@ def quantum(values):
         least = min(parts)
         parts = [p if p == least else (p - least) or least for p in parts]
     return parts[0] / 1e6
+
+
+def felt(B, critical, variance):
+    """Propagation of errors: the even noise that leaves S_min, E_min or B_crit as uncertain as these variances do."""
+    B, variance = [float(b) for b in B], [float(v) for v in variance]
+    slope = [critical / (critical + b) for b in B]
+    n, middle = len(B), sum(slope) / len(B)
+    square = sum((s - middle) ** 2 for s in slope)
+    of_critical = [(s - middle) / square for s in slope]
+    of_steps = [1 / n - middle * w for w in of_critical]
+    of_samples = [w + v for w, v in zip(of_steps, of_critical, strict=True)]
+    ratios = [sum(w * w * v for w, v in zip(of, variance, strict=True)) / sum(w * w for w in of)
+              for of in (of_steps, of_samples, of_critical)]  # fmt: skip
+    return max(*ratios, sum(variance) / n) ** 0.5

@@ -410,7 +410,7 @@ def test_looks_are_taken_from_a_folder_of_the_same_comparison_only(tmp_path):
 
 @pytest.mark.parametrize("values", [[0.2, 0.9, 1.0], [0.2, 0.9, 1.0000001]])
 def test_a_fraction_called_percent_is_refused_before_the_other_arms(values):
-    from isobatch.verify.judging import check_percent
+    from isobatch.verify.workers import check_percent
 
     curve = Curve("reference", 0, {"raw": {"accuracy": values}}, 1, 0.1)
     with pytest.raises(InputError, match='declare unit="fraction"'):

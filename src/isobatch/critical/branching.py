@@ -12,9 +12,10 @@ import numpy as np
 
 from isobatch.critical.branch_runs import MARKS, BranchCurves, BranchJob, file_name, newest, train_branches
 from isobatch.critical.trial import plain_recipe, sign_of, smoothed
-from isobatch.critical.words import branch_sentence
+from isobatch.critical.words import FEWEST_SEEDS, branch_sentence
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
+from isobatch.student import student_t
 from isobatch.units import finite, whole
 from isobatch.verify.cells import run_all, until
 
@@ -34,8 +35,8 @@ class Branching:
         factors: k of each branch; its batch is k times the recipe's.
         losses: smoothed last value of each branch, by factor and seed; infinite where it was lost.
         batch: k*B, the largest batch within the tolerance of all smaller ones.
-        low: lower end of its interval over seeds.
-        high: upper end of its interval over seeds.
+        low: lower end of its interval over seeds; the least batch below three of them.
+        high: upper end of its interval over seeds; the largest that was tried below three of them.
         largest: whether it is the largest that was tried, so that the critical batch may lie beyond.
         tolerance: what counts as no worse.
         level: coverage of the interval.
@@ -93,7 +94,7 @@ def branch(
 
     From one state, every branch trains `span` samples at k times the batch, with settings and optimizer state moved
     by the plan's rules. k* is the largest k whose smoothed metric is within the tolerance of every smaller k's. The
-    interval resamples seeds.
+    interval resamples seeds, of which it takes three at least.
 
     Args:
         recipe: with a task and a schedule.
@@ -118,7 +119,8 @@ def branch(
         The critical batch by branching, with its interval.
 
     Raises:
-        InputError: values out of range, a span too short, or a budget that ended before any job.
+        InputError: values out of range, a span too short, a budget that ended before any job, or a run that is lost
+            at its own batch.
 
     References:
         arXiv 2505.23971 (Merrill et al.).
@@ -171,11 +173,16 @@ def _judged(
 ) -> Branching:
     sign, size, seen = sign_of(recipe, metric), recipe.batch.size, trained[0].seen
     losses = sign * np.array([[_last(curves.curves[str(k)], smoothing, sign) for curves in trained] for k in factors])
+    lost = [curves.seed for curves, value in zip(trained, losses[0], strict=True) if not math.isfinite(value)]
+    if lost:
+        raise InputError(
+            f"the run itself is lost at its own batch in {len(lost)} of {len(trained)} seeds "
+            f"({', '.join(map(str, lost))}), so that no larger batch has anything to be compared with: lower "
+            f"optimizer.lr ({recipe.optimizer.lr:g}), or set optimizer.clip"
+        )
     best = critical_factor(factors, losses.mean(1) * sign, tolerance)
-    draws = np.random.default_rng(0).integers(0, len(trained), (_DRAWS, len(trained)))
-    found = sorted(critical_factor(factors, losses[:, draw].mean(1) * sign, tolerance) for draw in draws)
-    low, high = (found[min(_DRAWS - 1, int(_DRAWS * share))] for share in ((1 - level) / 2, (1 + level) / 2))
-    batches, largest = (best * size, low * size, high * size), best == factors[-1]
+    low, high = over_seeds(factors, losses * sign, tolerance, level)
+    batches, largest, most = (best * size, low * size, high * size), best == factors[-1], factors[-1] * size
     return Branching(
         recipe=recipe,
         metric=metric,
@@ -191,7 +198,9 @@ def _judged(
         tolerance=tolerance,
         level=level,
         seeds=len(trained),
-        sentence=branch_sentence(recipe.batch.unit, seen, batches, len(trained), tolerance, metric, largest=largest),
+        sentence=branch_sentence(
+            recipe.batch.unit, seen, batches, len(trained), tolerance, metric, largest=largest, most=most
+        ),
     )
 
 
@@ -210,8 +219,48 @@ def critical_factor(factors: Sequence[int], losses: Sequence[float] | np.ndarray
         >>> critical_factor([1, 2, 4], [0.50, 0.505, 0.6], 0.01)
         2
     """
-    fit = [k for i, k in enumerate(factors) if losses[i] <= min(losses[: i + 1]) + tolerance]
-    return max(fit, default=factors[0])
+    return factors[int(_largest(np.asarray(losses, dtype=float), tolerance))]
+
+
+def over_seeds(factors: Sequence[int], losses: np.ndarray, tolerance: float, level: float = 0.95) -> tuple[int, int]:
+    """Return the interval of k* over seeds: a bootstrap of their means, as much wider as a t interval is.
+
+    n seeds drawn again scatter by sqrt((n-1)/n) of what their means do, and know no spread but their own: deviations
+    from the mean are multiplied by t_{n-1}/z sqrt(n/(n-1)), 1.58 for five seeds at 95%.
+
+    Args:
+        factors: rising.
+        losses: shape (factors, seeds), the lower the better; infinite where a branch was lost.
+        tolerance: absolute.
+        level: coverage.
+
+    Returns:
+        Its ends. Below three seeds the least and the largest factor: no spread is known.
+
+    Example:
+        >>> over_seeds([1, 2, 4], np.array([[0.5, 0.5, 0.5], [0.5, 0.51, 0.52], [0.9, 0.9, 0.9]]), 0.01)
+        (1, 2)
+    """
+    seeds = losses.shape[1]
+    if seeds < FEWEST_SEEDS:
+        return factors[0], factors[-1]
+    draws = np.random.default_rng(0).integers(0, seeds, (_DRAWS, seeds))
+    wider = student_t(seeds - 1, (1 + level) / 2) / student_t(math.inf, (1 + level) / 2)
+    wider *= math.sqrt(seeds / (seeds - 1))
+    drawn = losses.T[draws].mean(1)
+    whole_ones = np.isfinite(losses).all(1)
+    mean = losses[whole_ones].mean(1)
+    drawn[:, whole_ones] = mean + wider * (drawn[:, whole_ones] - mean)
+    found = np.sort(_largest(drawn, tolerance))
+    low, high = (factors[found[min(_DRAWS - 1, int(_DRAWS * share))]] for share in ((1 - level) / 2, (1 + level) / 2))
+    return low, high
+
+
+def _largest(losses: np.ndarray, tolerance: float) -> np.ndarray:
+    """Place of the last factor in each row of losses that is within the tolerance of all before it; 0 without any."""
+    good = np.isfinite(losses) & (losses <= np.minimum.accumulate(losses, -1) + tolerance)
+    places: np.ndarray = np.where(good, np.arange(losses.shape[-1]), 0).max(-1)
+    return places
 
 
 def _last(values: Sequence[float], smoothing: float, sign: int) -> float:

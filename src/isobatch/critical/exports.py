@@ -1,16 +1,27 @@
-"""Runs as trackers export them: names in one spelling, settings flat, histories up to where a goal was reached."""
+"""Histories as trackers export them: each run up to where it reached a goal, and what cannot be counted by name."""
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+from isobatch.critical.settings import (
+    BATCH,
+    BATCH_TOKENS,
+    Several,
+    blank,
+    check_whole_batch,
+    flat,
+    number,
+    spelled,
+    told_once,
+    whole_name,
+)
 from isobatch.errors import InputError
 
-BATCH = ("batch", "batch_size", "global_batch_size", "train_batch_size", "total_batch_size", "bs")
-BATCH_TOKENS = ("batch_tokens", "tokens_per_batch", "tokens_per_step", "global_batch_tokens", "batch_size_tokens")
-RUN = ("seed", "run", "run_id", "run_name", "id", "name")
 CLOCKS = {
     "steps": ("global_step", "global_steps", "optimizer_step", "optimizer_steps", "steps"),
     "samples": ("samples", "samples_seen", "consumed_samples", "num_samples", "examples_seen"),
@@ -20,11 +31,13 @@ CLOCKS = {
 """Unit -> names of what counts it in a history; a prefix such as trainer/ is passed over."""
 _LOGGED = ("_step", "step")
 _RATE = ("lr", "learning_rate", "peak_lr", "base_lr", "max_lr")
-_PREFIX = re.compile(r"^(config|summary|summary_metrics|params|metrics)[./_]+")
 _GOAL = re.compile(r"^\s*(.+?)\s*(<=|>=|<|>)\s*([^<>=]+?)\s*$")
 _IN_NAME = re.compile(r"(?:^|[^a-z])(?:global_?batch(?:_?size)?|batch(?:_?size)?|bs)\s*[:=_-]?\s*(\d+)", re.IGNORECASE)
 _BOUND = re.compile(r"__(MIN|MAX)$")
 _WIDE = " - "
+_A_CURVE = 3  # different values, below which two histories may be alike by chance
+_LASTS = 1.2
+SINCE = "the evaluation before"  # no column of a file is spelled with spaces
 
 
 @dataclass(frozen=True)
@@ -89,44 +102,6 @@ class _Run:
     rows: Sequence[Mapping[str, Any]]
 
 
-def spelled(key: str) -> str:
-    """Return the name of a column in one spelling.
-
-    Args:
-        key: as the file has it.
-
-    Returns:
-        Lower case, underscores, without config. and summary.
-
-    Example:
-        >>> spelled("config.Batch Size"), spelled("val/loss")
-        ('batch_size', 'val/loss')
-    """
-    return _PREFIX.sub("", re.sub(r"[\s\-]+", "_", str(key).strip().lower()))
-
-
-def flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with nested settings and summary beside the rest, and names in one spelling.
-
-    Args:
-        row: of a file.
-
-    Returns:
-        The row.
-
-    Example:
-        >>> flat({"config": {"batch_size": {"value": 8}}, "summary": {"Steps": 20}})
-        {'batch_size': 8, 'steps': 20}
-    """
-    found: dict[str, Any] = {}
-    for key, cell in row.items():
-        if isinstance(cell, Mapping) and set(cell) != {"value"}:
-            found |= flat(cell)
-        else:
-            found[spelled(key)] = cell["value"] if isinstance(cell, Mapping) else cell
-    return found
-
-
 def is_history(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether rows are histories, not one result a run.
 
@@ -153,7 +128,8 @@ def reached(
 ) -> tuple[list[dict[str, Any]], str, list[str]]:
     """Reduce histories to what each run took to the goal: its first evaluation at the goal or past it.
 
-    Where runs at one batch differ in their learning rate, those of the fastest rate are kept, as in a sweep.
+    Where runs at one batch differ in their learning rate, those of the fastest rate are kept, as in a sweep. A rate at
+    which most runs never get there does not count: the lucky ones say how fast luck is.
 
     Args:
         rows: rows of all runs with a run column, runs with a history each, or one column a run.
@@ -164,54 +140,91 @@ def reached(
         where: the file, for messages.
 
     Returns:
-        Rows of run, batch and value; the unit; and notes on what was left out.
+        Rows of run, batch, value and the evaluation before it (`SINCE`); the unit; and notes on what was left out.
 
     Raises:
-        InputError: no such metric, batch or clock, a clock whose unit is not declared, or no run at the goal.
+        InputError: no such metric, batch or clock, a clock whose unit is not declared, a batch that changes within a
+            run, one history under two batches, or no run at the goal.
     """
-    runs = list(_runs(rows, goal, batch, where))
+    chosen = {whole_name(name) for name in (batch, value) if name is not None}
+    runs = list(_runs(rows, goal, batch, chosen, where))
     column, declared = _clock(runs, unit, value, where)
     notes: list[str] = []
     found: dict[tuple[float, Any], list[dict[str, Any]]] = {}
+    tried: Counter[tuple[float, Any]] = Counter()
+    known: dict[tuple[tuple[float, float], ...], tuple[str, float]] = {}
     for run in runs:
         size, key, told = _batch(run, batch, where)
         notes += told
-        amount, told = _first(run, goal, column, where)
+        seen = _evaluations(run, goal, column, where)
+        if len({metric for _, metric in seen}) >= _A_CURVE:
+            first, other = known.setdefault(tuple(seen), (run.label, size))
+            if other != size:
+                raise InputError(
+                    f"{where}: runs {first!r} and {run.label!r} have one and the same history at batch {other:g} and "
+                    f"{size:g}; one of them is named wrongly: leave it out, or correct its batch"
+                )
+            if first != run.label:
+                notes.append(f"run {run.label!r}, batch {size:g}: left out, its history is that of run {first!r}")
+                continue
+        amount, since, told = _first(seen, goal)
         notes += [f"run {run.label!r}, batch {size:g}: {note}" for note in told]
+        at = (size, _rate(run))
+        tried[at] += 1
         if amount is not None:
-            rate = next((run.settings[key] for key in _RATE if run.settings.get(key) not in (None, "")), None)
-            found.setdefault((size, rate), []).append({"run": run.label, key: size, declared: amount})
+            found.setdefault(at, []).append({"run": run.label, key: size, declared: amount, SINCE: since})
     if not found:
         raise InputError(f"{where}: no run reaches {goal}; " + "; ".join(notes[:3]))
-    kept, more = _fastest(found, declared)
+    kept, more = _fastest(found, tried, declared)
     return kept, declared, [*notes, *more]
 
 
 def _fastest(
-    found: Mapping[tuple[float, Any], list[dict[str, Any]]], unit: str
+    found: Mapping[tuple[float, Any], list[dict[str, Any]]], tried: Mapping[tuple[float, Any], int], unit: str
 ) -> tuple[list[dict[str, Any]], list[str]]:
     kept, notes = [], []
     for size in sorted({size for size, _ in found}):
         rates = {rate: rows for (own, rate), rows in found.items() if own == size}
-        best = min(rates, key=lambda rate: sum(math.log(row[unit]) for row in rates[rate]) / len(rates[rate]))
-        kept += rates[best]
+        sure = {rate: rows for rate, rows in rates.items() if 2 * len(rows) >= tried[size, rate]}
+        if not sure:
+            most = max(rates, key=lambda rate: len(rates[rate]))
+            notes.append(
+                f"batch {size:g}: left out, only {len(rates[most])} of {tried[size, most]} runs reach the goal, and "
+                "the others would take longer"
+            )
+            continue
+        best = min(sure, key=lambda rate: sum(math.log(row[unit]) for row in sure[rate]) / len(sure[rate]))
+        kept += sure[best]
         if len(rates) > 1:
             notes.append(f"batch {size:g}: {len(rates)} learning rates reach the goal, the fastest is kept: {best}")
     return kept, notes
 
 
-def _runs(rows: Sequence[Mapping[str, Any]], goal: RunGoal, batch: str | None, where: str) -> Iterator[_Run]:
+def _rate(run: _Run) -> Any:
+    """The learning rate of a run: of one that moves its peak, which is what a schedule is called by."""
+    for key in _RATE:
+        cells = [cell for row in (run.settings, *run.rows) if not blank(cell := row.get(key))]
+        cells = [one for cell in cells for one in ([c for _, c in cell.told] if isinstance(cell, Several) else [cell])]
+        numbers = [found for cell in cells if (found := number(cell)) is not None]
+        if cells:
+            return max(numbers) if numbers else str(cells[0])
+    return None
+
+
+def _runs(
+    rows: Sequence[Mapping[str, Any]], goal: RunGoal, batch: str | None, chosen: Collection[str], where: str
+) -> Iterator[_Run]:
     """Yield runs from any of the three forms, each with the settings that do not change within it."""
     nested = [row for row in rows if any(isinstance(row.get(key), list) for key in ("history", "values"))]
     if nested:
         for index, row in enumerate(rows, start=1):
             own = {key: cell for key, cell in row.items() if key not in ("history", "values")}
-            settings, history = flat(own), row.get("history", row.get("values")) or []
-            if not all(isinstance(one, Mapping) for one in history):
+            settings, history = flat(own, chosen), row.get("history", row.get("values")) or []
+            if not isinstance(history, list) or not all(isinstance(one, Mapping) for one in history):
                 raise InputError(f"{where}, run {index}: its history must be a list of rows of named values")
             metric = spelled(str(row.get("metric", "")))
             named = [
-                flat({(metric if key == "value" and metric else key): cell for key, cell in one.items()})
+                flat({(metric if key == "value" and metric else key): cell for key, cell in one.items()}, chosen)
                 for one in history
             ]
             label = next(
@@ -233,19 +246,24 @@ def _runs(rows: Sequence[Mapping[str, Any]], goal: RunGoal, batch: str | None, w
             ]
             yield _Run(label, {}, own)
         return
-    named = [flat(row) for row in rows]
+    yield from _long([flat(row, chosen) for row in rows], batch)
+
+
+def _long(named: Sequence[dict[str, Any]], batch: str | None) -> Iterator[_Run]:
+    """Yield the runs of rows that name their run: by its name, and by its seed where every row has one."""
     keys = {key for row in named for key in row}
     by = next((key for key in ("run", "run_id", "run_name", "id", "name", "seed") if key in keys), None)
     size = spelled(batch) if batch is not None else next((key for key in (*BATCH, *BATCH_TOKENS) if key in keys), None)
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    seeded = by != "seed" and all(not blank(row.get("seed")) for row in named)
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in named:
-        groups.setdefault((str(row.get(by, "")), str(row.get(size, "")) if by in (None, "seed") else ""), []).append(
-            row
-        )
-    for (label, own_size), own in groups.items():
+        own = str(row.get(size, "")) if by in (None, "seed") else ""
+        groups.setdefault((str(row.get(by, "")), str(row["seed"]) if seeded else "", own), []).append(row)
+    names = Counter(label for label, _, _ in groups)
+    for (label, seed, own_size), own in groups.items():
         settings = {key: cell for row in own for key, cell in row.items() if cell not in (None, "")}
-        text = " ".join(part for part in (label, f"batch {own_size}" if own_size else "") if part)
-        yield _Run(text or "1", settings, own)
+        parts = (label, f"seed {seed}" if seed and names[label] > 1 else "", f"batch {own_size}" if own_size else "")
+        yield _Run(" ".join(part for part in parts if part) or "1", settings, own)
 
 
 def _clock(runs: Iterable[_Run], unit: str | None, value: str | None, where: str) -> tuple[str, str]:
@@ -290,6 +308,8 @@ def _batch(run: _Run, batch: str | None, where: str) -> tuple[float, str, list[s
     told = {key: run.settings[key] for key in keys if run.settings.get(key) not in (None, "")}
     if len(told) > 1:
         raise InputError(f"{where}, run {run.label!r} has several columns for the batch ({', '.join(told)}); name one")
+    for key in told or keys:
+        _check_constant(run, key, where)
     cell = next(iter(told.values()), None)
     notes = []
     if cell is None and batch is None:
@@ -300,46 +320,91 @@ def _batch(run: _Run, batch: str | None, where: str) -> tuple[float, str, list[s
                 "name the column, or call the run such as bs64"
             )
         cell, notes = match[1], [f"run {run.label!r}: batch {match[1]} read off its name"]
-    size = _float(cell)
+    size = number(told_once(cell, f"{where}, run {run.label!r}: the batch"))
     if size is None or size <= 0:
         raise InputError(
             f"{where}, run {run.label!r}: the batch is {cell!r}, which is no positive number; "
             "correct it, or name another column"
         )
+    if batch is None and told:
+        check_whole_batch(next(iter(told)), run.settings, f"{where}, run {run.label!r}")
     return size, "batch_tokens" if any("token" in key for key in told) else "batch", notes
 
 
-def _first(run: _Run, goal: RunGoal, column: str, where: str) -> tuple[float | None, list[str]]:
-    """The clock at the first evaluation that is at the goal; None where there is none."""
-    seen = []
+def _check_constant(run: _Run, key: str, where: str) -> None:
+    """Refuse a batch that changes within a run: several runs under one name, or a run that belongs to no batch."""
+    sizes = sorted({found for row in run.rows if (found := number(row.get(key))) is not None})
+    if len(sizes) > 1:
+        raise InputError(
+            f"{where}: {key} of run {run.label!r} goes from {sizes[0]:g} to {sizes[-1]:g}; where these are several "
+            "runs under one name, give each a run of its own; a run whose batch changes has no place in a table"
+        )
+
+
+def _evaluations(run: _Run, goal: RunGoal, column: str, where: str) -> list[tuple[float, float]]:
+    """Clock and metric of every evaluation, in the order of the file; NaN where the metric was lost."""
+    seen, lost = [], 0
     for row in run.rows:
-        metric, clock = _float(row.get(goal.metric)), _float(row.get(column))
-        if metric is not None and clock is not None:
+        cell = told_once(row.get(goal.metric), f"{where}, run {run.label!r}: {goal.metric}")
+        clock = number(told_once(row.get(column), f"{where}, run {run.label!r}: {column}"))
+        if clock is None or blank(cell):
+            continue
+        metric = number(cell)
+        lost += metric is None
+        if metric is not None:
             seen.append((clock, metric))
-    if not seen:
+    if not seen and not lost:
         known = sorted({key for row in run.rows for key in row})
         raise InputError(
             f"{where}, run {run.label!r} has no {goal.metric!r} beside {column!r}; it has {', '.join(known)}: "
             "set the goal on one of them"
         )
-    seen.sort()
+    return seen
+
+
+def _first(seen: Sequence[tuple[float, float]], goal: RunGoal) -> tuple[float | None, float, list[str]]:
+    """The clock at the first evaluation that is at the goal, None where there is none, and that of the one before."""
+    if not seen:
+        return None, 0.0, [f"left out, never at {goal}: it is never a number"]
+    seen, notes = _in_order(seen, goal)
+    if not seen:
+        return None, 0.0, notes
     done = [(clock, metric) for clock, metric in seen if goal.holds(metric)]
     if not done:
         best = (min if goal.falls else max)(metric for _, metric in seen)
-        return None, [f"left out, never at {goal}: its best is {best:g}"]
+        return None, 0.0, [f"left out, never at {goal}: its best is {best:g}"]
     first = done[0][0]
     if first <= 0:
-        return None, [f"left out, at {goal} before it trained"]
-    notes = ["at the goal at its first evaluation; the truth may be far sooner"] if first == seen[0][0] else []
-    return first, notes
+        return None, 0.0, [f"left out, at {goal} before it trained"]
+    if first == seen[0][0]:
+        notes.append("at the goal at its first evaluation; the truth may be far sooner")
+    off = [clock for clock, metric in seen if clock > first and not goal.holds(metric)]
+    if off and off[-1] > _LASTS * first and 2 * len(off) > sum(first < clock <= off[-1] for clock, _ in seen):
+        notes.append(
+            f"at the goal at {first:,.12g}, and off it again for most of the way to {off[-1]:,.12g}: a moment's noise "
+            "counts as its first time; smooth the metric, or set another goal"
+        )
+    return first, max((clock for clock, _ in seen if clock < first), default=0.0), notes
 
 
-def _float(cell: Any) -> float | None:
-    """A number of a history; None for gaps, NaN and texts, which trackers write between evaluations."""
-    if isinstance(cell, bool) or cell is None:
-        return None
-    try:
-        number = float(cell)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
+def _in_order(seen: Sequence[tuple[float, float]], goal: RunGoal) -> tuple[list[tuple[float, float]], list[str]]:
+    """Evaluations by rising clock; none of a run whose clock does not say how far it was at the goal.
+
+    Rows mostly stand in the order in which they were written. A clock that goes back there belongs to a resumed run, of
+    which the evaluations past the old ones count, or to a counter that began again, or to a second run of that name.
+    """
+    clocks = [clock for clock, _ in seen]
+    falls = [i for i, (one, two) in enumerate(pairwise(clocks), start=1) if two < one]
+    rises = sum(two > one for one, two in pairwise(clocks))
+    if not falls or 4 * len(falls) >= rises:  # as written, or in no order at all
+        return sorted(seen), []
+    there = next((i for i, (_, metric) in enumerate(seen) if goal.holds(metric)), len(seen) - 1)
+    back = f"its clock goes back from {clocks[falls[0] - 1]:,.12g} to {clocks[falls[0]]:,.12g}"
+    again = [i for i in falls if clocks[i] <= clocks[0]]
+    if goal.holds(seen[there][1]) and (
+        any(i <= there for i in again) or max(clocks[: there + 1]) > clocks[there]
+    ):  # which of the two it is decides how long it took
+        why = "several runs under one name, or a counter that began again"
+        return [], [f"left out, {back} before the goal: {why}; give each run a name, or name a clock that goes on"]
+    counted = [one for i, one in enumerate(seen) if i <= there or one[0] > clocks[there]]
+    return sorted(counted), [f"{back}: several runs under one name? The first one counts"] if again else []

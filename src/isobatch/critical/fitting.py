@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from isobatch.critical.hyperbola import Bend, Hyperbola, Interval, bend, critical_batches, fit
-from isobatch.critical.tables import Table, checked
+from isobatch.critical.tables import Table, TablePoint, checked
 from isobatch.critical.words import fit_sentences
 from isobatch.student import student_t
 from isobatch.units import finite, whole
@@ -143,7 +143,7 @@ def fit_table(
     table = checked(table)
     batches = [p.batch for p in table.points]
     factor = [b if table.unit == "steps" else 1.0 for b in batches]
-    quanta = [q * f for q, f in zip(_quanta([p.values for p in table.points]), factor, strict=True)]
+    quanta = [q * f for q, f in zip(_quanta(table.points), factor, strict=True)]
     reported = [[v * f for v in p.values] for p, f in zip(table.points, factor, strict=True)]
     kept = _without(batches, reported, quanta) if outliers else reported
     used = [i for i, values in enumerate(kept) if values]
@@ -155,7 +155,8 @@ def fit_table(
     )
     b, means = [batches[i] for i in used], [_mean(kept[i], quanta[i]) for i in used]
     steps = [m / size for m, size in zip(means, b, strict=True)]
-    found = fit(b, steps, level, known=_coarse([kept[i] for i in used], [quanta[i] for i in used]))
+    coarse = _coarse([kept[i] for i in used], [quanta[i] for i in used])
+    found = fit(b, steps, level, known=_felt(b, fit(b, steps, level).critical.value, coarse))
     others = [_prediction(b, steps, i) for i in range(len(b))]
     points = tuple(
         FitPoint(
@@ -181,19 +182,24 @@ def fit_table(
     )  # fmt: skip
 
 
-def _quanta(values: Sequence[Sequence[float]]) -> list[float]:
-    """How far evaluations lie apart at each batch: the greatest common divisor of values that differ.
+def _quanta(points: Sequence[TablePoint]) -> list[float]:
+    """How far evaluations lie apart at each batch: as told, or the greatest common divisor of values that differ.
 
     A batch whose seeds all agree takes it from the nearest one that shows it, or from all batches where none does. One
-    value a batch shows nothing.
+    value a batch shows nothing, unless its history tells which evaluation came before.
     """
+    values = [p.values for p in points]
+    told = [float(np.mean([v - s for v, s in zip(p.values, p.since, strict=True)])) if p.since else None
+            for p in points]  # fmt: skip
     found = [_divisor(v) if len(set(v)) > 1 else None for v in values]
     shown = [i for i, q in enumerate(found) if q is not None]
     every = _divisor([x for v in values for x in v])
     quanta = []
     for i, v in enumerate(values):
         near = found[min(shown, key=lambda j: abs(j - i))] if shown else every
-        quanta.append(min((found[i] or near or 0.0) if len(v) > 1 else 0.0, min(v)))
+        guess = (found[i] or near or 0.0) if len(v) > 1 else 0.0
+        known = told[i]
+        quanta.append(min(guess if known is None else known, min(v)))
     return quanta
 
 
@@ -208,13 +214,26 @@ def _mean(values: Sequence[float], quantum: float) -> float:
     return math.exp(sum(math.log(v - quantum / 2) for v in values) / len(values))
 
 
-def _coarse(values: Sequence[Sequence[float]], quanta: Sequence[float]) -> float:
-    """Standard deviation of a point, in logs, that evaluating rarely leaves; seeds average it where they scatter."""
+def _coarse(values: Sequence[Sequence[float]], quanta: Sequence[float]) -> np.ndarray:
+    """Variance of each point, in logs, that evaluating rarely leaves; seeds average it where they scatter."""
     parts = []
     for v, q in zip(values, quanta, strict=True):
         scattered = len(v) > 1 and np.std(v) > q / 2
         parts.append((q / _mean(v, q)) ** 2 / 12 / (len(v) if scattered else 1))
-    return math.sqrt(sum(parts) / len(parts))
+    return np.array(parts)
+
+
+def _felt(batches: Sequence[float], critical: float, variance: np.ndarray) -> float:
+    """The deviation that, were it the same at every point, would leave S_min, E_min and B_crit as uncertain.
+
+    With X the gradient of the fit, an estimate a'(X'X)^-1 X'y has the variance w'Dw, and s^2 w'w where D = s^2: what
+    counts is where the rarely evaluated batches stand. The largest of the three, and at least the root mean square.
+    """
+    design = np.stack([np.ones(len(batches)), critical / (critical + np.asarray(batches))], 1)
+    weights = np.linalg.pinv(design)
+    both = np.stack([weights[0], weights[1], weights.sum(0)])
+    share = np.square(both) / np.square(both).sum(1, keepdims=True)
+    return math.sqrt(max(float(variance.mean()), *(share @ variance).tolist()))
 
 
 def _prediction(batches: Sequence[float], steps: Sequence[float], i: int) -> float | None:

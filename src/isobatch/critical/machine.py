@@ -1,6 +1,5 @@
 """How long one step takes: measured on this machine, read from a file, and past it by an alpha-beta model."""
 
-import csv
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
+from isobatch.critical.tables import table_rows
 from isobatch.errors import InputError, unreadable
 from isobatch.plan import Recipe
 from isobatch.units import finite, whole
@@ -153,16 +153,17 @@ def read_steps(path: Path) -> dict[float, float]:
         batch -> seconds of one step.
 
     Raises:
-        InputError: no such file, no such columns, or a value that is not a positive number.
+        InputError: no such file, no such columns, a batch twice, or a value that is not a positive number.
     """
     try:
-        rows = list(csv.DictReader(path.read_text("utf-8").splitlines()))
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable("the throughput", path, error) from None
-    columns = set(rows[0]) if rows else set()
+    rows = table_rows(text, str(path), f"{_BATCH},{_SECONDS}")
+    columns = set(rows[0])
     if _BATCH not in columns or not columns & {_SECONDS, _RATE}:
         raise InputError(f"{path} must have a header with {_BATCH} and {_SECONDS} or {_RATE}, and rows below it")
-    found = {}
+    found: dict[float, float] = {}
     for line, row in enumerate(rows, start=2):
         try:
             batch = finite(_BATCH, float(row[_BATCH]), 0, open_low=True)
@@ -170,6 +171,8 @@ def read_steps(path: Path) -> dict[float, float]:
             value = finite(name, float(row[name]), 0, open_low=True)
         except (InputError, ValueError, TypeError) as error:
             raise InputError(f"{path}, line {line}: {error}; correct the line, or leave it out") from None
+        if batch in found:
+            raise InputError(f"{path}, line {line}: batch {batch:g} stands there twice; keep one, such as the median")
         found[batch] = value if name == _SECONDS else batch / value
     return found
 

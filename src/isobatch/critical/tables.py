@@ -10,8 +10,9 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
-from isobatch.critical.exports import BATCH, BATCH_TOKENS, RUN, RunGoal, flat, is_history, reached, spelled
+from isobatch.critical.exports import SINCE, RunGoal, is_history, reached
 from isobatch.critical.mlperf import is_reference, reference_rows, reference_unit
+from isobatch.critical.settings import BATCH, BATCH_TOKENS, RUN, check_whole_batch, flat, spelled, told_once, whole_name
 from isobatch.errors import InputError, unreadable
 from isobatch.units import finite
 
@@ -29,10 +30,12 @@ class TablePoint:
     Args:
         batch: samples of an update.
         values: one for each seed, in the table's unit.
+        since: the evaluation before each value, short of the goal; empty where only the values are known.
     """
 
     batch: float
     values: tuple[float, ...]
+    since: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,12 +125,14 @@ def read_table(
             raise InputError(f"{path} must hold rows of named values, a list of them or under 'points'")
         notes: list[str] = []
         if aim is not None:
-            found, unit, notes = reached(content, aim, unit=unit, batch=batch, value=value, where=str(path))
-            content, value = found, unit
+            content, unit, notes = reached(content, aim, unit=unit, batch=batch, value=value, where=str(path))
+            batch, value = None, unit
         elif is_history(content):
             raise InputError(f'{path} holds histories; say what a run has to reach, such as --goal "val/loss <= 3.2"')
-        name = batch if aim is None else None
-        table = _collected([flat(row) for row in content], path.stem, unit, batch=name, value=value, where=str(path))
+        else:
+            chosen = {whole_name(given) for given in (batch, value) if given is not None}
+            content = [flat(row, chosen) for row in content]
+        table = _collected(content, path.stem, unit, batch=batch, value=value, where=str(path))
         table = replace(table, notes=(*notes, *table.notes))
     return checked(replace(table, size=size))
 
@@ -149,7 +154,7 @@ def checked(table: Table) -> Table:
     if len(points) < 3:
         raise InputError(
             f"{table.name}: {len(points)} batch{'es' if len(points) != 1 else ''}; a fit takes at least 3 different "
-            "ones, an identified critical batch 4"
+            "ones, an identified critical batch 4" + "".join(f"; {note}" for note in table.notes[:3])
         )
     middle = [_median(p.values) * (p.batch if table.unit == "steps" else 1) for p in points]
     words = [f"{value:,.6g} at batch {p.batch:,.6g}" for value, p in zip(middle, points, strict=True)]
@@ -181,16 +186,7 @@ def _content(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable("the table", path, error) from None
     if path.suffix.lower() in (".csv", ".tsv"):
-        lines = text.splitlines()
-        between = max(",;\t", key=lines[0].count) if lines else ","
-        head = next(csv.reader(lines, delimiter=between), [])
-        again = sorted({key for key in head if key and head.count(key) > 1})
-        if again:
-            raise InputError(f"{path} has several columns called {', '.join(again)}; keep one of each name")
-        rows = list(csv.DictReader(lines, delimiter=between))
-        if not rows:
-            raise InputError(f"{path} must have a header, such as batch,seed,samples, and rows below it")
-        return [{key: cell for key, cell in row.items() if key is not None} for row in rows]
+        return table_rows(text, str(path), "batch,seed,samples")
     try:
         if path.suffix.lower() in (".jsonl", ".ndjson"):
             return [json.loads(line) for line in text.splitlines() if line.strip()]
@@ -199,6 +195,36 @@ def _content(path: Path) -> Any:
         raise InputError(
             f"{path} is neither CSV by its name nor JSON: {error}; name it .csv or .tsv, or mend the file"
         ) from None
+
+
+def table_rows(text: str, where: str, example: str) -> list[dict[str, Any]]:
+    """Return the rows of a table with a header, between commas, semicolons or tabs.
+
+    Args:
+        text: of the file.
+        where: the file, for messages.
+        example: of a header, for messages.
+
+    Returns:
+        Cells by column; rows without any cell are passed over.
+
+    Raises:
+        InputError: no rows, a column twice, or cells that no reader takes.
+    """
+    lines = text.splitlines()
+    between = max(",;\t", key=lines[0].count) if lines else ","
+    try:
+        head = next(csv.reader(lines, delimiter=between), [])
+        again = sorted({key for key in head if key and head.count(key) > 1})
+        if again:
+            raise InputError(f"{where} has several columns called {', '.join(again)}; keep one of each name")
+        rows = list(csv.DictReader(lines, delimiter=between))
+    except csv.Error as error:
+        raise InputError(f"{where} cannot be read as a table: {error}; mend the file") from None
+    rows = [row for row in rows if any(isinstance(cell, str) and cell.strip() for cell in row.values())]
+    if not rows:
+        raise InputError(f"{where} must have a header, such as {example}, and rows below it")
+    return [{key: cell for key, cell in row.items() if key is not None} for row in rows]
 
 
 def _collected(
@@ -215,6 +241,7 @@ def _collected(
     values, declared = _values(rows, columns, unit, value, where)
     run = next((key for key in RUN if key in columns), None)
     found: dict[float, list[float]] = {}
+    since: dict[float, list[float]] = {}
     seen: set[tuple[float, str]] = set()
     notes = []
     for line, row in enumerate(rows, start=1):
@@ -222,6 +249,8 @@ def _collected(
             notes.append(f"row {line} left out: state {row['state']!r}")
             continue
         size = _number(row.get(at), f"{where}, row {line}, {at}")
+        if batch is None:
+            check_whole_batch(at, row, f"{where}, row {line}")
         cells = row.get(values)
         several = isinstance(cells, (list, tuple))
         numbers = [_number(c, f"{where}, row {line}, {values}") for c in (cells if several else [cells])]
@@ -234,12 +263,15 @@ def _collected(
             raise InputError(f"{where}, row {line}: {which}batch {size:g} stands there twice; {way}")
         seen.add(key)
         found.setdefault(size, []).extend(numbers)
-    points = tuple(TablePoint(size, tuple(found[size])) for size in sorted(found))
+        if SINCE in row:
+            since.setdefault(size, []).append(row[SINCE])
+    points = tuple(TablePoint(size, tuple(found[size]), tuple(since.get(size, ()))) for size in sorted(found))
     counted = "tokens" if at in BATCH_TOKENS or "token" in at else "samples"
     return Table(name, declared, points, notes=tuple(notes), batch_unit=counted)
 
 
 def _column(columns: list[str], wanted: str | None, known: Iterable[str], what: str, where: str) -> str:
+    columns = [key for key in columns if key != SINCE]
     if wanted is not None:
         if spelled(wanted) not in columns:
             raise InputError(f"{where} has no column {wanted!r}; it has {', '.join(columns)}: name one of them")
@@ -279,7 +311,7 @@ def _values(
 
 
 def _number(cell: Any, where: str) -> float:
-    if isinstance(cell, str):
+    if isinstance(told_once(cell, where), str):
         try:
             cell = float("_" if "_" in cell else cell)
         except ValueError:

@@ -90,8 +90,20 @@ def sweep_sentence(metric: str, goal: float, fit: Hyperbola | None, points: int,
     )
 
 
+FEWEST_SEEDS = 3
+"""Branched runs below which no interval over seeds is given."""
+
+
 def branch_sentence(
-    unit: str, seen: int, batches: tuple[int, int, int], seeds: int, tolerance: float, metric: str, *, largest: bool
+    unit: str,
+    seen: int,
+    batches: tuple[int, int, int],
+    seeds: int,
+    tolerance: float,
+    metric: str,
+    *,
+    largest: bool,
+    most: int,
 ) -> str:
     """Return what branched training found.
 
@@ -103,12 +115,15 @@ def branch_sentence(
         tolerance: in the metric.
         metric: that was compared.
         largest: whether no larger batch was tried.
+        most: the largest batch that was tried.
 
     Returns:
         A sentence.
     """
     batch, low, high = batches
-    interval = f" ({low:,} to {high:,} over {seeds} seeds)" if seeds > 1 else ""
+    interval = f" ({low:,} to {high:,}{' or more' if high == most else ''} over {seeds} seeds)"
+    if seeds < FEWEST_SEEDS:
+        interval = f" (of {seeds} seed{'s' if seeds > 1 else ''}; an interval takes {FEWEST_SEEDS})"
     found = f"from {seen:,} {unit} on, batch {batch:,}{interval} is the largest within {tolerance:g} in {metric}"
     return (
         found

@@ -9,8 +9,8 @@ from pathlib import Path
 from isobatch.executors import Session, map_jobs, width
 from isobatch.verify.cells import name, run_all
 from isobatch.verify.design import Criteria
-from isobatch.verify.judging import RecipeFails, check_percent, check_values, failures
-from isobatch.verify.workers import Curve, Job, Probe, probe, read_curve, train_curve
+from isobatch.verify.judging import RecipeFails, failures
+from isobatch.verify.workers import Curve, Job, Probe, check_percent, check_values, probe, read_curve, train_curve
 
 _TIMED = 20
 Kind = tuple[int, str]

@@ -37,6 +37,9 @@ __all__ = [
 ]
 
 
+_A_CURVE = 5
+
+
 class Verdict(StrEnum):
     """Whether two runs have the same dynamics."""
 
@@ -91,7 +94,9 @@ class Comparison:
     @cached_property
     def seeds_to_decide(self) -> int | None:
         """Fresh seeds that decide with 80% power, None where decided or where 200 do not; simulated when first read."""
-        return seeds_to_decide(self.gap, self.margin) if self.verdict is Verdict.UNDECIDED else None
+        if self.verdict is not Verdict.UNDECIDED or repeated(self.gap):
+            return None
+        return seeds_to_decide(self.gap, self.margin)
 
 
 def compare(gap: np.ndarray, margin: np.ndarray, *, level: Level = LEVEL) -> Comparison:
@@ -113,7 +118,7 @@ def compare(gap: np.ndarray, margin: np.ndarray, *, level: Level = LEVEL) -> Com
         >>> compare(0.005 * rng.standard_normal((10, 4)), np.full(4, 0.03)).verdict
         <Verdict.SAME: 'SAME'>
     """
-    gap, margin = np.asarray(gap, dtype=float), np.asarray(margin, dtype=float)
+    gap, margin = _numbers("gap", gap), _numbers("margin", margin)
     if gap.ndim != 2 or margin.shape != gap.shape[1:] or not gap.shape[1]:
         raise InputError(
             f"gap has shape {gap.shape} and margin {margin.shape}; they must be (seeds, marks) and (marks,)"
@@ -125,17 +130,66 @@ def compare(gap: np.ndarray, margin: np.ndarray, *, level: Level = LEVEL) -> Com
     if not (np.isfinite(margin) & (margin > 0)).all():
         raise InputError(f"margin={margin.tolist()} must be positive and finite at every mark")
     found = intervals.decide(gap, margin, level)
-    outside = np.abs(found.mean) > margin
+    outside, twice = np.abs(found.mean) > margin, repeated(gap)
     return Comparison(
-        verdict=_VERDICTS[int(found.verdict)],
+        verdict=Verdict.UNDECIDED if twice else _VERDICTS[int(found.verdict)],
         mean=found.mean,
         low=found.low,
         high=found.high,
         margin=margin,
         outliers=tuple(int(seed) for seed in np.flatnonzero(found.outliers)),
-        reasons=_reasons(found),
+        reasons=_twice(twice, len(gap)) or _reasons(found),
         first_outside=int(outside.argmax()) if outside.any() else None,
         gap=gap,
+    )
+
+
+def _numbers(name: str, values: object) -> np.ndarray:
+    """Real numbers as an array, or a refusal: no cast that drops what does not fit."""
+    try:
+        found = np.asarray(values)
+        if found.dtype.kind in "fiu":
+            return found.astype(float)
+    except ValueError:  # rows of several lengths
+        pass
+    raise InputError(f"{name} must be an array of real numbers, every row as long; got {values!r:.60}")
+
+
+def repeated(gap: np.ndarray) -> tuple[int, ...]:
+    """Return the positions of seeds whose gaps are those of an earlier seed, number for number.
+
+    Rows that differ from the median of the seeds by fewer than five values say nothing: a metric in coarse steps, or
+    one that hardly varies, may repeat itself.
+
+    Args:
+        gap: shape (seeds, marks).
+
+    Returns:
+        Positions.
+
+    Example:
+        >>> one, two = [0.1, 0.2, 0.3, 0.4, 0.5], [0.0, 0.0, 0.0, 0.0, 0.0]
+        >>> repeated(np.array([one, two, two, two, one])), repeated(np.array([one, one]))
+        ((4,), ())
+    """
+    seen: set[bytes] = set()
+    found = []
+    for position, row in enumerate(gap - np.median(gap, 0)):
+        if len(np.unique(row)) < _A_CURVE:
+            continue
+        if (key := (row + 0.0).tobytes()) in seen:
+            found.append(position)
+        seen.add(key)
+    return tuple(found)
+
+
+def _twice(positions: tuple[int, ...], seeds: int) -> tuple[str, ...]:
+    if not positions:
+        return ()
+    listed = ", ".join(map(str, positions[:8])) + (", ..." if len(positions) > 8 else "")
+    return (
+        f"{len(positions)} of {seeds} seeds (positions {listed}) repeat the gaps of an earlier one, number for number: "
+        "they are the same runs again, which no interval may count as further ones; let the task use its seed",
     )
 
 

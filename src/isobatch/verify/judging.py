@@ -12,8 +12,9 @@ import numpy as np
 
 from isobatch.errors import InputError
 from isobatch.tasks.metric import Metric
+from isobatch.units import whole
 from isobatch.verify.equivalence import LEVEL, Comparison, Level, Verdict, compare, failure_bound, failures_differ
-from isobatch.verify.workers import Curve
+from isobatch.verify.workers import Curve, check_curves, check_percent, check_values
 
 MARGINS = {"ratio": {"average": 0.03, "raw": 0.05}, "difference": {"average": 0.005, "raw": 0.01}}
 """Largest gap that counts as the same: of a ratio its excess over 1, of a difference its share of the scale."""
@@ -22,7 +23,6 @@ CEILING = 10.0
 MOVES = 2.0
 """Margins by which the reference itself must move in a whole run before SAME means anything."""
 _FEWEST = 2
-_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -227,50 +227,6 @@ def gaps(arm: np.ndarray, reference: np.ndarray, metric: Metric) -> np.ndarray:
     return np.log(arm) - np.log(reference) if metric.kind == "ratio" else arm - reference
 
 
-def check_values(curve: Curve, metrics: Mapping[str, Metric], metric: str) -> None:
-    """Refuse a run without the metric that is compared, and values that the declaration of their metric rules out.
-
-    Args:
-        curve: of a finished run.
-        metrics: declared by the task.
-        metric: that is compared.
-
-    Raises:
-        InputError: names metric, value, arm and seed.
-    """
-    for model, series in curve.values.items():
-        if metric not in series:
-            raise InputError(
-                f"arm {curve.arm}, seed {curve.seed} does not measure {metric!r} but {', '.join(series) or 'nothing'}: "
-                "every run of a task must measure the same metrics"
-            )
-        for name, values in series.items():
-            for value in values if name in metrics else ():
-                metrics[name].check(name, value, f"in arm {curve.arm}, seed {curve.seed}, {model} model")
-
-
-def check_percent(curves: Sequence[Curve], metric: Metric, name: str) -> None:
-    """Refuse a metric declared in percent whose values all look like fractions.
-
-    Args:
-        curves: of the reference.
-        metric: that is compared.
-        name: of it.
-
-    Raises:
-        InputError: no value of any run is above 1.
-    """
-    if metric.unit != "percent":
-        return
-    values = [value for curve in curves for series in curve.values.values() for value in series[name]]
-    finite = [value for value in values if math.isfinite(value)]
-    if finite and 0 < max(finite) <= 1 + _ROUNDING:
-        raise InputError(
-            f'{name} is declared with unit="percent" and never exceeds {max(finite):g} in the reference: '
-            'declare unit="fraction", or multiply it by 100'
-        )
-
-
 def judge(
     curves: Mapping[str, Sequence[Curve]],
     marks: Sequence[int],
@@ -286,7 +242,7 @@ def judge(
     """Compare every arm with the reference at the marks.
 
     Args:
-        curves: arm -> curves in the order of seeds; "reference" among them.
+        curves: arm -> curves, of the same seeds in every arm; "reference" among them.
         marks: indices of the evaluations that count.
         metrics: declared by the task.
         metric: that is compared.
@@ -301,10 +257,13 @@ def judge(
 
     Raises:
         RecipeFails: more failures of the reference than were allowed.
-        InputError: a metric without a declaration, or values that it rules out.
+        InputError: a metric without a declaration or values that it rules out, arms of other seeds, runs with other
+            numbers of evaluations, or a margin for a model that is not there.
     """
     if metric not in metrics:
         raise InputError(f"metric={metric!r} is not declared; declared: {', '.join(metrics) or 'none'}")
+    whole("allow_failures", allow_failures, 0)
+    curves = check_curves(curves, metric, marks, margins or {})
     kind, reference = metrics[metric], curves["reference"]
     for runs in curves.values():
         for curve in runs:
@@ -404,7 +363,13 @@ def conclude(
 
     Returns:
         Verdict and headline.
+
+    Raises:
+        InputError: no arm called plan, or no such model of it.
     """
+    if model not in table.get("plan", {}):
+        there = ", ".join(f"{arm} ({', '.join(models)})" for arm, models in table.items())
+        raise InputError(f"no arm 'plan' with a model {model!r} was judged; judged: {there or 'nothing'}")
     plan = table["plan"][model]
     name = "averaged" if model == "average" else model
     names = [arm for arm in table if arm != "plan"] if controls is None else [arm for arm in controls if arm in table]

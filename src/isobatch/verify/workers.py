@@ -1,10 +1,11 @@
-"""One run to train, and what it gave."""
+"""One run to train, what it gave, and what curves must be before they are judged."""
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from isobatch.errors import InputError, NonFiniteError
 from isobatch.plan import Recipe
 from isobatch.tasks.isolation import alone, one_thread, saying_which_run, seed_all
 from isobatch.tasks.metric import Metric, declarations
+from isobatch.units import whole
 
 _ARM_STRIDE = 1_000_003
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -229,3 +232,115 @@ def _unfinished(folder: Path | None, trainer: Any) -> Any:
     from isobatch.train.persistence import Unfinished
 
     return nullcontext() if folder is None or not isinstance(trainer, Trainer) else Unfinished(folder, trainer)
+
+
+def check_curves(
+    curves: Mapping[str, Sequence[Curve]], metric: str, marks: Sequence[int], margins: Mapping[str, float]
+) -> dict[str, list[Curve]]:
+    """Return curves with every arm in the order of the reference's seeds, or refuse them.
+
+    Args:
+        curves: arm -> curves.
+        metric: that is compared.
+        marks: indices of the evaluations that count.
+        margins: model -> margin.
+
+    Returns:
+        The same curves; pairs are made by seed, in whatever order they came.
+
+    Raises:
+        InputError: no reference, a seed that is missing or stands twice, other models or numbers of evaluations than
+            the reference's, values that are no numbers, marks beyond the evaluations, or margins for unknown models.
+    """
+    if not curves.get("reference"):
+        raise InputError(f"curves hold no runs of 'reference' to compare with; arms: {', '.join(curves) or 'none'}")
+    seeds = [curve.seed for curve in curves["reference"]]
+    ended = [curve for runs in curves.values() for curve in runs if curve.values and not curve.stopped]
+    models = next((list(curve.values) for runs in curves.values() for curve in runs if curve.values), [])
+    counts = {len(series) for curve in ended for model in curve.values.values() for series in model.values()}
+    sorted_curves = {}
+    for arm, runs in curves.items():
+        own = {curve.seed: curve for curve in runs}
+        if len(own) < len(runs) or own.keys() != set(seeds):
+            raise InputError(
+                f"arm {arm} has the seeds {sorted(curve.seed for curve in runs)} and the reference {sorted(seeds)}: "
+                "gaps are paired by seed, so that every arm takes each seed of the reference once"
+            )
+        sorted_curves[arm] = [own[seed] for seed in seeds]
+    for curve in (curve for runs in curves.values() for curve in runs if curve.values):
+        if list(curve.values) != models and set(curve.values) != set(models):
+            raise InputError(
+                f"arm {curve.arm}, seed {curve.seed} measures the models {', '.join(curve.values)}, others "
+                f"{', '.join(models)}: every run must measure the same"
+            )
+        for model, series in curve.values.items():
+            for name, values in series.items():
+                _check_numbers(values, f"{name} of the {model} model in arm {curve.arm}, seed {curve.seed}")
+    if len(counts) > 1:
+        short = min(ended, key=lambda curve: min(len(s) for model in curve.values.values() for s in model.values()))
+        raise InputError(
+            f"arm {short.arm}, seed {short.seed} was evaluated {min(counts)} times and others {max(counts)} times: "
+            "gaps are taken at the same samples; fill the rest with NaN where a run ended early, or leave the seed out "
+            "everywhere"
+        )
+    last = min(counts, default=math.inf)
+    for mark in marks:
+        if whole("marks", mark, 0) >= last:
+            raise InputError(f"marks={list(marks)} must be from 0 to {last - 1:g}: curves have {last:g} evaluations")
+    if unknown := [model for model in margins if model not in models]:
+        raise InputError(f"margins name the model {unknown[0]!r}, which no run measures; models: {', '.join(models)}")
+    if not any(metric in series for curve in ended for series in curve.values.values()) and ended:
+        check_values(ended[0], {}, metric)
+    return sorted_curves
+
+
+def _check_numbers(values: Sequence[object], where: str) -> None:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise InputError(f"{where} holds {value!r}, which is no number; give NaN where a run has no value")
+    if not len(values):
+        raise InputError(f"{where} has no values; a run that never started has an empty curve: values={{}}")
+
+
+def check_values(curve: Curve, metrics: Mapping[str, Metric], metric: str) -> None:
+    """Refuse a run without the metric that is compared, and values that the declaration of their metric rules out.
+
+    Args:
+        curve: of a finished run.
+        metrics: declared by the task.
+        metric: that is compared.
+
+    Raises:
+        InputError: names metric, value, arm and seed.
+    """
+    for model, series in curve.values.items():
+        if metric not in series:
+            raise InputError(
+                f"arm {curve.arm}, seed {curve.seed} does not measure {metric!r} but {', '.join(series) or 'nothing'}: "
+                "every run of a task must measure the same metrics"
+            )
+        for name, values in series.items():
+            for value in values if name in metrics else ():
+                metrics[name].check(name, value, f"in arm {curve.arm}, seed {curve.seed}, {model} model")
+
+
+def check_percent(curves: Sequence[Curve], metric: Metric, name: str) -> None:
+    """Refuse a metric declared in percent whose values all look like fractions.
+
+    Args:
+        curves: of the reference.
+        metric: that is compared.
+        name: of it.
+
+    Raises:
+        InputError: no value of any run is above 1.
+    """
+    if metric.unit != "percent":
+        return
+    values = [value for curve in curves for series in curve.values.values() for value in series[name]]
+    finite = [value for value in values if math.isfinite(value)]
+    if finite and 0 < max(finite) <= 1 + _ROUNDING:
+        raise InputError(
+            f'{name} is declared with unit="percent" and never exceeds {max(finite):g} in the reference: '
+            'declare unit="fraction", or multiply it by 100'
+        )
