@@ -57,7 +57,7 @@ def _arms(axes: Axes, row: dict[str, Any]) -> None:
     axes.axvline(row["means"][PLAIN]["mean"], color="#000000", ls=":", lw=1)
     axes.set_yticks(range(len(names), 0, -1), [f"{n}  ({row['steps'][n]:,} updates)" for n in names], fontsize=9.5)
     axes.set_xlabel(f"test accuracy, %, mean of {row['seeds']} seeds and 95% interval")
-    more = ", beside the claims (grey)" if any(name.endswith(FEWER) for name in names) else ""
+    more = ",\nbeside the claims (grey)" if any(name.endswith(FEWER) for name in names) else ""
     axes.set_title(f"Adversaries (blue), controls (orange){more}")
 
 
