@@ -43,7 +43,7 @@ FURTHER = [
     ("adaptive", "late", 72, "fc3f3593fde2e17007c29908.json", "1404fe895324f770b844325f"),
     ("autowu", "frames", 330, "5643a3ea87ab9114beb9d85c.json", "ce96a7313fcabf83474cc69d"),
     ("batch-augmentation", "long", 75, "bcb8d664a8a7e1d442762048.json", "7be07c75dd09ce8349f4878c"),
-    ("concurrent-adversarial", "long", 285, "91aba00acebbbd8b7d58a135.json", "5bae42451129472747c7b9b7"),
+    ("concurrent-adversarial", "long", 405, "91aba00acebbbd8b7d58a135.json", "db69d93b1a07d2dc8c4a1d1e"),
     ("dino", "invariant", 112, "b2367aacad087f87dd1f1d6e.json", "30d54f72bc7391e84df2fa18"),
     ("legw", "frames", 195, "ccb878e6fd66305a2c0bb9d8.json", "083b7ad1ea0703ff59727950"),
     ("legw", "long-text", 90, "d488186f5b2ed902041dccd6.json", "2adf96cecba0e491922df3f8"),
