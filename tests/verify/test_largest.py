@@ -11,6 +11,7 @@ from isobatch.errors import InputError
 from isobatch.verify import Verdict, characteristic
 from isobatch.verify.campaign import Campaign
 from isobatch.verify.characteristic import measure, planted
+from isobatch.verify.design import Criteria
 from isobatch.verify.largest import largest_kappa
 
 
@@ -81,6 +82,19 @@ def test_the_largest_kappa_is_found_by_bisection(limit, wanted, tried, trained):
     assert found.kappa == wanted
     assert set(found.tried) == tried
     assert all((found.tried[k] is Verdict.SAME) == (k <= limit) for k in tried)
+
+
+@pytest.mark.parametrize(("batch", "most"), [(16, 1), (32, 1), (64, 2), (128, 2), (256, 3)])
+def test_verdicts_on_the_way_share_the_error_rates(batch, most, trained, monkeypatch):
+    """8 to 256 are the batches 16, 32, 64, 128 and 256, between which up to three verdicts fall: a third for each."""
+    levels, judge = [], Criteria.judge
+    monkeypatch.setattr(Criteria, "judge", lambda self, of, level: levels.append(level) or judge(self, of, level))
+    for limit in (1, 2, 4, 8, 16):
+        trained[0]["kappa"] = limit
+        found, levels[:] = far_away(batch), []
+        largest_kappa(found)
+        assert len(levels) <= most
+        assert {(level.same, level.different) for level in levels} <= {(0.05 / most, 0.025 / most)}
 
 
 def test_the_search_goes_down_as_well(trained):
