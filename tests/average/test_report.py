@@ -7,7 +7,7 @@ import torch
 from tests.average.kinds import model, step
 from torch import nn
 
-from isobatch.average import LAWA, SWA, ModelEMA
+from isobatch.average import LAWA, SWA, Debias, ModelEMA, MultiEMA, PowerEMA, Ramp, SwitchEMA
 
 
 def test_the_report_before_the_first_update():
@@ -101,3 +101,32 @@ def test_steps_without_weights_that_change_at_all_are_not_reported():
     for _ in range(50):
         ema.update(samples=8)
     assert ema.report().warnings == ()
+
+
+QUIET = {  # kinds whose early updates replace much of the average, as they should
+    "mean of the tail": lambda m: SWA(m, start=16),
+    "window": lambda m: LAWA(m, last=3, every=16),
+    "power": lambda m: PowerEMA(m, sigma_rels=[0.1]),
+    "ramp": lambda m: ModelEMA(m, half_life=10_000, warmup=Ramp(0.09)),
+    "ramp for ever": lambda m: ModelEMA(m, half_life=math.inf, warmup=Ramp(0.05)),
+    "debias": lambda m: ModelEMA(m, half_life=10_000, warmup=Debias()),
+    "several in a ramp": lambda m: MultiEMA(m, half_lives=[10_000], warmup=Ramp(0.09)),
+}
+TOLD = {
+    "one": lambda m: ModelEMA(m, half_life=16),
+    "several": lambda m: MultiEMA(m, half_lives=[16]),
+    "switched": lambda m: SwitchEMA(ModelEMA(m, half_life=16), every=32),
+    "after its ramp": lambda m: ModelEMA(m, half_life=16, warmup=Ramp(0.9)),
+}
+
+
+@pytest.mark.parametrize("name", [*QUIET, *TOLD])
+def test_only_a_half_life_that_stays_is_called_coarse(name):
+    module = model()
+    average = (QUIET | TOLD)[name](module)
+    for j in range(4):
+        step(module, j)
+        average.update(samples=16)
+    report = average.report()
+    assert report.share > 0.1
+    assert any("half-life spans only a few updates" in said for said in report.warnings) is (name in TOLD)

@@ -203,6 +203,7 @@ LIBRARIES = (
     "networkx",
     "typing_extensions",
 )  # two are torch's and pydantic's
+EARLY = ("re", "typing", "pathlib", "enum", "dataclasses")  # of Python, needed before the first line
 
 
 @pytest.mark.parametrize("name", ["own_two.py", "own task.py", "1st.py", "own-task.py", "größe.py"])
@@ -259,7 +260,7 @@ HIDING = {
 )
 def test_commands_run_beside_files_that_are_named_as_libraries(name, tmp_path):
     """In a process of its own, where the current folder is the user's."""
-    for library in LIBRARIES:
+    for library in (*LIBRARIES, *EARLY):
         (tmp_path / f"{library}.py").write_text("raise RuntimeError('mine')\n")
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "r.toml").write_text(SHORT)
@@ -310,3 +311,12 @@ def test_a_calibration_that_fails_keeps_the_sweep(path, tmp_path, monkeypatch, c
     assert said[0] == f"isobatch: finished runs are kept in {seen[1]}; the same command goes on from there"
     assert seen[0] == tmp_path / "o"
     assert seen[1].parent == Path(os.environ["ISOBATCH_CACHE"]) / "sweep"
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["people", "programs"])
+def test_a_log_is_told_how_far_a_training_is(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("isobatch.executors.progress._SILENT", -1.0)  # not only once a minute
+    path = tmp_path / "r.toml"
+    path.write_text(SHORT.replace("own.py:make", "quadratic"))
+    assert cli.run(["train", str(path), "--out", str(tmp_path / "out"), *words]) == 0
+    assert ("isobatch: training: 128 of 256 samples" in capsys.readouterr().err) is (not words)

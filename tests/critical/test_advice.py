@@ -120,7 +120,7 @@ def test_an_open_end_leaves_the_picks_open_to_the_same_side(low, high, least, mo
         assert below <= pick.batch <= above
         assert (below == ends[0]) == least
         assert (above > 4096) == most
-        (line,) = (s for s in found.sentences[2:] if s.startswith(("at most" if name == "within" else name)))
+        (line,) = (s for s in found.sentences[2:] if s.startswith("at most" if name == "within" else name))
         assert ("over the interval" in line) == (below < above)
 
 

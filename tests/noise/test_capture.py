@@ -370,3 +370,23 @@ def test_chunks_must_be_declared_consistently():
         pass
     with pytest.raises(InputError, match="own count"), noise.chunk(3, rows=[1, 1]):
         pass
+
+
+@pytest.mark.parametrize("capture", ["rows", "norms", "auto"])
+def test_images_in_channels_last_are_measured_as_any(capture):
+    """Layers are run again on their own; torch's group norm crashes on such an input that takes no gradient."""
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        body = [nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        net = nn.Sequential(*body, nn.Linear(4, 2)).to(memory_format=layout)
+        noise = NoiseScale(net, every=1, capture=capture)
+        for step in range(2):
+            x = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(step)).to(memory_format=layout)
+            net.zero_grad()
+            net(x).square().mean().backward()
+            noise.update(samples=8)
+        estimate = noise.estimate()
+        assert estimate.measurements == 2
+        found.append((estimate.trace, estimate.gradient_squared))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)

@@ -76,9 +76,13 @@ def test_what_cannot_be_checked_is_bad_input(name, said):
 
 
 @pytest.mark.parametrize(("name", "said"), [("hangs", "the check hung"), ("killed", "killed by signal 9")])
-def test_what_hangs_or_is_killed_leaves_no_process(name, said, capsys):
+def test_what_hangs_or_is_killed_leaves_no_process(name, said, capsys, monkeypatch):
+    monkeypatch.setattr("isobatch.executors.progress._SILENT", -1.0)  # a log is told every second
+    monkeypatch.setattr("isobatch.cli.verify_split._PROMPT", 0.0)
     assert cli.run(["verify", "split", f"{HERE}:{name}", "--timeout", "2"]) == 2
-    assert said in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert said in error
+    assert ("isobatch: checking: 1 s, at most 2" in error) is (name == "hangs")
     assert not multiprocessing.active_children()
 
 

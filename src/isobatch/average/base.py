@@ -263,7 +263,7 @@ class ModelAverage(ABC):
         """
         self._engine.buffers.refresh()
         with self._engine.buffers.check.paused():
-            return measured(self._engine, self.average(which), self._indices(which))
+            return measured(self._engine, self.average(which), self._indices(which), self._meant(which))
 
     def _repr_html_(self) -> str:
         """As notebooks show it: its report, or why it has none without being asked for a horizon."""
@@ -362,6 +362,10 @@ class ModelAverage(ABC):
         zeros = (0.0,) * len(self._engine.clock.spans)
         self._engine.clock = Clock(seen=int(seen) if isinstance(seen, Integral) else past, spans=zeros, ages=zeros)
         self._engine.teach(moved=True)
+
+    def _meant(self, which: Which) -> float | None:
+        """The half-life that it keeps once a warm-up is over; None for a kind without one."""
+        return None
 
     @abstractmethod
     def _indices(self, which: Which) -> tuple[int, ...]:

@@ -126,6 +126,9 @@ class ModelEMA(ModelAverage):
         only_average(which)
         return (0,)
 
+    def _meant(self, which: Which) -> float:
+        return self.half_life
+
     def _settings(self) -> dict[str, Any]:
         engine = self._engine
         return {
@@ -245,6 +248,9 @@ class MultiEMA(ModelAverage):
     def _indices(self, which: Which) -> tuple[int, ...]:
         return (chosen("half-life", self.half_lives, which),)
 
+    def _meant(self, which: Which) -> float:
+        return self.half_lives[self._indices(which)[0]]
+
     def _settings(self) -> dict[str, Any]:
         engine = self._engine
         return {
@@ -341,6 +347,9 @@ class SwitchEMA(ModelAverage):
 
     def _indices(self, which: Which) -> tuple[int, ...]:
         return self._ema._indices(which)
+
+    def _meant(self, which: Which) -> float:
+        return self._ema._meant(which)
 
     def _settings(self) -> dict[str, Any]:
         return {**self._ema._settings(), "every": self.every, "share": self.share}

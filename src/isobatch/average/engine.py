@@ -323,13 +323,16 @@ class Report:
     warnings: tuple[str, ...]
 
 
-def measured(engine: Engine, values: Mapping[str, Tensor], indices: Sequence[int]) -> Report:
+def measured(
+    engine: Engine, values: Mapping[str, Tensor], indices: Sequence[int], meant: float | None = None
+) -> Report:
     """Measure one average; of a sharded model every rank calls it, and all get the same.
 
     Args:
         engine: clock and tensors.
         values: the average by name.
         indices: which of the K it is the mean of.
+        meant: its half-life in samples once a warm-up is over; None for a kind without one.
 
     Returns:
         The report.
@@ -355,13 +358,16 @@ def measured(engine: Engine, values: Mapping[str, Tensor], indices: Sequence[int
     eps = max((torch.finfo(v.dtype).eps for v in values.values()), default=0.0)
     lost = eps / 2 / share if share and not exact else 0.0
     frozen_share = frozen / total if total else 0.0
+    span = fmean(engine.half_lives[k] for k in indices) if engine.half_lives else None
+    # a warm-up replaces much on purpose, and a mean of the tail or of a window has no half-life to be coarse against
+    steady = meant is not None and span is not None and span >= meant * (1 - 1e-9)
     found = [
         *_not_finite(engine.buffers, values, live),
         *engine.watch.messages(),
-        *_judged(share, frozen_share, lost, engine.holds),
+        *_judged(share, frozen_share, lost, coarse=steady and not engine.holds),
     ]
     return Report(
-        half_life=fmean(engine.half_lives[k] for k in indices) if engine.half_lives else None,
+        half_life=span,
         mean_age=fmean(clock.ages[k] for k in indices) + clock.pending,
         seen=clock.seen,
         pending=clock.pending,
@@ -398,14 +404,14 @@ def _frozen(value: Tensor, weights: Tensor, share: float) -> int:
     return int(stuck.sum())
 
 
-def _judged(share: float | None, frozen: float, lost: float, holds: bool) -> list[str]:
+def _judged(share: float | None, frozen: float, lost: float, *, coarse: bool) -> list[str]:
     found = []
     if frozen > FROZEN:
         found.append(
             f"{frozen:.0%} of the elements no longer move: an update of weight {share:.2g} is lost where average and "
             f'weights differ by less than {lost:.1%}; cadence="auto" applies fewer and larger updates'
         )
-    if share is not None and COARSE < share < 1 and not holds:
+    if coarse and share is not None and COARSE < share < 1:
         found.append(
             f"one update replaces {share:.0%} of the average, so the half-life spans only a few updates and the plain "
             'rule is coarse; a smaller batch, a longer half-life or kind="hold" is closer'

@@ -85,7 +85,7 @@ def train(chosen: argparse.Namespace) -> int:
             dist.init_process_group("gloo")
             stack.callback(dist.destroy_process_group)
         first = not many or dist.get_rank() == 0
-        bar, trained = stack.enter_context(_bar(chosen.json or not first)), []
+        bar, trained = stack.enter_context(_bar(chosen.json or not first, recipe.batch.unit)), []
 
         def seen_to(step: Any, seen: int, length: int) -> None:
             trained[:] = [seen]
@@ -121,7 +121,8 @@ def _measured(recipe: Any, noise: bool, exchange_rate: float | None) -> Any:
     return type(recipe).parse(values)
 
 
-def _bar(quiet: bool) -> Any:
+def _bar(quiet: bool, unit: str) -> Any:
+    """Show a bar on stderr while a run is trained; a line a minute where stderr is no terminal."""
     from contextlib import contextmanager
 
     @contextmanager
@@ -129,9 +130,18 @@ def _bar(quiet: bool) -> Any:
         from rich.console import Console
         from rich.progress import Progress
 
+        from isobatch.executors.progress import Words
+
         console = Console(stderr=True, quiet=quiet)
-        with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-            task = bar.add_task("training", total=None)
-            yield lambda _, seen, length: bar.update(task, completed=seen, total=length)
+        hidden = quiet or not console.is_terminal
+        with Progress(console=console, transient=True, disable=hidden) as bar:
+            task, words = bar.add_task("training", total=None), Words()
+
+            def seen_to(_: Any, seen: float, length: float) -> None:
+                bar.update(task, completed=seen, total=length)
+                if hidden and not quiet:
+                    words(f"training: {seen:,.0f} of {length:,.0f} {unit}")
+
+            yield seen_to
 
     return show()

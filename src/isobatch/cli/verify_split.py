@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from isobatch.cli.options import ending, folder_name, prepare, print_table, say
 from isobatch.errors import InputError
 
 PATIENCE = 300.0
+_PROMPT = 2.0  # seconds in which an answer needs no progress
 
 
 def add(levels: Any) -> None:
@@ -79,6 +81,7 @@ def run(chosen: argparse.Namespace) -> int:
     """
     import os
 
+    from isobatch.executors.progress import Words
     from isobatch.split import split
     from isobatch.split.run import launched, target
 
@@ -87,7 +90,14 @@ def run(chosen: argparse.Namespace) -> int:
     if int(os.environ.get("RANK", "0")):
         return 0  # torchrun started several of us: the first one starts the processes that it needs
     folder = prepare(chosen, "result.json", "report.md", "report.html")
-    with ending():
+    with ending(), ExitStack() as stack:
+        words = Words()
+        stack.callback(words.clear)
+
+        def waits(seconds: float) -> None:
+            if not chosen.json and seconds >= _PROMPT:
+                words(f"checking: {seconds:.0f} s, at most {chosen.timeout:g}")
+
         report = split(
             _late(chosen.target, target),
             chosen.parts,
@@ -96,6 +106,7 @@ def run(chosen: argparse.Namespace) -> int:
             seed=chosen.seed,
             float64=False if chosen.own_types else None,
             timeout=chosen.timeout,
+            on_wait=waits,
         )
     _print(report, chosen, folder)
     return report.exit_code

@@ -64,6 +64,43 @@ class State:
         return ", ".join(parts)
 
 
+class Words:
+    """Writes words that change: in place where people look on, a line a minute in a file.
+
+    Args:
+        file: a terminal, a notebook's output or a log; standard error unless given.
+    """
+
+    def __init__(self, file: TextIO | None = None):
+        self._file = file or sys.stderr
+        self._live = self._file.isatty() or type(self._file).__module__.startswith("ipykernel")
+        self._said, self._length = time.monotonic(), 0
+
+    def __call__(self, text: str) -> None:
+        """Write them.
+
+        Args:
+            text: in one line.
+        """
+        now = time.monotonic()
+        if self._live:
+            self._file.write("\r" + text.ljust(self._length))
+            self._length = len(text)
+        elif now - self._said > _SILENT:
+            self._said = now
+            self._file.write(f"isobatch: {text}\n")
+        else:
+            return
+        self._file.flush()
+
+    def clear(self) -> None:
+        """Leave the line empty where they were written in place."""
+        if self._length:
+            self._file.write("\r" + " " * self._length + "\r")
+            self._file.flush()
+            self._length = 0
+
+
 class Line:
     """Writes the state over sessions that follow each other: in place where people look on, a line a minute in a file.
 
@@ -77,9 +114,7 @@ class Line:
     """
 
     def __init__(self, file: TextIO | None = None, known: int | None = None):
-        self._file = file or sys.stderr
-        self._live = self._file.isatty() or type(self._file).__module__.startswith("ipykernel")
-        self._said, self._length, self._last = time.monotonic(), 0, State(width=1)
+        self._words, self._last = Words(file), State(width=1)
         self.start(known)
 
     def start(self, known: int | None) -> None:
@@ -115,15 +150,7 @@ class Line:
             state: of the session that goes on.
             found: as for `over`.
         """
-        text, now = str(self.over(state, found)), time.monotonic()
-        if self._live:
-            self._file.write("\r" + text.ljust(self._length))
-            self._length = len(text)
-            self._file.flush()
-        elif now - self._said > _SILENT:
-            self._said = now
-            self._file.write(f"isobatch: {text}\n")
-            self._file.flush()
+        self._words(str(self.over(state, found)))
 
 
 _WATCH: ContextVar[Callable[[State], None] | None] = ContextVar("watch", default=None)

@@ -147,6 +147,7 @@ def read(
 ) -> Loaded:
     """Read a source into a recipe and its ledger; see `load`."""
     form = detect(source, FORMATS, format_name, OTHERS)
+    source = replace(source, extra={**source.extra, "dashes_alone": form.dashes})
     if stamp is not None:
         answers = {**stamp.answers, **answers}
         told = answers.get("devices", stamp.devices)

@@ -148,9 +148,9 @@ def run_again(module: nn.Module, x: Tensor, delta: Tensor) -> dict[str, Tensor]:
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         bare = _Unhooked(module)
         leaves = {name: p.detach().to(delta.dtype).requires_grad_() for name, p in bare.named_parameters()}
-        found = torch.autograd.grad(
-            functional_call(bare, leaves, (x,)), list(leaves.values()), delta, materialize_grads=True
-        )
+        # contiguous: torch 2.13's group norm in channels-last crashes where its input takes no gradient
+        out = functional_call(bare, leaves, (x.contiguous(),))
+        found = torch.autograd.grad(out, list(leaves.values()), delta, materialize_grads=True)
     return {name.removeprefix("layer."): gradient for name, gradient in zip(leaves, found, strict=True)}
 
 

@@ -35,12 +35,15 @@ _LAUNCHED = {"RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOC
 _KINDS = {kind.__name__: kind for kind in (Layout, Record, Update, Pass)}
 
 
-def apart(actions: Sequence[Callable[[], Any]], seconds: float = PATIENCE) -> list[Any]:
+def apart(
+    actions: Sequence[Callable[[], Any]], seconds: float = PATIENCE, on_wait: Callable[[float], None] | None = None
+) -> list[Any]:
     """Run actions at the same time, each in a forked process of its own, and end all of them when one fails.
 
     Args:
         actions: each gives plain values.
         seconds: after which everything is ended.
+        on_wait: told every second for how long they have been running.
 
     Returns:
         What each gave.
@@ -57,7 +60,7 @@ def apart(actions: Sequence[Callable[[], Any]], seconds: float = PATIENCE) -> li
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads
                     process.start()
-            _watch(processes, files, seconds)
+            _watch(processes, files, seconds, on_wait)
             return [json.loads(file.read_text())["value"] for file in files]
         finally:
             for process in processes:
@@ -81,12 +84,16 @@ def _child(action: Callable[[], Any], file: Path) -> None:
     part.replace(file)
 
 
-def _watch(processes: Sequence[Any], files: Sequence[Path], seconds: float) -> None:
+def _watch(
+    processes: Sequence[Any], files: Sequence[Path], seconds: float, on_wait: Callable[[float], None] | None
+) -> None:
     began = time.monotonic()
     running = list(processes)
     while running:
-        left = seconds - (time.monotonic() - began)
-        wait([process.sentinel for process in running], max(left, 0.0))
+        left = max(seconds - (time.monotonic() - began), 0.0)
+        ended = wait([process.sentinel for process in running], left if on_wait is None else min(left, 1.0))
+        if on_wait is not None and not ended:
+            on_wait(time.monotonic() - began)
         for process, file in zip(processes, files, strict=True):
             if process in running and process.exitcode is not None:
                 running.remove(process)

@@ -26,6 +26,7 @@ def split(
     seed: int = 0,
     float64: bool | None = None,
     timeout: float | None = None,
+    on_wait: Callable[[float], None] | None = None,
 ) -> SplitReport:
     """Check whether one update of a batch is the same in parts.
 
@@ -42,6 +43,7 @@ def split(
         seed: under which the trainer is made.
         float64: compute in float64 (True), in the trainer's own types (False), or in float64 where it is possible.
         timeout: seconds after which everything is ended; without it the check runs in this process.
+        on_wait: with a timeout told every second how long the check has been running.
 
     Returns:
         The report.
@@ -83,7 +85,7 @@ def split(
 
     if timeout is None:
         return whole_check()
-    return SplitReport.from_dict(apart([lambda: whole_check().to_dict()], timeout)[0])
+    return SplitReport.from_dict(apart([lambda: whole_check().to_dict()], timeout, on_wait)[0])
 
 
 def target(name: str) -> Callable[..., Any]:

@@ -5,10 +5,10 @@ import re
 from isobatch.formats.acting import devices_of_a_model
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Reader
+from isobatch.formats.stacks.launchers import launched_devices, on_nodes
 from isobatch.formats.stacks.words import (
     capped_epoch,
     clip,
-    launched_devices,
     moments,
     optimizer,
     passes_of_each,
@@ -47,15 +47,14 @@ def read(reader: Reader) -> None:
     draft = reader.draft
     micro = reader.whole(*_BATCH, ask="the batch per device stands in the user's datamodule", low=1)
     passes = reader.whole("trainer.accumulate_grad_batches", default=1, low=1)
-    count, nodes = reader.find("trainer.devices").value, reader.whole("trainer.num_nodes", default=1, low=1).value
+    count, nodes = reader.find("trainer.devices").value, reader.whole("trainer.num_nodes", default=1, low=1)
     count = len(count) if isinstance(count, list) else count
     split = devices_of_a_model(reader.source.tree)
-    stated = isinstance(count, int) and count > 0 and count * nodes % split == 0
-    told = count * nodes // split if stated else launched_devices(reader)
+    stated = isinstance(count, int) and count > 0 and count * nodes.value % split == 0
+    told = count * nodes.value // split if stated else launched_devices(reader)
     per_device_batch(reader, micro, passes, reader.devices('trainer.devices is not a number ("auto")', default=told))
     if isinstance(reader.find("trainer.devices").value, int) and told:
-        reader.link("devices", reader.find("trainer.devices"), lambda view: view.devices * split / nodes, whole=True,
-                    least=1)  # fmt: skip
+        on_nodes(reader, reader.whole("trainer.devices"), nodes, split)
     name = optimizer(reader, reader.word("optimizer.class_path", ask_default(reader), default="torch.optim.AdamW"))
     reader.say("lr", reader.number(*_RATE, ask="the rate stands in the user's module"))
     decay = reader.number(
@@ -137,6 +136,10 @@ def _callbacks(reader: Reader) -> None:
             reader.say("ema", reader.number(f"{place}.init_args.decay", default=0.999))
             every = reader.whole(f"{place}.init_args.update_every_n_steps", default=1, low=1)
             reader.draft.average["every"] = every.value
+            start = reader.whole(f"{place}.init_args.update_starting_at_step", default=None)
+            if start.value:
+                reader.span("ema_start", start, "steps", least=1)
+                reader.draft.average["start"] = reader.draft.spans["ema_start"]
             if every.value > 1:
                 reader.link("ema.every", every, lambda view, n=every.value: n, words="updates between averages, kept")
             reader.inert(f"{place}.class_path", f"{place}.init_args.device")
