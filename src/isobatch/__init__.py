@@ -3,6 +3,18 @@
 Every room is reachable as `isobatch.room`; rooms and the names that need torch are loaded when first used.
 """
 
+import os
+import sys
+
+# `python -m isobatch` and an empty part of PYTHONPATH put the current folder first, where a user's re.py would hide
+# Python's own before __main__ begins; main() puts it behind. argv[0] is "-m" while Python looks for the module.
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)] in ("isobatch", "-misobatch"):
+    try:
+        _here = os.getcwd()  # noqa: PTH109 (pathlib needs re)
+    except FileNotFoundError:
+        _here = ""
+    sys.path[:] = [path for path in sys.path if path not in ("", _here)]
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -203,6 +203,7 @@ LIBRARIES = (
     "networkx",
     "typing_extensions",
 )  # two are torch's and pydantic's
+EARLY = ("re", "typing", "pathlib", "enum", "dataclasses")  # of Python, needed before the first line
 
 
 @pytest.mark.parametrize("name", ["own_two.py", "own task.py", "1st.py", "own-task.py", "größe.py"])
@@ -259,7 +260,7 @@ HIDING = {
 )
 def test_commands_run_beside_files_that_are_named_as_libraries(name, tmp_path):
     """In a process of its own, where the current folder is the user's."""
-    for library in LIBRARIES:
+    for library in (*LIBRARIES, *EARLY):
         (tmp_path / f"{library}.py").write_text("raise RuntimeError('mine')\n")
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "r.toml").write_text(SHORT)

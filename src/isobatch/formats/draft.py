@@ -5,6 +5,7 @@ from typing import Any
 
 from isobatch.errors import InputError
 from isobatch.plan import Recipe
+from isobatch.rules import OPTIMIZERS
 from isobatch.units import to_samples
 
 _OPTIMIZER = (
@@ -78,7 +79,11 @@ class Draft:
         pairs = (("size", "batch"), ("devices", "devices"), ("micro", "micro"))
         batch = {key: values[name] for key, name in pairs if values.get(name) is not None}
         optimizer = {key: _float(values[key]) for key in _OPTIMIZER if values.get(key) is not None}
-        if "beta1" in values:
+        has = OPTIMIZERS[values["name"]].keys if values.get("name") in OPTIMIZERS else ()
+        for name in ("alpha", "eps"):  # what some trainers hand over, and this optimizer does not have
+            if name not in has:
+                optimizer.pop(name, None)
+        if "beta1" in values and "betas" in has:
             optimizer["betas"] = (float(values["beta1"]), float(values["beta2"]))
         tables: dict[str, Any] = {"batch": {"unit": self.unit} | batch | self.batch, "optimizer": optimizer}
         if self.data_size is not None:

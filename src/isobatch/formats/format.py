@@ -22,6 +22,7 @@ class Format:
             the kind of text, "text:WORD" for a word of a Python file, "not:KEY" for a key that others have.
         read: fills the reader's draft and ledger.
         source: repository and commit, or date, whose vocabulary this is.
+        dashes: whether flags of several words are written with dashes alone.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Format:
     marks: Mapping[str, int]
     read: Callable[[Reader], None]
     source: str
+    dashes: bool = False
 
     def points(self, source: Source) -> int:
         """Return how much a file looks like this format."""

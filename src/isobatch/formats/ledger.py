@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 SAME = 1e-12
 """Relative difference up to which a number is the same one: what conversions there and back cost."""
 
+MOST = "gpus_of_a_node"
+"""The answer that says how many GPUs a node has."""
+ONE_NODE = "of its one node"
+"""How GPUs of a node are called where a file has one node alone."""
+_LAST = 9e-13
+"""Relative difference that a way there and back leaves: 0.00999999999999996 is 0.01."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -293,5 +300,7 @@ def like(value: Any, old: Any) -> Any:
     if isinstance(value, int) and isinstance(old, float) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, float):
-        return float(f"{value:.15g}")  # without the last bits of a conversion there and back
+        exact, plain = float(f"{value:.15g}"), float(f"{value:.9g}")  # without the last bits of a way there and back
+        size = min(exact, 1 - exact) if 0 < exact < 1 else abs(exact)  # of a decay 1 - decay counts
+        return plain if abs(plain - exact) < _LAST * size else exact
     return [like(item, None) for item in value] if isinstance(value, (list, tuple)) else value

@@ -24,7 +24,9 @@ from isobatch.rules import OPTIMIZERS
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-_SPLIT = ("batch.size", "batch.micro", "batch.devices", "accumulation", "nbs")
+_SPLIT = ("batch.size", "batch.micro", "batch.devices", "batch.base", "accumulation", "nbs")
+_HELD = ("rollout", "generation", "group", "critic")
+"""What holds some updates of reinforcement learning, and goes with the batch."""
 _RULED = {
     "curves.weight_decay": "optimizer.weight_decay",
     "curves.lr": "optimizer.lr",
@@ -190,9 +192,33 @@ class FilePlan:
             raise InputError("a config object has no text; use isobatch.formats.scale_config, which returns a new one")
         if not self.changes:
             return source.text
-        text = stamped(source.edit(self.edits()), self.stamp, source)
-        self._check(text)
+        edits = self.edits()
+        text = stamped(source.edit(edits), self.stamp, source)
+        if self.again is None:
+            return text
+        found = self.again(text, self.stamp)
+        drifted = self._drifted(found.ledger)
+        if drifted:  # what the file computes from a number that the plan changes is written out
+            text = stamped(source.edit({**edits, **drifted}), self.stamp, source)
+            found = self.again(text, self.stamp)
+            for key, value in self._drifted(found.ledger).items():
+                raise InputError(
+                    f"{spelled(key)} moves with another number of the file, where the plan says {value!r}; write it "
+                    "out in the file, and plan again"
+                )
+        self._check(found.recipe, found.ledger)
         return text
+
+    def _drifted(self, read: Ledger) -> dict[Key, Any]:
+        """Return numbers that the plan leaves alone and that the planned text says otherwise: key -> what they were."""
+        changed = {change.link.key for change in self.changes}
+        kept = {
+            link.key: link.value
+            for link in self.ledger.links
+            if link.origin in ("file", "launcher") and link.key not in changed
+        }
+        found = {link.key: link.value for link in read.links}
+        return {key: value for key, value in kept.items() if key in found and not _near(found[key], value)}
 
     def edits(self) -> dict[Key, Any]:
         """Return what is written where; a list that the file itself does not have is written whole."""
@@ -220,18 +246,12 @@ class FilePlan:
         items = {link.key[-1]: link.value for link in self.ledger.links if link.key[:-1] == key}
         return [items[index] for index in sorted(items, key=int)]
 
-    def _check(self, text: str) -> None:
-        if self.again is None:
-            return
-        found = self.again(text, self.stamp)
-        before = View(self.recipe, self.ledger.spans, self.reference)
-        after = View(found.recipe, found.ledger.spans)
+    def _check(self, recipe: Recipe, read: Ledger) -> None:
+        before, after = View(self.recipe, self.ledger.spans, self.reference), View(recipe, read.spans)
         for change in self.changes:
             link = change.link
             wanted = link.back(before)
-            got = next(
-                (other for other in found.ledger.links if other.key == link.key and other.path == link.path), None
-            )
+            got = next((other for other in read.links if other.key == link.key and other.path == link.path), None)
             value = None if got is None else got.back(after)
             close = same(wanted, value) or (change.exact is not None and same(change.becomes, value))
             if not close and not _near(wanted, value):
@@ -352,6 +372,8 @@ class FilePlan:
             return row.rule, row.because, str(row.confidence)
         if path in _SPLIT:
             return "B = micro x devices x n", "what was asked for", "derived"
+        if path in _HELD:
+            return "kappa*held", "as many updates use it, so that its data are as old as before", "derived"
         return "steps/kappa", "a span stays the same in samples", "derived"
 
     def _row(self, change: Change) -> FileRow:

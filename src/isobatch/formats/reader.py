@@ -341,7 +341,8 @@ class Reader:
         Args:
             name: of the span.
             found: as the file has it.
-            unit: steps, samples, tokens, epochs, or length for a share of the run.
+            unit: steps, samples, tokens, epochs, passes (of all devices, whatever an update holds), or length for a
+                share of the run.
             times: units in one of the file's, such as iterations in an "epoch".
             whole: whether only whole numbers can stand there; counts of epochs and shares never change.
             least: smallest number that can stand there.
@@ -354,15 +355,17 @@ class Reader:
                 name, found, lambda view: view.samples(name) / view.samples("length") / times, words="share of the run"
             )
             return
-        self.draft.spans[name] = f"{_count(amount)} {unit}"
+        each = self.draft.values["micro"] * self.draft.values["devices"] if unit == "passes" else 1
+        self.draft.spans[name] = f"{_count(amount * each)} {self.draft.unit if unit == 'passes' else unit}"
         if unit == "epochs":
             self.data_size()
         per = {
             "steps": lambda view: view.steps(name) / times,
+            "passes": lambda view: view.samples(name) / (view.micro * view.devices) / times,
             "epochs": lambda view: view.samples(name) / (self.draft.data_size or 1) / times,
         }.get(unit, lambda view: view.samples(name) / self.draft.samples_in(unit) / times)
         said = f"{times:g} {unit} each" if times != 1 else ""
-        self.link(name, found, per, words=said, whole=whole and unit == "steps", least=least)
+        self.link(name, found, per, words=said, whole=whole and unit in ("steps", "passes"), least=least)
 
     def fix(self, path: str, value: Any, where: str, back: Callable[[View], Any] | None = None) -> None:
         """Enter a constant of the trainer's code; with `back`, one that the code says in a unit of its own."""

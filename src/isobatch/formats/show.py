@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
+from isobatch.formats.ledger import MOST, ONE_NODE
 from isobatch.formats.lint import lint
 from isobatch.formats.texts.command import lines_of
 from isobatch.plan.plan import PRINTED, show
 
+_NODE = 8
+"""GPUs of a usual node."""
 SCHEMA = "isobatch-plan-1"
 """Name of the JSON form; docs/plan.schema.json describes it."""
 
@@ -89,6 +92,7 @@ def remarks(made: Any) -> Iterator[str]:
         yield f"or keep the batch (--keep-batch), and nothing else moves: {keys}"
     if ledger.stamp is not None:
         yield f"a plan already: batch {ledger.stamp.reference} -> {ledger.stamp.batch}; it goes on from there"
+    yield from _crowded(made)
     own = ledger.own_rule
     if own is not None:
         yield f"the trainer's own rule stays on: {own.formula} ({own.key}); only what it leaves out is changed"
@@ -106,6 +110,16 @@ def remarks(made: Any) -> Iterator[str]:
             yield f"{warning.condition} ({warning.side}): {warning.message} ({warning.source})"
         for form in made.forms:
             yield f"other form, {form.name}: {form}"
+
+
+def _crowded(made: Any) -> Iterator[str]:
+    """Say where a plan puts more GPUs on the one node than nodes usually have."""
+    for row in made.rows:
+        if row.path == "batch.devices" and row.note.startswith(ONE_NODE) and row.becomes > _NODE >= row.was:
+            yield (
+                f"{row.key}: {row.becomes} GPUs on one node; for nodes of {_NODE}, let the file say its nodes (1), and "
+                f"plan it with --set {MOST}={_NODE}"
+            )
 
 
 def _other_rate(made: Any) -> Iterator[str]:

@@ -1,11 +1,13 @@
 """Recipe: the data of a training run, checked by the rules, that can be planned at another batch."""
 
 import math
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import ConfigDict, model_validator
 
 from isobatch.curves import CopyUntil, DecayCurve, DecaySchedule, Pieces, Ramp, Staircase, StepWarmup, Warmup
+from isobatch.errors import InputError
 from isobatch.plan.plan import Plan
 from isobatch.plan.planning import make_plan
 from isobatch.plan.settings import curve, scaled
@@ -81,6 +83,31 @@ class Recipe(RecipeData):
                 self.staircase(batch)
             scaled(self, batch)
         return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a recipe from a TOML file.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            InputError: as for `RecipeData.load`, or a number that its optimizer does not have.
+        """
+        recipe = super().load(path)
+        rows = (
+            optimizer_row(recipe.optimizer.name),
+            *(optimizer_row(g.optimizer) for g in recipe.groups if g.optimizer),
+        )
+        for name in ("betas", "alpha", "eps"):  # of a file alone: plans hold them for every optimizer
+            value, usual = getattr(recipe.optimizer, name), type(recipe.optimizer).model_fields[name].default
+            if value != usual and not any(name in row.keys for row in rows):
+                shown = list(value) if isinstance(value, tuple) else value
+                raise InputError(f"{path}: optimizer.{name}={shown} has no meaning for {rows[0].name}; remove it")
+        return recipe
 
     def at(
         self,

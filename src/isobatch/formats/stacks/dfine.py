@@ -4,15 +4,8 @@ from typing import Any
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Reader
-from isobatch.formats.stacks.words import (
-    clip,
-    global_batch,
-    launched_devices,
-    milestones,
-    moments,
-    optimizer,
-    share_of_peak,
-)
+from isobatch.formats.stacks.launchers import launched_devices
+from isobatch.formats.stacks.words import clip, global_batch, milestones, moments, optimizer, share_of_peak
 
 _INERT = (
     "val_dataloader train_dataloader.dataset use_ema use_amp lr_scheduler.type scaler ema.type "

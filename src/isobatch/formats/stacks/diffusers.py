@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Reader
-from isobatch.formats.stacks.words import clip, launched_devices, optimizer, per_device_batch, periods
+from isobatch.formats.stacks.launchers import launched_devices
+from isobatch.formats.stacks.words import clip, optimizer, per_device_batch, periods
 
 _INERT = (
     "snr_gamma noise_offset lr_num_cycles resolution rank use_8bit_adam use_ema scale_lr lr_scheduler "

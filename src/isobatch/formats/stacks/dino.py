@@ -4,14 +4,8 @@ from typing import Any
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import (
-    clip,
-    launched_devices,
-    optimizer,
-    per_device_batch,
-    share_of_decay,
-    share_of_peak,
-)
+from isobatch.formats.stacks.launchers import launched_devices, on_nodes
+from isobatch.formats.stacks.words import clip, optimizer, per_device_batch, share_of_decay, share_of_peak
 
 _INERT = (
     "saveckp_freq warmup_teacher_temp teacher_temp drop_path_rate student_temp optim.multi_tensor_optim "
@@ -66,8 +60,7 @@ def read_v1(reader: Reader) -> None:
         nodes, each = reader.whole("nodes", default=2, low=1), reader.whole("ngpus", default=8, low=1)
         told = nodes.value * each.value
         if reader.answers.get("devices", told) == told:
-            count = nodes.value
-            reader.link("devices", each, lambda view: view.devices / count, words="of one node", whole=True, least=1)
+            on_nodes(reader, each, nodes)
     per_device_batch(reader, micro, None, reader.devices(default=told))
     size = draft.values["batch"]
     reader.data_size("its epochs are passes over the data")

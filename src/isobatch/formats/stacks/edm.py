@@ -2,7 +2,7 @@
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import launched_devices
+from isobatch.formats.stacks.launchers import launched_devices
 from isobatch.units import decay_at
 
 _INERT = (
@@ -122,4 +122,5 @@ FORMAT = Format(
     },
     read,
     "NVlabs/edm train.py; NVlabs/edm2 train_edm2.py, training/phema.py (2026-11)",
+    dashes=True,
 )

@@ -7,18 +7,22 @@ from isobatch.errors import InputError
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.grpo import groups, is_grpo
-from isobatch.formats.stacks.words import betas, clip, has, launched_devices, optimizer, per_device_batch
+from isobatch.formats.stacks.launchers import launched_devices
+from isobatch.formats.stacks.words import betas, clip, has, optimizer, per_device_batch, periods
 
 _INERT = (
     "beta pref_beta dpo_beta kto_beta fsdp fsdp_config loraplus_lr_ratio lora_alpha average_tokens_across_devices "
     "adapter optim_target_modules eval_batch_size max_length loss_type temperature logging_steps train_on_inputs "
     "group_by_length num_beams epsilon_high evals_per_epoch saves_per_epoch dispatch_batches eval_batches"
-    " accelerator_config.dispatch_batches accelerator_config.even_batches"
+    " torch_empty_cache_steps eval_delay accelerator_config.dispatch_batches accelerator_config.even_batches"
 )
 
-_SPLIT = re.compile(r"[\"']split_batches[\"']\s*:\s*true", re.IGNORECASE)
 _ONE_RATE = re.compile(r"(?!min|max|base|peak)([A-Za-z]\w*)_lr$|loraplus_lr_(embedding)$")
 """A rate of some parameters alone, by the name of its key."""
+
+
+_SWITCHES = ("use_muon", "use_galore", "use_apollo", "use_badam", "use_adam_mini")
+"""LLaMA-Factory's switches of another optimizer than optim says."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,9 @@ def read(reader: Reader) -> None:
         total = reader.whole("batch_size", low=1)
         reader.ask("gradient_accumulation_steps", f"axolotl no longer takes batch_size={total.value}", 1)
     devices = reader.devices(default=launched_devices(reader))
-    said = reader.find("accelerator_config").value  # a table, or its JSON in a command
-    written = " ".join(map(str, said)) if isinstance(said, list) else str(said)
-    if reader.flag("accelerator_config.split_batches", "split_batches").value or _SPLIT.search(written):
+    if not isinstance(reader.find("accelerator_config").value, dict):
+        reader.unread("accelerator_config", "a file of its own, which may set split_batches")
+    if reader.flag("accelerator_config.split_batches", "split_batches").value:
         _split(reader, micro, passes, devices)
     else:
         per_device_batch(reader, micro, passes, devices)
@@ -83,6 +87,12 @@ def read(reader: Reader) -> None:
         found = reader.number(key)
         if found.value and _counted(reader, found):
             reader.span(name, found, "steps", least=1)
+    if reader.flag("sync_ref_model").value:  # TRL mixes the model into the reference every so many steps
+        found = reader.number("ref_model_sync_steps", default=512, low=1)
+        reader.span("reference", found, "steps", least=1)
+        reader.inert("ref_model_mixup_alpha")
+    if reader.word("eval_strategy", "evaluation_strategy", default="no").value == "steps":
+        periods(reader, {"eval_delay": "evaluation_begins"})
     if reader.find("packing", "sample_packing").value:
         reader.note("samples are packed sequences here: the data size is the number of packs, and a batch counts packs")
     reader.inert(_INERT)
@@ -117,7 +127,11 @@ def _optimizer(reader: Reader, usual: _Usual) -> None:
                        ask="each trainer has a default of its own, and the file names none")  # fmt: skip
     if reader.find("adafactor").value:
         optimizer(reader, Found(("adafactor",), "adafactor"))
-    name = optimizer(reader, reader.word("optim", "optimizer", default=usual.optimizer), adam="adamw")
+    switched = [key for key in _SWITCHES if reader.flag(key).value]
+    word = reader.word("optim", "optimizer", default=usual.optimizer)
+    if switched:
+        word = Found((switched[0],), switched[0].removeprefix("use_"))
+    name = optimizer(reader, word, adam="adamw")
     reader.say("lr", lr)
     reader.say("weight_decay", reader.number("weight_decay", default=usual.decay))
     if name == "muon":

@@ -5,7 +5,8 @@ from typing import Any
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import clip, launched_devices, moments, optimizer, per_device_batch, periods
+from isobatch.formats.stacks.launchers import launched_devices
+from isobatch.formats.stacks.words import clip, moments, optimizer, per_device_batch, periods
 
 _INERT = (
     "dataset env eval wandb peft rename_map seed num_workers log_freq tolerance_s job_name "
@@ -54,7 +55,8 @@ def read(reader: Reader) -> None:
         reader.inert("optimizer", "scheduler")
     periods(reader, {"save_freq": "checkpoints", "eval_steps": "evaluation", "eval_freq": "trials",
                      "env_eval_freq": "trials_in_env"})  # fmt: skip
-    reader.inert(_INERT, *(f"policy.{key}" for key in reader.table("policy") if not key.startswith(_TRAINED)))
+    quiet = (key for key in reader.table("policy") if not key.startswith(_TRAINED) and "ema" not in key.split("_"))
+    reader.inert(_INERT, *(f"policy.{key}" for key in quiet))
 
 
 def _states(reader: Reader) -> bool:

@@ -5,10 +5,10 @@ import re
 from isobatch.formats.acting import devices_of_a_model
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Reader
+from isobatch.formats.stacks.launchers import launched_devices, on_nodes
 from isobatch.formats.stacks.words import (
     capped_epoch,
     clip,
-    launched_devices,
     moments,
     optimizer,
     passes_of_each,
@@ -35,6 +35,7 @@ _BATCH = (
 )
 _RATE = (
     "optimizer.init_args.lr",
+    "optimizer.lr",
     "model.init_args.lr",
     "model.init_args.learning_rate",
     "model.lr",
@@ -47,22 +48,21 @@ def read(reader: Reader) -> None:
     draft = reader.draft
     micro = reader.whole(*_BATCH, ask="the batch per device stands in the user's datamodule", low=1)
     passes = reader.whole("trainer.accumulate_grad_batches", default=1, low=1)
-    count, nodes = reader.find("trainer.devices").value, reader.whole("trainer.num_nodes", default=1, low=1).value
+    count, nodes = reader.find("trainer.devices").value, reader.whole("trainer.num_nodes", default=1, low=1)
     count = len(count) if isinstance(count, list) else count
     split = devices_of_a_model(reader.source.tree)
-    stated = isinstance(count, int) and count > 0 and count * nodes % split == 0
-    told = count * nodes // split if stated else launched_devices(reader)
+    stated = isinstance(count, int) and count > 0 and count * nodes.value % split == 0
+    told = count * nodes.value // split if stated else launched_devices(reader)
     per_device_batch(reader, micro, passes, reader.devices('trainer.devices is not a number ("auto")', default=told))
     if isinstance(reader.find("trainer.devices").value, int) and told:
-        reader.link("devices", reader.find("trainer.devices"), lambda view: view.devices * split / nodes, whole=True,
-                    least=1)  # fmt: skip
+        on_nodes(reader, reader.whole("trainer.devices"), nodes, split)
     name = optimizer(reader, reader.word("optimizer.class_path", ask_default(reader), default="torch.optim.AdamW"))
     reader.say("lr", reader.number(*_RATE, ask="the rate stands in the user's module"))
-    decay = reader.number(
-        "optimizer.init_args.weight_decay", "model.init_args.weight_decay", default=0.01 if name == "adamw" else 0.0
-    )
+    head = "optimizer" if reader.has("optimizer.lr") else "optimizer.init_args"  # flags may leave init_args out
+    usual = 0.01 if name == "adamw" else 0.0
+    decay = reader.number(f"{head}.weight_decay", "model.init_args.weight_decay", default=usual)
     reader.say("weight_decay", decay)
-    moments(reader, name, "optimizer.init_args")
+    moments(reader, name, head)
     clip(reader, reader.number("trainer.gradient_clip_val", default=None))
     if (
         draft.values.get("clip")
@@ -137,6 +137,10 @@ def _callbacks(reader: Reader) -> None:
             reader.say("ema", reader.number(f"{place}.init_args.decay", default=0.999))
             every = reader.whole(f"{place}.init_args.update_every_n_steps", default=1, low=1)
             reader.draft.average["every"] = every.value
+            start = reader.whole(f"{place}.init_args.update_starting_at_step", default=None)
+            if start.value:
+                reader.span("ema_start", start, "steps", least=1)
+                reader.draft.average["start"] = reader.draft.spans["ema_start"]
             if every.value > 1:
                 reader.link("ema.every", every, lambda view, n=every.value: n, words="updates between averages, kept")
             reader.inert(f"{place}.class_path", f"{place}.init_args.device")
@@ -166,6 +170,7 @@ FORMAT = Format(
         "trainer.accumulate_grad_batches": 2,
         "trainer.devices": 1,
         "optimizer.init_args": 2,
+        "optimizer.class_path": 1,
         "data.init_args": 1,
         "trainer.gradient_clip_val": 1,
         "model.class_path": 1,

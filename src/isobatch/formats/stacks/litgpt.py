@@ -2,7 +2,8 @@
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import clip, optimizer, usual_betas
+from isobatch.formats.stacks.launchers import on_nodes
+from isobatch.formats.stacks.words import clip, moments, optimizer
 
 
 def read(reader: Reader) -> None:
@@ -10,26 +11,23 @@ def read(reader: Reader) -> None:
     draft = reader.draft
     size = reader.whole("train.global_batch_size", ask="samples per optimizer step", low=1)
     micro = reader.whole("train.micro_batch_size", default=1, low=1)
-    count = reader.find("devices").value
-    nodes = int(reader.whole("num_nodes", default=1, low=1).value)
-    told = count * nodes if isinstance(count, int) and count > 0 else None
+    count = reader.source.get(("devices",))  # as the file says it, whatever an answer of this name says
+    reader.inert("devices")
+    nodes = reader.whole("num_nodes", default=1, low=1)
+    told = count * nodes.value if isinstance(count, int) and count > 0 else None
     devices = reader.devices('the file says devices = "auto"', default=told)
     reader.keeps_batch, reader.per_device = True, False
     draft.values |= {"batch": int(size.value), "devices": devices, "micro": int(micro.value)}
     reader.link("batch", size, lambda view: view.batch, whole=True, least=1)
     reader.link("micro", micro, lambda view: view.micro, whole=True, least=1)
-    if isinstance(count, int):
-        found = Found(("devices",), count)
-        reader.link("devices", found, lambda view: view.devices / nodes, whole=True, least=1)
+    if isinstance(count, int) and told == devices:
+        on_nodes(reader, Found(("devices",), count), nodes)
     lr = reader.number("optimizer.init_args.lr", "train.learning_rate", default=None,
                        ask="the learning rate stands in the optimizer's defaults")  # fmt: skip
     name = optimizer(reader, reader.word("optimizer.class_path", "optimizer", default="AdamW"))
     reader.say("lr", lr)
     reader.say("weight_decay", reader.number("optimizer.init_args.weight_decay", "train.weight_decay", default=0.01))
-    one, two = reader.pair("optimizer.init_args.betas", default=usual_betas(name))
-    reader.say("beta1", one)
-    reader.say("beta2", two)
-    reader.say("eps", reader.number("optimizer.init_args.eps", default=1e-8))
+    moments(reader, name, "optimizer.init_args")
     clip(reader, reader.number("train.max_norm", default=None))
     _schedule(reader, lr)
     for name, key in (("evaluation", "eval.interval"), ("checkpoints", "train.save_interval")):

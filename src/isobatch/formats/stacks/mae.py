@@ -4,14 +4,8 @@ from dataclasses import dataclass
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import (
-    clip,
-    global_batch,
-    launched_devices,
-    optimizer,
-    per_device_batch,
-    share_of_peak,
-)
+from isobatch.formats.stacks.launchers import launched_devices, on_nodes
+from isobatch.formats.stacks.words import clip, global_batch, optimizer, per_device_batch, share_of_peak
 
 
 @dataclass(frozen=True)
@@ -41,15 +35,13 @@ def read_mae(reader: Reader) -> None:
     job = _PROBE if probed else _TUNE if tuned else _TRAIN
     micro = reader.whole("batch_size", default=64, low=1)
     passes = reader.whole("accum_iter", default=1, low=1)
-    nodes = reader.whole("nodes", default=1, low=1).value
-    each = reader.whole("ngpus", default=None, low=1).value
-    submitted = "submitit" in program
     told = launched_devices(reader)
-    if submitted:
-        told = nodes * (each or 8)
+    if "submitit" in program:
+        nodes, each = reader.whole("nodes", default=2, low=1), reader.whole("ngpus", default=8, low=1)
+        told = nodes.value * each.value
+        if reader.answers.get("devices", told) == told:
+            on_nodes(reader, each, nodes)
     per_device_batch(reader, micro, passes, reader.devices(default=told))
-    if submitted:
-        reader.note("the GPUs are nodes x ngpus, which the plan does not write; give them when you submit")
     size = draft.values["batch"]
     reader.data_size("its epochs are passes over the data")
     optimizer(reader, Found(("optimizer",), job.optimizer, "default"))
@@ -139,4 +131,5 @@ MOCO = Format(
     {"program:main_moco.py": 3, "moco_m": 3, "moco_m_cos": 2, "moco_mlp_dim": 1, "moco_t": 1, "not:moco_k": 9},
     read_moco,
     "facebookresearch/moco-v3 main_moco.py 65-191",
+    dashes=True,
 )

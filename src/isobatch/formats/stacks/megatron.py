@@ -2,7 +2,8 @@
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import betas, clip, launched_devices, optimizer, periods
+from isobatch.formats.stacks.launchers import launched_devices
+from isobatch.formats.stacks.words import betas, clip, optimizer, periods
 
 _PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
 _INERT = (
@@ -178,4 +179,5 @@ FORMAT = Format(
     },
     read,
     "NVIDIA/Megatron-LM@d98e8a6 (2026-08-22) training_config.py, optimizer_config.py",
+    dashes=True,
 )

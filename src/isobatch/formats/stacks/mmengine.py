@@ -1,5 +1,6 @@
 """mmengine (mmdetection, mmpretrain, mmsegmentation): Python dicts, lists of schedulers, 1 - decay for averages."""
 
+import math
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from isobatch.formats.stacks.words import (
     moments,
     optimizer,
     per_device_batch,
+    share_of_peak,
 )
 
 _INERT = (
@@ -34,6 +36,9 @@ def read(reader: Reader) -> None:
     if named:
         reader.note(f"{devices} GPUs by the file's name; say --devices where that is wrong")
     per_device_batch(reader, micro, passes, devices)
+    if passes.value > 1:
+        reader.note("mmengine's iterations are passes, of which an update holds accumulative_counts: spans in "
+                    "iterations, and averages, follow the passes")  # fmt: skip
     mixed = reader.whole("train_dataloader.sampler.batch_size", default=None, low=1)
     if mixed.value:
         times = mixed.value / micro.value
@@ -73,10 +78,18 @@ def _rule(reader: Reader) -> None:
     if base.value is None:
         return
     reader.reference = float(base.value)
-    if not reader.flag("auto_scale_lr.enable").value:
-        return
     draft = reader.draft
     stated, size, n = draft.values["lr"], draft.values["batch"], draft.values["micro"] * draft.values["devices"]
+    if not reader.flag("auto_scale_lr.enable").value:
+        words = f"--auto-scale-lr scales the rate by {n / base.value:g} before and after"
+        part = base.value / n
+        reader.link("batch.base", base, lambda view: part * view.micro * view.devices, words=words, whole=True, least=1)
+        if n != base.value:
+            reader.note(
+                f"the rate is taken as it stands at {n}: where you start with --auto-scale-lr, which would scale it by "
+                f"{n}/{base.value}, say --set auto_scale_lr.enable=true"
+            )
+        return
     per = size // n
     how = f"lr * GPUs x batch_size / {base.value} (accumulation is not counted)"
     link = next(link for link in reader.links if link.path == "optimizer.lr")
@@ -95,15 +108,15 @@ def _length(reader: Reader) -> None:
         if reader.find("default_hooks.checkpoint.by_epoch").value is False:
             saved = reader.whole("default_hooks.checkpoint.interval", default=None)
             if saved.value:
-                reader.span("checkpoints", saved, "steps", least=1)
+                reader.span("checkpoints", saved, "passes", least=1)
     elif steps.value:
-        reader.span("length", steps, "steps", least=1)
+        reader.span("length", steps, "passes", least=1)
         every = reader.whole("train_cfg.val_interval", default=None)
         if every.value:
-            reader.span("evaluation", every, "steps", least=1)
+            reader.span("evaluation", every, "passes", least=1)
         saved = reader.whole("default_hooks.checkpoint.interval", default=None)
         if saved.value:
-            reader.span("checkpoints", saved, "steps", least=1)
+            reader.span("checkpoints", saved, "passes", least=1)
     else:
         reader.ask("train_cfg.max_epochs", "the length of the run stands neither in epochs nor in iterations", 1)
 
@@ -111,7 +124,9 @@ def _length(reader: Reader) -> None:
 def _unit(reader: Reader, item: dict[str, Any]) -> float:
     """Return the samples in one of a scheduler's counts."""
     by_epoch = item.get("by_epoch", True)
-    return float(reader.data_size()) if by_epoch is True else float(reader.draft.values["batch"])
+    if by_epoch is True:
+        return float(reader.data_size())
+    return float(reader.draft.values["micro"] * reader.draft.values["devices"])
 
 
 def _mark(reader: Reader, index: int, field: str, item: dict[str, Any], usual: float) -> float:
@@ -120,7 +135,7 @@ def _mark(reader: Reader, index: int, field: str, item: dict[str, Any], usual: f
     each = _unit(reader, item)
     if found.said and item.get("by_epoch", True) is not True and found.value:
         name = f"{field}_{index}"
-        reader.span(name, found, "steps", least=1)
+        reader.span(name, found, "passes", least=1)
     return found.value * each
 
 
@@ -152,7 +167,7 @@ def _schedulers(reader: Reader) -> None:
             end = _mark(reader, index, "end", item, run / _unit(reader, item))
             period = reader.number(f"param_scheduler.{index}.T_max", default=None)
             if period.said and item.get("by_epoch", True) is not True:
-                reader.span(f"T_max_{index}", period, "steps", least=1)
+                reader.span(f"T_max_{index}", period, "passes", least=1)
             share = _least(reader, index)
             how = {"CosineAnnealingLR": "cosine", "LinearLR": "linear"}.get(kind, "power")
             segment: dict[str, Any] = {"by": how, "to": share}
@@ -183,12 +198,7 @@ def _least(reader: Reader, index: int) -> float:
     if ratio.value is not None:
         return float(ratio.value)
     least = reader.number(f"param_scheduler.{index}.eta_min", default=0.0)
-    stated = next(link.value for link in reader.links if link.path == "optimizer.lr")
-    part = least.value / stated
-    if least.value:
-        lr = next(link for link in reader.links if link.path == "optimizer.lr")
-        reader.link("curves.lr", least, lambda view: lr.back(view) * part, words="share of the stated rate kept")
-    return part
+    return share_of_peak(reader, "curves.lr", least) if least.value else 0.0
 
 
 def _steps(reader: Reader, index: int, item: dict[str, Any], kind: str) -> None:
@@ -198,7 +208,7 @@ def _steps(reader: Reader, index: int, item: dict[str, Any], kind: str) -> None:
     if kind == "StepLR":
         every = reader.number(f"param_scheduler.{index}.step_size", default=1, low=1e-9)
         if item.get("by_epoch", True) is not True:
-            reader.span("every", every, "steps", least=1)
+            reader.span("every", every, "passes", least=1)
         count = int(min(draft.samples("length") / (every.value * each), 500))
         marks = [every.value * each * k for k in range(1, count + 1)]
     else:
@@ -207,7 +217,7 @@ def _steps(reader: Reader, index: int, item: dict[str, Any], kind: str) -> None:
         if item.get("by_epoch", True) is not True:
             for place in range(len(held)):
                 mark = reader.whole(f"param_scheduler.{index}.milestones.{place}")
-                reader.span(f"milestone_{place}", mark, "steps", least=1)
+                reader.span(f"milestone_{place}", mark, "passes", least=1)
     milestones(reader, marks, gamma.value)
 
 
@@ -216,6 +226,8 @@ _AVERAGES = {"EMAHook": 0.0002, "MeanTeacherHook": 0.001}
 
 
 def _hooks(reader: Reader) -> None:
+    values = reader.draft.values
+    passes = values["batch"] // (values["micro"] * values["devices"])
     for index, hook in enumerate(reader.items("custom_hooks")):
         name = str(hook.get("type", "")).rsplit(".", 1)[-1] if isinstance(hook, dict) else ""
         if name in _AVERAGES:
@@ -223,13 +235,14 @@ def _hooks(reader: Reader) -> None:
             moment = reader.number(f"{head}.momentum", default=_AVERAGES[name])
             if not 0 < moment.value < 1:
                 continue
-            reader.say("ema", moment, 1 - moment.value, words="1 - momentum: mmengine's momentum is 1 - decay",
-                       back=lambda view: 1 - view["ema"])  # fmt: skip
+            words = "1 - momentum: mmengine's momentum is 1 - decay" + (", of each pass" if passes > 1 else "")
+            reader.say("ema", moment, (1 - moment.value) ** passes, words=words,
+                       back=lambda view: -math.expm1(math.log(view["ema"]) / view.accumulation))  # fmt: skip
             kind = str(hook.get("ema_type", "ExponentialMovingAverage"))
             if kind.endswith("ExpMomentumEMA"):
                 gamma = reader.whole(f"{head}.gamma", default=2000)
                 if gamma.value:
-                    reader.span("ema_ramp", gamma, "steps", least=1)
+                    reader.span("ema_ramp", gamma, "passes", least=1)
                     reader.draft.average["ramp"] = {"by": "exp", "tau": reader.draft.spans["ema_ramp"]}
             begin = reader.whole(f"{head}.begin_iter", default=0)
             often = reader.whole(f"{head}.interval", default=1, low=1)
@@ -237,7 +250,7 @@ def _hooks(reader: Reader) -> None:
                 reader.draft.average["every"] = often.value
                 reader.note(f"the average is updated every {often.value} iterations, at any batch")
             if begin.value:
-                reader.span("ema_start", begin, "steps", least=1)
+                reader.span("ema_start", begin, "passes", least=1)
                 reader.draft.average["start"] = reader.draft.spans["ema_start"]
             reader.inert(head)
         else:

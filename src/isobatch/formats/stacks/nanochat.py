@@ -5,7 +5,8 @@ from typing import Any
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import launched_devices, periods
+from isobatch.formats.stacks.launchers import launched_devices
+from isobatch.formats.stacks.words import periods
 
 REFERENCE = 2**19
 """Tokens of the batch at which its rates are stated."""
@@ -66,10 +67,11 @@ def _rates(reader: Reader, size: int) -> None:
         rule = "every rate and the decay * sqrt(batch/524288)"
         reader.rule("sqrt", "base_train.py (since 2026-02)", rule, REFERENCE)
         reader.reference = REFERENCE
-        draft.curves["weight_decay"] = [{"by": "cosine", "to": 0.0}]
-        reader.note(
-            "the decay is further multiplied by the horizon of depth 12 over the run's own, which no batch moves"
-        )
+        if decay.value:
+            draft.curves["weight_decay"] = [{"by": "cosine", "to": 0.0}]
+            reader.note(
+                "the decay is further multiplied by the horizon of depth 12 over the run's own, which no batch moves"
+            )
     else:
         draft.rules |= {"momentum": "keep"}
     for name, match, key, usual in _GROUPS:
@@ -137,4 +139,5 @@ FORMAT = Format(
     },
     read,
     "karpathy/nanochat@92d63d4 scripts/base_train.py 259-315 (2026-07-03)",
+    dashes=True,
 )

@@ -2,7 +2,8 @@
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Reader
-from isobatch.formats.stacks.words import betas, clip, launched_devices, optimizer
+from isobatch.formats.stacks.launchers import launched_devices
+from isobatch.formats.stacks.words import betas, clip, optimizer
 
 
 def read(reader: Reader) -> None:

@@ -163,7 +163,8 @@ def read_deepspeed(reader: Reader) -> None:
         if warm.value:
             reader.span("warmup", warm, "steps", least=1)
         low = reader.number("scheduler.params.warmup_min_lr", default=0.0)
-        draft.warmup_from = low.value / draft.values["lr"]
+        draft.warmup_from = low.value / draft.values["lr"] or reader.number("scheduler.params.warmup_min_ratio",
+                                                                            default=0.0).value  # fmt: skip
         if low.value:
             at = draft.warmup_from
             reader.link("curves.lr", low, lambda view: view["lr"] * at, words="share of the peak kept")

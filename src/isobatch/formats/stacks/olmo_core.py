@@ -6,7 +6,8 @@ from typing import Any
 from isobatch.errors import InputError
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import clip, known_name, launched_devices, optimizer, share_of_peak, usual_betas
+from isobatch.formats.stacks.launchers import launched_devices
+from isobatch.formats.stacks.words import clip, known_name, optimizer, share_of_peak, usual_betas
 from isobatch.formats.texts import Key, Unknown, spelled
 from isobatch.rules import OPTIMIZERS
 

@@ -2,7 +2,8 @@
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Reader
-from isobatch.formats.stacks.words import clip, launched_devices, optimizer, per_device_batch, share_of_peak
+from isobatch.formats.stacks.launchers import launched_devices
+from isobatch.formats.stacks.words import clip, optimizer, per_device_batch, share_of_peak
 
 _INERT = (
     "lr_cooldown_power log_every_n_steps save_frequency val_frequency precision "
@@ -61,4 +62,5 @@ FORMAT = Format(
     },
     read,
     "mlfoundations/open_clip src/open_clip_train/params.py 272-627",
+    dashes=True,
 )

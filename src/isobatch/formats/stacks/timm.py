@@ -4,10 +4,10 @@ import math
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
+from isobatch.formats.stacks.launchers import launched_devices
 from isobatch.formats.stacks.words import (
     clip,
     has,
-    launched_devices,
     milestones,
     optimizer,
     per_device_batch,
@@ -207,4 +207,5 @@ FORMAT = Format(
     },
     read,
     "huggingface/pytorch-image-models@aa4b585 train.py (2026-08-08)",
+    dashes=True,
 )

@@ -5,7 +5,8 @@ from typing import Any
 from isobatch.errors import InputError
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import clip, launched_devices, optimizer
+from isobatch.formats.stacks.launchers import launched_devices
+from isobatch.formats.stacks.words import clip, optimizer
 
 _SPLIT = ("tensor_parallel_degree", "pipeline_parallel_degree", "context_parallel_degree")
 _INERT = (

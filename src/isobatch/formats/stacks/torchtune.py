@@ -2,18 +2,12 @@
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import (
-    clip,
-    launched_devices,
-    moments,
-    optimizer,
-    per_device_batch,
-    periods,
-)
+from isobatch.formats.stacks.launchers import launched_devices
+from isobatch.formats.stacks.words import clip, moments, optimizer, per_device_batch, periods
 
 _INERT = (
     "optimizer._component_ lr_scheduler._component_ log_every_n_steps optimizer.fused "
-    "profiler loss optimizer_in_bwd metric_logger checkpointer tokenizer dataset model compile"
+    "lr_scheduler.num_cycles profiler loss optimizer_in_bwd metric_logger checkpointer tokenizer dataset model compile"
 )
 
 
@@ -46,6 +40,8 @@ def read(reader: Reader) -> None:
         reader.unread("lr_scheduler", f"{kind} is not known here")
     if kind and not warm.said:
         reader.span("warmup", Found(warm.key, 100, "default"), "steps", least=1)
+    if reader.find("dataset.packed").value:
+        reader.note("samples are packed sequences here: the data size is the number of packs, and a batch counts packs")
     periods(reader, {"save_every_n_steps": "checkpoints", "run_val_every_n_steps": "evaluation"})
     reader.inert(_INERT)
 

@@ -2,7 +2,8 @@
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Reader
-from isobatch.formats.stacks.words import has, launched_devices, optimizer
+from isobatch.formats.stacks.launchers import launched_devices
+from isobatch.formats.stacks.words import has, optimizer
 from isobatch.formats.view import View
 from isobatch.rules import OPTIMIZERS
 
@@ -27,6 +28,8 @@ def read(reader: Reader) -> None:
     device = reader.find("device", default=None).value
     told = len(device) if isinstance(device, list) else len(device.split(",")) if isinstance(device, str) else None
     devices = reader.devices(default=launched_devices(reader) or told, assume=1)
+    if told:
+        reader.note(f"device names {told} GPUs one by one: name those of the plan there")
     kept = int(reader.remember("nbs_reference", nominal.value))
     passes = max(round(nominal.value / size), 1)
     draft.values |= {"batch": size * passes, "devices": devices}

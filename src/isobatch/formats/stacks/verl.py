@@ -3,6 +3,7 @@
 from isobatch.formats.acting import devices_of_a_model
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
+from isobatch.formats.stacks.launchers import on_nodes
 from isobatch.formats.stacks.words import clip
 
 _ACTOR = "actor_rollout_ref.actor"
@@ -36,8 +37,8 @@ def read(reader: Reader) -> None:
     if micro.value:
         draft.values["micro"] = micro.value
         reader.link("micro", micro, lambda view: view.micro, whole=True, least=1)
-    if count.said:
-        reader.link("devices", count, lambda view: view.devices * split / nodes.value, whole=True, least=1)
+    if count.said and told:
+        on_nodes(reader, count, nodes, split)
     reader.keeps_batch, reader.per_device = True, False
     reader.link(
         "batch",
@@ -50,6 +51,11 @@ def read(reader: Reader) -> None:
     ratio = prompts.value / update.value
     reader.link("rollout", prompts, lambda view: view.batch / n * ratio, words="prompts of a rollout: the updates of a "
                 "rollout stay, so that data are as old as before", whole=True, least=1)  # fmt: skip
+    drawn = reader.whole("data.gen_batch_size", default=None, low=1)
+    if drawn.value:
+        often = drawn.value / update.value
+        words = "prompts of which a rollout keeps a part"
+        reader.link("rollout", drawn, lambda view: view.batch / n * often, words=words, whole=True, least=1)
     reader.say("lr", reader.number(f"{_ACTOR}.optim.lr", default=1e-6))
     one, two = reader.pair(f"{_ACTOR}.optim.betas", default=(0.9, 0.999))
     reader.say("beta1", one)
@@ -58,8 +64,10 @@ def read(reader: Reader) -> None:
     reader.say("weight_decay", reader.number(f"{_ACTOR}.optim.weight_decay", default=0.01))
     clip(reader, reader.number(f"{_ACTOR}.grad_clip", default=1.0))
     _length(reader, prompts, n, ratio)
+    times = reader.whole(f"{_ACTOR}.ppo_epochs", default=1, low=1).value
     reader.note(
-        f"one rollout is {prompts.value} prompts x {n} responses, in {ratio:g} updates of {update.value * n} responses"
+        f"one rollout is {prompts.value} prompts x {n} responses, in {ratio * times:g} updates of {update.value * n} "
+        "responses"
     )
     _critic(reader, update.value)
     reader.inert(_INERT)
@@ -97,7 +105,9 @@ def _length(reader: Reader, prompts: Found, n: int, ratio: float) -> None:
         size = reader.data_size("total_epochs are passes over the prompts; how many prompts")
         draft.data_size = size * n
         draft.spans["length"] = f"{epochs.value:.15g} epochs"
-    for key, name in (("trainer.save_freq", "checkpoints"), ("trainer.test_freq", "evaluation")):
+    for key, name in (("trainer.save_freq", "checkpoints"), ("trainer.test_freq", "evaluation"),
+                      ("trainer.critic_warmup", "critic_warmup"),
+                      (f"{_ACTOR}.optim.total_training_steps", "scheduled")):  # fmt: skip
         often = reader.whole(key, default=None, low=-1)
         if often.value and often.value > 0:
             draft.spans[name] = f"{often.value * rollout} samples"
@@ -114,7 +124,8 @@ def _length(reader: Reader, prompts: Found, n: int, ratio: float) -> None:
     kind = str(
         reader.find(f"{_ACTOR}.optim.warmup_style", f"{_ACTOR}.optim.lr_scheduler_type", default="constant").value
     )
-    draft.rest = [{"by": "cosine", "to": 0.0} if kind == "cosine" else {"by": "hold"}]
+    least = reader.number(f"{_ACTOR}.optim.min_lr_ratio", default=0.0).value
+    draft.rest = [{"by": "cosine", "to": least} if kind == "cosine" else {"by": "hold"}]
 
 
 FORMAT = Format(

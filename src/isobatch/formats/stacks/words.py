@@ -1,10 +1,8 @@
-"""Words that several stacks share: names of optimizers, clipping, where a launcher says its devices."""
+"""Words that several stacks share: names of optimizers, moments, clipping, batches, milestones, shares."""
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
-from isobatch.formats.acting import devices_of_a_model
 from isobatch.formats.reader import Found, Reader
 from isobatch.rules import OPTIMIZERS
 
@@ -126,58 +124,6 @@ def clip(reader: Reader, found: Found) -> None:
     """Enter the largest norm of the gradient; 0 and nothing mean none."""
     if found.value:
         reader.say("clip", found)
-
-
-_COUNTS = ("nproc_per_node", "num_processes", "num_gpus", "gpus_per_node", "ngpus")
-
-
-_NODES = ("nnodes", "num_nodes", "nodes", "N")
-_BATCH_JOB = re.compile(r"^#SBATCH\s+(?:--nodes[= ]|-N\s*)(\d+)", re.MULTILINE)
-
-
-def _nodes(reader: Reader, launcher: Mapping[str, Any]) -> Any:
-    """Return the nodes that a launcher starts on: its own word, or Slurm's at the head of the script."""
-    stated = next((launcher[name] for name in _NODES if name in launcher), None)
-    short = next((int(name[1:]) for name in launcher if re.fullmatch(r"N\d+", name)), None)  # srun -N4
-    stated = short if stated is None else stated
-    head = _BATCH_JOB.search(reader.source.text)
-    if stated is None and head is not None and re.search(r"\bsrun\b", reader.source.text):
-        return int(head[1])
-    return 1 if stated is None else stated
-
-
-def launched_devices(reader: Reader, split: int | None = None) -> int | None:
-    """Return the data-parallel devices that a command's launcher says, and enter them into the ledger.
-
-    Args:
-        reader: of the file.
-        split: devices that hold one model together; as the file's own degrees say unless given.
-
-    Returns:
-        Devices; None where the launcher does not say them.
-    """
-    launcher = reader.source.extra.get("launcher", {})
-    split = devices_of_a_model(reader.source.tree) if split is None else split
-    for name in _COUNTS:
-        count = launcher.get(name)
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            continue
-        nodes = 1 if name == "num_processes" else _nodes(reader, launcher)
-        if not isinstance(nodes, int) or nodes < 1 or count * nodes % split:
-            return None
-        if "devices" not in reader.answers or reader.answers["devices"] == count * nodes // split:
-            found = Found(("launcher", name), count, "launcher")
-            per = split / nodes
-            reader.link(
-                "devices",
-                found,
-                lambda view, per=per: view.devices * per,
-                words="of the launcher",
-                whole=True,
-                least=1,
-            )
-        return count * nodes // split
-    return None
 
 
 def per_device_batch(

@@ -10,8 +10,9 @@ from itertools import takewhile
 from typing import Any
 
 from isobatch.errors import InputError
+from isobatch.formats.texts.json import object_in
 from isobatch.formats.texts.shell import Shell, Word
-from isobatch.formats.texts.source import Key, Source, Spot, Unknown, newline, replaced
+from isobatch.formats.texts.source import Key, Source, Spot, Unknown, newline, replaced, spelled
 from isobatch.formats.texts.yaml import plain
 
 _OVERRIDE = re.compile(r"^[+~]{0,2}([A-Za-z_][\w.\[\]/@-]*)=(.*)$", re.S)
@@ -21,8 +22,8 @@ _RUNS = re.compile(
     r"(?:^|/)(?:lerobot-train|yolo|tune|axolotl|trl|llamafactory-cli|swift|composer|litgpt|mim)$)"
 )
 _LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "composer")
-_COUNTS = ("NPROC_PER_NODE", "NNODES")
-"""Variables by which some programs are told their processes."""
+_COUNTS = {"NPROC_PER_NODE": "nproc_per_node", "NNODES": "nnodes", "NGPU": "nproc_per_node"}
+"""Variables by which some programs are told their processes -> what torchrun calls them."""
 _CONFIGS = ("config", "c", "cfg", "config_file", "cfg_file", "config_name", "yaml_cfg", "job.config_file")
 """Flags behind which the config stands that a command changes."""
 _LISTS = re.compile(r"(args|kwargs|options|opts)$")
@@ -58,26 +59,57 @@ def read_command(text: str, name: str) -> Source:
         raise InputError(f"{name} holds {1 + len(rivals)} training commands (lines {lines}); keep one in the file")
     launcher, rest, program = _split(most)
     if not launcher:
-        launcher = [word for key in _COUNTS for word in shell.counted(key)]
+        launcher = [word for key, flag in _COUNTS.items() for word in shell.counted(key, flag)]
+    launcher = [part for word in launcher for part in _parted(word)]
+    batch_job = _batch_job(text)
     tree: dict[str, Any] = {}
     spots: dict[Key, Spot] = {}
     for flag, values in _flags(rest).items():
-        _set(tree, spots, flag, values, name)
-    for flag, values in _flags(launcher).items():
-        if len(values) == 1 and values[0].own:
-            spots["launcher", flag] = Spot(values[0].start, values[0].end)
+        _set(tree, spots, flag, values, name, text)
+    for place, words in (("launcher", launcher), ("sbatch", batch_job)):
+        for flag, values in _counts(words).items():
+            if len(values) == 1 and values[0].own:
+                spots[place, flag] = Spot(values[0].start, values[0].end)
     if program.endswith(".sh") and rest and rest[0].text.isdigit() and rest[0].own:
         spots["launcher", "nproc_per_node"] = Spot(rest[0].start, rest[0].end)
         launcher = [Word("--nproc_per_node", 0, 0), rest[0]]
     extra = {
-        "launcher": {flag: _plain(values) for flag, values in _flags(launcher).items()},
+        "launcher": {flag: _plain(values) for flag, values in _counts(launcher).items()},
+        "sbatch": {flag: _plain(values) for flag, values in _counts(batch_job).items()},
+        "visible": " ".join(word.text for word in shell.held.get("CUDA_VISIBLE_DEVICES", [])),
         "program": program,
         "end": ends[id(most)][1],
-        "rests_on": _rests_on(rest, program),
+        "rests_on": _rests_on(rest, program) or _told_config(shell, program),
         "dashes": {flag: values[0].text for flag, values in _flags(rest, raw=True).items()},
         "words": tuple(word.text for word in rest if not word.text.startswith("-") and "=" not in word.text),
     }
     return Source(name, "command", text, tree, spots, _rewrite, extra)
+
+
+def _counts(words: list[Word]) -> dict[str, list[Word]]:
+    """Return the flags of a launcher; behind a number stands the program, as in `mpirun -np 8 python`."""
+    return {
+        flag: values[:1] if values and values[0].text.isdigit() else values for flag, values in _flags(words).items()
+    }
+
+
+def _batch_job(text: str) -> list[Word]:
+    """Return the words behind #SBATCH of a script that starts its program by srun."""
+    if not re.search(r"\bsrun\b", text):
+        return []
+    lines = re.finditer(r"^#SBATCH[ \t]+([^#\r\n]+)", text, re.MULTILINE)
+    words = (Word(m[0], line.start(1) + m.start(), line.start(1) + m.end())
+             for line in lines for m in re.finditer(r"\S+", line[1]))  # fmt: skip
+    return [part for word in words for part in _parted(word)]
+
+
+def _parted(word: Word) -> list[Word]:
+    """Return a short flag and its number as two words: -N2."""
+    match = re.fullmatch(r"(-[Nn])(\d+)", word.text)
+    if match is None or not word.own:
+        return [word]
+    cut = word.start + len(match[1])
+    return [Word(match[1], word.start, cut), Word(match[2], cut, word.end)]
 
 
 def _rests_on(rest: list[Word], program: str) -> str:
@@ -86,6 +118,12 @@ def _rests_on(rest: list[Word], program: str) -> str:
     named = next((values[0].text for flag, values in flags.items() if flag in _CONFIGS and values), "")
     lead = [*program.split()[1:], *(word.text for word in takewhile(_plain_word, rest))]
     return named or next((text for text in lead if text.endswith((".yaml", ".yml", ".toml", ".json", ".py"))), "")
+
+
+def _told_config(shell: Shell, program: str) -> str:
+    """Return the config that torchtitan's run_train.sh is told by a variable, "" for none."""
+    held = shell.held.get("CONFIG_FILE", []) if program.endswith("run_train.sh") else []
+    return held[0].text if held else ""
 
 
 def _plain_word(word: Word) -> bool:
@@ -152,15 +190,28 @@ def _plain(values: list[Word]) -> Any:
     return plains[0] if len(plains) == 1 else plains
 
 
-def _set(tree: dict[str, Any], spots: dict[Key, Spot], flag: str, values: list[Word], name: str) -> None:
+def _set(tree: dict[str, Any], spots: dict[Key, Spot], flag: str, values: list[Word], name: str, text: str) -> None:
     key: Key = tuple(flag.split(".")) if "." in flag else (flag,)
     table = tree
-    for part in key[:-1]:
+    for depth, part in enumerate(key[:-1]):
+        if isinstance(table.get(str(part)), str):  # jsonargparse: a class, and its arguments by flags of their own
+            table[str(part)] = {"class_path": table[str(part)]}
+            place = spots.pop(key[: depth + 1], None)
+            spots.update({} if place is None else {(*key[: depth + 1], "class_path"): place})
         inner = table.setdefault(str(part), {})
         if not isinstance(inner, dict):
             raise InputError(f"{name}: {flag} stands beside a value of {part}; keep one of them")
         table = inner
+    if values and values[0].text.startswith("{"):
+        found = object_in(text, values[0].start, values[-1].end, key, name)
+        if found is not None:
+            table[str(key[-1])] = found[0]
+            spots.update(found[1])
+            return
     value = _plain(values)
+    held = table.get(str(key[-1]))
+    if isinstance(held, dict) and isinstance(value, str):
+        table, key = held, (*key, "class_path")
     if len(values) == 1 and isinstance(value, str) and value[:1] == "[" and value[-1:] == "]":
         value = [plain(item.strip()) for item in value[1:-1].split(",")]
     table[str(key[-1])] = value
@@ -192,12 +243,18 @@ def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
             if any(place is None for place in places):
                 raise InputError(f"--{key[-1]} is built by the shell; write its numbers out")
             pieces += [(p.start, p.end, _literal(v)) for p, v in zip(places, value, strict=True) if p is not None]
-        elif source.get(key) is not None or key[0] == "launcher":
+        elif key[:-1] in source.spots:
+            raise InputError(f"{spelled(key)} has no place in the text of {spelled(key[:-1])}; write it there")
+        elif key[0] == "launcher" and key[1] not in source.extra["launcher"]:
+            raise InputError(f"the launcher does not say {key[1]}; write --{key[1]} 1 there, and plan again")
+        elif source.get(key) is not None or key[0] in ("launcher", "sbatch"):
             raise InputError(f"--{'.'.join(map(str, key))} is built by the shell; write the number out")
         else:
             flag = _flag(source, key)
-            listed = flag.endswith("=") and isinstance(value, (list, tuple))
-            added += f" '{flag}[{','.join(map(_literal, value))}]'" if listed else f" {flag}{_literal(value)}"
+            listed = (flag.endswith("=") or "." in flag) and isinstance(value, (list, tuple))  # draccus, jsonargparse
+            head, quote = (flag, "") if flag.endswith("=") else ("", flag)
+            inside = f"{head}[{','.join(map(_literal, value))}]" if listed else ""
+            added += f" {quote}'{inside}'" if listed else f" {flag}{_literal(value)}"
     if added:
         pieces.append((source.extra["end"], source.extra["end"], added))
     return replaced(source.text, pieces)
@@ -209,7 +266,10 @@ def _flag(source: Source, key: Key) -> str:
     name = ".".join(str(part) for part in key)
     if shown and all(text.endswith("=") for text in shown.values()):
         return f"{name}="
-    dashed = any("-" in text.lstrip("-") for text in shown.values())
+    words = [text.lstrip("-") for text in shown.values()]
+    dashed = any("-" in word for word in words) or (
+        source.extra.get("dashes_alone", False) and not any("_" in word for word in words)
+    )
     return f"--{name.replace('_', '-') if dashed else name} "
 
 

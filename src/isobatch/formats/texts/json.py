@@ -38,6 +38,34 @@ def read_json(text: str, name: str) -> Source:
     return Source(name, "json", text, tree, spots, _rewrite)
 
 
+def object_in(text: str, start: int, end: int, key: Key, name: str) -> tuple[dict[str, Any], dict[Key, Spot]] | None:
+    """Return the object that a quoted text holds, such as `--lr_scheduler_kwargs '{"min_lr": 1e-6}'`.
+
+    Args:
+        text: of the file.
+        start: where the quoted text begins.
+        end: one past it.
+        key: of the object.
+        name: of the file, for messages.
+
+    Returns:
+        The object, and where it and its values stand in the file; None where the text is no object.
+    """
+    places = [at for at in range(start, end) if text[at] != "\\" or text[at + 1 : at + 2] != '"']
+    body = "".join(text[at] for at in places)
+    inner: dict[Key, Spot] = {}
+    first = _skip(body, 0)
+    if body[first : first + 1] != "{":
+        return None
+    try:
+        held, stop = _value(body, first, key, inner, name)
+    except (JSONDecodeError, InputError, RecursionError):
+        return None
+    if _skip(body, stop) != len(body):
+        return None
+    return held, {k: Spot(places[spot.start], places[spot.end - 1] + 1, spot.quote) for k, spot in inner.items()}
+
+
 def _skip(text: str, at: int) -> int:
     while at < len(text) and text[at] in _SPACE:
         at += 1

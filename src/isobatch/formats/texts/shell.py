@@ -8,6 +8,7 @@ from itertools import pairwise
 from isobatch.errors import InputError
 
 ASSIGN = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\+?=)")
+_DECLARING = ("export", "readonly", "local", "declare")
 _SUM = re.compile(r"^[\d\s+*/()-]+$")
 
 
@@ -62,7 +63,7 @@ class Shell:
                 words, at = [], at + 1
             else:
                 match = ASSIGN.match(text, at)
-                if match and not words:
+                if match and all(word.text in _DECLARING for word in words):
                     at, own = self._assignment(match)
                     words = own
                     continue
@@ -76,12 +77,12 @@ class Shell:
         if words:
             yield words, stop
 
-    def counted(self, name: str) -> list[Word]:
+    def counted(self, name: str, flag: str) -> list[Word]:
         """Return a variable that holds one whole number as a launcher's flag, nothing for any other."""
         held = self.held.get(name, [])
         if len(held) != 1 or name in self.twice or not held[0].text.isdigit():
             return []
-        return [Word(f"--{name.lower()}", held[0].start, held[0].start), held[0]]
+        return [Word(f"--{flag}", held[0].start, held[0].start), held[0]]
 
     def _assignment(self, match: re.Match[str]) -> tuple[int, list[Word]]:
         name, at, text = match[1], match.end(), self.text
@@ -177,7 +178,7 @@ class Shell:
             body = re.sub(r"\$?\{?([A-Za-z_]\w*)\}?", lambda m: self._one(m[1]) or m[0], text[at + 3 : stop - 2])
             value = _arithmetic(body)
             return [Word(text[at:stop] if value is None else value, at, stop, value is not None)], stop
-        match = re.compile(r"\$\{([A-Za-z_]\w*)(\[[@*]\])?(?::?-([^${}]*))?\}").match(text, at)
+        match = re.compile(r"\$\{([A-Za-z_]\w*|\d)(\[[@*]\])?(?::?-([^${}]*))?\}").match(text, at)
         if match is None:
             match = re.compile(r"\$([A-Za-z_]\w*)()()").match(text, at)
         if match is None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from isobatch.errors import InputError
+from isobatch.formats.texts.json import object_in
 from isobatch.formats.texts.source import DEEPEST, Key, Source, Spot, nested, newline, replaced, spelled
 from isobatch.installed import need
 
@@ -56,6 +57,13 @@ def read_yaml(text: str, name: str) -> Source:
             spots[key] = Spot(colon, colon, spot.quote)
     if not isinstance(tree, dict):
         raise InputError(f"{name} holds no keys at its top level; give a recipe, which is a table of key: value")
+    for label, held in tree.items():
+        spot = spots.get((label,))
+        if isinstance(held, str) and held.lstrip().startswith("{") and spot is not None and spot.quote in ("'", '"'):
+            found = object_in(text, spot.start + 1, spot.end - 1, (label,), name)
+            if found is not None:
+                tree[label] = found[0]
+                spots |= {key: place for key, place in found[1].items() if len(key) > 1}
     return Source(name, "yaml", text, tree, spots, _rewrite)
 
 
@@ -212,6 +220,8 @@ def _added(source: Source, parent: Key, values: dict[str, Any]) -> tuple[int, in
     """Return the piece of text that adds keys at the end of a table."""
     text, line_end = source.text, newline(source.text)
     spot = source.spots.get(parent)
+    if spot is not None and spot.quote in ("'", '"'):
+        raise InputError(f"{spelled(parent)} is an object in quotes; write {', '.join(values)} into it")
     if spot is not None and text[spot.start : spot.start + 1] == "{":
         inside = ", ".join(f"{name}: {_flow(value)}" for name, value in values.items())
         at = spot.end - 1
