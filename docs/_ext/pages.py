@@ -207,6 +207,7 @@ def mended(page: str) -> str:
     """Return a page with levels on headings, code that takes the focus, and signatures as plain blocks."""
     page = page.replace('class="caption" role="heading">', 'class="caption" role="heading" aria-level="2">')
     page = page.replace("<pre>", '<pre tabindex="0">')
+    page = page.replace("<p><img ", '<p class="picture" tabindex="0"><img ')
     page = TABLE.sub(lambda found: _labelled(found[0]), page)
     return SIGNATURE.sub(lambda found: found[1] + _blocks(found[2]), page)
 

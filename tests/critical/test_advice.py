@@ -108,6 +108,22 @@ def test_an_unbounded_interval_leaves_the_sentence_without_it():
     assert "at least 1,500" in found.sentences[1]
 
 
+@pytest.mark.parametrize(("low", "high", "least", "most"), [
+    (1500, 2400, False, False), (0, 2400, True, False), (1500, math.inf, False, True), (0, math.inf, True, True),
+])  # fmt: skip
+def test_an_open_end_leaves_the_picks_open_to_the_same_side(low, high, least, most):
+    """Without an upper end the largest batch may count in full, without a lower one only the smallest."""
+    found = advise(Interval(1900, low, high), STEP, now=512, devices=[1, 8, 64], network=NET)
+    ends = min(o.batch for o in found.options), max(o.batch for o in found.options)
+    for name, pick in found.picks.items():
+        below, above = found.ranges[name]
+        assert below <= pick.batch <= above
+        assert (below == ends[0]) == least
+        assert (above > 4096) == most
+        (line,) = (s for s in found.sentences[2:] if s.startswith("at most" if name == "within" else name))
+        assert ("over the interval" in line) == (below < above)
+
+
 def test_files(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("batch,samples_per_second\n8,400\n64,800\n")

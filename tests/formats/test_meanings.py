@@ -256,3 +256,63 @@ def test_verls_rollouts_hold_what_was_drawn_for_them(tmp_path):
     wanted = {"data.train_batch_size": 512, "data.gen_batch_size": 1024, "trainer.critic_warmup": 20}
     wanted |= {"actor_rollout_ref.actor.optim.total_training_steps": 600, "trainer.total_training_steps": 1200}
     assert {key: changed.get(key) for key in wanted} == wanted
+
+
+FIT = "python main.py fit --model m.M --trainer.devices 4 --trainer.max_steps 1000 --data.batch_size 32 "
+HYDRA = (
+    "defaults:\n  - {}\n  - _self_\ndata: {{train_batch_size: 1024}}\n"
+    "trainer: {{n_gpus_per_node: 8, total_epochs: 15}}\n"
+    "actor_rollout_ref: {{actor: {{ppo_mini_batch_size: 256, optim: {{lr: 1.0e-06}}}}, rollout: {{n: 5}}}}\n"
+)
+TITAN = (
+    "NGPU=8 CONFIG_FILE=./c.toml ./run_train.sh --training.local_batch_size 2 --training.steps 900 --optimizer.lr 3e-4"
+)
+
+
+@pytest.mark.parametrize(("flags", "name", "head"), [
+    ("--optimizer AdamW --optimizer.lr 0.001", "adamw", "optimizer"),  # jsonargparse fills init_args in
+    ("--optimizer torch.optim.AdamW --optimizer.init_args.lr 0.001", "adamw", "optimizer.init_args"),
+    ("--optimizer.lr=0.001 --optimizer=SGD", "sgd", "optimizer"),
+])  # fmt: skip
+def test_a_class_and_its_arguments_by_flags_of_their_own(flags, name, head, tmp_path):
+    (tmp_path / "a.sh").write_text(FIT + flags)
+    found = load(tmp_path / "a.sh")
+    assert found.recipe.optimizer.name == name
+    made = found.at(devices=16)
+    assert becomes(made)[f"{head}.lr"] == pytest.approx(0.002 if name == "adamw" else 0.004)
+    (tmp_path / "b.sh").write_text(made.text())
+    assert load(tmp_path / "b.sh").recipe.optimizer.betas == made.recipe.optimizer.betas or name == "sgd"
+
+
+@pytest.mark.parametrize(("name", "text", "asked"), [
+    ("a.yaml", HYDRA.format("my_base"), "Hydra composes the file with my_base"),
+    ("b.sh", TITAN, "the command lays its flags over ./c.toml"),
+])  # fmt: skip
+def test_a_config_below_the_file_is_asked_about(name, text, asked, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=asked):
+        load(tmp_path / name, data_size=1000)
+    assert load(tmp_path / name, data_size=1000, set={"rests_on": "nothing"}).recipe.batch.devices == 8
+
+
+def test_verls_own_defaults_are_known(tmp_path):
+    (tmp_path / "a.yaml").write_text(HYDRA.format("ppo_trainer"))
+    assert load(tmp_path / "a.yaml", data_size=1000).recipe.batch.size == 1280
+
+
+def test_a_switch_of_another_optimizer_is_read(tmp_path):
+    text = "per_device_train_batch_size: 1\nlearning_rate: 1.0e-4\nmax_steps: 100\n{}: true\n"
+    found = loaded(tmp_path, "a.yaml", text.format("use_muon"))
+    assert found.recipe.optimizer.name == "muon"
+    (tmp_path / "b.yaml").write_text(text.format("use_badam"))
+    with pytest.raises(InputError, match="use_badam = 'badam' has no rules of its own here"):
+        load(tmp_path / "b.yaml", devices=8)
+
+
+@pytest.mark.parametrize("count", ["$SLURM_GPUS_ON_NODE", "gpu"])
+def test_processes_for_every_card_are_those_that_slurm_gives(count, tmp_path):
+    head = "#SBATCH --nodes=2 --ntasks-per-node=1\n#SBATCH --gres=gpu:8\nsrun torchrun --nnodes $SLURM_NNODES "
+    (tmp_path / "a.sh").write_text(f"{head}--nproc_per_node {count}{ARGS.replace('$MICRO', '4')}1")
+    found = load(tmp_path / "a.sh")
+    assert found.recipe.batch.devices == 16
+    assert becomes(found.at(devices=32))["sbatch.nodes"] == 4

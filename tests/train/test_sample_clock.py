@@ -10,6 +10,7 @@ import torch
 from tests.gloo import world
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 import isobatch as ib
 from isobatch.control import BatchSchedule
@@ -340,3 +341,64 @@ def test_a_clock_and_its_noise_scale_are_not_copied_but_their_states_are(copied)
             copied(thing)
     copied(clock.average)
     copied(clock.state_dict())
+
+
+def stepper(wrapped=False):
+    optimizer = torch.optim.SGD(net().parameters(), lr=0.1)
+    return torch.optim.lr_scheduler.StepLR(optimizer, 3) if wrapped else optimizer
+
+
+RECIPE = ib.Recipe.parse({"batch": {"size": 8}, "optimizer": {"name": "sgd", "lr": 0.1}})
+STRANGERS = {  # what a user gives by mistake, each to who takes something else; and the way out
+    "average: a model": (lambda: SampleClock(average=net()), "average=Sequential .* isobatch.ModelEMA"),
+    "average: torch's": (
+        lambda: SampleClock(average=AveragedModel(net())),
+        "average=AveragedModel .*ModelEMA",
+    ),
+    "average: a word": (lambda: SampleClock(average=["ema"]), "average=str"),
+    "noise: a switch": (lambda: SampleClock(noise=True), r"noise=bool .* isobatch.NoiseScale\(model\)"),
+    "scheduler: torch's": (
+        lambda: SampleClock(scheduler=stepper(True)),
+        "scheduler=StepLR .*SampleScheduler",
+    ),
+    "scheduler: several": (lambda: SampleClock(scheduler=[1, 2]), "scheduler=list .* step further ones yourself"),
+    "batches: a number": (lambda: SampleClock(batches=64), "batches=64 must be a BatchSchedule"),
+    "optimizer: a model": (lambda: SampleClock(optimizer=net()), "optimizer=Sequential is no torch.optim.Optimizer"),
+    "measure: parameters": (lambda: ib.NoiseScale(net().parameters()), "model=generator must be the torch.nn.Module"),
+    "measure: a scheduler": (lambda: ib.NoiseScale(net(), stepper(True)), "optimizer=StepLR is no"),
+    "measure: several": (lambda: ib.NoiseScale(net(), [stepper()]), "optimizer=list is no"),
+    "measure: no state": (lambda: ib.NoiseScale(net()).load_state_dict({}), "no state of a NoiseScale"),
+    "measure: a model's state": (
+        lambda: ib.NoiseScale(net()).load_state_dict(net().state_dict()),
+        "no state of a Noise",
+    ),
+    "rescale: a file": (
+        lambda: ib.rescale(to=16, optimizer=stepper(), recipe="r.toml"),
+        r"Recipe.load\(path\)",
+    ),
+    "rescale: a model": (lambda: ib.rescale(to=16, optimizer=stepper(), recipe=RECIPE, ema=net()), "ema=Sequential"),
+    "rescale: a number": (lambda: ib.rescale(to=16, optimizer=stepper(), recipe=RECIPE, noise=9.0), "noise_share="),
+    "rescale: a loader": (
+        lambda: ib.rescale(to=16, optimizer=stepper(), recipe=RECIPE, loader=torch.utils.data.DataLoader([1])),
+        r"loader=DataLoader has no rescale\(batch_size\); leave it out",
+    ),
+    "lend: nothing": (
+        lambda: ib.ModelEMA(net(), half_life=8).applied(None).__enter__(),
+        "model=NoneType must be",
+    ),
+    "lend: an optimizer": (lambda: ib.ModelEMA(net(), half_life=8).applied(stepper()).__enter__(), "model=SGD must be"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_what_is_of_another_kind_is_refused_where_it_is_given(name):
+    make, said = STRANGERS[name]
+    with pytest.raises(InputError, match=said):
+        make()
+
+
+def test_an_invariant_optimizer_is_told_behind_a_wrapper_too():
+    inner = ib.InvariantAdamW(net().parameters(), lr=0.1, reference_batch=8)
+    wrapper = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    wrapper.optimizer, wrapper.param_groups, wrapper.state = inner, inner.param_groups, inner.state
+    assert SampleClock(optimizer=wrapper).invariant is inner

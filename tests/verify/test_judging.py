@@ -10,12 +10,14 @@ from tests.recipes import recipe
 from isobatch.errors import InputError
 from isobatch.tasks import LOSS, Metric
 from isobatch.verify import RecipeFails, Verdict, conclude, judge, margin_of
-from isobatch.verify.judging import failure, gaps
+from isobatch.verify.intervals import Level
+from isobatch.verify.judging import ArmTest, cannot_tell, failure, gaps
 from isobatch.verify.workers import Curve
 
 MARKS = tuple(range(2, 21, 2))
 ACCURACY = {"percent": Metric("difference", better="higher", unit="percent"),
             "fraction": Metric("difference", better="higher", unit="fraction")}  # fmt: skip
+DENSITY = Metric("difference", better="higher", unit="nats", scale=2.0)
 NATS = Metric("difference", better="lower", unit="nats", scale=2.0)
 
 
@@ -73,6 +75,9 @@ def run(series, *, seed=0, stopped="", name="loss"):
     (run([-1.0, 20.0], name="nll"), {"nll": NATS}, "nll of the raw model is 20"),
     (run([-1.0, math.inf], name="nll"), {"nll": NATS}, "nll of the raw model is inf"),
     (run([10.0, 90.0], name="accuracy"), {"accuracy": ACCURACY["percent"]}, ""),
+    (run([-1.0, 40.0], name="density"), {"density": DENSITY}, ""),
+    (run([-1.0, -20.9], name="density"), {"density": DENSITY}, ""),
+    (run([-1.0, -21.1], name="density"), {"density": DENSITY}, "density of the raw model is -21.1"),
 ])  # fmt: skip
 def test_a_failed_run_is_one_that_stopped_left_the_finite_or_lost_ten_times_its_start(curve, metrics, wanted):
     found = failure(curve, metrics, next(iter(metrics)), (0, 64))
@@ -125,6 +130,16 @@ def test_failures_may_be_allowed_beforehand_and_are_still_named(bad, allowed, wa
     assert f"plan failed in {len(bad)} of 8 seeds ({', '.join(map(str, bad))})" in found.conclusion.headline
 
 
+@pytest.mark.parametrize(("level", "wanted"), [
+    (Level(), Verdict.DIFFERENT), (Level(0.0125, 0.00625), Verdict.UNDECIDED), (Level().shared(2), Verdict.UNDECIDED),
+    (Level(0.05, 0.017), Verdict.DIFFERENT), (Level(0.05, 0.016), Verdict.UNDECIDED),
+])  # fmt: skip
+def test_failures_differ_at_the_level_of_the_look(level, wanted):
+    """5 of 10 against none: (10 over 5) / (20 over 5) = 252 / 15504 = 0.01625 by chance."""
+    drawn = spoilt((0, 1, 2, 3, 4), seeds=10)
+    assert judge(drawn, MARKS, {"loss": LOSS}, level=level)["plan"]["average"].verdict is wanted
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e15])
 def test_a_reference_that_fails_is_a_verdict_about_the_recipe(value):
     message = r"the recipe itself fails in 2 of 8 seeds \(seed 2: .*; seed 5: .*\).*lower optimizer.lr \(0.1\)"
@@ -161,6 +176,20 @@ def test_same_needs_a_control_that_fails(gaps_, wanted, words):
     found = comparison(gaps_)
     assert str(found.verdict) == found.verdicts["plan"] == wanted
     assert found.conclusion.headline.startswith(words)
+
+
+@pytest.mark.parametrize(("moved", "margin", "tells"), [
+    (0.0, 0.03, False), (0.0599, 0.03, False), (0.0601, 0.03, True), (1.5, 1.0, False), (2.0, 1.0, True),
+])  # fmt: skip
+def test_a_reference_that_moves_by_less_than_two_margins_tells_nothing(moved, margin, tells):
+    plan, control = (
+        ArmTest(verdict, None, 10, margin, 8, (), moved=moved) for verdict in (Verdict.SAME, Verdict.DIFFERENT)
+    )
+    why = cannot_tell(plan, {"unscaled": control})
+    assert (why == "") == tells
+    assert tells or f"moves by {moved:.3g} in the whole run, less than 2 margins of {margin:.3g}" in why
+    found = conclude({"plan": {"raw": plan}, "unscaled": {"raw": control}}, "raw")
+    assert found.verdict is (Verdict.SAME if tells else Verdict.UNDECIDED)
 
 
 def test_without_controls_nothing_is_same_and_the_control_must_fail_on_the_same_model():

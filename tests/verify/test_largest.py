@@ -1,17 +1,42 @@
-"""Around one comparison: the operating characteristic, and the search for the largest kappa."""
+"""Around one comparison: looks on the way, the operating characteristic, and the search for the largest kappa."""
 
 import math
 from dataclasses import replace
 
 import pytest
-from tests.fabricated import comparison, curves
+from tests.fabricated import comparison, curves, rule
 from tests.recipes import recipe
 
 from isobatch.errors import InputError
 from isobatch.verify import Verdict, characteristic
+from isobatch.verify import comparison as comparing
 from isobatch.verify.campaign import Campaign
 from isobatch.verify.characteristic import measure, planted
+from isobatch.verify.design import Criteria, design_of
 from isobatch.verify.largest import largest_kappa
+
+
+@pytest.mark.parametrize(("gaps", "looked"), [
+    ({"plan": 0.0, "unscaled": 0.9}, 1), ({"plan": 0.9, "unscaled": 0.9}, 1), ({"plan": 0.0, "unscaled": 0.0}, 4),
+])  # fmt: skip
+def test_a_look_is_judged_at_its_own_level_and_ends_where_the_whole_comparison_is_decided(gaps, looked, monkeypatch):
+    """8, 16, 24 and 32 seeds spend a quarter of the rates each; SAME without a control that differs goes on."""
+    made, levels, judge = recipe(task="digits", data_size=1437), [], Criteria.judge
+    drawn, design = curves(gaps, seeds=32), design_of(made, 32, (8, 32))
+    monkeypatch.setattr(Criteria, "judge", lambda self, of, level: levels.append(level) or judge(self, of, level))
+
+    class Trained:
+        def train(self, jobs, rule, ahead):
+            assert {job.seed for job in ahead} == set(range(max(job.seed for job in jobs) + 1, 32))
+            return {arm: [runs[job.seed] for job in jobs if job.arm == arm] for arm, runs in drawn.items()}
+
+    design = replace(design, arms={arm: design.arms[arm] for arm in drawn}, controls=("unscaled",))
+    found, table, level = comparing._trained(design, Trained(), rule(design, recipe=made), "average")
+    assert [one.different for one in levels] == pytest.approx([0.00625] * looked)
+    assert levels[0].same == pytest.approx(0.05 / 4)
+    assert level == levels[-1]
+    assert {len(runs) for runs in found.values()} == {8 * looked} == {table["plan"]["average"].seeds}
+    assert [curve.seed for curve in found["plan"]] == list(range(8 * looked))
 
 
 def test_planted_arms_move_one_setting():
@@ -81,6 +106,19 @@ def test_the_largest_kappa_is_found_by_bisection(limit, wanted, tried, trained):
     assert found.kappa == wanted
     assert set(found.tried) == tried
     assert all((found.tried[k] is Verdict.SAME) == (k <= limit) for k in tried)
+
+
+@pytest.mark.parametrize(("batch", "most"), [(16, 1), (32, 1), (64, 2), (128, 2), (256, 3)])
+def test_verdicts_on_the_way_share_the_error_rates(batch, most, trained, monkeypatch):
+    """8 to 256 are the batches 16, 32, 64, 128 and 256, between which up to three verdicts fall: a third for each."""
+    levels, judge = [], Criteria.judge
+    monkeypatch.setattr(Criteria, "judge", lambda self, of, level: levels.append(level) or judge(self, of, level))
+    for limit in (1, 2, 4, 8, 16):
+        trained[0]["kappa"] = limit
+        found, levels[:] = far_away(batch), []
+        largest_kappa(found)
+        assert len(levels) <= most
+        assert {(level.same, level.different) for level in levels} <= {(0.05 / most, 0.025 / most)}
 
 
 def test_the_search_goes_down_as_well(trained):

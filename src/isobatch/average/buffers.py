@@ -1,6 +1,6 @@
 """Averages by name beside the model they follow: the tensors that every kind of average shares."""
 
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from typing import final
 
@@ -245,7 +245,8 @@ class AverageBuffers:
             None, with the values in place.
         """
         self._usable()
-        given = model if isinstance(model, nn.Module) else list(model)
+        # parameters are read twice, and may be a generator; what is none of both is refused with the rest
+        given = model if isinstance(model, nn.Module) or not isinstance(model, Iterable) else list(model)
         targets = self._targets(given).items()
         pairs = [(tensor, fitted(values[name], tensor, name)) for name, tensors in targets for tensor in tensors]
         self.exchanged = True

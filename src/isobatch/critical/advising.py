@@ -14,6 +14,7 @@ from isobatch.units import finite, whole
 
 _TOP = 64
 """Largest batch considered, in critical batches."""
+_BEYOND = 1e4
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Advice:
         critical: B_crit with its interval.
         options: every batch and number of devices.
         picks: "cheapest", "within" (the fastest for at most `extra` more compute) and "fastest".
-        ranges: the same picks' batches when B_crit is at the low and the high end of its interval.
+        ranges: the same picks' batches when B_crit is at the low and the high end of its interval; an open end is far
+            below or above all batches.
         extra: share of compute that may be spent beyond the cheapest.
         sentences: for a person.
         assumptions: of the model.
@@ -135,11 +137,12 @@ def advise(
 
     made = options(crit.value)
     picks = _picks(made, share)
-    low, high = (_picks(options(end), share) if 0 < end < math.inf else picks for end in (crit.low, crit.high))
+    ends = (max(crit.low, pairs[0][0] / _BEYOND), min(crit.high, top * _BEYOND))  # an open end lies past all batches
+    low, high = (_picks(options(end), share) for end in ends)
     ranges = {}
     for name in picks:
-        ends = (low[name].batch, picks[name].batch, high[name].batch)
-        ranges[name] = (min(ends), max(ends))
+        found = (low[name].batch, picks[name].batch, high[name].batch)
+        ranges[name] = (min(found), max(found))
     sentences = (*_about(crit, size, unit), *_wishes(picks, ranges, share, unit))
     worst = f"a step takes {step.base:.3g} s + {step.per_sample:.3g} s a sample (worst misfit {step.misfit:.0%} at "
     assumptions = (

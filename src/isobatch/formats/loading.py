@@ -43,6 +43,8 @@ _READERS = {
 }
 
 
+_OWN_DEFAULTS = ("ppo_trainer", "ppo_megatron_trainer", "sft_trainer")
+"""verl's own configs, whose values are the defaults that its reader knows."""
 NOTHING = "nothing"
 """The answer that a command takes nothing from the config that it names."""
 
@@ -199,15 +201,30 @@ def read(
 def _rests(reader: Reader) -> None:
     """Ask what a command takes from a config that it names, in place of believing in the trainer's defaults."""
     config = reader.source.extra.get("rests_on", "")
-    if not config:
-        return
     why = (
         f"the command lays its flags over {config}, which is not read with it; write the flags into that file and plan "
         "the file; or, where the command itself says every number that is not the trainer's default"
     )
+    if not config:
+        config = _composed(reader)
+        why = (
+            f"Hydra composes the file with {config}, which is not read with it; plan what --cfg job prints of it; "
+            "or, where the file itself says every number that is not the trainer's default"
+        )
+    if not config:
+        return
     answer = reader.ask("rests_on", why, NOTHING, f"--set rests_on={NOTHING}")
     if str(answer) != NOTHING:
         raise InputError(f"--set rests_on={answer!r} must be {NOTHING}, or plan {config} itself")
+
+
+def _composed(reader: Reader) -> str:
+    """Return the configs that Hydra composes a file with, but for its own trainer's defaults; "" for none."""
+    listed = reader.source.get(("defaults",))
+    if reader.source.kind != "yaml" or not isinstance(listed, list):
+        return ""
+    names = [name for item in listed for name in (item.values() if isinstance(item, dict) else [item])]
+    return ", ".join(str(name) for name in names if name not in ("_self_", None) and name not in _OWN_DEFAULTS)
 
 
 def read_file(path: Path) -> Source:

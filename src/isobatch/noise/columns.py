@@ -32,6 +32,8 @@ class Columns:
     """
 
     def __init__(self, model: nn.Module, groups: Groups = None, optimizer: torch.optim.Optimizer | None = None):
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model={type(model).__name__} must be the torch.nn.Module that is trained")
         self.model = unwrap(model)
         self._wrapped = any("_orig_mod" in module._modules for module in model.modules())
         self._groups, self._optimizer = groups, optimizer

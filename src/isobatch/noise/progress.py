@@ -121,22 +121,30 @@ class Terms:
     capture: Mode
 
 
-def compare(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Refuse a state of another kind of measurement.
+def checked(state: Any, ours: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and values of a state, or refuse what is none, or one of another kind of measurement.
 
     Args:
+        state: what is to be loaded.
         ours: settings.
-        theirs: settings of the state.
+
+    Returns:
+        Tensors by name, and values.
 
     Raises:
-        InputError: naming the first setting that differs, with both values.
+        InputError: no state of a noise scale; else the first setting that differs, with both values.
     """
+    values = state.get("values") if isinstance(state, Mapping) else None
+    if not isinstance(values, Mapping) or not {"settings", "history", "clock", "pace"} <= values.keys():
+        raise InputError("this is no state of a NoiseScale; give what its state_dict() returned")
     for key, mine in ours.items():
-        if theirs.get(key) != mine:
+        theirs = values["settings"].get(key)
+        if theirs != mine:
             raise InputError(
-                f"the state was kept with {key}={theirs.get(key)!r}, this NoiseScale has {key}={mine!r}; "
-                "build it alike, or start a new estimate"
+                f"the state was kept with {key}={theirs!r}, this NoiseScale has {key}={mine!r}; build it alike, or "
+                "start a new estimate"
             )
+    return state["tensors"], dict(values)
 
 
 def report(progress: Progress, history: History, columns: Columns, terms: Terms) -> NoiseEstimate:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isobatch.errors import InputError
-from isobatch.gradients import Ranks, Tap, dressed, fitted, local, process_group_of, world_size
+from isobatch.gradients import Ranks, Tap, bare_optimizer, dressed, fitted, local, process_group_of, world_size
 from isobatch.noise.capture import MODES, Declared, Mode
 from isobatch.noise.columns import Columns, Groups
 from isobatch.noise.estimate import NoiseEstimate
@@ -21,7 +21,7 @@ from isobatch.noise.history import History
 from isobatch.noise.independence import FIRST, KEPT, LATER, PairedStep, copied, facts_of
 from isobatch.noise.measured_step import BucketHook, MeasuredStep, Measurement, Setup, reading_hook
 from isobatch.noise.pace import Pace, Stopwatch, clock_of, stretch
-from isobatch.noise.progress import Progress, Terms, compare, report
+from isobatch.noise.progress import Progress, Terms, checked, report
 from isobatch.noise.rows import Owner, owners
 from isobatch.noise.statistic import coverage
 from isobatch.units import finite, whole
@@ -96,6 +96,7 @@ class NoiseScale:
     ):
         if capture not in MODES:
             raise InputError(f"capture={capture!r} must be one of {', '.join(MODES)}")
+        optimizer = None if optimizer is None else bare_optimizer(optimizer)
         self.columns = Columns(model, groups, optimizer)
         self.columns.refuse_unmeasurable()
         self._terms = Terms(
@@ -304,8 +305,7 @@ class NoiseScale:
         Raises:
             InputError: a state of another geometry, capture, unit or grouping; nothing is loaded.
         """
-        tensors, values = state["tensors"], state["values"]
-        compare(self._settings(), values["settings"])
+        tensors, values = checked(state, self._settings())
         self.history.load(tensors, values["history"], len(self.columns), self._device)
         self.progress.load(tensors, values["clock"], self.columns)
         pace = values["pace"]

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from isobatch import rules
+from isobatch.average import ModelAverage
 from isobatch.control.evidence import IDENTIFIED
 from isobatch.errors import InputError
 from isobatch.gradients import bare_optimizer
@@ -22,6 +23,7 @@ from isobatch.units import finite, whole
 _BATCH, _SHARE = "isobatch_batch", "isobatch_share"
 
 
+@runtime_checkable
 class Rescalable(Protocol):
     """Anything with a batch of its own: a loader, a sampler, a noise estimate."""
 
@@ -30,6 +32,7 @@ class Rescalable(Protocol):
         ...
 
 
+@runtime_checkable
 class Measured(Protocol):
     """Anything that measures the noise scale in samples."""
 
@@ -90,12 +93,13 @@ def rescale(
         What moved.
 
     Raises:
-        InputError: a batch beyond a rule's domain, an optimizer without a known treatment or of another kind than the
-            recipe's or with other moments or eps, a bare torch scheduler, or one that moves what the batch would move.
+        InputError: members of another kind, a batch beyond a rule's domain, an optimizer without a known treatment or
+            of another kind than the recipe's or with other moments or eps, a bare torch scheduler, or one that moves
+            what the batch would move.
     """
     size, optimizer = whole("to", to), bare_optimizer(optimizer)
+    _check_parts(recipe, scheduler, ema, noise, loader)
     check_recipe(optimizer, recipe)
-    _check_parts(scheduler, ema)
     stamps = {group.get(_BATCH, recipe.batch.size) for group in optimizer.param_groups}
     if len(stamps) > 1:
         raise InputError(f"the optimizer's groups stand at different batches {sorted(stamps)}; rescale them together")
@@ -133,15 +137,25 @@ def rescale(
     return Rescaled(present, size, changes, True)
 
 
-def _check_parts(scheduler: object | None, ema: object | None) -> None:
+def _check_parts(recipe: object, scheduler: object, ema: object, noise: object, loader: object) -> None:
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"recipe={recipe!r} must be a Recipe; read it by isobatch.Recipe.load(path)")
+    if noise is not None and not isinstance(noise, Measured):
+        raise InputError(
+            f"noise={type(noise).__name__} has no estimate(); give a NoiseScale, or noise_share= where f is known"
+        )
+    if loader is not None and not isinstance(loader, Rescalable):
+        raise InputError(
+            f"loader={type(loader).__name__} has no rescale(batch_size); leave it out, and build it at the new batch"
+        )
     if scheduler is not None and not isinstance(scheduler, SampleScheduler):
         raise InputError(
             f"{type(scheduler).__name__} counts steps; wrap it before training: "
             "SampleScheduler(scheduler, batch_size=...)"
         )
-    if isinstance(ema, torch.optim.swa_utils.AveragedModel):
+    if ema is not None and not isinstance(ema, ModelAverage):
         raise InputError(
-            "AveragedModel counts updates, not samples; use isobatch.ModelEMA, whose half-life is in samples"
+            f"ema={type(ema).__name__} does not count samples; use isobatch.ModelEMA, whose half-life is in samples"
         )
 
 

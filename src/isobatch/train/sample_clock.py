@@ -3,11 +3,15 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import Any, Literal, Protocol, final
+from typing import Any, Literal, Protocol, final, runtime_checkable
+
+from torch import nn
+from torch.optim import Optimizer
 
 from isobatch.average import ModelAverage
 from isobatch.control import BatchSchedule
 from isobatch.errors import InputError
+from isobatch.gradients import bare_optimizer
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.train.sample_scheduler import SampleScheduler
 from isobatch.train.world import World
@@ -17,6 +21,7 @@ Unit = Literal["samples", "tokens"]
 _COUNTERS = ("seen", "drawn", "steps", "skips")
 
 
+@runtime_checkable
 class NoiseReader(Protocol):
     """What measures a step: a `NoiseScale`, or a monitor around one."""
 
@@ -56,7 +61,7 @@ class SampleClock:
         world: the ranks whose gradients are averaged; all of the job unless given.
 
     Raises:
-        InputError: another unit.
+        InputError: another unit, or members of another kind.
 
     Example:
         >>> import torch
@@ -78,7 +83,7 @@ class SampleClock:
         *,
         average: ModelAverage | Sequence[ModelAverage] | None = None,
         noise: NoiseReader | Sequence[NoiseReader] | None = None,
-        optimizer: object | None = None,
+        optimizer: Optimizer | None = None,
         scheduler: SampleScheduler | None = None,
         batches: BatchSchedule | Callable[[int], int] | None = None,
         unit: Unit = "samples",
@@ -87,9 +92,13 @@ class SampleClock:
     ):
         if unit not in ("samples", "tokens"):
             raise InputError(f'unit={unit!r} must be "samples" or "tokens"')
-        self.averages: tuple[ModelAverage, ...] = _several(average)
-        self.noises: tuple[Any, ...] = _several(noise)
-        self.invariant = optimizer if isinstance(optimizer, InvariantOptimizer) else None
+        self.averages: tuple[ModelAverage, ...] = _all("average", average, ModelAverage)
+        self.noises: tuple[Any, ...] = _all("noise", noise, NoiseReader)
+        bare = None if optimizer is None else bare_optimizer(optimizer)
+        self.invariant = bare if isinstance(bare, InvariantOptimizer) else None
+        _all("scheduler", [] if scheduler is None else [scheduler], SampleScheduler)
+        if not (batches is None or callable(batches) or isinstance(batches, BatchSchedule)):
+            raise InputError(f"batches={batches!r} must be a BatchSchedule, or a function of the samples seen")
         self.scheduler, self.steps_scheduler = scheduler, steps_scheduler
         self.batches = batches.at if isinstance(batches, BatchSchedule) else batches
         self.unit: Unit = unit
@@ -354,10 +363,23 @@ class _Open:
                 clock._rows, clock._weights, clock._micro = self._before
 
 
-def _several(given: Any) -> tuple[Any, ...]:
+_INSTEAD = {
+    "average": "isobatch.ModelEMA(model, half_life=...) or another average of isobatch, or a list of them",
+    "noise": "isobatch.NoiseScale(model), or a list of them",
+    "scheduler": "one isobatch.SampleScheduler(scheduler, batch_size=...); step further ones yourself by samples=",
+}
+
+
+def _all(name: str, given: Any, kind: type) -> tuple[Any, ...]:
+    """Return one member or several as a tuple; what would fail at the first step is refused here."""
     if given is None:
         return ()
-    return tuple(given) if isinstance(given, Iterable) else (given,)
+    single = isinstance(given, (kind, nn.Module, str)) or not isinstance(given, Iterable)
+    found = (given,) if single else tuple(given)
+    for one in found:
+        if not isinstance(one, kind):
+            raise InputError(f"{name}={type(one).__name__} does not count samples; give {_INSTEAD[name]}")
+    return found
 
 
 def _plain(number: float) -> float:

@@ -1,5 +1,6 @@
 """The largest kappa that is still SAME, by bisection over powers of two."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ def largest_kappa(
     """Bisect between the reference batch and the batch of a finished comparison, in factors of two.
 
     The reference's curves are reused. Where the comparison could not tell, nothing is tried. Verdicts need not be
-    monotone in kappa; bisection takes them to be.
+    monotone in kappa; bisection takes them to be. The last SAME of several is what is shown, so that each of the at
+    most log2(n) verdicts between n batches has its share of the error rates (Bonferroni).
 
     Args:
         result: a finished comparison, whose batch is the far end.
@@ -63,14 +65,13 @@ def largest_kappa(
     if cannot_tell(end, {arm: models[result.headline] for arm, models in result.table.items()}):
         return Largest(1.0, tried, worst)  # a test that tells nothing apart would call every batch the same
     work, design = Campaign(result.folder, workers, on_done, executor), result.design
+    level = design.looks.level(len(design.looks.seeds) - 1).shared(max(1, math.ceil(math.log2(len(grid)))))
     while high - low > 1:
         middle = (low + high) // 2
         kappa = grid[middle] / base
         plan = {"plan": result.recipe.at(grid[middle], optimizer=optimizer).recipe}
         found = work.train(design.jobs(result.seeds, plan, _STREAM + middle), result.rule)
-        table = result.rule.judge(
-            {"reference": result.curves["reference"], **found}, design.looks.level(len(design.looks.seeds) - 1)
-        )
+        table = result.rule.judge({"reference": result.curves["reference"], **found}, level)
         test = table["plan"][result.headline]
         tried[kappa], worst[kappa] = test.verdict, test.worst
         low, high = (middle, high) if test.verdict is Verdict.SAME else (low, middle)

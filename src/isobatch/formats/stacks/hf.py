@@ -21,6 +21,10 @@ _ONE_RATE = re.compile(r"(?!min|max|base|peak)([A-Za-z]\w*)_lr$|loraplus_lr_(emb
 """A rate of some parameters alone, by the name of its key."""
 
 
+_SWITCHES = ("use_muon", "use_galore", "use_apollo", "use_badam", "use_adam_mini")
+"""LLaMA-Factory's switches of another optimizer than optim says."""
+
+
 @dataclass(frozen=True)
 class _Usual:
     """What a trainer of these words takes where nobody says it."""
@@ -123,7 +127,11 @@ def _optimizer(reader: Reader, usual: _Usual) -> None:
                        ask="each trainer has a default of its own, and the file names none")  # fmt: skip
     if reader.find("adafactor").value:
         optimizer(reader, Found(("adafactor",), "adafactor"))
-    name = optimizer(reader, reader.word("optim", "optimizer", default=usual.optimizer), adam="adamw")
+    switched = [key for key in _SWITCHES if reader.flag(key).value]
+    word = reader.word("optim", "optimizer", default=usual.optimizer)
+    if switched:
+        word = Found((switched[0],), switched[0].removeprefix("use_"))
+    name = optimizer(reader, word, adam="adamw")
     reader.say("lr", lr)
     reader.say("weight_decay", reader.number("weight_decay", default=usual.decay))
     if name == "muon":

@@ -51,7 +51,7 @@ def launched_devices(reader: Reader, split: int | None = None) -> int | None:
     split = devices_of_a_model(reader.source.tree) if split is None else split
     said = list(_said(reader))
     nodes = _nodes(reader, said)
-    total = None if nodes is None else _processes(said, nodes)
+    total = None if nodes is None else _processes(said, nodes, _every_card(reader))
     if nodes is None or total is None or total % split or total % nodes:
         if reader.source.extra.get("launcher"):
             reader.note(
@@ -161,7 +161,13 @@ def _nodes(reader: Reader, said: list[_Said]) -> int | None:
     return None if any(flag in launcher for flag in _NODES) else 1
 
 
-def _processes(said: list[_Said], nodes: int) -> int | None:
+def _every_card(reader: Reader) -> bool:
+    """Whether a launcher starts one process for each card that Slurm gives a node, by Slurm's variable or a word."""
+    count = reader.source.extra.get("launcher", {}).get("nproc_per_node")
+    return count in ("gpu", "auto") or (isinstance(count, Unknown) and "SLURM_GPUS" in count.text)
+
+
+def _processes(said: list[_Said], nodes: int, every_card: bool) -> int | None:
     """Return the processes that are started, one a GPU; None where nothing says them."""
     numbers: dict[str, int] = {}
     for one in said:
@@ -171,6 +177,8 @@ def _processes(said: list[_Said], nodes: int) -> int | None:
             return numbers[name] * (1 if name in _ALL else nodes)
     tasks = numbers.get("ntasks", numbers.get("n", nodes * numbers.get("ntasks_per_node", 0)))
     cards = numbers.get("gpus", nodes * numbers.get("gpus_per_node", numbers.get("gres", 0)))
+    if every_card:
+        return cards or None
     if tasks and tasks in (nodes, 1) and cards > tasks:
         return None  # one task for several GPUs: the program decides what it does with them
     return tasks or cards or None

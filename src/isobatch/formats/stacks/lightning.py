@@ -35,6 +35,7 @@ _BATCH = (
 )
 _RATE = (
     "optimizer.init_args.lr",
+    "optimizer.lr",
     "model.init_args.lr",
     "model.init_args.learning_rate",
     "model.lr",
@@ -57,11 +58,11 @@ def read(reader: Reader) -> None:
         on_nodes(reader, reader.whole("trainer.devices"), nodes, split)
     name = optimizer(reader, reader.word("optimizer.class_path", ask_default(reader), default="torch.optim.AdamW"))
     reader.say("lr", reader.number(*_RATE, ask="the rate stands in the user's module"))
-    decay = reader.number(
-        "optimizer.init_args.weight_decay", "model.init_args.weight_decay", default=0.01 if name == "adamw" else 0.0
-    )
+    head = "optimizer" if reader.has("optimizer.lr") else "optimizer.init_args"  # flags may leave init_args out
+    usual = 0.01 if name == "adamw" else 0.0
+    decay = reader.number(f"{head}.weight_decay", "model.init_args.weight_decay", default=usual)
     reader.say("weight_decay", decay)
-    moments(reader, name, "optimizer.init_args")
+    moments(reader, name, head)
     clip(reader, reader.number("trainer.gradient_clip_val", default=None))
     if (
         draft.values.get("clip")
@@ -169,6 +170,7 @@ FORMAT = Format(
         "trainer.accumulate_grad_batches": 2,
         "trainer.devices": 1,
         "optimizer.init_args": 2,
+        "optimizer.class_path": 1,
         "data.init_args": 1,
         "trainer.gradient_clip_val": 1,
         "model.class_path": 1,

@@ -22,8 +22,8 @@ _RUNS = re.compile(
     r"(?:^|/)(?:lerobot-train|yolo|tune|axolotl|trl|llamafactory-cli|swift|composer|litgpt|mim)$)"
 )
 _LAUNCHERS = ("torchrun", "accelerate", "deepspeed", "composer")
-_COUNTS = ("NPROC_PER_NODE", "NNODES")
-"""Variables by which some programs are told their processes."""
+_COUNTS = {"NPROC_PER_NODE": "nproc_per_node", "NNODES": "nnodes", "NGPU": "nproc_per_node"}
+"""Variables by which some programs are told their processes -> what torchrun calls them."""
 _CONFIGS = ("config", "c", "cfg", "config_file", "cfg_file", "config_name", "yaml_cfg", "job.config_file")
 """Flags behind which the config stands that a command changes."""
 _LISTS = re.compile(r"(args|kwargs|options|opts)$")
@@ -59,7 +59,7 @@ def read_command(text: str, name: str) -> Source:
         raise InputError(f"{name} holds {1 + len(rivals)} training commands (lines {lines}); keep one in the file")
     launcher, rest, program = _split(most)
     if not launcher:
-        launcher = [word for key in _COUNTS for word in shell.counted(key)]
+        launcher = [word for key, flag in _COUNTS.items() for word in shell.counted(key, flag)]
     launcher = [part for word in launcher for part in _parted(word)]
     batch_job = _batch_job(text)
     tree: dict[str, Any] = {}
@@ -79,7 +79,7 @@ def read_command(text: str, name: str) -> Source:
         "visible": " ".join(word.text for word in shell.held.get("CUDA_VISIBLE_DEVICES", [])),
         "program": program,
         "end": ends[id(most)][1],
-        "rests_on": _rests_on(rest, program),
+        "rests_on": _rests_on(rest, program) or _told_config(shell, program),
         "dashes": {flag: values[0].text for flag, values in _flags(rest, raw=True).items()},
         "words": tuple(word.text for word in rest if not word.text.startswith("-") and "=" not in word.text),
     }
@@ -118,6 +118,12 @@ def _rests_on(rest: list[Word], program: str) -> str:
     named = next((values[0].text for flag, values in flags.items() if flag in _CONFIGS and values), "")
     lead = [*program.split()[1:], *(word.text for word in takewhile(_plain_word, rest))]
     return named or next((text for text in lead if text.endswith((".yaml", ".yml", ".toml", ".json", ".py"))), "")
+
+
+def _told_config(shell: Shell, program: str) -> str:
+    """Return the config that torchtitan's run_train.sh is told by a variable, "" for none."""
+    held = shell.held.get("CONFIG_FILE", []) if program.endswith("run_train.sh") else []
+    return held[0].text if held else ""
 
 
 def _plain_word(word: Word) -> bool:
@@ -187,7 +193,11 @@ def _plain(values: list[Word]) -> Any:
 def _set(tree: dict[str, Any], spots: dict[Key, Spot], flag: str, values: list[Word], name: str, text: str) -> None:
     key: Key = tuple(flag.split(".")) if "." in flag else (flag,)
     table = tree
-    for part in key[:-1]:
+    for depth, part in enumerate(key[:-1]):
+        if isinstance(table.get(str(part)), str):  # jsonargparse: a class, and its arguments by flags of their own
+            table[str(part)] = {"class_path": table[str(part)]}
+            place = spots.pop(key[: depth + 1], None)
+            spots.update({} if place is None else {(*key[: depth + 1], "class_path"): place})
         inner = table.setdefault(str(part), {})
         if not isinstance(inner, dict):
             raise InputError(f"{name}: {flag} stands beside a value of {part}; keep one of them")
@@ -199,6 +209,9 @@ def _set(tree: dict[str, Any], spots: dict[Key, Spot], flag: str, values: list[W
             spots.update(found[1])
             return
     value = _plain(values)
+    held = table.get(str(key[-1]))
+    if isinstance(held, dict) and isinstance(value, str):
+        table, key = held, (*key, "class_path")
     if len(values) == 1 and isinstance(value, str) and value[:1] == "[" and value[-1:] == "]":
         value = [plain(item.strip()) for item in value[1:-1].split(",")]
     table[str(key[-1])] = value

@@ -77,12 +77,12 @@ class Shell:
         if words:
             yield words, stop
 
-    def counted(self, name: str) -> list[Word]:
+    def counted(self, name: str, flag: str) -> list[Word]:
         """Return a variable that holds one whole number as a launcher's flag, nothing for any other."""
         held = self.held.get(name, [])
         if len(held) != 1 or name in self.twice or not held[0].text.isdigit():
             return []
-        return [Word(f"--{name.lower()}", held[0].start, held[0].start), held[0]]
+        return [Word(f"--{flag}", held[0].start, held[0].start), held[0]]
 
     def _assignment(self, match: re.Match[str]) -> tuple[int, list[Word]]:
         name, at, text = match[1], match.end(), self.text
