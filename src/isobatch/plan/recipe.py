@@ -98,16 +98,28 @@ class Recipe(RecipeData):
             InputError: as for `RecipeData.load`, or a number that its optimizer does not have.
         """
         recipe = super().load(path)
-        rows = (
-            optimizer_row(recipe.optimizer.name),
-            *(optimizer_row(g.optimizer) for g in recipe.groups if g.optimizer),
-        )
-        for name in ("betas", "alpha", "eps"):  # of a file alone: plans hold them for every optimizer
+        for name in recipe.unused() if recipe.planned is None else ():
             value, usual = getattr(recipe.optimizer, name), type(recipe.optimizer).model_fields[name].default
-            if value != usual and not any(name in row.keys for row in rows):
+            if value != usual:
                 shown = list(value) if isinstance(value, tuple) else value
-                raise InputError(f"{path}: optimizer.{name}={shown} has no meaning for {rows[0].name}; remove it")
+                raise InputError(
+                    f"{path}: optimizer.{name}={shown} has no meaning for {recipe.optimizer.name}; remove it"
+                )
         return recipe
+
+    def unused(self) -> tuple[str, ...]:
+        """Return the numbers of [optimizer] that no optimizer of the recipe has; a plan moves them all the same.
+
+        Returns:
+            Names, of betas, alpha and eps.
+
+        Example:
+            >>> Recipe.parse({"batch": {"size": 8}, "optimizer": {"name": "adamw", "lr": 0.001}}).unused()
+            ('alpha',)
+        """
+        names = (self.optimizer.name, *(g.optimizer for g in self.groups if g.optimizer))
+        has = {key for name in names for key in optimizer_row(name).keys}
+        return tuple(name for name in ("betas", "alpha", "eps") if name not in has)
 
     def at(
         self,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from isobatch import report
+from isobatch.plan import Recipe
 from isobatch.plan.plan import show
 from isobatch.recipe import toml_text
 from isobatch.verify.design import MEANING
@@ -145,7 +146,11 @@ def mended_toml(data: dict[str, Any]) -> str:
         TOML, empty where nothing was mended.
     """
     found = data.get("mended")
-    return toml_text(found["recipes"][found["best"]]) if found and found["best"] else ""
+    if not found or not found["best"]:
+        return ""
+    values = found["recipes"][found["best"]]
+    unused = Recipe.parse(values).unused()
+    return toml_text({**values, "optimizer": {k: v for k, v in values["optimizer"].items() if k not in unused}})
 
 
 def _mended(data: dict[str, Any]) -> list[report.Section]:
