@@ -72,6 +72,16 @@ def held(*rows):
     return [outcome.held for outcome in study.judge_claims(list(rows))]
 
 
+def test_every_arm_stands_beside_the_base_batch_and_beside_legw():
+    table = study.beside([row("lstm", legw=-1.0, linear=-20.0)])
+    ahead = np.random.default_rng(1).normal(0, 0.5, 20).mean()
+    assert [line[1] for line in table[1:]] == ["base", "LEGW", "linear", "square root, base warm-up"]
+    wanted = ["", f"{ahead - 1:.2f}", f"{ahead - 20:.2f}", f"{ahead - 1:.2f}"]
+    assert [line[4].split(" ")[0] for line in table[1:]] == wanted
+    assert [line[5].split(" ")[0] for line in table[1:]] == ["", "", "19.00", "0.00"]
+    assert study.beside([]) == table[:1]
+
+
 def test_claims_are_judged_by_their_criteria():
     assert held(row("lstm"), row("cnn-lars")) == [True, True, None, True]
     assert held(row("lstm", legw=-2.0, linear=-10.0), row("cnn-lars", legw=-2.1)) == [False, False, None, False]

@@ -49,6 +49,7 @@ def run(work: Work) -> dict[str, Any]:
         **work.head(NAME, rules),
         "seeds": seeds,
         "rows": rows,
+        "beside": beside(rows),
         "claims": as_dict(judge_further(rows, work.grid) if work.grid else judge_claims(rows)),
     }
     if work.out is not None:
@@ -113,6 +114,25 @@ def _distance(scores: dict[float, list[float]], chosen: float) -> float | None:
     lost = _LOSS if best > 0 else abs(best) / _LOSS
     failing = [rate for rate, found in scores.items() if rate > chosen and float(np.mean(found)) < best - lost]
     return min(failing) / chosen if failing else None
+
+
+def beside(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Return where every arm ends, beside the base batch and beside LEGW, paired by seed.
+
+    Args:
+        rows: one a task.
+
+    Returns:
+        Rows of a table, its head first: means and 95% intervals.
+    """
+    made = [["task", "arm", "steps", "its end", "minus base", "LEGW minus it"]]
+    for row in rows:
+        values = {arm: np.array(found) for arm, found in row["values"].items()}
+        for arm, found in values.items():
+            over_base = "" if arm == "base" else str(interval((found - values["base"]).tolist()))
+            behind = "" if arm in ("base", "LEGW") else str(interval((values["LEGW"] - found).tolist()))
+            made.append([row["task"], arm, f"{row['steps'][arm]:,}", f"{found.mean():.2f}", over_base, behind])
+    return made
 
 
 def judge_claims(rows: list[dict[str, Any]]) -> list[Finding]:
