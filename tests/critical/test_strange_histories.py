@@ -230,8 +230,11 @@ def test_intervals_of_rarely_evaluated_runs_hold_the_truth():
 @pytest.mark.slow
 @pytest.mark.parametrize("scatter", [0.02, 0.1])
 @pytest.mark.parametrize("every", [20, 40, 60])
-def test_intervals_of_rarely_evaluated_runs_with_many_repetitions(scatter, every):
-    assert coverage(400, scatter, every, since=True)[0] >= 0.92
+def test_at_most_one_table_in_twenty_is_identified_and_wrong(scatter, every):
+    """Where scatter leaves half of the tables open, those that are identified hold the truth less often than 95%."""
+    held, identified = coverage(400, scatter, every, since=True)
+    assert identified * (1 - held) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 400)
+    assert held >= 0.86
 
 
 def test_noise_counts_as_each_estimate_feels_it():
