@@ -2,7 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
+from contextlib import nullcontext
 
 import torch
 from torch import distributed as dist
@@ -82,6 +86,20 @@ def killed():
     return trainer(before=lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
+STARTED = []
+
+
+def untidy():
+    """Prints in every way there is, and leaves a thread and a program behind."""
+    sys.stdout.write("by Python\n")
+    print("past what stands for stdout", file=sys.__stdout__, flush=True)
+    os.write(1, b"past Python\n")
+    if not STARTED:
+        threading.Thread(target=time.sleep, args=(1000,)).start()
+        STARTED.append(subprocess.Popen(["sleep", "98765"], start_new_session=True))
+    return trainer()
+
+
 def few_rows():
     return trainer(rows=5)
 
@@ -98,7 +116,33 @@ def nothing():
 
 
 def data_parallel():
-    return trainer(wrap=lambda net: DistributedDataParallel(net) if dist.is_initialized() else net)
+    return trainer(wrap=wrapped)
+
+
+def wrapped(net):
+    return DistributedDataParallel(net) if dist.is_initialized() else net
+
+
+def never_synchronised_in_parts():
+    x, net = torch.randn(24, 3), wrapped(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def update(batch, parts):
+        for piece in pieces(batch, parts):
+            with net.no_sync() if parts > 1 and dist.is_initialized() else nullcontext():
+                (net(piece).square().mean() * len(piece) / len(batch)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Subject(net, update, x)
+
+
+def one_rank_fails():
+    def fail():
+        if dist.is_initialized() and dist.get_rank() == 1:
+            raise ValueError("rank one is sick")
+
+    return trainer(wrap=wrapped, before=fail)
 
 
 def data_parallel_sums():
@@ -107,7 +151,7 @@ def data_parallel_sums():
     def scale(piece, batch, parts):
         return len(piece) / len(batch) * (dist.get_world_size() if dist.is_initialized() else 1)
 
-    return trainer(scale, wrap=lambda net: DistributedDataParallel(net) if dist.is_initialized() else net)
+    return trainer(scale, wrap=wrapped)
 
 
 def ranks_apart():
@@ -135,4 +179,4 @@ def one_rank_hangs():
         if dist.is_initialized() and dist.get_rank() == 1:
             time.sleep(1000)
 
-    return trainer(wrap=lambda net: DistributedDataParallel(net) if dist.is_initialized() else net, before=stop)
+    return trainer(wrap=wrapped, before=stop)

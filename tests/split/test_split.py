@@ -86,6 +86,22 @@ def test_what_hangs_or_is_killed_leaves_no_process(name, said, capsys, monkeypat
     assert not multiprocessing.active_children()
 
 
+def test_an_untidy_trainer_leaves_nothing_and_breaks_no_json(capfd):
+    assert cli.run(["verify", "split", f"{HERE}:untidy", "--parts", "2", "--json", "--timeout", "60"]) == 0
+    shown = capfd.readouterr()
+    assert json.loads(shown.out)["exit_code"] == 0
+    for words in ("by Python", "past what stands for stdout", "past Python"):
+        assert words in shown.err
+    assert not [one for one in Path("/proc").glob("[0-9]*/cmdline") if _read(one) == b"sleep\x0098765\x00"]
+
+
+def _read(file):
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
 @pytest.mark.parametrize(("name", "code"), [("good", 0), ("bad", 4), ("raises", 2), ("never_splits", 3)])
 def test_the_command_leaves_with_the_verdict(name, code, capsys, tmp_path):
     assert cli.run(["verify", "split", f"{HERE}:{name}", "--json", "--out", str(tmp_path / "out")]) == code
@@ -121,20 +137,35 @@ def test_the_command_prints_for_people(capsys):
     [f"{HERE}:absent"], ["nowhere.py:make"], ["no.such.module:make"], [f"{HERE}:good", "--parts", "3"],
     [f"{HERE}:good", "--parts", "1"], [f"{HERE}:good", "--batch-size", "2"], [f"{HERE}:good", "--processes", "3"],
     [f"{HERE}:good", "--timeout", "0"], [f"{HERE}:good", "--json", "--markdown"],
+    [f"{HERE}:good", "--timeout", "inf"], [f"{HERE}:good", "--seed", "-1"], [f"{HERE}:good", "--seed", f"{2**64}"],
 ])  # fmt: skip
 def test_bad_words_are_bad_input(words, capsys):
     assert cli.run(["verify", "split", *words]) == 2
     assert capsys.readouterr().err.startswith("isobatch: ")
 
 
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "abc"), ("WORLD_SIZE", "0"), ("RANK", "-1"), ("RANK", "")])
+def test_a_world_that_is_no_number_is_bad_input(name, value, capsys, monkeypatch):
+    monkeypatch.setenv(name, value)
+    assert cli.run(["verify", "split", f"{HERE}:good"]) == 2
+    assert capsys.readouterr().err.startswith("isobatch: ")
+
+
+def test_a_layout_that_fails_is_not_comparable():
+    report = split(targets.one_rank_fails, 2, processes=2, timeout=100)
+    assert report.exit_code == 3
+    for name in ("2 processes x 4", "2 processes x 2 x 2"):
+        assert "rank one is sick" in report[name].reason
+
+
 @pytest.mark.parametrize(("name", "causes"), [
     ("data_parallel", []), ("sharded", []), ("data_parallel_sums", ["sum-instead-of-mean"]),
-    ("ranks_apart", ["processes-apart"]),
+    ("ranks_apart", ["processes-apart"]), ("never_synchronised_in_parts", ["processes-apart"]),
 ])  # fmt: skip
 def test_on_two_processes(name, causes):
     report = split(getattr(targets, name), 2, processes=2, timeout=100)
     assert [cause.name for cause in report.causes] == causes, str(report)
-    assert "2 processes x 4" in report.layouts
+    assert {"2 processes x 4", "2 processes x 2 x 2"} <= {*report.layouts}
 
 
 @pytest.mark.slow

@@ -79,15 +79,13 @@ def run(chosen: argparse.Namespace) -> int:
     Raises:
         InputError: no time at all.
     """
-    import os
-
     from isobatch.executors.progress import Words
     from isobatch.split import split
-    from isobatch.split.run import launched, target
+    from isobatch.split.run import launched, rank, target
 
     if chosen.json and chosen.markdown:
         raise InputError("--json and --markdown are two ways to print one report; give one")
-    if int(os.environ.get("RANK", "0")):
+    if rank():
         return 0  # torchrun started several of us: the first one starts the processes that it needs
     folder = prepare(chosen, "result.json", "report.md", "report.html")
     with ending(), ExitStack() as stack:

@@ -43,8 +43,8 @@ KINDS: dict[str, tuple[str, str]] = {
         "divide once, either by the number of micro-batches (processes) or by the whole batch's count",
     ),
     "gradient-lost": (
-        "gradient of earlier micro-batches lost",
-        "call zero_grad once per optimizer step, after it, not between micro-batches",
+        "gradient of some micro-batches lost",
+        "call backward for every micro-batch, and zero_grad once per optimizer step, after it, not between them",
     ),
     "unscale-per-part": (
         "gradients scaled between micro-batches (unscaled once per micro-batch)",
@@ -105,6 +105,14 @@ KINDS: dict[str, tuple[str, str]] = {
     "optimizer-per-part": (
         "optimizer stepped on a step that accumulation should skip: once per micro-batch",
         "call optimizer.step only after the last micro-batch",
+    ),
+    "step-missed": (
+        "optimizer not stepped in every update",
+        "step after the last micro-batch, however many there are: (i + 1) % accumulation must count them as they come",
+    ),
+    "mode-per-part": (
+        "training mode switched between micro-batches",
+        "call model.train() before each micro-batch's forward pass; eval() belongs around an evaluation alone",
     ),
     "step-on-skip": (
         "optimizer stepped on a skipped step",

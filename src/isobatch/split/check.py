@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from isobatch.errors import InputError
+from isobatch.split.averages import early_averages
 from isobatch.split.cause import GRADIENT
-from isobatch.split.causes import calls, find
+from isobatch.split.causes import calls, find, modes
 from isobatch.split.compare import (
     DIFFERENT,
     EQUIVALENT,
@@ -24,8 +25,9 @@ from isobatch.split.compare import (
     unsure_elements,
     vectors,
 )
-from isobatch.split.evidence import Evidence, weights
-from isobatch.split.layouts import EPS, Layout, Record, run_layout
+from isobatch.split.evidence import Evidence, named, weights
+from isobatch.split.layouts import Layout, Record, run_layout
+from isobatch.split.quiet import EPS
 from isobatch.split.result import SplitReport
 from isobatch.split.sketch import Named, joined
 
@@ -51,15 +53,20 @@ def check(run: Runner, parts: Sequence[int], batch: int, worlds: dict[int, Runne
     splits = session.splits(parts)
     processes = [1] * len(splits)
     for count, world in worlds.items():
-        splits += world([session.base.but(quiet=session.quiet)])
+        base = session.base.but(quiet=session.quiet)
+        splits += world([base, *[base.but(parts=p) for p in sorted(parts) if batch % (count * p) == 0][:1]])
         processes += [count] * (len(splits) - len(processes))
-    notes = session.notes
     good = [i for i, one in enumerate(splits) if not one.failed]
-    notes += [f"{processes[i]} x {one.layout}: {one.failed}" for i, one in enumerate(splits) if one.failed]
     if not good:
         raise InputError(f"no split could be made: {splits[0].failed}")
+    failed = [(named(one.layout, count), one) for one, count in zip(splits, processes, strict=True) if one.failed]
+    session.notes += [f"{name}: {one.failed}" for name, one in failed]
     evidence = Evidence(session.reference, [splits[i] for i in good], [processes[i] for i in good])
-    return session.judge(evidence, began)
+    report = session.judge(evidence, began)
+    # uneven parts are tried unasked, and a trainer may refuse them
+    report.components += [Component(name, NOT_COMPARABLE, reason=one.failed)
+                          for name, one in failed if not batch % one.layout.parts]  # fmt: skip
+    return report
 
 
 class Session:
@@ -80,6 +87,7 @@ class Session:
         again, counted = run([self.base, self.base.but(updates=1, counted=True)])
         self.again, self.coarsest = again, max(counted.coarsest, _eps(self.reference))
         self.drawn = sorted({name for u in self.reference.updates for name in u.drew})
+        self.unheld = sorted(({*self.drawn} - {"torch", "cuda"}) | {*counted.loose})
         self._same_start(again)
         if counted.operations or self.drawn:
             self.quiet = True
@@ -98,6 +106,16 @@ class Session:
             raise InputError(f"the update of one whole batch raised {record.failed}")
         if not record.updates or not record.updates[0].passes:
             raise InputError("no backward pass reached the model's parameters; is `model` the one that update trains?")
+        first, last = record.updates[0], record.updates[-1]
+        if not all(one.finite for one in record.updates):
+            raise InputError("one whole batch makes weights that are not finite; look at its data and its loss first")
+        given = gradient(record)
+        if not any(bool(one.any()) for one in given.values()):
+            way = "its gradient is zero where the optimizer steps; is zero_grad called before the step?"
+            none = "no optimizer step is made and no weight moves: it is left out, or a gradient scaler skips it"
+            raise InputError(f"one whole batch cannot be compared: {way if first.stepped else none}")
+        if distance(joined(last.after, first.before), joined(first.before, first.before)) == 0:
+            raise InputError("three updates of one whole batch move no weight; is the learning rate 0?")
         return record
 
     def _ran(self, layout: Layout) -> Record:
@@ -126,9 +144,12 @@ class Session:
             Their records, uneven parts last.
         """
         base = self.base.but(quiet=self.quiet)
-        numbers = sorted(set(parts))
-        if self.base.batch % RAGGED and self.base.batch > RAGGED:
-            numbers = sorted({*numbers, RAGGED})
+        numbers, batch = sorted(set(parts)), self.base.batch
+        if batch % RAGGED:
+            if -(-batch // -(-batch // RAGGED)) == RAGGED:
+                numbers = sorted({*numbers, RAGGED})
+            else:  # loaders cut such a batch into fewer parts
+                self.notes.append(f"no uneven parts of {batch}; a --batch-size of 8 or more has them")
         records = self.run([base.but(parts=number) for number in numbers])
         if self.natural:
             self.natural += self.run([self.base.but(parts=max(parts))])
@@ -146,13 +167,13 @@ class Session:
         """
         base = self.base.but(quiet=self.quiet)
         small = 4 * (EPS if base.double else 2.0**-23)
-        nudged = self.run([base.but(nudge=small, seed=1), base.but(nudge=small, seed=2), base.but(turned=True)])
+        nudged = self.run([base.but(nudge=small), base.but(nudge=-small), base.but(turned=True)])
         others = [one for one in nudged if not one.failed]
         floor = Floor(
             self.reference, [one for one in others if not one.layout.turned or self._additive(one)], self.coarsest
         )
-        # seeds of nudged runs differ, random numbers do not matter where they are held
         floor.unsure = unsure_elements([self.reference, *others, *evidence.splits], self.reference, self.coarsest)
+        self._coarse(floor)
         steady = self._steady(floor)
         components = {
             name: self._compare(name, vector, floor, evidence, steady) for name, vector in vectors(floor).items()
@@ -161,20 +182,39 @@ class Session:
         evidence.tolerance = components["gradient at the step"].tolerance
         steps = calls(evidence)
         components[steps.name] = steps
+        if (mode := modes(evidence)) is not None:
+            components[mode.name] = mode
+        if self.coarsest > EPS and "average" in components and early_averages(evidence):
+            # in three updates an average moves less than a coarse type can tell
+            components["average"].verdict = DIFFERENT
+            components["average"].reason = "it moves more often than once an update"
         if not steady:
             return self._report(components, [_unsteady()], evidence, began)
         if self._loose(evidence):
             for one in components.values():
                 if one.verdict == DIFFERENT:
                     one.verdict = NOT_COMPARABLE
-                    one.reason = (
-                        "numbers are drawn from numpy or random, which cannot be held still; draw them from torch"
-                    )
+                    one.reason = f"random numbers of {', '.join(self.unheld)} cannot be held still; use rand of torch"
             return self._report(components, [], evidence, began)
         self._probe(evidence, components)
         causes = find(evidence, components)
         self._amend(components, causes, evidence)
         return self._report(components, causes, evidence, began)
+
+    def _coarse(self, floor: Floor) -> None:
+        """Say what a coarse type hides."""
+        if self.coarsest <= EPS:
+            return
+        name = next((str(one).removeprefix("torch.") for one in (torch.float32, torch.float16, torch.bfloat16)
+                     if torch.finfo(one).eps >= self.coarsest), "a coarse type")  # fmt: skip
+        hidden = sum(int(one.sum()) for one in floor.unsure.values())
+        share = hidden / sum(len(one) for one in self.reference.start.values())
+        limit = floor.tolerance(vectors(floor)["gradient at the step"])
+        if limit >= 0.01:
+            self.notes.append(f"something computes in {name}: differences of less than {limit:.0%} are not seen")
+        if share > 0.5:
+            small = f"{share:.0%} of the gradient's elements are too small for {name} to tell their sign"
+            self.notes.append(f"{small}; their weights, moments and averages are not compared")
 
     def _additive(self, turned: Record) -> bool:
         like = gradient(self.reference)
@@ -194,15 +234,19 @@ class Session:
         if base is None or not len(base):
             return None
         limit = floor.tolerance(vector)
+        if bool(base.isnan().any()):
+            return Component(name, NOT_COMPARABLE, reason="it is no number for one whole batch")
+        if not bool(base.any()) and floor.hides(name):
+            return Component(name, NOT_COMPARABLE, reason="no gradient is large enough for the type to tell its sign")
         worst = Component(name, IDENTICAL, 0.0, limit)
         for place, split in enumerate(evidence.splits):
             mine = vector(split, self.reference)
             if mine is None:
-                return Component(name, NOT_COMPARABLE, reason=f"absent at {split.layout}")
+                return Component(name, NOT_COMPARABLE, reason=f"absent at {evidence.name(place)}")
             gap = distance(mine, base)
             if gap > worst.distance:
                 factor, left = parallel(mine, base) if mine.shape == base.shape else (0.0, 1.0)
-                worst = Component(name, IDENTICAL, gap, limit, factor if left < 1e-3 else None, _where(evidence, place))
+                worst = Component(name, IDENTICAL, gap, limit, factor if left < 1e-3 else None, evidence.name(place))
         if worst.distance > limit:
             worst.verdict = DIFFERENT
         if not steady and worst.distance > limit:
@@ -244,11 +288,12 @@ class Session:
         alone = self.run([base.but(batch=1, first=place) for place in range(base.batch)])
         if any(one.failed or not one.updates[0].passes for one in alone):
             return []
-        return _finite([contributed(one.updates[0]) for one in alone])
+        several = len(self.reference.updates[0].stepped) > 1  # a pass may reach weights that another optimizer holds
+        return _finite([gradient(one) if several else contributed(one.updates[0]) for one in alone])
 
     def _loose(self, evidence: Evidence) -> bool:
-        """Whether random numbers that cannot be held still (numpy, random) move the gradient."""
-        if not {"numpy", "random"} & set(self.drawn):
+        """Whether random numbers that cannot be held still move the gradient."""
+        if not self.unheld:
             return False
         other = self.run([self.base.but(quiet=True, seed=2, updates=1)])[0]
         like = gradient(self.reference)
@@ -339,35 +384,27 @@ class Session:
     def _taken_apart(self, split: Record) -> bool:
         """Whether anything but the number of parts tells a split from the whole batch."""
         whole, mine = self.reference.updates[0], split.updates[0]
-        if (
-            len(mine.passes) != len(whole.passes)
+        alone = bool(whole.sizes) and max(whole.sizes) == 1  # no parts are smaller than a pass for every sample
+        return (
+            alone
+            or len(mine.passes) != len(whole.passes)
             or mine.sizes != whole.sizes
             or len(mine.stepped) != len(whole.stepped)
-        ):
-            return True
-        return bool(whole.sizes) and max(whole.sizes) < self.base.batch
+        )
 
     def _report(
         self, components: dict[str, Component], causes: list[Any], evidence: Evidence, began: float
     ) -> SplitReport:
-        layouts = [_where(evidence, place) for place in range(len(evidence.splits))]
+        layouts = [evidence.name(place) for place in range(len(evidence.splits))]
         alone = [s for s, p in zip(evidence.splits, evidence.processes, strict=True) if p == 1]
         if alone and not any(self._taken_apart(s) for s in alone):
-            text = "the number of parts changed nothing: every layout makes one forward pass; does update use `parts`?"
+            text = "the number of parts changed nothing: every layout makes the same passes; does update use `parts`?"
             for one in components.values():
                 if one.verdict in (IDENTICAL, EQUIVALENT):
                     one.verdict, one.reason = NOT_COMPARABLE, text
         types = "float64" if self.base.double else "own types"
         return SplitReport(list(components.values()), causes, layouts, self.base.batch, UPDATES, types, self.notes,
                            time.perf_counter() - began)  # fmt: skip
-
-
-def _where(evidence: Evidence, place: int) -> str:
-    layout, count = evidence.splits[place].layout, evidence.processes[place]
-    if count > 1:
-        return f"{count} processes x {layout.batch // count}"
-    even = layout.batch % layout.parts == 0
-    return str(layout) if even else f"{layout.parts} uneven parts of {layout.batch}"
 
 
 def _finite(gradients: list[Named]) -> list[Named]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from isobatch.split.observe import Update
 from isobatch.split.sketch import BLOCKS, MOST, Named, added, joined
 
 IDENTICAL, EQUIVALENT, DIFFERENT, NOT_COMPARABLE = "IDENTICAL", "EQUIVALENT", "DIFFERENT", "NOT COMPARABLE"
-FACTOR, FLOOR, CAP = 50.0, 2.0**15, 0.05
+FACTOR, FLOOR, CAP, EXACT = 50.0, 2.0**15, 0.05, 1e-12
 """A tolerance is 50 noise floors, at least 2^15 eps of float64 or 64 eps of a coarser type, at most 5%."""
 
 
@@ -40,6 +40,19 @@ class Component:
     reason: str = ""
 
 
+def differs(components: Mapping[str, Component], *names: str) -> bool:
+    """Return whether one of some components is DIFFERENT.
+
+    Args:
+        components: by name.
+        *names: those that are looked at, where they are compared.
+
+    Returns:
+        True where one is.
+    """
+    return any(name in components and components[name].verdict == DIFFERENT for name in names)
+
+
 Vector = Callable[[Record, Record], Tensor | None]
 """(record, reference) -> the component as one vector, None where the record has none."""
 
@@ -60,10 +73,12 @@ def distance(one: Tensor, other: Tensor) -> float:
     """
     if one.shape != other.shape:
         return math.inf
-    if torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)):
+    apart = (one != other) & ~(one.isnan() & other.isnan())
+    if not bool(apart.any()):
         return 0.0
-    scale = float(other.norm()) or float(one.norm())
-    found = float((one - other).norm()) / scale if scale else 0.0
+    # what is infinite in both, such as a mask, is no distance and no scale
+    scale = float(other[other.isfinite()].norm()) or float(one[one.isfinite()].norm())
+    found = float((one - other)[apart].norm()) / scale if scale else math.inf
     return found if math.isfinite(found) else math.inf
 
 
@@ -88,7 +103,7 @@ def parallel(one: Tensor, other: Tensor) -> tuple[float, float]:
 
 
 def gradient(record: Record) -> Named:
-    """Return the gradient that the first step was given; without an optimizer of torch, the way that the weights went.
+    """Return the gradient that the first update's steps were given; without any, the way that the weights went.
 
     Args:
         record: of a layout.
@@ -99,8 +114,8 @@ def gradient(record: Record) -> Named:
     if not record.updates:
         return {}
     update = record.updates[0]
-    if update.stepped:
-        return update.stepped[-1]
+    if update.stepped:  # the last step of every optimizer
+        return {name: one for given in update.stepped for name, one in given.items()}
     return added(update.before, update.after, -1.0)
 
 
@@ -163,15 +178,31 @@ class Floor:
             if one is not None and reference is not None:
                 found.append(distance(one, reference))
         found = [one for one in found if one < 1e-3] or [0.0]
-        exact = self.coarsest < 1e-12
-        least = (FLOOR if exact else 64.0) * self.coarsest
-        return min(max(FACTOR * max(found), least), CAP)
+        return min(max(FACTOR * max(found), self.least), CAP)
+
+    @property
+    def least(self) -> float:
+        """The smallest tolerance."""
+        return (FLOOR if self.coarsest < EXACT else 64.0) * self.coarsest
+
+    def hides(self, name: str) -> bool:
+        """Return whether leaving out undetermined elements leaves nothing of a component.
+
+        Args:
+            name: of a component that is zero without them.
+
+        Returns:
+            True where it is not zero with them.
+        """
+        whole = vectors(replace(self, unsure={}))[name](self.reference, self.reference)
+        return whole is not None and bool(whole.any())
 
 
 def unsure_elements(records: Iterable[Record], reference: Record, coarsest: float) -> dict[str, Tensor]:
     """Return which elements of each parameter have a gradient that floating point cannot tell from zero.
 
-    An optimizer that divides by the gradient's size moves such an element by a full step of either sign.
+    An optimizer that divides by the gradient's size moves such an element by a full step of either sign. In a coarse
+    type an element is compared with the largest of its own parameter, whose rounding it shares.
 
     Args:
         records: of all layouts.
@@ -182,14 +213,19 @@ def unsure_elements(records: Iterable[Record], reference: Record, coarsest: floa
         Name -> true where undetermined.
     """
     found: dict[str, Tensor] = {}
-    largest = max((float(one.abs().max()) for u in reference.updates for g in u.stepped for one in g.values()
-                   if one.numel()), default=0.0)  # fmt: skip
+    sizes: dict[str, float] = {}
+    for name, one in ((n, one) for u in reference.updates for g in u.stepped for n, one in g.items() if one.numel()):
+        sizes[name] = max(sizes.get(name, 0.0), float(one.abs().max()))
+    largest = max(sizes.values(), default=0.0)
+    exact = coarsest < EXACT
+    limits = {name: 1e4 * coarsest * largest if exact else max(min(1e4 * coarsest, CAP) * own, 4 * coarsest * largest)
+              for name, own in sizes.items()}  # fmt: skip
     for record in records:
         for update in record.updates:
             for gradients in update.stepped:
                 for name, one in gradients.items():
-                    small = (one.abs() <= 1e4 * coarsest * largest) & (one != 0)
-                    if len(one) == MOST + BLOCKS and (coarsest > 1e-12 or bool(small[:MOST].any())):
+                    small = (one.abs() <= limits.get(name, 0.0)) & (one != 0)
+                    if len(one) == MOST + BLOCKS and (not exact or bool(small[:MOST].any())):
                         small[MOST:] = True
                     found[name] = found[name] | small if name in found else small
     return {name: one for name, one in found.items() if bool(one.any())}
@@ -277,8 +313,18 @@ def vectors(floor: Floor) -> dict[str, Vector]:
 
         return found
 
+    def losses(record: Record, reference: Record) -> Tensor | None:
+        found = [update.reported for update in record.updates]
+        if any(one is None for one in found):
+            return None
+        flat = torch.tensor(found, dtype=torch.float64)
+        # up to the rounding of what it adds up, a loss is zero: its slope along the weights says how large that is
+        first = reference.updates[0]
+        slope = joined(contributed(first), reference.start).norm() * joined(first.before, reference.start).norm()
+        return torch.where(flat.abs() <= floor.least * slope, 0.0, flat)
+
     return {
-        "loss as reported": _losses,
+        "loss as reported": losses,
         "gradient before clipping": lambda r, ref: joined(unclipped(r), unclipped(ref)),
         "gradient at the step": lambda r, ref: joined(gradient(r), gradient(ref)),
         "update": moved(0),
@@ -294,13 +340,6 @@ def vectors(floor: Floor) -> dict[str, Vector]:
         "buffers of the model": state("buffers"),
         "other state": state("other"),
     }
-
-
-def _losses(record: Record, reference: Record) -> Tensor | None:
-    found = [update.reported for update in record.updates]
-    if any(one is None for one in found):
-        return None
-    return torch.tensor(found, dtype=torch.float64)
 
 
 def _rates(record: Record, reference: Record) -> Tensor | None:

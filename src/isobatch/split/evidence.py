@@ -2,17 +2,37 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from isobatch.split.compare import contributed, gradient, parallel, parameter_of
-from isobatch.split.layouts import Record
+from isobatch.split.layouts import Layout, Record
 from isobatch.split.observe import Update
 from isobatch.split.sketch import Named, added, joined
 
 ROWS = 20_000
+
+
+def named(layout: Layout, count: int = 1) -> str:
+    """Return the name of a layout on some processes.
+
+    Args:
+        layout: on each of them.
+        count: of processes.
+
+    Returns:
+        Words.
+
+    Example:
+        >>> named(Layout(8, 3)), named(Layout(8), 2), named(Layout(8, 2), 2)
+        ('3 uneven parts of 8', '2 processes x 4', '2 processes x 2 x 2')
+    """
+    if count == 1:
+        return str(layout)
+    each = layout.batch // count
+    return f"{count} processes x {each}" if layout.parts == 1 else f"{count} processes x {layout.but(batch=each)}"
 
 
 @dataclass
@@ -32,6 +52,7 @@ class Evidence:
         poisoned: reference and largest split with one infinite sample.
         influence: path of other state -> whether it has an effect on later weights.
         tolerance: up to which relative distance gradients count as the same.
+        only: names of the parameters that are looked at, None for all.
     """
 
     reference: Record
@@ -46,6 +67,30 @@ class Evidence:
     poisoned: list[Record] = field(default_factory=list)
     influence: dict[str, bool] = field(default_factory=dict)
     tolerance: float = 1e-9
+    only: frozenset[str] | None = None
+
+    def gradient(self, record: Record) -> Named:
+        """Return the gradient of what is looked at.
+
+        Args:
+            record: of a layout.
+
+        Returns:
+            Sketches by parameter.
+        """
+        found = gradient(record)
+        return found if self.only is None else {name: one for name, one in found.items() if name in self.only}
+
+    def optimizers(self) -> list["Evidence"]:
+        """Return what the records say of each optimizer's parameters alone, since their losses may differ.
+
+        Returns:
+            This evidence where there is one optimizer, or where two hold the same parameter.
+        """
+        held = {frozenset(given) for given in self.reference.updates[0].stepped}
+        if len(held) < 2 or sum(map(len, held)) > len(frozenset().union(*held)):
+            return [self]
+        return [replace(self, only=names) for names in sorted(held, key=sorted)]
 
     @property
     def close(self) -> float:
@@ -58,7 +103,7 @@ class Evidence:
         update = self.reference.updates[0]
         if update.stepped:
             return True
-        like = gradient(self.reference)
+        like = self.gradient(self.reference)
         return parallel(joined(like, like), joined(contributed(update), like))[1] < 1e-5
 
     def parts(self, place: int) -> int:
@@ -71,6 +116,17 @@ class Evidence:
             A count.
         """
         return self.splits[place].layout.parts * self.processes[place]
+
+    def name(self, place: int) -> str:
+        """Return the name of a split.
+
+        Args:
+            place: of the split.
+
+        Returns:
+            Words.
+        """
+        return named(self.splits[place].layout, self.processes[place])
 
     def straight(self, place: int) -> tuple[Record, Record]:
         """Return reference and a split where clipping does nothing.
@@ -112,13 +168,15 @@ class Weights:
     """A gradient as a weighted sum of the samples' own gradients.
 
     Args:
-        factors: of each sample, over its factor in the whole batch.
-        groups: samples of each micro-batch.
+        factors: of each sample that has a gradient, over its factor in the whole batch.
+        groups: such samples of each micro-batch.
+        rows: samples of each micro-batch, with those that have no gradient.
         residual: what the weighted sum leaves unexplained.
     """
 
     factors: Tensor
     groups: list[list[int]]
+    rows: list[int]
     residual: float
 
 
@@ -135,16 +193,17 @@ def weights(evidence: Evidence, place: int) -> Weights | None:
         The weights, None where the samples' own gradients could not be taken.
     """
     whole, split = evidence.straight(place)
-    like = gradient(whole)
+    like = evidence.gradient(whole)
     if not evidence.samples or not like:
         return None
     basis = torch.stack([joined(one, like) for one in evidence.samples], 1)
     keep = torch.arange(0, len(basis), max(1, len(basis) // ROWS))
     basis = basis[keep]
     sizes = basis.norm(dim=0)
-    if float(sizes.min()) <= 1e-12 * float(sizes.max()):
+    live = sizes > 1e-12 * float(sizes.max())  # a sample without tokens, or masked, has no gradient to weigh
+    if not bool(live.any()):
         return None
-    basis = basis / sizes
+    basis = basis[:, live] / sizes[live]
     if len(basis) < basis.shape[1] or float(torch.linalg.svdvals(basis)[-1]) < 1e-7:
         return None  # fewer directions than samples
 
@@ -153,15 +212,22 @@ def weights(evidence: Evidence, place: int) -> Weights | None:
         size = float(target[keep].norm())
         return found, float((basis @ found - target[keep]).norm()) / size if size else 0.0
 
-    ours, left = solve(joined(gradient(split), like))
+    ours, left = solve(joined(evidence.gradient(split), like))
     base, lost = solve(joined(like, like))
     if bool((base.abs() < 1e-9 * base.abs().max()).any()):
         return None
+    sizes_, samples = split.updates[0].sizes, [int(i) for i in live.nonzero()]
+    if len(split.updates[0].passes) == 1 and sum(sizes_) == len(live):  # one graph: by its forward passes
+        ends = [sum(sizes_[: i + 1]) for i in range(len(sizes_))]
+        groups = [[i for i, s in enumerate(samples) if end - size <= s < end]
+                  for size, end in zip(sizes_, ends, strict=True)]  # fmt: skip
+        return Weights(ours / base, groups, sizes_, max(left, lost))
     groups = []
     for one in split.updates[0].passes:
         part, _ = solve(joined(one.gives, like))
         groups.append([i for i in range(len(part)) if abs(float(part[i])) > 1e-6 * float(part.abs().max())])
-    return Weights(ours / base, groups, max(left, lost))
+    rows = sizes_ if len(sizes_) == len(groups) and sum(sizes_) == len(live) else [len(group) for group in groups]
+    return Weights(ours / base, groups, rows, max(left, lost))
 
 
 def tampered(update: Update, like: Named, tolerance: float) -> list[str]:
@@ -283,6 +349,19 @@ def average_moves(record: Record, path: str) -> AverageMoves | None:
     keep, after = found.tolist()
     left = float((steps @ found - (new - last.before[name])).norm()) / (float(columns[:, 0].norm()) or 1.0)
     return AverageMoves(keep, 1 - keep - after, after, left)
+
+
+def most_moves(record: Record, paths: list[str]) -> int:
+    """Return at how many events of an update the busiest of some tensors or numbers was found changed.
+
+    Args:
+        record: of a layout.
+        paths: of tensors or numbers.
+
+    Returns:
+        A count.
+    """
+    return max((update.moves.get(path, 0) for update in record.updates for path in paths), default=0)
 
 
 def rows_lost(reference: Update, split: Update) -> tuple[int, int] | None:

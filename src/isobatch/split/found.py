@@ -18,11 +18,10 @@ from isobatch.gradients import bare_optimizer, canonical, unwrap
 
 _DEEP, _MANY = 9, 50_000
 _OPAQUE = (str, bytes, type, types.ModuleType, types.BuiltinFunctionType, types.GeneratorType, types.CodeType,
-           torch.Generator, torch.device, torch.dtype, DataLoader, Dataset, Sampler, random.Random,
-           np.random.Generator, torch.distributed.ProcessGroup)  # fmt: skip
-
-
-_STATE = (torch.optim.Optimizer, LRScheduler, GradScaler, nn.Module, Tensor, dict, list)
+           torch.Generator, torch.device, torch.dtype, DataLoader, Dataset, Sampler,
+           torch.distributed.ProcessGroup)  # fmt: skip
+_RANDOM = (random.Random, np.random.Generator, np.random.RandomState)
+_STATE = (torch.optim.Optimizer, LRScheduler, GradScaler, nn.Module, Tensor, dict, list, *_RANDOM)
 
 
 @dataclass
@@ -50,12 +49,14 @@ class Holdings:
         tensors: group -> path -> tensor; groups are optimizer, average, average buffers, other.
         numbers: group -> path -> number; groups are optimizer, scheduler, scaler, average, other.
         modules: path -> module that is not the model's.
+        generators: path -> generator of random numbers of numpy or Python.
         rates: learning rates of the optimizers' groups.
     """
 
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     numbers: dict[str, dict[str, float]] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
+    generators: dict[str, Any] = field(default_factory=dict)
     rates: list[float] = field(default_factory=list)
 
 
@@ -75,6 +76,7 @@ class Walk:
         self.own |= {id(b) for b in self.bare.buffers()}
         self.seen: dict[int, Any] = {id(one): one for one in skip}
         self.modules: dict[str, nn.Module] = {}
+        self.generators: dict[str, Any] = {}
         self.busy: set[str] = set()
         self.rates: list[float] = []
         self.leaves = [leaf for name, root in roots.items() for leaf in self._enter(root, name, "", (), 0)]
@@ -90,7 +92,9 @@ class Walk:
         if id(value) in self.seen or depth > _DEEP or len(self.seen) > _MANY:
             return
         self.seen[id(value)] = value
-        if isinstance(value, Tensor):
+        if isinstance(value, _RANDOM):
+            self.generators[path] = value
+        elif isinstance(value, Tensor):
             yield Leaf(path, value, role, owners)
         elif isinstance(value, np.ndarray):
             if value.dtype.kind in "fiu":
@@ -200,7 +204,7 @@ def holdings(model: nn.Module, roots: Mapping[str, Any], skip: tuple[Any, ...] =
     walk = Walk(model, roots, skip)
     mirrored = _mirrors(walk.bare, [leaf for leaf in walk.leaves if isinstance(leaf.value, Tensor) and not leaf.role])
     owning = {owner for leaf in walk.leaves if leaf.path in mirrored for owner in leaf.owners} - walk.busy
-    result = Holdings(modules=walk.modules, rates=walk.rates)
+    result = Holdings(modules=walk.modules, generators=walk.generators, rates=walk.rates)
     for leaf in walk.leaves:
         counted = not isinstance(leaf.value, Tensor)
         if isinstance(leaf.value, Tensor) and leaf.value.numel() == 1 and not leaf.value.is_floating_point():

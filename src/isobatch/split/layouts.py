@@ -9,20 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from isobatch.errors import InputError, IsobatchError
 from isobatch.gradients import canonical, unwrap
-from isobatch.split.found import holdings
+from isobatch.split.found import Holdings, holdings
 from isobatch.split.observe import Observer, Update
+from isobatch.split.quiet import EPS, Quiet
 from isobatch.split.sketch import Named, sketches
 from isobatch.split.target import Subject, made
 from isobatch.tasks.finding import told
-
-EPS = 2.0**-52
-_ATEN = torch.ops.aten
-_MEANS = {"rand": 0.5, "randn": 0.0, "rand_like": 0.5, "randn_like": 0.0}
-_FILLS = {"normal_": 0.0, "exponential_": 1.0, "cauchy_": 0.0, "random_": 0, "geometric_": 1}
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,7 @@ class Layout:
         seed: of the random numbers during the updates.
         quiet: hold random numbers at their mean.
         double: in float64.
-        nudge: relative change of the weights, for the noise floor.
+        nudge: relative change of the weights, for the noise floor; its sign chooses another one.
         turned: take the samples of a batch in the reverse order.
         amplify: factor on the gradients.
         poison: make one sample of the batch infinite.
@@ -73,7 +68,8 @@ class Layout:
         return replace(self, **changes)
 
     def __str__(self) -> str:
-        return f"1 x {self.batch}" if self.parts == 1 else f"{self.parts} x {self.batch / self.parts:g}"
+        even = self.batch % self.parts == 0
+        return f"{self.parts} x {self.batch // self.parts}" if even else f"{self.parts} uneven parts of {self.batch}"
 
 
 @dataclass
@@ -87,9 +83,9 @@ class Record:
         data: a sketch of the first batch.
         failed: why the updates could not be made, empty where they could.
         operations: random operations of torch, where they were counted.
+        loose: those of them that cannot be held at their mean.
         coarsest: eps of the coarsest type that was computed in, where it was looked for.
         drift: largest relative distance between the weights of two processes.
-        scaled: whether a gradient scaler was found.
     """
 
     layout: Layout
@@ -98,9 +94,9 @@ class Record:
     data: Named = field(default_factory=dict)
     failed: str = ""
     operations: int = 0
+    loose: list[str] = field(default_factory=list)
     coarsest: float = EPS
     drift: float = 0.0
-    scaled: bool = False
 
 
 def run_layout(make: Callable[..., Any], layout: Layout, seed: int = 0) -> Record:
@@ -117,25 +113,24 @@ def run_layout(make: Callable[..., Any], layout: Layout, seed: int = 0) -> Recor
     Raises:
         InputError: make raised, or gave something that cannot be checked.
     """
-    with given_back(layout.double):
+    with given_back(layout.double), ExitStack() as stack:
         subject = made(make, seed)
         indices = _indices(subject, layout)
         subject.open(indices, layout.parts)
         if layout.double:
-            _to_double(subject)
+            stack.enter_context(_in_double(subject))
         if layout.poison:
             subject.convert(lambda tensor: _poisoned(tensor, indices[0]))
         if layout.nudge:
-            _nudge(subject.model, layout.nudge, layout.seed)
+            _nudge(subject.model, layout.nudge)
         record = Record(layout, start=sketches((canonical(n), p) for n, p in unwrap(subject.model).named_parameters()))
         record.data = _batch_sketch(subject, indices[0])
-        record.scaled = bool(_scaler(subject))
         _observe(subject, indices, layout, record)
     return record
 
 
 def _observe(subject: Subject, indices: list[Tensor], layout: Layout, record: Record) -> None:
-    _seed(layout.seed)
+    _seed(subject, layout.seed)
     quiet = Quiet(layout.quiet) if layout.quiet or layout.counted else None
     observer = Observer(subject, layout.amplify, layout.disturb)
     try:
@@ -154,7 +149,7 @@ def _observe(subject: Subject, indices: list[Tensor], layout: Layout, record: Re
     if not record.failed and len(record.updates) != len(indices):
         record.failed = f"{len(record.updates)} of {len(indices)} updates were made"
     if quiet is not None:
-        record.operations, record.coarsest = quiet.count, quiet.coarsest
+        record.operations, record.coarsest, record.loose = quiet.count, quiet.coarsest, sorted(quiet.loose)
 
 
 @contextmanager
@@ -188,10 +183,13 @@ def given_back(double: bool) -> Generator[None]:
         random.setstate(states[2])
 
 
-def _seed(seed: int) -> None:
+def _seed(subject: Subject, seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     random.seed(seed)
+    for generator in _held(subject).generators.values():
+        for _ in range(seed - 1):  # one of the trainer's own keeps its place, other seeds move it on
+            generator.random()
 
 
 def _indices(subject: Subject, layout: Layout) -> list[Tensor]:
@@ -210,11 +208,22 @@ def _indices(subject: Subject, layout: Layout) -> list[Tensor]:
     return found
 
 
-def _to_double(subject: Subject) -> None:
-    subject.model.double()
-    for module in holdings(subject.model, subject.roots(), (subject.samples, subject)).modules.values():
+@contextmanager
+def _in_double(subject: Subject) -> Generator[None]:
+    """Compute in float64; modules that outlive the trainer, such as a teacher of its file, are given back."""
+    beside = list(_held(subject).modules.values())
+    parameters = [(parameter, parameter.data) for module in beside for parameter in module.parameters()]
+    buffers = [(part._buffers, dict(part._buffers)) for module in beside for part in module.modules()]
+    for module in (subject.model, *beside):
         module.double()
     subject.convert(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    try:
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.grad, parameter.data = None, data
+        for held, before in buffers:
+            held.update(before)
 
 
 def _poisoned(tensor: Tensor, rows: Tensor) -> Tensor:
@@ -225,12 +234,12 @@ def _poisoned(tensor: Tensor, rows: Tensor) -> Tensor:
     return tensor
 
 
-def _nudge(model: nn.Module, size: float, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
+def _nudge(model: nn.Module, size: float) -> None:
+    generator = torch.Generator().manual_seed(1 if size > 0 else 2)
     with torch.no_grad():
         for parameter in model.parameters():
             sign = torch.rand(parameter.shape, generator=generator, dtype=torch.float32).to(parameter.device) - 0.5
-            parameter.mul_(1 + size * sign.sign().to(parameter.dtype))
+            parameter.mul_(1 + abs(size) * sign.sign().to(parameter.dtype))
 
 
 def _batch_sketch(subject: Subject, rows: Tensor) -> Named:
@@ -244,69 +253,5 @@ def _batch_sketch(subject: Subject, rows: Tensor) -> Named:
     return sketches((str(i), tensor) for i, tensor in enumerate(found))
 
 
-def _scaler(subject: Subject) -> dict[str, float]:
-    return holdings(subject.model, subject.roots(), (subject.samples, subject)).numbers.get("scaler", {})
-
-
-class Quiet(TorchDispatchMode):
-    """Every random operation of torch gives its mean: a dropout mask keeps all, noise is zero, an order is sorted.
-
-    Args:
-        silent: replace the numbers; otherwise only count the operations.
-    """
-
-    def __init__(self, silent: bool = True):
-        super().__init__()
-        self.silent = silent
-        self.count = 0
-        self.coarsest = torch.finfo(torch.float64).eps
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Answer one operation.
-
-        Args:
-            func: the operation.
-            types: of its tensors.
-            args: its arguments.
-            kwargs: more of them.
-
-        Returns:
-            Its result, or the mean of what it draws.
-        """
-        kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            result = func(*args, **kwargs)
-            if isinstance(result, torch.Tensor) and result.is_floating_point() and result.numel() > 1:
-                self.coarsest = max(self.coarsest, torch.finfo(result.dtype).eps)
-            return result
-        self.count += 1
-        name = func.overloadpacket.__name__
-        mean = _mean(name, args, {k: v for k, v in kwargs.items() if k != "generator"}) if self.silent else None
-        return func(*args, **kwargs) if mean is None else mean
-
-
-def _mean(name: str, args: Any, kwargs: Any) -> Any:
-    """Return what an operation gives on average, None where that has no meaning."""
-    if name in ("rand", "randn"):
-        return torch.full(args[0], _MEANS[name], **(_with(kwargs, torch.get_default_dtype())))
-    if name in ("rand_like", "randn_like"):
-        return torch.full_like(args[0], _MEANS[name], **{k: v for k, v in kwargs.items() if v is not None})
-    if name == "randperm":
-        return torch.arange(args[0], **(_with(kwargs, torch.int64)))
-    if name == "bernoulli_":
-        return args[0].copy_(args[1]) if isinstance(args[1], torch.Tensor) else args[0].fill_(args[1])
-    if name == "bernoulli":
-        return args[0].clone() if len(args) == 1 else torch.full_like(args[0], args[1])
-    if name == "native_dropout":
-        return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
-    if name == "uniform_":
-        low, high = (*args[1:], *(0.0, 1.0)[len(args) - 1 :])
-        return args[0].fill_((low + high) / 2)
-    if name == "normal_" and len(args) > 1:
-        return args[0].fill_(args[1])
-    return args[0].fill_(_FILLS[name]) if name in _FILLS else None
-
-
-def _with(kwargs: Any, dtype: torch.dtype) -> Any:
-    """Keyword arguments of a factory, with a dtype where they hold none."""
-    return {"dtype": dtype} | {key: one for key, one in kwargs.items() if one is not None}
+def _held(subject: Subject) -> Holdings:
+    return holdings(subject.model, subject.roots(), (subject.samples, subject))

@@ -3,7 +3,7 @@
 import math
 import random
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from isobatch.errors import InputError
 from isobatch.gradients import canonical, unwrap
 from isobatch.split.found import holdings
 from isobatch.split.sketch import Named, mark, sketch, sketches, whole
@@ -61,9 +62,10 @@ class Update:
         drew: random generators that were used.
         sizes: rows of each forward pass.
         rows: a number a row of the model's inputs, in order.
-        outputs: module and call -> a number a row of what it returned.
+        outputs: module -> a number a row of what it returned, call after call.
+        training: module -> forward passes in training mode, and all, with gradient.
         finite: whether weights are finite after it.
-        norm: length of the gradient that the last step was given, where gradients are amplified; 0 otherwise.
+        norms: length of the gradient that the last step of each parameter was given, where gradients are amplified.
         dtype: of the loss.
     """
 
@@ -88,8 +90,9 @@ class Update:
     sizes: list[int] = field(default_factory=list)
     rows: list[float] = field(default_factory=list)
     outputs: dict[str, list[float]] = field(default_factory=dict)
+    training: dict[str, list[int]] = field(default_factory=dict)
     finite: bool = True
-    norm: float = 0.0
+    norms: dict[str, float] = field(default_factory=dict)
     dtype: str = "float64"
 
 
@@ -114,7 +117,7 @@ class Observer:
         self._depth = 0
         self._marks: dict[str, Any] = {}
         self._names: dict[int, str] = {}
-        self._generators: dict[str, Any] = {}
+        self._states: dict[str, Any] = {}
         self._entered: set[int] = set()
         self._stack = ExitStack()
 
@@ -136,7 +139,7 @@ class Observer:
         keep(self.bare.register_forward_pre_hook(enters, with_kwargs=True).remove)
         self._names = {id(module): name for name, module in self.bare.named_modules() if name}
         for module in self.bare.modules():
-            left = _untraced(lambda m, a, out: self._output(self._names.get(id(m)), out))
+            left = _untraced(lambda m, a, out: self._output(m, out))
             keep(module.register_forward_hook(left).remove)
         keep(register_optimizer_step_pre_hook(self._before_step).remove)
         keep(register_optimizer_step_post_hook(self._after_step).remove)
@@ -154,7 +157,7 @@ class Observer:
         held = self._held()
         self.now = Update(before=self._weights(), earlier=self._tensors(held))
         self._numbers = held.numbers
-        self._generators = _generators()
+        self._states = _states(held.generators)
         for path, module in held.modules.items():
             if id(module) not in self._entered:
                 self._entered.add(id(module))
@@ -176,7 +179,7 @@ class Observer:
         now.after, now.tensors, now.numbers = self._weights(), self._tensors(held), held.numbers
         now.change = {group: {path: value - self._numbers.get(group, {}).get(path, 0.0) for path, value in all_.items()}
                       for group, all_ in held.numbers.items()}  # fmt: skip
-        now.drew = [name for name, state in _generators().items() if state != self._generators[name]]
+        now.drew = [name for name, state in _states(held.generators).items() if state != self._states.get(name, state)]
         now.finite = all(bool(torch.isfinite(one).all()) for one in now.after.values())
         if reported is not None:
             now.reported = number(reported)
@@ -280,10 +283,13 @@ class Observer:
         if self.now is not None:
             self.now.calls[path] = self.now.calls.get(path, 0) + 1
 
-    def _output(self, name: str | None, out: Any) -> None:
+    def _output(self, module: nn.Module, out: Any) -> None:
+        name = self._names.get(id(module))
         inside = self.now is not None and not self.updates and self._depth == 0
         if name is not None and self.now is not None and inside and torch.is_grad_enabled():
             self.now.outputs.setdefault(name, []).extend(_row_numbers((out,)))
+            on, passes = self.now.training.get(name, (0, 0))
+            self.now.training[name] = [on + module.training, passes + 1]
 
     def _ours(self, optimizer: Any) -> bool:
         own = {id(p) for p in self.parameters.values()}
@@ -314,8 +320,8 @@ class Observer:
     def _given(self, optimizer: Any) -> Named:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if self.now is not None and self.amplify > 1:  # a sketch has another length
-            mine = [p.grad for p in self.parameters.values() if id(p) in held and p.grad is not None]
-            self.now.norm = math.hypot(*(float(torch.linalg.vector_norm(whole(one).double())) for one in mine))
+            given = {n: p.grad for n, p in self.parameters.items() if id(p) in held and p.grad is not None}
+            self.now.norms |= {n: float(torch.linalg.vector_norm(whole(one).double())) for n, one in given.items()}
         return sketches((n, p.grad) for n, p in self.parameters.items() if id(p) in held)
 
     def _after_step(self, optimizer: Any, *_: Any) -> None:
@@ -350,12 +356,22 @@ def number(value: Any) -> float:
     """Return a reported loss as a float.
 
     Args:
-        value: a number, or a tensor of one element.
+        value: a number, or a tensor, whose mean it is.
 
     Returns:
         The number.
+
+    Raises:
+        InputError: something else.
     """
-    return float(value.detach().double().mean()) if isinstance(value, Tensor) else float(value)
+    if isinstance(value, Tensor):
+        return float(value.detach().double().mean())
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"update returned {type(value).__name__}; it must return the loss as a number, or None"
+        ) from None
 
 
 def _row_numbers(nest: Any) -> list[float]:
@@ -379,13 +395,21 @@ def _tensors(nest: Any) -> Iterator[Tensor]:
             yield from _tensors(one)
 
 
-def _generators() -> dict[str, Any]:
+def _states(generators: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state of every random generator: those of the libraries, and those that a trainer holds."""
     found: dict[str, Any] = {"torch": bytes(torch.get_rng_state().numpy()), "random": random.getstate()}
     state: Any = np.random.get_state()  # noqa: NPY002
     found["numpy"] = state[1].tobytes(), state[2]
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found["cuda"] = [bytes(state.cpu().numpy()) for state in torch.cuda.get_rng_state_all()]
+    for path, one in generators.items():
+        found[path] = one.getstate() if isinstance(one, random.Random) else _numbers_of(one)
     return found
+
+
+def _numbers_of(generator: Any) -> str:
+    state = generator.get_state() if isinstance(generator, np.random.RandomState) else generator.bit_generator.state
+    return str(state)
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 import json
 import multiprocessing
 import os
+import secrets
 import signal
 import socket
+import sys
 import tempfile
 import time
 import warnings
@@ -28,10 +30,12 @@ from isobatch.split.sketch import joined
 from isobatch.tasks.finding import told
 
 PATIENCE = 300.0
-_INSIDE: list[bool] = []  # not empty in a process that was forked here
+_INSIDE: list[str] = []  # not empty in a process that was forked here: the word that marks what it starts
+_MARK = "ISOBATCH_CHECK"
 _AGENT = "TORCHELASTIC_"
 _LAUNCHED = {"RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
              "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"}  # fmt: skip
+_LEFT = "Connection closed by peer"
 _KINDS = {kind.__name__: kind for kind in (Layout, Record, Update, Pass)}
 
 
@@ -52,9 +56,11 @@ def apart(
         InputError: one raised, was killed, or did not end in time.
     """
     forks = multiprocessing.get_context("fork")
+    mark = _INSIDE[0] if _INSIDE else secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="isobatch-split-") as folder:
         files = [Path(folder) / f"{index}.json" for index in range(len(actions))]
-        processes = [forks.Process(target=_child, args=pair) for pair in zip(actions, files, strict=True)]
+        pairs = zip(actions, files, strict=True)
+        processes = [forks.Process(target=_child, args=(action, file, mark)) for action, file in pairs]
         try:
             for process in processes:
                 with warnings.catch_warnings():
@@ -65,12 +71,16 @@ def apart(
         finally:
             for process in processes:
                 _end(process)
+            if not _INSIDE:
+                _end_marked(f"{_MARK}={mark}".encode())
 
 
-def _child(action: Callable[[], Any], file: Path) -> None:
+def _child(action: Callable[[], Any], file: Path, mark: str) -> None:
     if not _INSIDE:
         os.setsid()  # so that what it starts, other ranks among them, can be ended with it
-    _INSIDE.append(True)
+    _INSIDE.append(mark)
+    os.environ[_MARK] = mark
+    os.dup2(2, 1)  # what a library or a program prints past Python
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -82,6 +92,10 @@ def _child(action: Callable[[], Any], file: Path) -> None:
     part = file.with_suffix(".part")
     part.write_text(text)
     part.replace(file)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(0)  # a thread that the trainer left would be waited for
 
 
 def _watch(
@@ -128,6 +142,14 @@ def _end(process: Any) -> None:
     process.close()
 
 
+def _end_marked(mark: bytes) -> None:
+    """End the programs that the trainer started in sessions of their own, known by the environment they were given."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int(folder.name) != os.getpid() and mark in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
+
+
 def world(make: Callable[..., Any], count: int, seed: int, seconds: float) -> Callable[[list[Layout]], list[Record]]:
     """Return what makes layouts on several processes, with the environment that torchrun gives them.
 
@@ -154,7 +176,7 @@ def world(make: Callable[..., Any], count: int, seed: int, seconds: float) -> Ca
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
         try:
-            return [_plain(run_layout(make, layout, seed)) for layout in layouts]
+            return [_plain(one) for one in _until_failed(make, layouts, seed)]
         finally:
             dist.destroy_process_group()
 
@@ -164,6 +186,15 @@ def world(make: Callable[..., Any], count: int, seed: int, seconds: float) -> Ca
         return [_merged([_back(one[place]) for one in ranks]) for place in range(len(layouts))]
 
     return run
+
+
+def _until_failed(make: Callable[..., Any], layouts: list[Layout], seed: int) -> list[Record]:
+    """The records of layouts; after one that failed here, the other ranks wait for this one no longer."""
+    records: list[Record] = []
+    for layout in layouts:
+        failed = records[-1].failed if records else ""
+        records.append(Record(layout, failed=failed) if failed else run_layout(make, layout, seed))
+    return records
 
 
 @contextmanager
@@ -191,7 +222,11 @@ def _merged(records: list[Record]) -> Record:
     first, others = records[0], records[1:]
     for one in (each for record in records for update in record.updates for each in update.passes):
         one.loss /= len(records)  # what all of them train is the mean
-    first.failed = next((one.failed for one in records if one.failed), "")
+    # the first to fail makes the fewest updates; the others only see that it left
+    failed = sorted((one for one in records if one.failed), key=lambda one: (len(one.updates), _LEFT in one.failed))
+    if failed:
+        first.failed = failed[0].failed
+        return first
     for place, update in enumerate(first.updates):
         for other in others:
             mine = other.updates[place]

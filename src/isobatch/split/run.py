@@ -14,7 +14,7 @@ from isobatch.split.processes import PATIENCE, apart, unlaunched, world
 from isobatch.split.result import SplitReport
 from isobatch.split.target import TaskLoop
 from isobatch.tasks import Run, beside, find, make_any
-from isobatch.units import whole
+from isobatch.units import finite, whole
 
 
 def split(
@@ -71,8 +71,10 @@ def split(
     numbers, processes = _parts(parts, batch_size), whole("processes", processes)
     if batch_size % processes:
         raise InputError(f"processes={processes} must divide batch_size={batch_size}; give a multiple")
-    if timeout is not None and not timeout > 0:
-        raise InputError(f"timeout={timeout!r} must be seconds above 0, such as 300")
+    if timeout is not None:
+        timeout = finite("timeout", timeout, 0, 1e6, open_low=True)
+    if whole("seed", seed, 0) >= 2**63:
+        raise InputError(f"seed={seed} must be below 2**63")
 
     if dist.is_available() and dist.is_initialized():
         raise InputError("a process group is open here, and one process is the reference; call split outside of it")
@@ -122,8 +124,32 @@ def launched() -> int:
 
     Returns:
         WORLD_SIZE of the environment.
+
+    Raises:
+        InputError: it is no number.
     """
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _told("WORLD_SIZE", 1)
+
+
+def rank() -> int:
+    """Return which of the processes of torchrun this one is, 0 without torchrun.
+
+    Returns:
+        RANK of the environment.
+
+    Raises:
+        InputError: it is no number.
+    """
+    return _told("RANK", 0)
+
+
+def _told(name: str, least: int) -> int:
+    text = os.environ.get(name, str(least))
+    if not text.isdecimal():
+        raise InputError(
+            f"the environment variable {name}={text!r} must be a whole number, as torchrun sets it; unset it"
+        )
+    return whole(name, int(text), least)
 
 
 def _parts(parts: int | Sequence[int], batch: int) -> list[int]:

@@ -3,7 +3,7 @@
 import torch
 
 from isobatch.split.cause import GRADIENT, Cause, cause
-from isobatch.split.compare import distance, gradient, parallel
+from isobatch.split.compare import distance, parallel
 from isobatch.split.evidence import (
     Evidence,
     Weights,
@@ -28,6 +28,14 @@ def gradient_causes(evidence: Evidence) -> list[Cause]:
     Returns:
         At least one cause.
     """
+    found: dict[str, Cause] = {}
+    for one in evidence.optimizers():
+        for made in _causes(one):
+            found.setdefault(made.name, made)
+    return list(found.values())
+
+
+def _causes(evidence: Evidence) -> list[Cause]:
     places = range(len(evidence.splits))
     alone = [place for place in places if evidence.processes[place] == 1 and _off(evidence, place)]
     many = [place for place in places if evidence.processes[place] > 1 and _off(evidence, place)]
@@ -39,21 +47,21 @@ def gradient_causes(evidence: Evidence) -> list[Cause]:
 
 def _off(evidence: Evidence, place: int) -> bool:
     whole, split = evidence.straight(place)
-    like = gradient(whole)
-    return distance(joined(gradient(split), like), joined(like, like)) > evidence.tolerance
+    like = evidence.gradient(whole)
+    return distance(joined(evidence.gradient(split), like), joined(like, like)) > evidence.tolerance
 
 
 def _of(evidence: Evidence, places: list[int], *, over_processes: bool) -> list[Cause]:
     factors = []
     for place in places:
         whole, split = evidence.straight(place)
-        gaps = tampered(split.updates[0], gradient(whole), 10 * evidence.tolerance)
+        gaps = tampered(split.updates[0], evidence.gradient(whole), 10 * evidence.tolerance)
         if "scaled" in gaps and evidence.processes[place] == 1:
-            seen = f"{gaps.count('scaled')} times at {_name(evidence, place)}, where clipping does nothing"
+            seen = f"{gaps.count('scaled')} times at {evidence.name(place)}, where clipping does nothing"
             return [cause("unscale-per-part", seen, *GRADIENT)]
         whole, split = evidence.straight(place)
-        like = gradient(whole)
-        factor, left = parallel(joined(gradient(split), like), joined(like, like))
+        like = evidence.gradient(whole)
+        factor, left = parallel(joined(evidence.gradient(split), like), joined(like, like))
         factors.append(factor if left <= 10 * evidence.tolerance else None)
     straight = [one for one in factors if one is not None]
     if len(straight) == len(factors):
@@ -73,7 +81,7 @@ def _multiple(evidence: Evidence, places: list[int], factors: list[float], over_
     """The gradient is a multiple of the whole batch's."""
     parts = [evidence.processes[p] if over_processes else evidence.parts(p) for p in places]
     seen = "gradient is " + ", ".join(
-        f"{f:.6g} times at {_name(evidence, p)}" for f, p in zip(factors, places, strict=True)
+        f"{f:.6g} times at {evidence.name(p)}" for f, p in zip(factors, places, strict=True)
     )
     power = per_parts(factors, parts, evidence.close)
     summed = evidence.sums is not None and abs(evidence.sums - 2) < 1e-3
@@ -99,18 +107,12 @@ def _multiple(evidence: Evidence, places: list[int], factors: list[float], over_
     return lost or cause("unexplained", seen, *GRADIENT, confidence="unknown")
 
 
-def _name(evidence: Evidence, place: int) -> str:
-    count = evidence.processes[place]
-    layout = evidence.splits[place].layout
-    return str(layout) if count == 1 else f"{count} processes x {layout.batch // count}"
-
-
 def _only_last(evidence: Evidence, places: list[int]) -> Cause | None:
     """The gradient is that of the last micro-batch alone."""
     for place in places:
         _, split = evidence.straight(place)
         passes = split.updates[0].passes
-        like = gradient(split)
+        like = evidence.gradient(split)
         if len(passes) < 2 or parallel(joined(like, like), joined(passes[-1].gives, like))[1] > CLOSE:
             return None
     return cause("gradient-lost", "the gradient at the step is the last micro-batch's alone", *GRADIENT)
@@ -119,8 +121,8 @@ def _only_last(evidence: Evidence, places: list[int]) -> Cause | None:
 def _penalty(evidence: Evidence, place: int) -> Cause | None:
     """The difference is a multiple of the weights: a penalty that is added once a micro-batch."""
     whole, split = evidence.straight(place)
-    like = gradient(whole)
-    gap = joined(gradient(split), like) - joined(like, like)
+    like = evidence.gradient(whole)
+    gap = joined(evidence.gradient(split), like) - joined(like, like)
     gap /= whole.layout.amplify
     start = joined(whole.updates[0].before, like)
     factor = share_of(gap, start, 1e-5)
@@ -128,7 +130,7 @@ def _penalty(evidence: Evidence, place: int) -> Cause | None:
         return None
     times = evidence.parts(place) - 1
     each = f"{factor / times:.4g} for each part more"
-    seen = f"gradient at {_name(evidence, place)} has {factor:.4g} times the weights in it, {each}"
+    seen = f"gradient at {evidence.name(place)} has {factor:.4g} times the weights in it, {each}"
     return cause("decay-per-part", seen, *GRADIENT)
 
 
@@ -141,7 +143,7 @@ def _between(evidence: Evidence, place: int) -> Cause | None:
     if name is None:
         return None
     moved = f"{more[0].removeprefix('buffers:')} moved {split.moves[more[0]]} times in an update"
-    seen = f"{moved} at {_name(evidence, place)}; what `{name}` returns agrees in the first micro-batch only"
+    seen = f"{moved} at {evidence.name(place)}; what `{name}` returns agrees in the first micro-batch only"
     return cause("centre-per-part", seen, *GRADIENT, "buffers of the model", "average's buffers")
 
 
@@ -155,7 +157,7 @@ def _weighted(evidence: Evidence, known: list[tuple[int, Weights]], over_process
             return [_lost(evidence, place, lost, over_processes)]
         kinds = factors / factors.abs().min()
         whole_numbers = bool(((kinds - kinds.round()).abs() < 1e-6).all()) and float(kinds.max()) > 1.5
-        groups = _groups(evidence, place, found)
+        groups = [group for group in found.groups if group]
         rows = [factors[group] for group in groups]
         even = all(float((row - row.mean()).abs().max()) < 10 * evidence.close * abs(float(row.mean())) for row in rows)
         covered = sorted(i for group in groups for i in group) == list(range(len(factors)))
@@ -163,14 +165,15 @@ def _weighted(evidence: Evidence, known: list[tuple[int, Weights]], over_process
             if whole_numbers and float(abs(factors.min() - 1)) < CLOSE:
                 return [cause("samples-lost", f"some samples count {float(kinds.max()):.0f} times", *GRADIENT)]
             words = ", ".join(f"{float(f):.4g}" for f in factors)
-            return [cause("unexplained", f"samples weigh {words} times as in one batch at {_name(evidence, place)}",
+            return [cause("unexplained", f"samples weigh {words} times as in one batch at {evidence.name(place)}",
                           *GRADIENT, confidence="unknown")]  # fmt: skip
-        # part j of n_j weighs f N / (k n_j); the n_j add up to N, so the mean of the reciprocals is 1 / f
-        totals.append(1 / float(torch.stack([1 / row.mean() for row in rows]).mean()))
+        # part j of n_j weighs f N / (k n_j); the n_j add up to N, the mean of the reciprocals is 1 / f
+        totals.append(len(found.groups) / float(torch.stack([1 / row.mean() for row in rows]).sum()))
         # a mean of its own weights, times n_j / N: the n_j weigh in the mean
-        shares.append(len(factors) / float(sum(len(row) / row.mean() for row in rows)))
+        held = [count for group, count in zip(found.groups, found.rows, strict=True) if group]
+        shares.append(sum(found.rows) / float(sum(count / row.mean() for count, row in zip(held, rows, strict=True))))
         least, most = float(factors.min()), float(factors.max())
-        means.append(f"{_name(evidence, place)}: samples weigh {least:.4g} to {most:.4g} times as in one batch")
+        means.append(f"{evidence.name(place)}: samples weigh {least:.4g} to {most:.4g} times as in one batch")
     parts = [evidence.processes[p] if over_processes else evidence.parts(p) for p, _ in known]
     seen = "; ".join(means)
     if all(float((found.factors - 1).abs().max()) < 10 * evidence.close for _, found in known):
@@ -186,19 +189,10 @@ def _weighted(evidence: Evidence, known: list[tuple[int, Weights]], over_process
     return [*_also(totals, parts, together, once=once), result]
 
 
-def _groups(evidence: Evidence, place: int, found: Weights) -> list[list[int]]:
-    """Samples of each micro-batch: by the backward passes, or by the forward passes of one graph."""
-    sizes, groups = evidence.splits[place].updates[0].sizes, [group for group in found.groups if group]
-    if len(groups) == 1 and sum(sizes) == len(found.factors):
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        return [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
-    return groups
-
-
 def _lost(evidence: Evidence, place: int, lost: list[int], over_processes: bool) -> Cause:
     """Some samples do not weigh at all."""
     split = evidence.splits[place]
-    seen = f"{len(lost)} of {split.layout.batch} samples have no weight in the gradient at {_name(evidence, place)}"
+    seen = f"{len(lost)} of {split.layout.batch} samples have no weight in the gradient at {evidence.name(place)}"
     if over_processes:
         return cause("processes-apart", f"{seen}; weights of processes differ by {split.drift:.3g}", *GRADIENT)
     rows = len(split.updates[0].rows)
@@ -239,7 +233,7 @@ def _unweighted(evidence: Evidence, places: list[int]) -> list[Cause]:
     own = _own_parts(evidence, places)
     if own is not None:
         return own
-    size = len(joined(gradient(evidence.reference), gradient(evidence.reference)))
+    size = sum(len(one) for one in evidence.gradient(evidence.reference).values())
     if size < evidence.reference.layout.batch:
         seen = f"{size} parameters are too few to tell the samples of a batch apart; check a larger model"
         return [cause("unexplained", seen, *GRADIENT, confidence="unknown")]
@@ -252,9 +246,9 @@ def _by_means(evidence: Evidence, places: list[int]) -> list[Cause] | None:
     factors = []
     for place in places:
         whole, split = evidence.straight(place)
-        like = gradient(whole)
+        like = evidence.gradient(whole)
         own = torch.stack([joined(one, like) for one in evidence.means[place]], 1)
-        factor, left = parallel(joined(gradient(split), like), own.mean(1))
+        factor, left = parallel(joined(evidence.gradient(split), like), own.mean(1))
         found = torch.linalg.lstsq(own, joined(like, like)[:, None], driver="gelsd").solution[:, 0]
         rest = distance(own @ found, joined(like, like))
         # the whole batch's gradient must be a weighted mean of its parts' own, or its samples are coupled
@@ -282,7 +276,7 @@ def _own_parts(evidence: Evidence, places: list[int]) -> list[Cause] | None:
     """Where samples cannot be taken one by one: weights of the split's own micro-batches."""
     for place in places:
         whole, split = evidence.straight(place)
-        like = gradient(whole)
+        like = evidence.gradient(whole)
         columns = [joined(one.gives, like) for one in split.updates[0].passes]
         if len(columns) < 2 or evidence.samples:
             return None

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -333,7 +334,7 @@ def made(make: Callable[..., Any], seed: int) -> Subject:
         given = make(*((), (seed,), (PLAIN, seed))[takes])
     except IsobatchError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"make raised {told(error)}") from error
     if isinstance(given, Subject):
         return given
@@ -390,6 +391,7 @@ def _taken(samples: Any, indices: Tensor) -> Any:
 def _changed(samples: Any, function: Callable[[Tensor], Tensor]) -> Any:
     tensors = getattr(samples, "tensors", None)
     if isinstance(tensors, tuple):  # as TensorSamples and TensorDataset hold them
+        samples = copy(samples)  # what outlives the trainer stays as it is
         samples.tensors = tuple(function(tensor) for tensor in tensors)
         return samples
     return mapped(samples, function)
