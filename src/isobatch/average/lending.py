@@ -14,6 +14,26 @@ from isobatch.modules import bare_class, copied, leaves_weights_alone
 Mode = Literal["eval", "train"]
 MODES = ("eval", "train")
 LOOKS = 8
+_LENT: dict[int, int] = {}
+"""How many blocks have given a tensor other values, by its id; each holds the tensor meanwhile."""
+
+
+def lent(model: nn.Module) -> bool:
+    """Whether some block has given a parameter of a model other values than its own.
+
+    Args:
+        model: bare.
+
+    Returns:
+        False where all hold what was trained.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> with exchanged(layer, [(layer.weight, torch.zeros(1, 1))]):
+        ...     lent(nn.Sequential(layer))
+        True
+    """
+    return bool(_LENT) and any(id(parameter) in _LENT for parameter in model.parameters())
 
 
 @contextmanager
@@ -43,23 +63,25 @@ def exchanged(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Gener
     """
     settle(model)
     failed = True
-    lent = list(pairs)
+    borrowed = list(pairs)
     undo: list[tuple[Tensor, Tensor]] = []
     shards: list[tuple[Tensor, Tensor]] = []
     tables: list[dict[str, Any]] = [t for module in model.modules() for t in (module._parameters, module._buffers)]
     saved = [(table, dict(table)) for table in tables]
     passing = [(module, set(module._non_persistent_buffers_set)) for module in model.modules()]
     frozen: list[tuple[str, nn.Parameter, int]] = []
+    for live, _ in borrowed:
+        _LENT[id(live)] = _LENT.get(id(live), 0) + 1
     try:
         with torch.inference_mode(False), torch.no_grad():
-            for live, value in lent:
+            for live, value in borrowed:
                 if sharded(live):
                     shards.append((local(live), local(live).clone()))
                     local(live).copy_(value)
                     continue
                 undo.append((live, live.data))
                 live.data = value.detach().to(device=live.device, dtype=live.dtype, copy=True)
-            given = {id(live) for live, _ in lent}
+            given = {id(live) for live, _ in borrowed}
             for table, entries in saved:
                 for key, buffer in entries.items():
                     if buffer is None or id(buffer) in given or isinstance(buffer, nn.Parameter):
@@ -76,6 +98,10 @@ def exchanged(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Gener
         yield
         failed = False
     finally:
+        for live, _ in borrowed:
+            _LENT[id(live)] -= 1
+            if not _LENT[id(live)]:
+                del _LENT[id(live)]
         settle(model, failed=failed)
         with torch.inference_mode(False), torch.no_grad():
             for part, raw in shards:

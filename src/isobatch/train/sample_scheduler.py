@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -273,6 +273,27 @@ def drives(scheduler: SampleScheduler, optimizer: Optimizer) -> None:
             f"the scheduler drives another {type(scheduler.optimizer).__name__} than the {type(optimizer).__name__} "
             "given; build it on the optimizer that is stepped"
         )
+
+
+def refuse_rivals(schedulers: Sequence[SampleScheduler]) -> None:
+    """Refuse two schedulers that write the same groups, of which the last would win.
+
+    Args:
+        schedulers: of one loop.
+
+    Raises:
+        InputError: two of one optimizer.
+    """
+    taken: set[int] = set()
+    for scheduler in schedulers:
+        groups = {id(group) for group in scheduler.optimizer.param_groups}
+        if taken & groups:
+            raise InputError(
+                f"two of {len(schedulers)} schedulers drive the same {type(scheduler.optimizer).__name__}, and the "
+                "last one would win; put both schedules into one torch scheduler (SequentialLR, ChainedScheduler) and "
+                "wrap that once: SampleScheduler(scheduler, batch_size=...)"
+            )
+        taken |= groups
 
 
 def _count_of(name: str, value: float) -> float:
