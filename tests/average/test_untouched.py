@@ -366,3 +366,29 @@ def test_weights_that_another_average_has_lent_are_not_taken_for_the_raw_ones(na
         raise KeyError
     with other.applied(copy.deepcopy(LENDERS[lender](model))):  # weights that are not this model's
         USES[name](ema, model)
+
+
+@pytest.mark.parametrize("ends", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
+def test_loans_of_one_model_may_end_in_any_order(ends):
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    averages = [ModelEMA(model, half_life=8.0**k, buffers=kind) for k, kind in enumerate(("copy", "average", "copy"))]
+    with torch.no_grad():
+        [p.add_(1) for p in model.parameters()]
+    [ema.update(samples=8) for ema in averages]
+    raw = {key: (value, value.data_ptr(), value.clone()) for key, value in model.state_dict(keep_vars=True).items()}
+    held = [{key: value.clone() for key, value in ema.average().items()} for ema in averages]
+    loans = [ema.applied(model) for ema in averages]
+    open_ = [loan.__enter__() or number for number, loan in enumerate(loans)]
+    for number in ends:
+        model(torch.ones(4, 3))  # writes into the buffers
+        loans[number].__exit__(None, None, None)
+        open_.remove(number)
+        if open_:
+            seen = model.state_dict()
+            assert all(torch.equal(seen[key], value) for key, value in held[open_[-1]].items() if "running" not in key)
+    for key, value in model.state_dict(keep_vars=True).items():
+        assert value is raw[key][0]
+        assert value.data_ptr() == raw[key][1]
+        assert torch.equal(value, raw[key][2])
+    for ema, kept in zip(averages, held, strict=True):
+        assert all(torch.equal(ema.average()[key], value) for key, value in kept.items())

@@ -1,8 +1,10 @@
 """The callback in a real Lightning Trainer against the loop written out by hand."""
 
 import copy
+import gc
 import logging
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -172,8 +174,10 @@ def test_a_second_fit_of_the_same_model_goes_on(tmp_path, name):
     between, goes_on = BETWEEN[name]
     callback = ours()
     module, _ = fit(tmp_path, callback, max_epochs=1, limit_val_batches=0)
-    average = callback.ema
+    average, measured = callback.ema, weakref.ref(callback.noise)
     fit(tmp_path, callback, between(module), max_epochs=1, limit_val_batches=0)
+    gc.collect()
+    assert measured() is None, "it would go on measuring"
     assert (callback.ema is average) is goes_on
     _, ema, _ = by_hand(epochs=2 if goes_on else 1)
     assert callback.clock.seen == callback.ema.seen == ema.seen

@@ -1,5 +1,7 @@
 """rescale: one transaction, invertible, idempotent; torch schedulers on the sample clock."""
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -359,3 +361,47 @@ def test_what_the_optimizer_does_not_hold_is_told_as_left_to_the_loop():
     assert moved.elsewhere["batch_norm"] == (0.1, pytest.approx(1 - 0.9**4))
     assert set(moved.elsewhere) == {"batch_norm", "clip"}
     assert moved.elsewhere["clip"] == (1.0, pytest.approx((0.1 + 0.9 / 4) ** 0.5))
+
+
+@pytest.mark.parametrize("to", [8, 32, 128])
+def test_a_scheduler_that_was_built_after_a_change_of_the_batch_is_refused_with_a_way_that_works(to):
+    def cosine_of(optimizer):
+        return SampleScheduler(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000), batch_size=8)
+
+    optimizer = trained(ADAMW)
+    rescale(to=64, optimizer=optimizer, recipe=ADAMW)
+    scheduler = cosine_of(optimizer)
+    before = numbers(optimizer)
+    with pytest.raises(InputError, match=r"go back by rescale\(to=8\) without it"):
+        rescale(to=to, optimizer=optimizer, recipe=ADAMW, scheduler=scheduler)
+    assert all(torch.equal(after, torch.as_tensor(before[key])) if torch.is_tensor(after) else after == before[key]
+               for key, after in numbers(optimizer).items())  # fmt: skip
+    del optimizer.param_groups[0]["initial_lr"]
+    rescale(to=8, optimizer=optimizer, recipe=ADAMW)
+    rescale(to=to, optimizer=optimizer, recipe=ADAMW, scheduler=cosine_of(optimizer))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(scaled(ADAMW, to).lr, rel=1e-3)
+
+
+WRITES = {  # what else writes the rate between two steps, and whether that is told of, once
+    "nobody": (lambda optimizer, scheduler: None, 0),
+    "rescale": (lambda optimizer, scheduler: rescale(to=16, optimizer=optimizer, recipe=SGD, scheduler=scheduler), 0),
+    "a resume": (lambda optimizer, scheduler: scheduler.load_state_dict(scheduler.state_dict()), 0),
+    "a factor": (lambda optimizer, scheduler: setattr(scheduler, "factor", 0.1), 0),
+    "by hand": (lambda optimizer, scheduler: optimizer.param_groups[0].update(lr=0.005), 1),
+    "a plateau": (lambda optimizer, scheduler: [scheduler.plateau.step(loss) for loss in (1, 2)], 1),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_rate_that_somebody_else_wrote_is_not_overwritten_without_a_word(name):
+    write, told = WRITES[name]
+    optimizer = trained(SGD)
+    scheduler = SampleScheduler(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100), batch_size=8)
+    scheduler.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            optimizer.step()
+            write(optimizer, scheduler)
+            scheduler.step(samples=8)
+    assert [one.filename for one in said if "written by somebody else" in str(one.message)] == [__file__] * told

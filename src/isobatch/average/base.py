@@ -351,7 +351,7 @@ class ModelAverage(ABC):
 
         Args:
             tensors: by name, with or without "module." before all names; other entries are left out.
-            seen: samples behind that average.
+            seen: samples behind that average; SWA and PowerEMA weigh it by them, so with 0 the next update replaces it.
             which: the horizon, where there are several.
 
         Raises:

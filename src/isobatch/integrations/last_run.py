@@ -21,10 +21,11 @@ class LastRun:
     Example:
         >>> net, last = nn.Linear(1, 1), LastRun()
         >>> last.keep(net, SampleClock())
-        >>> last.clock_of(net) is None, last.clock_of(nn.Linear(1, 1)) is None
+        >>> last.take(net) is None, last.take(net) is None
         (False, True)
+        >>> last.keep(net, SampleClock())
         >>> _ = nn.init.ones_(net.weight)
-        >>> last.clock_of(net) is None
+        >>> last.take(net) is None
         True
     """
 
@@ -45,8 +46,8 @@ class LastRun:
         if not any(parameter.is_meta for parameter in model.parameters()):
             self._left = model, clock, bits(model)
 
-    def clock_of(self, model: nn.Module) -> SampleClock | None:
-        """Return the clock that goes on.
+    def take(self, model: nn.Module) -> SampleClock | None:
+        """Return the clock that goes on, and let go of it: its noise scales watch the model while they live.
 
         Args:
             model: of the next run.
@@ -54,9 +55,8 @@ class LastRun:
         Returns:
             None where that run begins anew.
         """
-        if self._left is None or self._left[0] is not model or bits(model) != self._left[2]:
-            return None
-        return self._left[1]
+        left, self._left = self._left, None
+        return left[1] if left is not None and left[0] is model and left[2] == bits(model) else None
 
 
 @torch.no_grad()

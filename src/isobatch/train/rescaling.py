@@ -279,6 +279,12 @@ def _check_scheduler(
             f"the scheduler's reference batch is {scheduler.batch_size} and the recipe's {recipe.batch.size}: one of "
             "them would be scaled twice; build SampleScheduler with the recipe's batch size"
         )
+    if scheduler.factor == 1 and not math.isclose(old.lr, recipe.optimizer.lr, rel_tol=1e-9):
+        raise InputError(
+            f"the optimizer stands at batch {old.batch:g} and its scheduler was never rescaled: it was built since, "
+            "and nothing says whether its rates are of this batch or of the recipe's; load its state, or go back by "
+            f"rescale(to={recipe.batch.size}) without it, build it there and give it then"
+        )
     before, after = recipe.optimizer.betas[0], new.betas[0]
     for option, moved in (
         ("momentum", old.momentum != new.momentum),

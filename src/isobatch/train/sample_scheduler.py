@@ -62,7 +62,7 @@ class SampleScheduler(LRScheduler):
         self.base_lrs = [float(group.get("initial_lr", group["lr"])) for group in groups]
         self.last_epoch, self._step_count = 0, 1
         self._later: list[list[float]] = []
-        self._told = False
+        self._told = self._overruled = False
         self._steps, self._steps_before = 0, -1
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self.optimizer.register_step_post_hook(self._count)
@@ -108,6 +108,7 @@ class SampleScheduler(LRScheduler):
         if samples is None and self._steps and self._steps == self._steps_before:
             return
         self._check_groups()
+        self._tell_of_others()
         made = self.samples if samples is None else _count_of("samples", samples)
         coming = made if next_samples is None else _count_of("next_samples", next_samples)
         self.seen, self.samples = self.seen + made, coming
@@ -235,6 +236,18 @@ class SampleScheduler(LRScheduler):
 
     def _count(self, *_: Any) -> None:
         self._steps += not overflowed(self.optimizer)
+
+    def _tell_of_others(self) -> None:
+        """Warn once where a rate was written by somebody else, because it is about to be overwritten."""
+        for index, (group, mine) in enumerate(zip(self.optimizer.param_groups, self._last_lr, strict=True)):
+            held = group["lr"]  # a tensor may lie on a device, which would have to be waited for
+            if not self._overruled and isinstance(held, float) and not math.isclose(held, mine, rel_tol=1e-9):
+                self._overruled = True
+                warn(
+                    f"group {index} has lr={held:g}, written by somebody else since the SampleScheduler wrote "
+                    f"{mine:g}, and it is overwritten now; to keep a factor for good, such as that of a "
+                    "ReduceLROnPlateau, multiply scheduler.factor by it"
+                )
 
     def _tell_of_the_end(self) -> None:
         end = self._preview.end

@@ -135,7 +135,9 @@ class IsobatchCallback(TrainerCallback):
         unit: Unit = "tokens" if self.counting.weighted else "samples"
         self.counting.check(self.asked.counts, measures=self.asked.measures)
         scheduler = _sample_scheduler(kwargs.get("lr_scheduler"))
-        before = None if state.global_step else self._last.clock_of(model)
+        if state.global_step:
+            self._last.forget()
+        before = self._last.take(model)
         self.clock = SampleClock(
             average=self.asked.make_average(model, size, None if before is None else before.average),
             noise=self.asked.make_noise(model, optimizer, unit=unit),

@@ -144,7 +144,9 @@ class IsobatchCallback(Callback):
             self.asked.make_noise(part_of(pl_module, self._optimizers, number), optimizer, unit=unit)
             for number, optimizer in enumerate(self._optimizers)
         ]
-        before = None if self._pending is not None else self._last.clock_of(pl_module)
+        if self._pending is not None:
+            self._last.forget()
+        before = self._last.take(pl_module)
         last = None if before is None else before.average
         self.clock = SampleClock(
             average=self.asked.make_average(pl_module, _data_size(trainer), last),
