@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -62,7 +62,7 @@ class SampleScheduler(LRScheduler):
         self.base_lrs = [float(group.get("initial_lr", group["lr"])) for group in groups]
         self.last_epoch, self._step_count = 0, 1
         self._later: list[list[float]] = []
-        self._told = False
+        self._told = self._overruled = False
         self._steps, self._steps_before = 0, -1
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self.optimizer.register_step_post_hook(self._count)
@@ -108,6 +108,7 @@ class SampleScheduler(LRScheduler):
         if samples is None and self._steps and self._steps == self._steps_before:
             return
         self._check_groups()
+        self._tell_of_others()
         made = self.samples if samples is None else _count_of("samples", samples)
         coming = made if next_samples is None else _count_of("next_samples", next_samples)
         self.seen, self.samples = self.seen + made, coming
@@ -236,6 +237,18 @@ class SampleScheduler(LRScheduler):
     def _count(self, *_: Any) -> None:
         self._steps += not overflowed(self.optimizer)
 
+    def _tell_of_others(self) -> None:
+        """Warn once where a rate was written by somebody else, because it is about to be overwritten."""
+        for index, (group, mine) in enumerate(zip(self.optimizer.param_groups, self._last_lr, strict=True)):
+            held = group["lr"]  # a tensor may lie on a device, which would have to be waited for
+            if not self._overruled and isinstance(held, float) and not math.isclose(held, mine, rel_tol=1e-9):
+                self._overruled = True
+                warn(
+                    f"group {index} has lr={held:g}, written by somebody else since the SampleScheduler wrote "
+                    f"{mine:g}, and it is overwritten now; to keep a factor for good, such as that of a "
+                    "ReduceLROnPlateau, multiply scheduler.factor by it"
+                )
+
     def _tell_of_the_end(self) -> None:
         end = self._preview.end
         if self._preview.error and end is not None and self.seen > end * self.batch_size and not self._told:
@@ -273,6 +286,27 @@ def drives(scheduler: SampleScheduler, optimizer: Optimizer) -> None:
             f"the scheduler drives another {type(scheduler.optimizer).__name__} than the {type(optimizer).__name__} "
             "given; build it on the optimizer that is stepped"
         )
+
+
+def refuse_rivals(schedulers: Sequence[SampleScheduler]) -> None:
+    """Refuse two schedulers that write the same groups, of which the last would win.
+
+    Args:
+        schedulers: of one loop.
+
+    Raises:
+        InputError: two of one optimizer.
+    """
+    taken: set[int] = set()
+    for scheduler in schedulers:
+        groups = {id(group) for group in scheduler.optimizer.param_groups}
+        if taken & groups:
+            raise InputError(
+                f"two of {len(schedulers)} schedulers drive the same {type(scheduler.optimizer).__name__}, and the "
+                "last one would win; put both schedules into one torch scheduler (SequentialLR, ChainedScheduler) and "
+                "wrap that once: SampleScheduler(scheduler, batch_size=...)"
+            )
+        taken |= groups
 
 
 def _count_of(name: str, value: float) -> float:
