@@ -197,6 +197,45 @@ def test_contents_that_contradict_each_other_are_refused(folder, name, change, m
         ck.load(newest(folder))
 
 
+JUNK = [None, True, -1, 1.5, "x", [], {}, [[1]], {"a": 1}, {"$tensor": []}, {"$tensor": 1}, {"$complex": "model/w"},
+        {"$dict": 3}, {"$dict": [[1]]}, {"$dict": [[[], 1]]}, {"$tuple": 3}, {"$float": "z"}, {"$float": []},
+        {"$shard": 1}, {"$shard": {}}, {"$shard": {"path": "a", "tensor": None, "shape": [2], "dtype": "z"}},
+        {"$shard": {"path": "a", "tensor": "model/w", "shape": [2], "dtype": "float32", "offset": 1, "part": 2}},
+        ]  # fmt: skip
+PLACES = [(FILES[0], "meta"), (FILES[0], "seen"), (FILES[0], "versions"), (FILES[0], "files"), (FILES[0], "tensors"),
+          (FILES[0], "files", FILES[2]), (FILES[0], "files", FILES[2], "bytes"), (FILES[0], "tensors", FILES[2]),
+          (FILES[0], "world_size"), (FILES[1], "tensors"), (FILES[1], "file"), (FILES[1], "rank"),
+          (FILES[1], "state", "model", "w"), (FILES[1], "state", "model", "tied")]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES, ids="/".join)
+def test_right_hashes_of_what_is_no_checkpoint_end_in_no_traceback(folder, place):
+    name, *keys, last = place
+    path, before = newest(folder), {file: (newest(folder) / file).read_bytes() for file in FILES}
+    refused = 0
+    for junk in JUNK:
+        content = json.loads(before[name])
+        inside = content
+        for key in keys:
+            inside = inside[key]
+        inside[last] = junk
+        if name == FILES[0]:
+            content.pop("sha256")
+            body = json.dumps(content, indent=1) + "\n"
+            content["sha256"] = hashlib.sha256(body.encode()).hexdigest()
+            (path / name).write_text(json.dumps(content, indent=1) + "\n")
+        else:
+            (path / name).write_text(json.dumps(content))
+            reseal(path)
+        try:
+            ck.load(path, expect={"data": "A"}, accept=["data"])
+        except InputError:
+            refused += 1
+        for file, data in before.items():
+            (path / file).write_bytes(data)
+    assert refused  # what is left is a state or a word of the run like any other
+
+
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": NaN}', "[1]", "[" * 100_000, "\ud800", ""])
 def test_strange_json_is_refused(folder, text):
     (newest(folder) / FILES[0]).write_bytes(text.encode("utf-8", "surrogatepass"))

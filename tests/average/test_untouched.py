@@ -1,5 +1,7 @@
 """Whatever a forward pass does to its buffers or weights: evaluation and teaching leave student and average alone."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -329,3 +331,64 @@ def test_what_was_a_unit_vector_and_begins_to_train_joins():
     with pytest.warns(UserWarning, match=r"\['w'\]"):
         ema.report()
     assert torch.equal(ema.average()["w"], torch.eye(3))
+
+
+USES = {  # what would read the weights, or write them for good, while another average has them lent
+    "update": lambda ema, model: ema.update(samples=8),
+    "reset": lambda ema, model: ema.reset(),
+    "store": lambda ema, model: ema.store(),
+    "copy_to": lambda ema, model: ema.copy_to(model),
+    "copy_to parameters": lambda ema, model: ema.copy_to(model.parameters()),
+    "a state without averages": lambda ema, model: ema.load_state_dict(None, missing="weights"),
+}
+LENDERS = {"the model": lambda model: model, "a part of it": lambda model: model[0]}
+
+
+@pytest.mark.parametrize("lender", LENDERS)
+@pytest.mark.parametrize("name", USES)
+def test_weights_that_another_average_has_lent_are_not_taken_for_the_raw_ones(name, lender):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1))
+    ema = ModelEMA(model, half_life=8)
+    other = ModelEMA(LENDERS[lender](model), half_life=80)
+    with torch.no_grad():
+        [p.add_(1) for p in model.parameters()]
+    other.update(samples=8)
+    before = {key: value.clone() for key, value in ema.average().items()}
+    raw = {key: value.clone() for key, value in model.state_dict().items()}
+    with other.applied(LENDERS[lender](model)):
+        with pytest.raises(InputError, match="another average of these weights is applied"):
+            USES[name](ema, model)
+        with ema.applied(model):  # lent by both: the inner one is seen
+            assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in raw.items())
+    assert all(torch.equal(ema.average()[key], value) for key, value in before.items())
+    with pytest.raises(KeyError), other.applied(LENDERS[lender](model)):
+        raise KeyError
+    with other.applied(copy.deepcopy(LENDERS[lender](model))):  # weights that are not this model's
+        USES[name](ema, model)
+
+
+@pytest.mark.parametrize("ends", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
+def test_loans_of_one_model_may_end_in_any_order(ends):
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    averages = [ModelEMA(model, half_life=8.0**k, buffers=kind) for k, kind in enumerate(("copy", "average", "copy"))]
+    with torch.no_grad():
+        [p.add_(1) for p in model.parameters()]
+    [ema.update(samples=8) for ema in averages]
+    raw = {key: (value, value.data_ptr(), value.clone()) for key, value in model.state_dict(keep_vars=True).items()}
+    held = [{key: value.clone() for key, value in ema.average().items()} for ema in averages]
+    loans = [ema.applied(model) for ema in averages]
+    open_ = [loan.__enter__() or number for number, loan in enumerate(loans)]
+    for number in ends:
+        model(torch.ones(4, 3))  # writes into the buffers
+        loans[number].__exit__(None, None, None)
+        open_.remove(number)
+        if open_:
+            seen = model.state_dict()
+            assert all(torch.equal(seen[key], value) for key, value in held[open_[-1]].items() if "running" not in key)
+    for key, value in model.state_dict(keep_vars=True).items():
+        assert value is raw[key][0]
+        assert value.data_ptr() == raw[key][1]
+        assert torch.equal(value, raw[key][2])
+    for ema, kept in zip(averages, held, strict=True):
+        assert all(torch.equal(ema.average()[key], value) for key, value in kept.items())

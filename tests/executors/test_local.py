@@ -307,10 +307,16 @@ def pool():
     return ThreadPoolExecutor(1)
 
 
-def test_any_executor_can_be_named():
-    with opened(f"{__name__}:pool") as executor:
+SHARED = ThreadPoolExecutor(1)
+
+
+@pytest.mark.parametrize(("name", "ends"), [("pool", True), ("SHARED", False)])
+def test_any_executor_can_be_named_and_one_that_is_made_for_the_call_ends_with_it(name, ends):
+    with opened(f"{__name__}:{name}") as executor:
         assert isinstance(executor, ThreadPoolExecutor)
         assert dict(as_done(str, [1, 2], executor=executor)) == {0: "1", 1: "2"}
+    with pytest.raises(RuntimeError, match="after shutdown") if ends else nullcontext():
+        executor.submit(str, 3)
 
 
 def test_an_error_of_the_engine_is_told_from_one_of_the_call():

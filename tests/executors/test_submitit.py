@@ -65,6 +65,15 @@ def test_what_a_run_takes_is_asked_of_slurm(tmp_path, monkeypatch, words, device
     assert ("gpus-per-node" in found) == ("gpus-per-node" in asked)
 
 
+def test_jobs_of_two_calls_whose_numbers_are_the_same_do_not_find_each_others_results(tmp_path):
+    seen = set()
+    for _ in range(2):
+        with opened(f"slurm:cluster=local,folder={tmp_path}") as executor:
+            seen.add(executor._jobs.folder)
+    assert len(seen) == 2
+    assert {path.parents[1] for path in seen} == {tmp_path}
+
+
 def test_a_share_of_a_gpu_is_no_word_of_slurm(tmp_path, monkeypatch):
     slurm_of(tmp_path, monkeypatch)
     with pytest.raises(InputError, match=r"gpus=0.25 must be a whole number.*gres=shard:1"), opened("slurm:gpus=0.25"):

@@ -9,14 +9,24 @@ from isobatch.formats import Unanswered, load
 
 HF = "per_device_train_batch_size: 8\nlearning_rate: 1.0e-4\nmax_steps: 1000\n"
 NANO = "batch_size = 12\nblock_size = 1024\nmax_iters = 600\nlr_decay_iters = 600\ngradient_accumulation_steps = 8\n"
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in ("ab", "bc", "cd", "de")
+)
 
 
 @pytest.mark.parametrize(("name", "text", "said"), [
     ("a.yaml", HF + "x: !!python/object/apply:os.system ['touch RUN']\n", "line 4: a YAML tag is not read"),
     ("b.yaml", HF + "y: !mine 3\n", "a YAML tag is not read"),
-    ("c.yaml", HF + "a: &x [1, 2]\nb: *x\n", "an anchor ('x') is not read"),
-    ("d.yaml", "a: &a [lol]\nb: &b [*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b]\n", "is not read; write the value out"),
-    ("e.yaml", HF + "<<: {a: 1}\n", "a key must be a plain word"),
+    ("c.yaml", HF + "a: &x [1, *x]\n", "line 4: an anchor holds its own alias"),
+    ("ca.yaml", HF + "a: &x {b: {c: *x}}\n", "line 4: an anchor holds its own alias"),
+    ("cb.yaml", HF + "a: &x 1\nb: &x 2\nc: *x\n", "line 5: the anchor 'x' stands twice"),
+    ("cc.yaml", HF + "a: *x\nb: &x 2\n", "undefined alias"),
+    ("cd.yaml", HF + "a: &x b\n*x : 2\n", "a key must be a plain word"),
+    ("d.yaml", HF + BOMB, "its aliases stand for over 100,000 values"),
+    ("e.yaml", HF + "<<: 3\n", "line 4: << takes a table or a list of them"),
+    ("ea.yaml", HF + "a: &x 3\n<<: [{b: 1}, *x]\n", "line 5: << takes a table or a list of them"),
+    ("eb.yaml", HF + "<<: {a: 1}\n<<: {b: 1}\n", "line 5: << takes a table or a list of them"),
+    ("ec.yaml", HF + "? [a, b]\n: 3\n", "a key must be a plain word"),
     ("f.yaml", HF + HF, "stands twice"),
     ("g.yaml", HF + "---\na: 1\n", "another document"),
     ("h.yaml", "[" * 300 + "]" * 300, "nested deeper than 60 levels"),

@@ -295,6 +295,18 @@ def test_the_mixin_evaluates_with_the_average_and_gives_the_weights_back_after_a
     assert all(torch.equal(raw[name], tensor) for name, tensor in trainer.model.state_dict().items())
 
 
+@pytest.mark.parametrize("same_model", [True, False])
+def test_a_second_run_of_the_same_model_goes_on(tmp_path, same_model):
+    trainer, callback = trained(tmp_path, rows=12, num_train_epochs=1)
+    average, seen, tokens = callback.ema, callback.ema.seen, callback.noise.seen
+    if not same_model:
+        trainer.model.load_state_dict(llama().state_dict())
+    trainer.train()
+    assert (callback.ema is average) is same_model
+    assert callback.clock.seen == callback.ema.seen == (2 if same_model else 1) * seen
+    assert callback.noise.seen == tokens
+
+
 @pytest.mark.slow
 def test_export_leaves_the_average_in_the_model(tmp_path):
     callback = IsobatchCallback(50, export="average", quiet=True)

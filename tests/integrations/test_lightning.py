@@ -1,8 +1,10 @@
 """The callback in a real Lightning Trainer against the loop written out by hand."""
 
 import copy
+import gc
 import logging
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -152,6 +154,78 @@ def test_a_resume_in_the_middle_of_an_epoch(tmp_path):
     callback = ours()
     fit(tmp_path, callback, checkpoint=str(tmp_path / "step=10.ckpt"), data=Resumable())
     same(callback, *by_hand()[1:])
+
+
+def loaded(module):
+    module.load_state_dict(Net().state_dict())
+    return module
+
+
+BETWEEN = {  # what becomes of a module between two fits of one callback, and whether it is the same run afterwards
+    "nothing": (lambda module: module, True),
+    "another dtype and back": (lambda module: module.double().float(), True),
+    "other weights": (loaded, False),
+    "another module": (lambda module: Net(), False),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_a_second_fit_of_the_same_model_goes_on(tmp_path, name):
+    between, goes_on = BETWEEN[name]
+    callback = ours()
+    module, _ = fit(tmp_path, callback, max_epochs=1, limit_val_batches=0)
+    average, measured = callback.ema, weakref.ref(callback.noise)
+    fit(tmp_path, callback, between(module), max_epochs=1, limit_val_batches=0)
+    gc.collect()
+    assert measured() is None, "it would go on measuring"
+    assert (callback.ema is average) is goes_on
+    _, ema, _ = by_hand(epochs=2 if goes_on else 1)
+    assert callback.clock.seen == callback.ema.seen == ema.seen
+    assert callback.noise.seen == 54
+    for key, tensor in ema.average().items():
+        torch.testing.assert_close(callback.ema.average()[key], tensor, rtol=1e-6, atol=1e-6)
+
+
+class Stumbles(Net):
+    def training_step(self, batch, place):
+        if place == 3 and not self.trainer.current_epoch and self.trainer.max_epochs == 1:
+            raise ValueError("stumbled")
+        return super().training_step(batch, place)
+
+
+def test_a_fit_after_one_that_failed_goes_on_and_counts_epochs_by_its_own_data(tmp_path):
+    callback, module = IsobatchCallback("2 epochs", quiet=True, export="average"), Stumbles()
+    with pytest.raises(ValueError, match="stumbled"):
+        fit(tmp_path, callback, module, max_epochs=1, limit_val_batches=0)
+    assert (callback.ema.seen, callback.ema.half_life) == (24, 108)
+    fit(tmp_path, callback, module, max_epochs=2, limit_val_batches=0, data=loader(40))
+    assert (callback.ema.seen, callback.ema.half_life) == (24 + 80, 80)
+    average = callback.ema.average()
+    assert all(torch.equal(tensor, average[name]) for name, tensor in module.state_dict().items())
+    fit(tmp_path, callback, module, max_epochs=1, limit_val_batches=0, limit_train_batches=2)
+    assert callback.ema.seen == 24 + 80 + 16
+
+
+def halving(optimizer):
+    return ib.SampleScheduler(torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5), batch_size=8)
+
+
+class Scheduled(Net):
+    def __init__(self, wrap):
+        super().__init__()
+        self.wrap = wrap
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), 0.05)
+        return [optimizer], [self.wrap(halving(optimizer))]
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda s: s, lambda s: {"scheduler": s}, lambda s: {"scheduler": s, "interval": "step", "frequency": 2},
+])  # fmt: skip
+def test_a_scheduler_that_would_be_stepped_once_an_epoch_is_refused(tmp_path, wrap):
+    with pytest.raises(InputError, match=r'"interval": "step"'):
+        fit(tmp_path, IsobatchCallback(60, quiet=True), Scheduled(wrap), max_epochs=1)
 
 
 class Rows(Net):
@@ -331,6 +405,23 @@ def test_manual_optimization_with_two_optimizers_counts_each_sample_once(tmp_pat
     # without micro-batches the second player's layers are used in the first one's turn too: rows cannot be told apart
     assert measured == [True, every > 1]
     assert callback.clock.steps == 4 * 6 // every
+
+
+class ScheduledPlayers(Players):
+    def training_step(self, batch, place):
+        super().training_step(batch, place)
+        for scheduler in self.lr_schedulers():
+            scheduler.step()
+
+    def configure_optimizers(self):
+        optimizers = super().configure_optimizers()
+        return list(optimizers), [halving(one) for one in optimizers]
+
+
+def test_the_schedulers_of_all_optimizers_get_the_samples_of_each_step(tmp_path):
+    callback, module = ours(), ScheduledPlayers()
+    fit(tmp_path, callback, module, data=loader(20), max_epochs=1, limit_val_batches=0)
+    assert [scheduler.seen for scheduler in callback.clock.schedulers] == [20, 20]  # 8, 8 and 4
 
 
 def test_the_average_is_lightnings_own_at_its_own_settings(tmp_path):

@@ -1,5 +1,7 @@
 """rescale: one transaction, invertible, idempotent; torch schedulers on the sample clock."""
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -294,3 +296,112 @@ def test_weight_decay_that_the_recipe_does_not_name_moves_all_the_same(decay):
     assert [g["lr"] * g["weight_decay"] / 32 for g in optimizer.param_groups] == pytest.approx(kept)
     assert [bool(g["weight_decay"]) for g in optimizer.param_groups] == [True, True, False]
     assert set(moved.settings) <= {"lr", "betas", "eps", "weight_decay"}, "only what the optimizer has"
+
+
+def late(recipe, present, numbers, stamp, *, scheduled):
+    """An optimizer at batch `present` and what gives it one more group."""
+    one, other = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    o = recipe.optimizer
+    kind, options = (
+        (torch.optim.SGD, {"momentum": o.momentum}) if o.name == "sgd" else (torch.optim.AdamW, {"betas": o.betas})
+    )
+    optimizer = kind([one], lr=o.lr, weight_decay=o.weight_decay, **options)
+    constant = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    scheduler = SampleScheduler(constant, batch_size=8) if scheduled else None
+    if not scheduled:
+        del optimizer.param_groups[0]["initial_lr"]
+    rescale(to=present, optimizer=optimizer, recipe=recipe, scheduler=scheduler)
+    first = {k: v for k, v in optimizer.param_groups[0].items() if k != "params" and not k.startswith("isobatch")}
+    given = {"copied": first, "filled in": {}}[numbers]
+    if numbers == "filled in" and scheduled:
+        given = {"lr": first["lr"]}
+    optimizer.add_param_group({"params": [other], **given, **({} if stamp is None else {"isobatch_batch": stamp})})
+    if scheduler is not None:
+        scheduler.follow_groups()
+    return optimizer, scheduler
+
+
+@pytest.mark.parametrize("recipe", [SGD, ADAMW], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("to", [64, 128, 8, 2])
+@pytest.mark.parametrize(("numbers", "stamp", "scheduled"), [
+    ("filled in", 8, False), ("copied", 64, False), ("filled in", None, True), ("copied", 64, True),
+])  # fmt: skip
+def test_a_group_added_after_a_change_of_the_batch_joins_the_others(recipe, to, numbers, stamp, scheduled):
+    optimizer, scheduler = late(recipe, 64, numbers, stamp, scheduled=scheduled)
+    rescale(to=to, optimizer=optimizer, recipe=recipe, scheduler=scheduler)
+    assert not rescale(to=to, optimizer=optimizer, recipe=recipe, scheduler=scheduler).moved
+    new = scaled(recipe, to)
+    for group in optimizer.param_groups:
+        assert group["isobatch_batch"] == to
+        for key in ("lr", "weight_decay", "momentum", "eps", "betas"):
+            if key in group:
+                assert group[key] == pytest.approx(getattr(new, key)), key
+
+
+@pytest.mark.parametrize(("numbers", "scheduled", "said"), [
+    ("filled in", False, r"group 1 was added after .* batch 64, .*\['isobatch_batch'\] = 64 .* or = 8"),
+    ("copied", False, r"group 1 was added after"),
+    ("copied", True, r"group 1 .* has betas=.* write param_groups\[1\]\['isobatch_batch'\] = that"),
+])  # fmt: skip
+def test_a_group_of_which_nothing_says_the_batch_is_refused(numbers, scheduled, said):
+    optimizer, scheduler = late(ADAMW, 64, numbers, None, scheduled=scheduled)
+    before = [dict(group) for group in optimizer.param_groups]
+    with pytest.raises(InputError, match=said):
+        rescale(to=128, optimizer=optimizer, recipe=ADAMW, scheduler=scheduler)
+    assert [dict(group) for group in optimizer.param_groups] == before
+
+
+def test_what_the_optimizer_does_not_hold_is_told_as_left_to_the_loop():
+    norm = {"batch_norm": {"momentum": 0.1}, "rules": {"noise_share": 0.9}}
+    recipe = Recipe.parse(
+        {"batch": {"size": 8}, "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "clip": 1.0}, **norm}
+    )
+    moved = rescale(to=32, optimizer=trained(SGD), recipe=recipe)
+    assert set(moved.settings) == {"lr", "momentum"}
+    assert moved.elsewhere["batch_norm"] == (0.1, pytest.approx(1 - 0.9**4))
+    assert set(moved.elsewhere) == {"batch_norm", "clip"}
+    assert moved.elsewhere["clip"] == (1.0, pytest.approx((0.1 + 0.9 / 4) ** 0.5))
+
+
+@pytest.mark.parametrize("to", [8, 32, 128])
+def test_a_scheduler_that_was_built_after_a_change_of_the_batch_is_refused_with_a_way_that_works(to):
+    def cosine_of(optimizer):
+        return SampleScheduler(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000), batch_size=8)
+
+    optimizer = trained(ADAMW)
+    rescale(to=64, optimizer=optimizer, recipe=ADAMW)
+    scheduler = cosine_of(optimizer)
+    before = numbers(optimizer)
+    with pytest.raises(InputError, match=r"go back by rescale\(to=8\) without it"):
+        rescale(to=to, optimizer=optimizer, recipe=ADAMW, scheduler=scheduler)
+    assert all(torch.equal(after, torch.as_tensor(before[key])) if torch.is_tensor(after) else after == before[key]
+               for key, after in numbers(optimizer).items())  # fmt: skip
+    del optimizer.param_groups[0]["initial_lr"]
+    rescale(to=8, optimizer=optimizer, recipe=ADAMW)
+    rescale(to=to, optimizer=optimizer, recipe=ADAMW, scheduler=cosine_of(optimizer))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(scaled(ADAMW, to).lr, rel=1e-3)
+
+
+WRITES = {  # what else writes the rate between two steps, and whether that is told of, once
+    "nobody": (lambda optimizer, scheduler: None, 0),
+    "rescale": (lambda optimizer, scheduler: rescale(to=16, optimizer=optimizer, recipe=SGD, scheduler=scheduler), 0),
+    "a resume": (lambda optimizer, scheduler: scheduler.load_state_dict(scheduler.state_dict()), 0),
+    "a factor": (lambda optimizer, scheduler: setattr(scheduler, "factor", 0.1), 0),
+    "by hand": (lambda optimizer, scheduler: optimizer.param_groups[0].update(lr=0.005), 1),
+    "a plateau": (lambda optimizer, scheduler: [scheduler.plateau.step(loss) for loss in (1, 2)], 1),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_rate_that_somebody_else_wrote_is_not_overwritten_without_a_word(name):
+    write, told = WRITES[name]
+    optimizer = trained(SGD)
+    scheduler = SampleScheduler(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100), batch_size=8)
+    scheduler.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            optimizer.step()
+            write(optimizer, scheduler)
+            scheduler.step(samples=8)
+    assert [one.filename for one in said if "written by somebody else" in str(one.message)] == [__file__] * told

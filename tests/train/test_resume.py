@@ -9,7 +9,8 @@ from isobatch import Recipe
 from isobatch.checkpoint import Checkpoints
 from isobatch.tasks import Run, TensorSamples, make_run
 from isobatch.train import Guard, StepVerdict, Trainer
-from isobatch.train.persistence import restore, state_of
+from isobatch.train.job import _cut
+from isobatch.train.persistence import Unfinished, restore, state_of
 
 BASE = {
     "task": "digits",
@@ -137,6 +138,45 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(case, tmp_path):
         cut.step(size)
     assert whole.seen == sum(SIZES) > 1437
     same(everything(whole), everything(cut))
+
+
+def test_a_run_goes_on_where_there_are_fewer_gpus():
+    one, other = trainer("sgd"), trainer("sgd")
+    one.step(48)
+    state = state_of(one)
+    state["rng"]["cuda"] = [*state["rng"]["cuda"], torch.zeros(16, dtype=torch.uint8)]
+    with pytest.warns(UserWarning, match=r"random numbers of \d GPUs, and \d are here"):
+        restore(other, state, state)
+    one.step(48)
+    other.step(48)
+    same(everything(one), everything(other))
+
+
+def test_a_run_whose_every_checkpoint_is_damaged_begins_again(tmp_path):
+    with Unfinished(tmp_path, trainer("sgd")) as kept:
+        kept.trainer.step(48)
+        kept.save([{}], 1.0)
+    with Unfinished(tmp_path, trainer("sgd")) as kept:
+        assert kept.take_up() == ([{}], 1.0)
+        assert kept.trainer.seen == 48
+    for path in tmp_path.glob("0*/manifest.json"):
+        path.write_bytes(b"\0" * 10)
+    with Unfinished(tmp_path, trainer("sgd")) as kept:
+        with pytest.warns(UserWarning, match="passed over"), pytest.warns(UserWarning, match="from its start again"):
+            assert kept.take_up() == ([], 0.0)
+        assert kept.trainer.seen == 0
+
+
+@pytest.mark.parametrize(("after", "kept"), [
+    (b'{"seen": 2, "raw/loss": 1}\n{"seen": 3, "batch": 1}\n{"seen": 3, "raw/loss": 1}\n', 1),
+    (b'{"seen": 2, "raw/loss": 1}\n{"se', 1),
+    (b"\0\0\0\n", 0), (b'{"seen"\n', 0), (b"[1]\n", 0), (b"7\n", 0), (b"\xff\n", 0), (b"", 0),
+])  # fmt: skip
+def test_a_log_is_cut_behind_the_evaluations_that_follow_the_checkpoint(tmp_path, after, kept):
+    before = b'{"seen": 2, "batch": 1}\n'
+    (tmp_path / "log.jsonl").write_bytes(before + after)
+    _cut(tmp_path / "log.jsonl", len(before))
+    assert (tmp_path / "log.jsonl").read_bytes() == before + b"".join(after.splitlines(keepends=True)[:kept])
 
 
 @pytest.mark.parametrize("case", CASES)

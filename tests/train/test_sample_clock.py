@@ -172,6 +172,92 @@ def test_a_scheduler_gets_the_samples_that_each_step_really_has(trainer_steps):
     assert rates[:2] == [1.0, 0.5]
 
 
+def chain(optimizer):
+    parts = [torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=4) for _ in range(2)]
+    return torch.optim.lr_scheduler.ChainedScheduler(parts)
+
+
+def sequence(optimizer):
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, step / 3))  # lr 0 at first
+    rest = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, rest], [3])
+
+
+@pytest.mark.parametrize("sizes", [[8] * 8, [8, 12, 16, 28], [4] * 16, [64]], ids=str)
+def test_several_schedulers_on_one_clock_are_what_each_would_be_alone(sizes):
+    """One an optimizer, the settings of every step and of a resume in the middle of a change of the batch."""
+
+    def made():
+        optimizers = [torch.optim.SGD(net(seed).parameters(), 0.5) for seed in range(3)]
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizers[2], 1.0, total_steps=12)
+        inner = [sequence(optimizers[0]), chain(optimizers[1]), cycle]
+        return optimizers, [ib.SampleScheduler(one, batch_size=8) for one in inner]
+
+    optimizers, schedulers = made()
+    clock = SampleClock(scheduler=schedulers)
+    alone, known = made()
+    for number, size in enumerate(sizes):
+        if number == len(sizes) // 2:
+            state = json.loads(json.dumps(clock.state_dict()))
+            optimizers, schedulers = made()
+            clock = SampleClock(scheduler=schedulers)
+            clock.load_state_dict(state)
+        clock.micro(size)
+        clock.ready()
+        for one, scheduler in zip(alone, known, strict=True):
+            scheduler.samples = size
+            scheduler.write()
+            one.step()
+            one_of = [(mine["lr"], mine.get("momentum")) for mine in one.param_groups]
+            assert one_of == [(g["lr"], g.get("momentum")) for g in optimizers[alone.index(one)].param_groups]
+            scheduler.step(samples=size)
+        for optimizer in optimizers:
+            optimizer.step()
+        clock.applied()
+    assert [scheduler.seen for scheduler in clock.schedulers] == [sum(sizes)] * 3
+    assert clock.scheduler is schedulers[0]
+
+
+def test_a_state_of_one_scheduler_still_loads():
+    state = SampleClock(scheduler=scheduler_of(net())[1]).state_dict()
+    (state["scheduler"],) = state.pop("schedulers")
+    SampleClock(scheduler=scheduler_of(net())[1]).load_state_dict(state)
+    with pytest.raises(InputError, match="schedulers: 1 in the state, 0 here"):
+        SampleClock().load_state_dict(state)
+
+
+TWICE = {  # who else moves a member of the clock in the same step, and what is said
+    "attach of the average": (lambda o, e, s: e.attach(o, 8), "ModelEMA was updated since ready"),
+    "update by hand": (
+        lambda o, e, s: o.register_step_post_hook(lambda *_: e.update(samples=8)),
+        "ModelEMA was updated",
+    ),
+    "attach of the scheduler": (lambda o, e, s: s.attach(o, 8), "steps_scheduler=False"),
+    "step by hand": (lambda o, e, s: o.register_step_post_hook(lambda *_: s.step()), "steps_scheduler=False"),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_what_the_loop_moves_itself_is_not_moved_twice(name):
+    other, said = TWICE[name]
+    model = net()
+    optimizer, scheduler = scheduler_of(model)
+    clock = SampleClock(average=ib.ModelEMA(model, half_life=50), scheduler=scheduler)
+
+    def step():
+        clock.micro(8)
+        clock.ready()
+        optimizer.step()
+        clock.applied()
+
+    step()
+    scheduler.step()  # out of habit, after a step of the optimizer that the clock has counted: counts nothing
+    assert scheduler.seen == clock.seen == 8
+    other(optimizer, clock.average, scheduler)
+    with pytest.raises(InputError, match=said):
+        step()
+
+
 def test_the_next_batch_follows_the_schedule():
     clock = SampleClock(batches=BatchSchedule(((0, 8), (16, 32))))
     batches = []
@@ -348,6 +434,12 @@ def stepper(wrapped=False):
     return torch.optim.lr_scheduler.StepLR(optimizer, 3) if wrapped else optimizer
 
 
+def rivals():
+    optimizer = stepper()
+    made = [torch.optim.lr_scheduler.StepLR(optimizer, steps) for steps in (3, 5)]
+    return [ib.SampleScheduler(one, batch_size=8) for one in made]
+
+
 RECIPE = ib.Recipe.parse({"batch": {"size": 8}, "optimizer": {"name": "sgd", "lr": 0.1}})
 STRANGERS = {  # what a user gives by mistake, each to who takes something else; and the way out
     "average: a model": (lambda: SampleClock(average=net()), "average=Sequential .* isobatch.ModelEMA"),
@@ -361,12 +453,28 @@ STRANGERS = {  # what a user gives by mistake, each to who takes something else;
         lambda: SampleClock(scheduler=stepper(True)),
         "scheduler=StepLR .*SampleScheduler",
     ),
-    "scheduler: several": (lambda: SampleClock(scheduler=[1, 2]), "scheduler=list .* step further ones yourself"),
+    "scheduler: numbers": (
+        lambda: SampleClock(scheduler=[1, 2]),
+        "scheduler=int .* a list of them, one an optimizer",
+    ),
+    "scheduler: two of one optimizer": (
+        lambda: SampleClock(scheduler=rivals()),
+        r"two of 2 schedulers drive the same SGD.*SequentialLR, ChainedScheduler",
+    ),
     "batches: a number": (lambda: SampleClock(batches=64), "batches=64 must be a BatchSchedule"),
     "optimizer: a model": (lambda: SampleClock(optimizer=net()), "optimizer=Sequential is no torch.optim.Optimizer"),
     "measure: parameters": (lambda: ib.NoiseScale(net().parameters()), "model=generator must be the torch.nn.Module"),
     "measure: a scheduler": (lambda: ib.NoiseScale(net(), stepper(True)), "optimizer=StepLR is no"),
     "measure: several": (lambda: ib.NoiseScale(net(), [stepper()]), "optimizer=list is no"),
+    "measure: another model's": (
+        lambda: ib.NoiseScale(net(), stepper()),
+        "optimizer=SGD trains 4 tensors, .* none of them is one of the 4 parameters of Sequential; .* or none: geom",
+    ),
+    "average: attached to another's": (
+        lambda: ib.ModelEMA(net(), half_life=8).attach(stepper(), 8),
+        "optimizer=SGD trains 4 .* 4 parameters of Sequential; .* call update",
+    ),
+    "average: watching another's": (lambda: ib.ModelEMA(net(), half_life=8).watch(stepper()), "none of them is one"),
     "measure: no state": (lambda: ib.NoiseScale(net()).load_state_dict({}), "no state of a NoiseScale"),
     "measure: a model's state": (
         lambda: ib.NoiseScale(net()).load_state_dict(net().state_dict()),

@@ -28,7 +28,7 @@ from isobatch.average.state import (
     winner,
 )
 from isobatch.errors import InputError, IsobatchError
-from isobatch.gradients import bare_optimizer
+from isobatch.gradients import bare_optimizer, refuse_stranger
 from isobatch.markup import panel
 from isobatch.units import finite
 
@@ -220,9 +220,9 @@ class ModelAverage(ABC):
             A handle whose remove() ends it.
 
         Raises:
-            InputError: no optimizer, or samples that are neither a positive number nor a function.
+            InputError: no optimizer of this model, or samples that are neither a positive number nor a function.
         """
-        inner = bare_optimizer(optimizer)
+        inner = self._own(optimizer)
         size: Any = samples if callable(samples) else counted(samples)
 
         def after_step(*_: Any) -> None:
@@ -249,8 +249,11 @@ class ModelAverage(ABC):
 
         Returns:
             A handle whose remove() ends the count.
+
+        Raises:
+            InputError: no optimizer, or one that trains nothing of this model.
         """
-        return self._engine.watch.optimizer(optimizer)
+        return self._engine.watch.optimizer(self._own(optimizer))
 
     def report(self, which: Which = None) -> Report:
         """Measure the average: half-life, mean age, frozen share, distance to the weights, and what looks wrong.
@@ -348,7 +351,7 @@ class ModelAverage(ABC):
 
         Args:
             tensors: by name, with or without "module." before all names; other entries are left out.
-            seen: samples behind that average.
+            seen: samples behind that average; SWA and PowerEMA weigh it by them, so with 0 the next update replaces it.
             which: the horizon, where there are several.
 
         Raises:
@@ -362,6 +365,12 @@ class ModelAverage(ABC):
         zeros = (0.0,) * len(self._engine.clock.spans)
         self._engine.clock = Clock(seen=int(seen) if isinstance(seen, Integral) else past, spans=zeros, ages=zeros)
         self._engine.teach(moved=True)
+
+    def _own(self, optimizer: Optimizer) -> Optimizer:
+        """Return the bare optimizer of this model, or refuse another one."""
+        inner, root = bare_optimizer(optimizer), self.root
+        refuse_stranger(inner, root.parameters(), type(root).__name__, "or call update() after each of its steps")
+        return inner
 
     def _meant(self, which: Which) -> float | None:
         """The half-life that it keeps once a warm-up is over; None for a kind without one."""

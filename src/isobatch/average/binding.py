@@ -299,6 +299,22 @@ def bare(model: object) -> nn.Module:
     return unwrap(model)
 
 
+def reusable(model: Weights) -> Weights:
+    """Return a model as it is, and parameters as a list: they are read twice, and may be a generator.
+
+    Args:
+        model: a module, or parameters; what is neither is refused by who reads it.
+
+    Returns:
+        The same.
+
+    Example:
+        >>> len(reusable(nn.Linear(1, 1).parameters()))
+        2
+    """
+    return model if isinstance(model, nn.Module) or not isinstance(model, Iterable) else list(model)
+
+
 def candidates(root: nn.Module, *, buffers: bool) -> tuple[list[tuple[str, Slot]], dict[str, str]]:
     """Return the tensors of a model that may be averaged, each once, and the further names of tied ones.
 

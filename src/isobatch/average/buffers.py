@@ -1,17 +1,17 @@
 """Averages by name beside the model they follow: the tensors that every kind of average shares."""
 
-from collections.abc import Collection, Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from isobatch.average.binding import Binding, Weights, bare, tell_changes
+from isobatch.average.binding import Binding, Weights, bare, reusable, tell_changes
 from isobatch.average.intake import Application, FiniteCheck, Intake
 from isobatch.average.kernels import refuse_lost
 from isobatch.average.layout import NARROW, Buffers, Stacks, Storage, allocate, flatten, kept_dtype
-from isobatch.average.lending import exchanged
+from isobatch.average.lending import exchanged, lent
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.gradients import Shards, canonical, dressed, first_not_finite, fitted, local, piece, settle, unwrap
 from isobatch.modules import with_weights
@@ -109,7 +109,7 @@ class AverageBuffers:
         Raises:
             NonFiniteError: a weight that is not finite; the averages were left as they were.
         """
-        self._usable()
+        self.refuse_lent()
         self._take_in_or_leave_out()
         self._rebind({}, anew=True)
 
@@ -123,6 +123,7 @@ class AverageBuffers:
     def follow(self) -> None:
         """Let a first-order hold begin at the model's present weights."""
         if "previous" in self.roles:
+            self.refuse_lent()
             parts = self.parts()
             for name, stack in self.roles["previous"].tensors.items():
                 stack[0].copy_(parts[name].detach())
@@ -245,8 +246,7 @@ class AverageBuffers:
             None, with the values in place.
         """
         self._usable()
-        # parameters are read twice, and may be a generator; what is none of both is refused with the rest
-        given = model if isinstance(model, nn.Module) or not isinstance(model, Iterable) else list(model)
+        given = reusable(model)
         targets = self._targets(given).items()
         pairs = [(tensor, fitted(values[name], tensor, name)) for name, tensors in targets for tensor in tensors]
         self.exchanged = True
@@ -264,8 +264,9 @@ class AverageBuffers:
             model: the bound model, a wrapper of it, or another model with the same names.
             values: by name, one for every averaged tensor.
         """
-        self._usable()
-        for name, tensors in self._targets(model).items():
+        given = reusable(model)
+        self.refuse_lent(given)
+        for name, tensors in self._targets(given).items():
             for tensor, value in [(tensor, fitted(values[name], tensor, name)) for tensor in tensors]:
                 if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
                     tensor.data = value.to(device=tensor.device, dtype=tensor.dtype, copy=True)
@@ -307,8 +308,9 @@ class AverageBuffers:
         Returns:
             By name.
         """
-        self._usable()
-        return {name: tensors[0].detach().clone() for name, tensors in self._targets(model).items()}
+        given = reusable(model)
+        self.refuse_lent(given)
+        return {name: tensors[0].detach().clone() for name, tensors in self._targets(given).items()}
 
     def _targets(self, model: Weights) -> dict[str, list[Tensor]]:
         if not isinstance(model, nn.Module):
@@ -317,6 +319,22 @@ class AverageBuffers:
             self.refresh()
             return {name: [tensor] for name, tensor in self.live().items()}
         return self._binding.in_other(model)
+
+    def refuse_lent(self, model: Weights | None = None) -> None:
+        """Refuse to read, or to write for good, weights that an average has given other values for a while.
+
+        Args:
+            model: whose weights; the bound model unless given.
+
+        Raises:
+            InputError: inside an applied() block, of this average or of another one of the same weights.
+        """
+        self._usable()
+        if lent(self.root if model is None else bare(model)):
+            raise InputError(
+                "another average of these weights is applied just now, so the model does not hold its raw weights; "
+                "leave its applied() block first"
+            )
 
     def _usable(self) -> None:
         if self.exchanged:

@@ -216,6 +216,7 @@ class Engine:
         Returns:
             Whether the averages moved; otherwise the step is pending.
         """
+        self.buffers.refuse_lent()
         self.buffers.refresh(quick=True)
         clock = self.clock.plus(samples, spans)
         due = clock.due(self.cadence)
@@ -233,6 +234,7 @@ class Engine:
     def flush(self) -> None:
         """Apply what is pending now."""
         if self.clock.waiting:
+            self.buffers.refuse_lent()
             self.buffers.refresh()
             self.clock = self._applied(self.clock)
             self.teach(moved=True)

@@ -14,6 +14,68 @@ from isobatch.modules import bare_class, copied, leaves_weights_alone
 Mode = Literal["eval", "train"]
 MODES = ("eval", "train")
 LOOKS = 8
+_LENT: dict[int, list["Loan"]] = {}
+"""Loans of a tensor by its id, the latest last; each holds the tensor meanwhile."""
+
+
+@final
+class Loan:
+    """Other values in a tensor for a while; what was there comes back, in whatever order loans of one tensor end.
+
+    A shard keeps its storage, because FSDP gathers from there; any other tensor gets a copy of the values.
+
+    Args:
+        live: the tensor.
+        value: what this rank's part of it shall hold.
+
+    Example:
+        >>> live = torch.zeros(1)
+        >>> first, second = Loan(live, torch.ones(1)), Loan(live, torch.full((1,), 2.0))
+        >>> first.end(), live.item(), second.end(), live.item()
+        (None, 2.0, None, 0.0)
+    """
+
+    def __init__(self, live: Tensor, value: Tensor):
+        self._live, self._part = live, local(live) if sharded(live) else None
+        if self._part is None:
+            self._raw = live.data
+            live.data = value.detach().to(device=live.device, dtype=live.dtype, copy=True)
+        else:
+            self._raw = self._part.clone()
+            self._part.copy_(value)
+        _LENT.setdefault(id(live), []).append(self)
+
+    def end(self) -> None:
+        """Put back what was there, or hand it to the next loan where the tensor was lent again since."""
+        loans = _LENT[id(self._live)]
+        place = loans.index(self)
+        del loans[place]
+        if place < len(loans):
+            loans[place]._raw = self._raw
+        elif self._part is None:
+            self._live.data = self._raw
+        else:
+            self._part.copy_(self._raw)
+        if not loans:
+            del _LENT[id(self._live)]
+
+
+def lent(model: nn.Module) -> bool:
+    """Whether some block has given a parameter of a model other values than its own.
+
+    Args:
+        model: bare.
+
+    Returns:
+        False where all hold what was trained.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> with exchanged(layer, [(layer.weight, torch.zeros(1, 1))]):
+        ...     lent(nn.Sequential(layer))
+        True
+    """
+    return bool(_LENT) and any(id(parameter) in _LENT for parameter in model.parameters())
 
 
 @contextmanager
@@ -21,8 +83,7 @@ def exchanged(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Gener
     """Let live tensors hold copies of other values inside the block; put everything back on the way out.
 
     Parameters and buffers are the same objects with the same storages afterwards, whatever a forward pass wrote into
-    them, replaced, added or removed, and the values that were lent are not changed either. A shard keeps its storage
-    inside the block too, because FSDP gathers from there.
+    them, replaced, added or removed, and the values that were lent are not changed either. Blocks may end in any order.
 
     Args:
         model: the module whose buffers are shielded.
@@ -43,23 +104,17 @@ def exchanged(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Gener
     """
     settle(model)
     failed = True
-    lent = list(pairs)
-    undo: list[tuple[Tensor, Tensor]] = []
-    shards: list[tuple[Tensor, Tensor]] = []
+    borrowed = list(pairs)
+    loans: list[Loan] = []
     tables: list[dict[str, Any]] = [t for module in model.modules() for t in (module._parameters, module._buffers)]
     saved = [(table, dict(table)) for table in tables]
     passing = [(module, set(module._non_persistent_buffers_set)) for module in model.modules()]
     frozen: list[tuple[str, nn.Parameter, int]] = []
     try:
         with torch.inference_mode(False), torch.no_grad():
-            for live, value in lent:
-                if sharded(live):
-                    shards.append((local(live), local(live).clone()))
-                    local(live).copy_(value)
-                    continue
-                undo.append((live, live.data))
-                live.data = value.detach().to(device=live.device, dtype=live.dtype, copy=True)
-            given = {id(live) for live, _ in lent}
+            for live, value in borrowed:
+                loans.append(Loan(live, value))
+            given = {id(live) for live, _ in borrowed}
             for table, entries in saved:
                 for key, buffer in entries.items():
                     if buffer is None or id(buffer) in given or isinstance(buffer, nn.Parameter):
@@ -68,8 +123,7 @@ def exchanged(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Gener
                     if buffer.is_inference():
                         table[key] = buffer.clone()
                     else:
-                        undo.append((buffer, buffer.data))
-                        buffer.data = buffer.data.clone()
+                        loans.append(Loan(buffer, buffer.data))
         frozen = [
             (n, p, p._version) for n, p in model.named_parameters() if id(p) not in given and not p.is_inference()
         ]
@@ -78,10 +132,8 @@ def exchanged(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> Gener
     finally:
         settle(model, failed=failed)
         with torch.inference_mode(False), torch.no_grad():
-            for part, raw in shards:
-                part.copy_(raw)
-        for live, raw in undo:
-            live.data = raw
+            for loan in loans:
+                loan.end()
         for table, entries in saved:
             if [*table] != [*entries] or any(table[key] is not entries[key] for key in entries):
                 table.clear()

@@ -13,7 +13,12 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
-from isobatch.errors import InputError, SaveError
+from safetensors import SafetensorError
+
+from isobatch.errors import InputError, IsobatchError, SaveError, warn
+
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_STRANGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError)
 
 
 def write_file(path: Path, parts: Iterable[bytes | memoryview], size: int) -> str:
@@ -69,12 +74,17 @@ def hash_file(path: Path) -> str:
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable: a rename is not on the disk before its folder is.
 
+    Some file systems (FUSE, SMB) know no such thing and make names durable by themselves, or not at all.
+
     Args:
         path: the folder.
     """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
     finally:
         os.close(handle)
 
@@ -98,6 +108,34 @@ def disk_errors(path: Path) -> Generator[None]:
         raise SaveError(
             f"{path}: {_reason(error)}{_free(path.parent)}; check that the folder exists for every rank and may be "
             "written, or save to another one"
+        ) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Generator[None]:
+    """Turn what reading a damaged or foreign checkpoint raises in the block into an InputError that names the path.
+
+    Hashes tell that a file is as it was written, not that this library wrote it.
+
+    Args:
+        path: what the block reads.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        InputError: the disk refused it, or the content is not of the format.
+    """
+    try:
+        yield
+    except IsobatchError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error}); take another checkpoint") from error
+    except _STRANGE as error:
+        raise InputError(
+            f"{path}: its content is not of this format ({type(error).__name__}: {error}); it was written by another "
+            "program, take another checkpoint"
         ) from error
 
 
@@ -167,13 +205,14 @@ def _reason(error: OSError) -> str:
 
 
 _NAME = "lock"
+_OURS = b'{"pid": '
 
 
 class FolderLock:
     """Exclusive right to write into a folder; held from the call of `take` to `drop`.
 
     It is a lock on the file `lock` in the folder, not the file's presence, so a killed run leaves nothing to clean up.
-    Child processes made by fork do not hold it.
+    Child processes made by fork do not hold it. A disk without locks is named in a warning and refuses nobody.
 
     Args:
         folder: an existing folder.
@@ -187,31 +226,48 @@ class FolderLock:
         """Take the lock, or refuse with the name of the process that has it.
 
         Raises:
-            InputError: another run, or another object of this one, writes here.
+            InputError: another run, or another object of this one, writes here; or `lock` is somebody else's file.
             SaveError: the folder may not be written.
         """
         if self._handle is not None:
             return
         with disk_errors(self._path):
-            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 4096).decode(errors="replace").strip() or "an unnamed process"
+            self._lock(handle)
+        except BaseException:
             os.close(handle)
-            raise InputError(
-                f"{self._path.parent}: another run saves here ({holder}); stop it, or give this run a folder of its own"
-            ) from None
+            raise
         self._handle = handle
         self._close = weakref.finalize(self, os.close, handle)  # a store that is dropped unclosed locks nobody out
         _held.add(self)
-        os.ftruncate(handle, 0)
-        os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+        with contextlib.suppress(OSError):  # a word for who comes next; a full disk shows in the trial save
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+
+    def _lock(self, handle: int) -> None:
+        with disk_errors(self._path):
+            said = os.pread(handle, 4096, 0).strip(b"\0 \n")  # zeros are what a power cut leaves
+        if not _OURS.startswith(said[: len(_OURS)]):
+            raise InputError(
+                f"{self._path} holds something of yours ({said[:20]!r}...) and would be overwritten; give this run a "
+                "folder of its own"
+            )
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = said.decode(errors="replace") or "an unnamed process"
+            raise InputError(
+                f"{self._path.parent}: another run saves here ({holder}); stop it, or give this run a folder of its own"
+            ) from None
+        except OSError as error:
+            warn(f"{self._path.parent}: this disk has no locks ({_reason(error)}); let one run alone save here")
 
     def drop(self) -> None:
         """Give the lock back, also for children that still have its file open; nothing happens where it is not held."""
         if self._handle is not None:
-            fcntl.flock(self._handle, fcntl.LOCK_UN)
+            with contextlib.suppress(OSError):  # a disk without locks
+                fcntl.flock(self._handle, fcntl.LOCK_UN)
             self.forget()
 
     def forget(self) -> None:

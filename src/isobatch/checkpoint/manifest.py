@@ -16,7 +16,7 @@ import safetensors
 import torch
 
 from isobatch import installed
-from isobatch.checkpoint.files import hash_file, parse
+from isobatch.checkpoint.files import hash_file, parse, reading
 from isobatch.checkpoint.shards import Piece, Sharded, nodes
 from isobatch.checkpoint.tensors import DTYPES, read
 from isobatch.checkpoint.tree import join
@@ -26,8 +26,10 @@ from isobatch.units import whole
 FORMAT = "isobatch-checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
-_FIELDS = {"format", "version", "versions", "seen", "world_size", "meta", "files", "tensors", "sha256"}
-_RANK_FIELDS = {"format", "version", "rank", "seen", "state", "tensors", "file"}
+_FIELDS: dict[str, type] = {"format": str, "version": int, "versions": dict, "seen": int, "world_size": int,
+                            "meta": dict, "files": dict, "tensors": dict, "sha256": str}  # fmt: skip
+_RANK_FIELDS: dict[str, type] = {"format": str, "version": int, "rank": int, "seen": int, "state": object,
+                                 "tensors": dict, "file": dict}  # fmt: skip
 
 
 def names(rank: int) -> tuple[str, str]:
@@ -146,13 +148,11 @@ def verify(folder: Path, ranks: Sequence[int] | None = None) -> dict[str, Any]:
     Raises:
         InputError: the first thing that differs, with the expected and the actual value.
     """
-    try:
+    with reading(folder):
         manifest = _read_manifest(folder)
         for rank in range(manifest["world_size"]) if ranks is None else ranks:
             for name in names(rank):
                 _check_hash(folder / name, manifest)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error}); take another checkpoint") from error
     return manifest
 
 
@@ -178,7 +178,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             "damaged: take another checkpoint"
         )
     world = manifest["world_size"]
-    if type(world) is not int or world < 1:
+    if world < 1:
         raise InputError(f"{path}: field world_size={world!r} must be at least 1; take another checkpoint")
     allowed = {name for rank in range(world) for name in names(rank)}
     if set(manifest["files"]) != allowed:
@@ -209,7 +209,7 @@ def _check_listing(folder: Path, expected: set[str], *, exact: bool) -> None:
         raise InputError(f"{folder}: holds {extra}, which the manifest does not list; remove them if they are yours")
 
 
-def _check_fields(path: Path, content: dict[str, Any], fields: set[str]) -> None:
+def _check_fields(path: Path, content: dict[str, Any], fields: Mapping[str, type]) -> None:
     if content.get("format") != FORMAT:
         raise InputError(f"{path}: format is {content.get('format')!r}, not {FORMAT!r}; give a checkpoint of isobatch")
     if content.get("version") != VERSION:
@@ -217,11 +217,16 @@ def _check_fields(path: Path, content: dict[str, Any], fields: set[str]) -> None
             f"{path}: format version {content.get('version')!r}, isobatch {installed.VERSION} reads {VERSION}; "
             "upgrade isobatch, or take a checkpoint of this version"
         )
-    for word, names_ in (("unknown", set(content) - fields), ("missing", fields - set(content))):
+    for word, names_ in (("unknown", content.keys() - fields), ("missing", fields.keys() - content)):
         if names_:
             raise InputError(
                 f"{path}: {word} field {sorted(names_)[0]!r} in format version {VERSION}; it was written by another "
                 "program, take another checkpoint"
+            )
+    for name, kind in fields.items():
+        if not isinstance(content[name], kind) or (kind is int and isinstance(content[name], bool)):
+            raise InputError(
+                f"{path}: field {name}={str(content[name])[:80]} must be a {kind.__name__}; take another checkpoint"
             )
 
 
@@ -287,14 +292,13 @@ def load(
     _compare(folder, manifest["meta"], expect or {}, accept)
     verify(folder, ranks=(rank,))
     text, data = names(rank)
-    try:
+    with reading(folder / text):
         content = read_rank(folder / text, rank)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error}); take another checkpoint") from error
-    own = nodes(content["state"])
-    tensors = read(folder / data, manifest["tensors"][data], besides={node["tensor"] for node in own.values()})
-    shards = _shards(folder, manifest, own, rank) if own else {}
-    return Loaded(join(content["state"], tensors, shards), manifest["seen"], manifest["meta"], stored, folder)
+        own = nodes(content["state"])
+        tensors = read(folder / data, manifest["tensors"][data], besides={node["tensor"] for node in own.values()})
+        shards = _shards(folder, manifest, own, rank) if own else {}
+        state = join(content["state"], tensors, shards)
+    return Loaded(state, manifest["seen"], manifest["meta"], stored, folder)
 
 
 def _shards(

@@ -129,7 +129,8 @@ class Preemption:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # one that was not set from Python cannot be put back by it
+                signal.signal(number, handler)
         self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from isobatch.checkpoint.files import reading
 from isobatch.errors import InputError
 from isobatch.gradients import dressed, local, sharded
 
@@ -150,23 +151,28 @@ class Sharded:
         """
         made, filled = torch.empty(tuple(shape), dtype=self.dtype), 0
         for piece in self._pieces:
-            low = [max(a, b) for a, b in zip(offset, piece.offset, strict=True)]
-            ends = zip(offset, shape, piece.offset, piece.shape, strict=True)
-            high = [min(a + n, b + m) for a, n, b, m in ends]
-            if any(a >= b for a, b in zip(low, high, strict=True)):
-                continue
-            self._check(piece.file)
-            there = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, piece.offset, strict=True))
-            here = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))
-            with safe_open(piece.file, framework="pt") as file:
-                found = file.get_slice(piece.name)[there] if there else file.get_tensor(piece.name)
-            made[here] = found
-            filled += found.numel()
+            with reading(piece.file):
+                filled += self._lay(made, offset, piece)
         if filled != made.numel():
             raise InputError(
                 f"{self.path!r}: the files hold {filled} of {made.numel()} numbers; take another checkpoint"
             )
         return made
+
+    def _lay(self, made: Tensor, offset: Sequence[int], piece: Piece) -> int:
+        """Write what a piece has of a block into it; how many numbers."""
+        low = [max(a, b) for a, b in zip(offset, piece.offset, strict=True)]
+        ends = zip(offset, made.shape, piece.offset, piece.shape, strict=True)
+        high = [min(a + n, b + m) for a, n, b, m in ends]
+        if any(a >= b for a, b in zip(low, high, strict=True)):
+            return 0
+        self._check(piece.file)
+        there = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, piece.offset, strict=True))
+        here = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset, strict=True))
+        with safe_open(piece.file, framework="pt") as file:
+            found = file.get_slice(piece.name)[there] if there else file.get_tensor(piece.name)
+        made[here] = found
+        return found.numel()
 
 
 def placed(stored: Any, like: Any) -> Any:

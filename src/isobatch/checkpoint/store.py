@@ -167,11 +167,17 @@ class Checkpoints:
             The step; None when the folder holds none.
 
         Raises:
-            InputError: the newest is damaged and fallback is False, or all are.
+            InputError: the newest is damaged and fallback is False, or all are; or this rank does not see it.
+            SaveError: another rank does not see it.
         """
         self.wait()
-        serial = self._ranks.share(self._ranks.together(lambda: self._newest(fallback)))
-        return next((step for step in self.list() if step.serial == serial), None)
+        found = self._ranks.together(lambda: self._newest(fallback))
+        serial, seen = (self._ranks.share(number) for number in ((found.serial, found.seen) if found else (0, 0)))
+        if not serial:
+            return None
+        step = writer.step_at(self.folder, serial, seen)
+        self._ranks.together(lambda: self._here(step))
+        return step
 
     def load(
         self,
@@ -266,14 +272,21 @@ class Checkpoints:
             elif step.path not in self._bad and _problem(step, ranks=()) is None:
                 good += 1
 
-    def _newest(self, fallback: bool) -> int:
+    def _here(self, step: StepFolder) -> None:
+        if step not in self.list():  # one rank alone would begin its run anew
+            raise InputError(
+                f"{step.path}: rank 0 has this checkpoint and rank {self._ranks.rank} does not see it; give every rank "
+                "the same folder, on a disk that they share"
+            )
+
+    def _newest(self, fallback: bool) -> StepFolder | None:
         if self._ranks.rank != 0:
-            return 0
+            return None
         problems: list[str] = []
         for step in reversed(self.list()):
             problem = _problem(step, ranks=None)
             if problem is None:
-                return step.serial
+                return step
             if not fallback:
                 raise InputError(f"{problem} (fallback=True takes the previous one)")
             problems.append(problem)
@@ -281,7 +294,7 @@ class Checkpoints:
             warn(f"a damaged checkpoint is passed over: {problem}")
         if problems:
             raise InputError(f"{self.folder}: every checkpoint is damaged; start again. {' | '.join(problems)}")
-        return 0
+        return None
 
 
 def _problem(step: StepFolder, ranks: Sequence[int] | None) -> str | None:

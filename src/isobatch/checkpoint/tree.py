@@ -124,7 +124,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], allow_nonfinite: Sequence[
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+    return any(path == pattern or fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def _refusal(path: str, what: str) -> str:

@@ -20,7 +20,7 @@ from isobatch.checkpoint.tree import check_finite
 from isobatch.errors import InputError, SaveError
 
 T = TypeVar("T")
-_STEP = re.compile(r"^(\d{6,})-seen-(\d+)$")
+_STEP = re.compile(r"(\d{6,})-seen-(\d+)", re.ASCII)
 _LEFTOVER = re.compile(r"^(\d{6,}-seen-\d+|trial|trial-renamed)(\.tmp-[0-9a-f]+)+$")
 
 
@@ -138,6 +138,24 @@ class StepFolder:
     seen: int
 
 
+def step_at(folder: Path, serial: int, seen: int) -> StepFolder:
+    """Return the checkpoint of a number.
+
+    Args:
+        folder: where a run saves.
+        serial: of the save.
+        seen: samples of applied updates.
+
+    Returns:
+        The step, which need not exist.
+
+    Example:
+        >>> step_at(Path("run"), 12, 40960).path.name
+        '000012-seen-40960'
+    """
+    return StepFolder(folder / f"{serial:06d}-seen-{seen}", serial, seen)
+
+
 def scan(folder: Path) -> list[StepFolder]:
     """List the checkpoints of a folder by name, oldest first.
 
@@ -149,9 +167,9 @@ def scan(folder: Path) -> list[StepFolder]:
     """
     if not folder.is_dir():
         return []
-    matches = [(path, _STEP.match(path.name)) for path in folder.iterdir()]
-    steps = [StepFolder(path, int(match[1]), int(match[2])) for path, match in matches if match]
-    return sorted(steps, key=lambda step: (step.serial, step.seen))
+    matches = [(path, _STEP.fullmatch(path.name)) for path in folder.iterdir()]
+    steps = [(path, step_at(folder, int(match[1]), int(match[2]))) for path, match in matches if match]
+    return sorted((step for path, step in steps if step.path == path), key=lambda step: (step.serial, step.seen))
 
 
 def write_step(folder: Path, content: Content, ranks: Ranks) -> StepFolder:
@@ -171,7 +189,8 @@ def write_step(folder: Path, content: Content, ranks: Ranks) -> StepFolder:
     """
     serial = ranks.share(max((step.serial for step in scan(folder)), default=0) + 1 if ranks.rank == 0 else 0)
     mark = ranks.share(secrets.randbits(32))
-    final = folder / f"{serial:06d}-seen-{ranks.share(content.seen)}"
+    step = step_at(folder, serial, ranks.share(content.seen))
+    final = step.path
     temporary = final.with_name(f"{final.name}.tmp-{mark:08x}")
     try:
         ranks.together(lambda: _open(temporary, ranks.rank))
@@ -181,7 +200,7 @@ def write_step(folder: Path, content: Content, ranks: Ranks) -> StepFolder:
         if ranks.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)  # gives the space back; a crash leaves it to the next save
         raise
-    return StepFolder(final, serial, content.seen)
+    return step
 
 
 def try_write(folder: Path, ranks: Ranks) -> None:

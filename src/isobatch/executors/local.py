@@ -4,18 +4,24 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent import futures
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, InvalidStateError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
 
 from isobatch.errors import WorkerLost
+from isobatch.executors.remote import sendable_errors
 from isobatch.units import whole
+
+_LOOK = 1.0
+"""Seconds between two looks of a process at whether its parent still lives."""
 
 
 def processes(workers: int | None, device: str = "cpu") -> int:
@@ -74,7 +80,8 @@ class LocalExecutor(Executor):
     """Processes of this machine, each a pool of its own.
 
     A `ProcessPoolExecutor` is broken as a whole when one of its processes ends; here that call alone raises WorkerLost
-    and the process is made again.
+    and the process is made again. Where the system refuses another process, calls wait for those that there are.
+    Processes end with the one that made them, however that ends.
 
     Args:
         workers: processes at most; they start as calls come.
@@ -111,7 +118,7 @@ class LocalExecutor(Executor):
             if self._closed:
                 raise RuntimeError("cannot submit after shutdown")
             self._open.add(future)
-            self._waiting.append((future, partial(fn, *args, **kwargs)))
+            self._waiting.append((future, partial(_made, partial(fn, *args, **kwargs))))
         self._start()
         return future
 
@@ -147,14 +154,32 @@ class LocalExecutor(Executor):
             process.close(kill=kill)
 
     def _start(self) -> None:
+        refused: list[tuple[Future[Any], Exception]] = []
         with self._lock:
             while self._idle and self._waiting:
                 future, call = self._waiting.popleft()
-                if not future.set_running_or_notify_cancel():
+                if future.cancelled():
+                    future.set_running_or_notify_cancel()
                     self._open.discard(future)
+                    continue
+                process = self._idle.pop()
+                try:
+                    inner = process.submit(call)
+                except (OSError, RuntimeError) as error:  # memory is short, or this user has all the processes allowed
+                    self._idle.append(process)
+                    if len(self._idle) < len(self._all):
+                        self._waiting.appendleft((future, call))
+                        break
+                    self._open.discard(future)
+                    refused.append((future, error))
                 else:
-                    process = self._idle.pop()
-                    process.submit(call).add_done_callback(partial(self._ended, process, future))
+                    future.set_running_or_notify_cancel()
+                    inner.add_done_callback(partial(self._ended, process, future))
+            if self._closed and not self._open:
+                self._end(kill=False)
+        for future, error in refused:
+            with suppress(InvalidStateError):  # cancelled at this moment
+                future.set_exception(WorkerLost(f"no process can be started: {error}"))
 
     def _ended(self, process: "_Process", future: Future[Any], inner: Future[Any]) -> None:
         error = inner.exception() if not inner.cancelled() else WorkerLost("cancelled")
@@ -165,8 +190,8 @@ class LocalExecutor(Executor):
             self._idle.append(process)
             self._open.discard(future)
             self._start()
-            if self._closed and not self._open:
-                self._end(kill=False)
+        if future.cancelled():  # at the moment at which it began
+            return
         if error is None:
             future.set_result(inner.result())
         else:
@@ -183,10 +208,17 @@ class _Process:
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
         if self._pool is not None:
-            return self._pool.submit(call)
+            try:
+                return self._pool.submit(call)
+            except BrokenProcessPool:  # ended from outside between two calls
+                self.renew()
         before = set(multiprocessing.active_children())
-        self._pool = ProcessPoolExecutor(1, self._context, initializer=_alone, initargs=(self._gpu,))
-        future = self._pool.submit(call)
+        self._pool = ProcessPoolExecutor(1, self._context, initializer=_alone, initargs=(self._gpu, os.getpid()))
+        try:
+            future = self._pool.submit(call)
+        except BaseException:
+            self.renew()
+            raise
         self._child = next(iter(set(multiprocessing.active_children()) - before), None)
         return future
 
@@ -208,9 +240,22 @@ def _load() -> None:
     torch.optim.SGD([torch.zeros(1)], lr=0.1)
 
 
-def _alone(gpu: str | None) -> None:
+def _made(call: Callable[[], Any]) -> Any:
+    with sendable_errors():
+        return call()
+
+
+def _alone(gpu: str | None, parent: int) -> None:
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before the first use of a GPU
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True, name="isobatch-parent").start()
+
+
+def _end_with(parent: int) -> None:
+    # one that was killed says nothing: its processes would wait for calls for ever, with their memory and their locks
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os.kill(os.getpid(), signal.SIGKILL)

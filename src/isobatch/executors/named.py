@@ -46,7 +46,7 @@ def opened(on: str, *, workers: int | None = None, device: str = "cpu") -> Gener
     """
     match = _ENGINE.match(on)
     if match is None:
-        yield _own(on)
+        yield from _own(on)
         return
     target, options = match[1], _options(on, match[2] or "", "&")
     if target == "local":
@@ -84,7 +84,7 @@ def _resources(on: str, options: dict[str, str], device: str) -> Resources:
     return Resources(**values)
 
 
-def _own(on: str) -> Executor:
+def _own(on: str) -> Generator[Executor]:
     module, colon, name = on.partition(":")
     if not colon or "/" in name or not name.isidentifier():
         raise InputError(f"--on {on!r} must be one of: {FORMS}")
@@ -97,7 +97,11 @@ def _own(on: str) -> Executor:
     made = found() if callable(found) and not isinstance(found, Executor) else found
     if not isinstance(made, Executor):
         raise InputError(f"--on {on!r} is {type(made).__name__}; it must be a concurrent.futures.Executor or make one")
-    return made
+    try:
+        yield made
+    finally:
+        if made is not found:  # made for this call: nobody else ends it
+            made.shutdown(wait=False)
 
 
 def _dask(on: str, address: str, resources: Resources) -> Generator[Executor]:

@@ -2,7 +2,8 @@
 
 import importlib
 from collections.abc import Callable, Generator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, InvalidStateError
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -71,20 +72,17 @@ class RayExecutor(Executor):
 
 
 def _pass_on(errors: Any, future: Future[Any], inner: Future[Any]) -> None:
-    if future.cancelled():
-        return
     error = inner.exception()
-    if error is None:
-        future.set_result(inner.result())
-        return
-    lost = (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError)
+    # a result is lost with the machine that holds it, also where the call had ended
+    lost = (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError, errors.ObjectLostError)
     if isinstance(error, errors.RayTaskError):
         error = error.cause if isinstance(error.cause, Exception) else error
     elif isinstance(error, lost):
-        error = WorkerLost(str(error).strip().splitlines()[0])
-    elif isinstance(error, errors.RayError):
+        error = WorkerLost(str(error).strip().partition("\n")[0] or type(error).__name__)
+    elif error is not None:
         error = EngineError(f"{type(error).__name__}: {error}")
-    future.set_exception(error)
+    with suppress(InvalidStateError):  # cancelled, maybe at this moment
+        future.set_result(inner.result()) if error is None else future.set_exception(error)
 
 
 def ray_executor(address: str | None, resources: Resources) -> Generator[Executor]:

@@ -7,7 +7,8 @@ import platform
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -56,13 +57,13 @@ class Answer:
         work: the result as processes send it: it may need the caller's modules to be read.
         where: host and process.
         versions: of the worker.
-        left: whether the call was not begun, because its time was over.
+        left: seconds of the worker's clock on the wall, where the call was not begun because its time was over.
     """
 
     work: bytes
     where: str
     versions: dict[str, str] = field(default_factory=dict)
-    left: bool = False
+    left: float | None = None
 
 
 def call(function: Callable[[Any], Any], job: Any, sent: Bundle, attempt: int = 0, ends: float = math.inf) -> Call:
@@ -112,9 +113,9 @@ def invoke(made: Call) -> Answer:
                 f"worker {where} has {name} {mine[name]}, the caller {made.versions[name]}: curves of both are no one "
                 f"comparison; install the same {name} on every worker and start the workers again"
             )
-    with _ONE, unpacked(made.bundle if where != made.origin else Bundle()):
-        if time.time() > made.ends:
-            return Answer(b"", where, mine, left=True)
+    with _ONE, unpacked(made.bundle if where != made.origin else Bundle()), sendable_errors():
+        if (now := time.time()) > made.ends:
+            return Answer(b"", where, mine, left=now)
         try:
             function, job = ForkingPickler.loads(made.work)
             result = function(job)
@@ -123,6 +124,40 @@ def invoke(made: Call) -> Answer:
                 raise
             raise InputError(more) from error
         return Answer(bytes(ForkingPickler.dumps(result)), where, mine | _processor(job))
+
+
+@contextmanager
+def sendable_errors() -> Generator[None]:
+    """Let out of the block only errors that the caller's process can read.
+
+    Many cannot be made again from what they send of themselves (a class whose arguments are not those of its message, a
+    class inside a function); read by the caller they would break the connection, and a worker would pass for lost.
+
+    Yields:
+        None.
+
+    Raises:
+        RuntimeError: in place of such an error, in its words.
+
+    Example:
+        >>> with sendable_errors():
+        ...     raise ValueError("as it is")
+        Traceback (most recent call last):
+        ValueError: as it is
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _sendable(error):
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        raise
+
+
+def _sendable(error: Exception) -> bool:
+    try:
+        return type(ForkingPickler.loads(ForkingPickler.dumps(error))) is type(error)
+    except Exception:  # whatever its class does
+        return False
 
 
 def _here() -> str:

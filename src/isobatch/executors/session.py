@@ -58,6 +58,7 @@ class Session:
         self.early: dict[Any, Any] = {}
         """Results that came before anybody wanted them."""
         self._given, self._device, self._ends, self._over = executor, device, ends, False
+        self._ahead = 0.0  # seconds that a worker's clock is ahead of this one, at most
         self._own: LocalExecutor | None = None
         self._flights: dict[Hashable, _Flight] = {}
         self._ended: SimpleQueue[Hashable] = SimpleQueue()
@@ -127,11 +128,13 @@ class Session:
             self._own = self._own or LocalExecutor(self.width, self._device)
             flight.future = self._own.submit(flight.function, flight.job)
         else:
-            ends = time.time() + self._ends - time.monotonic()
+            ends = time.time() + self._ends - time.monotonic() + self._ahead
             made = call(flight.function, flight.job, self._bundle(flight), flight.attempt, ends)
             try:
                 flight.future = self._given.submit(invoke, made)
-            except (RuntimeError, OSError) as error:
+            except Exception as error:
+                if not (isinstance(error, (RuntimeError, OSError)) or _gone(error)):
+                    raise
                 raise _engine_gone(error) from error
         flight.future.add_done_callback(lambda _: self._ended.put(key))
 
@@ -164,7 +167,9 @@ class Session:
             if _gone(error):
                 return self._last(error)
             raise
-        if isinstance(result, Answer) and result.left:
+        if isinstance(result, Answer) and result.left is not None:
+            if not self._over and time.monotonic() < self._ends:
+                return self._too_early(key, flight, result.where, result.left - time.time()), _NOTHING
             return self._leave(key), _NOTHING
         del self._flights[key]
         return key, self._read(result) if isinstance(result, Answer) else result
@@ -184,6 +189,14 @@ class Session:
         del self._flights[key]
         self._state.total -= 1
         return key
+
+    def _too_early(self, key: Hashable, flight: _Flight, where: str, ahead: float) -> None:
+        """Submit a call once more that a worker left because its clock is ahead of this one."""
+        if ahead > self._ahead:
+            if not self._ahead:
+                warn(f"the clock of worker {where} is {ahead:.0f} s ahead of this machine's; set them by one source")
+            self._ahead = ahead
+        self._submit(key, flight)
 
     def _again(self, key: Hashable, flight: _Flight, error: BaseException) -> Hashable:
         """Submit a call whose worker was lost once more, or give it up; the key that has ended."""

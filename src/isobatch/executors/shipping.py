@@ -93,11 +93,7 @@ def unpacked(sent: Bundle) -> Generator[None]:
         yield
         return
     if sent.digest not in _FOLDERS:
-        _FOLDERS[sent.digest] = tempfile.TemporaryDirectory(prefix="isobatch-task-")
-        for name, content in sent.files:
-            path = Path(_FOLDERS[sent.digest].name, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        _FOLDERS[sent.digest] = _written(sent)  # whole: where the disk was full, the next call tries again
     folder, names = _FOLDERS[sent.digest].name, {module.partition(".")[0] for module in sent.modules}
     before = _taken(names)
     sys.modules.update(_LOADED.get(sent.digest, {}))
@@ -109,6 +105,19 @@ def unpacked(sent: Bundle) -> Generator[None]:
         sys.path.remove(folder)
         _LOADED[sent.digest] = _taken(names)
         sys.modules.update(before)
+
+
+def _written(sent: Bundle) -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory(prefix="isobatch-task-")
+    try:
+        for name, content in sent.files:
+            path = Path(folder.name, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    except BaseException:
+        folder.cleanup()
+        raise
+    return folder
 
 
 def _taken(names: set[str]) -> dict[str, ModuleType]:

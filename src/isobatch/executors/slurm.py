@@ -2,11 +2,13 @@
 
 import importlib
 import os
+import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, InvalidStateError
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,20 +94,16 @@ class SubmititExecutor(Executor):
             except Exception as error:  # sbatch refuses, the folder is full: every waiting call hears of it
                 with self._lock:
                     refused, self._waiting = list(self._waiting), deque()
+                why = f"submitit cannot submit: {type(error).__name__}: {error}"
                 for future, _ in refused:
-                    if not future.cancelled():
-                        future.set_exception(
-                            InputError(
-                                f"submitit cannot submit: {type(error).__name__}: {error}; "
-                                "correct what --on asks for, or free space"
-                            )
-                        )
+                    with suppress(InvalidStateError):  # cancelled, maybe at this moment
+                        future.set_exception(InputError(f"{why}; correct what --on asks for, or free space"))
             for future, job in list(self._running.items()):
                 try:
                     ended = self._look(future, job)
                 except Exception as error:  # this thread must go on, or every call would wait for ever
                     ended = True
-                    if not future.done():
+                    with suppress(InvalidStateError):
                         future.set_exception(WorkerLost(f"job {job.job_id}: {type(error).__name__}: {error}"))
                 if ended:
                     del self._running[future]
@@ -194,7 +192,8 @@ def slurm_executor(options: dict[str, str], resources: Resources, workers: int |
     submitit: Any = importlib.import_module("submitit")
     more = dict(options)
     cluster, minutes = more.pop("cluster", "slurm"), more.pop("minutes", "60")
-    folder = Path(more.pop("folder", "submitit"), "%j")
+    # numbers of jobs come again, in a new container soon: none must find the result of an earlier job of its number
+    folder = Path(more.pop("folder", "submitit"), f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}", "%j")
     if resources.gpus % 1:
         raise InputError(
             f"gpus={resources.gpus:g} must be a whole number: Slurm gives out whole GPUs; where it has shards of them, "

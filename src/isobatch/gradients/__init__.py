@@ -41,6 +41,7 @@ from isobatch.gradients.wrappers import (
     bare_optimizer,
     canonical,
     process_group_of,
+    refuse_stranger,
     unwrap,
     world_size,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "process_group_of",
     "rebuilt",
     "refuse_sparse",
+    "refuse_stranger",
     "refuse_unspreadable",
     "refuse_unwatchable",
     "settle",

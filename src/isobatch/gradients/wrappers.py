@@ -85,6 +85,32 @@ def bare_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         optimizer = inner
 
 
+def refuse_stranger(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], of: str, way: str) -> None:
+    """Refuse an optimizer that trains nothing of what it is given beside.
+
+    Args:
+        optimizer: bare.
+        parameters: of the model.
+        of: what they belong to, for the message.
+        way: what else would do, for the message.
+
+    Raises:
+        InputError: no parameter of the model is in the optimizer's groups.
+
+    Example:
+        >>> one = nn.Linear(1, 1)
+        >>> refuse_stranger(torch.optim.SGD(one.parameters(), lr=0.1), one.parameters(), "Linear", "")
+    """
+    own = {id(parameter) for parameter in parameters}
+    theirs = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    if own.isdisjoint(theirs):
+        raise InputError(
+            f"optimizer={type(optimizer).__name__} trains {len(theirs)} tensors, and none of them is one of the "
+            f"{len(own)} parameters of {of}; give the optimizer of this model, built after whatever replaced its "
+            f"parameters (load_state_dict(assign=True), fully_shard), {way}"
+        )
+
+
 def process_group_of(
     source: nn.Module | Iterable[Tensor], given: Ranks = None, *, guess: bool = True
 ) -> dist.ProcessGroup | None:

@@ -116,12 +116,15 @@ class Following:
         """The recipe's schedule of the average's decay, None where it is constant."""
         return None if self.follows is None else self.follows.average_schedule()
 
-    def make_average(self, model: nn.Module, data_size: int | None = None) -> ModelEMA | None:
-        """Build the average for a model.
+    def make_average(
+        self, model: nn.Module, data_size: int | None = None, last: ModelEMA | None = None
+    ) -> ModelEMA | None:
+        """Build the average for a model, or let that of its last run go on.
 
         Args:
             model: wrapped or bare, at the weights where the average starts.
             data_size: samples in an epoch, where the trainer knows them.
+            last: average of the last run; a half-life in epochs is counted in those of the coming one.
 
         Returns:
             The average, None where none was asked for.
@@ -131,6 +134,10 @@ class Following:
         """
         if not self.averages:
             return None
+        if last is not None:
+            if isinstance(self.half_life, str) and self.half_life.rstrip(" s").endswith("epoch"):
+                last.half_life = self._span(data_size)
+            return last
         recipe = self.follows
         if recipe is not None:
             return make_average(model, recipe) if not self.average else self._of_recipe(model, recipe)
@@ -164,7 +171,9 @@ class Following:
             if part.half_life is not None:
                 given.setdefault("half_life", recipe.span(part.half_life, "noise.half_life"))
         given.setdefault("unit", unit)
-        return NoiseScale(model, bare_optimizer(optimizer), **given)
+        # a trainer's optimizer may hold other tensors than the model, such as DeepSpeed's copies in float32
+        needed = given.get("geometry") == "adam" or given.get("groups") == "optimizer"
+        return NoiseScale(model, bare_optimizer(optimizer) if needed else None, **given)
 
     def _of_recipe(self, model: nn.Module, recipe: Recipe) -> ModelEMA:
         known: dict[str, Any] = {"half_life": recipe.half_life}

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from isobatch.errors import InputError
-from isobatch.gradients import Shards, canonical, process_group_of, refuse_unwatchable, settle, sharded, unwrap
+from isobatch.gradients import (
+    Shards,
+    canonical,
+    process_group_of,
+    refuse_stranger,
+    refuse_unwatchable,
+    settle,
+    sharded,
+    unwrap,
+)
 
 Groups = Literal["layer", "parameter", "optimizer"] | Callable[[str], str] | None
 WHOLE = "model"
@@ -24,7 +33,7 @@ class Columns:
         optimizer: whose groups "optimizer" means.
 
     Raises:
-        InputError: no parameter at all, or "optimizer" without one.
+        InputError: no parameter at all, "optimizer" without one, or the optimizer of another model.
 
     Example:
         >>> Columns(nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)), "layer").names
@@ -38,6 +47,9 @@ class Columns:
         self._wrapped = any("_orig_mod" in module._modules for module in model.modules())
         self._groups, self._optimizer = groups, optimizer
         self.refresh()
+        if optimizer is not None:
+            way = 'or none: geometry="adam" and groups="optimizer" alone need it'
+            refuse_stranger(optimizer, self._name_of, type(self.model).__name__, way)
 
     def refresh(self) -> None:
         """Take in the parameters that the model has now.

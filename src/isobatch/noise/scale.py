@@ -58,7 +58,8 @@ class NoiseScale:
             model, "alone" says that each rank trains for itself.
 
     Raises:
-        InputError: a setting outside its range, nothing that trains, or parameters that cannot be seen (FSDP1).
+        InputError: a setting outside its range, nothing that trains, parameters that cannot be seen (FSDP1), or the
+            optimizer of another model.
 
     Example:
         >>> net = nn.Linear(16, 1, bias=False)

@@ -97,10 +97,17 @@ def _cut(path: Path, place: int) -> None:
             place = sum(len(line) for line in file if line.endswith(b"\n"))
         file.seek(place)
         for line in file:
-            if not line.endswith(b"\n") or "batch" in json.loads(line):
+            if not line.endswith(b"\n") or not _evaluation(line):
                 break
             place += len(line)
         file.truncate(place)
+
+
+def _evaluation(line: bytes) -> bool:
+    try:
+        return "batch" not in dict(json.loads(line))
+    except (TypeError, ValueError):  # damaged: a power cut leaves zeros
+        return False
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from isobatch.checkpoint import (
     rng_state,
     set_rng_state,
 )
-from isobatch.errors import InputError
+from isobatch.errors import InputError, warn
 from isobatch.gradients import canonical
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.tasks.stream import Stream
@@ -103,9 +103,17 @@ def restore(trainer: Trainer, state: dict[str, Any], own: dict[str, Any] | None 
     if isinstance(trainer.optimizer, InvariantOptimizer):
         trainer.optimizer.discard()
     if own is not None:
-        set_rng_state(own["rng"])
+        set_rng_state(_of_these_gpus(own["rng"]))
     else:
         seed_rng(trainer.order.seed, trainer.world.rank, trainer.seen)
+
+
+def _of_these_gpus(rng: dict[str, Any]) -> dict[str, Any]:
+    """Return random states for the GPUs that are here: a job may be queued again on a machine with more, or fewer."""
+    stored, here = rng["cuda"], torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    if len(stored) != len(here):
+        warn(f"the checkpoint has random numbers of {len(stored)} GPUs, and {len(here)} are here: the first ones go on")
+    return {**rng, "cuda": [*stored[: len(here)], *here[len(stored) :]]}
 
 
 def _pairs(trainer: Trainer) -> dict[str, Any]:
@@ -158,10 +166,14 @@ class Unfinished:
         """Set the trainer to the last stop that was kept.
 
         Returns:
-            What was measured up to there and the seconds that it took; nothing and 0 at the start of a run, and where
-            the data are not those of the checkpoint.
+            What was measured up to there and the seconds that it took; nothing and 0 at the start of a run, where the
+            data are not those of the checkpoint, and where every checkpoint is damaged.
         """
-        newest = self.store.latest(fallback=True)
+        try:
+            newest = self.store.latest(fallback=True)
+        except InputError as error:
+            warn(f"a run is trained from its start again: {error}")
+            newest = None
         if newest is None:
             return [], 0.0
         found = self.store.load(newest)

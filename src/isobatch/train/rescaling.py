@@ -1,8 +1,8 @@
 """rescale: change the batch of a running job in one transaction, in a user's own loop."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -50,12 +50,15 @@ class Rescaled:
         becomes: batch after.
         settings: key -> (before, after), without the schedule's factor.
         moved: whether anything moved; False when the batch was the same already.
+        elsewhere: key -> (before, after) of what the optimizer does not hold and the loop has to write: "batch_norm",
+            the momentum of its batch-norm layers, and "clip", the largest norm of a gradient.
     """
 
     was: int
     becomes: int
     settings: dict[str, tuple[object, object]]
     moved: bool
+    elsewhere: dict[str, tuple[object, object]] = field(default_factory=dict)
 
 
 def rescale(
@@ -72,8 +75,10 @@ def rescale(
     """Move learning rate, betas, momentum, weight decay, eps and the optimizer's state to another global batch.
 
     All or nothing: everything is checked first, and a failure afterwards takes back what was done. The batch in force
-    is stamped in the optimizer's groups, so a second call for the same batch moves nothing, also after a resume; going
-    back restores the numbers. The weight average keeps its half-life in samples: nothing of it moves.
+    is stamped in the optimizer's groups ("isobatch_batch"), so a second call for the same batch moves nothing, also
+    after a resume; going back restores the numbers. A group that was added since joins the others from the batch at
+    which its numbers hold: that of its stamp, which whoever adds it writes; the recipe's where a scheduler writes its
+    lr. The weight average keeps its half-life in samples: nothing of it moves.
 
     Args:
         to: the new global batch.
@@ -94,34 +99,30 @@ def rescale(
 
     Raises:
         InputError: members of another kind, a batch beyond a rule's domain, an optimizer without a known treatment or
-            of another kind than the recipe's or with other moments or eps, a bare torch scheduler, or one that moves
-            what the batch would move.
+            of another kind than the recipe's or with other moments or eps, a group of which nothing says the batch, a
+            bare torch scheduler, or one that moves what the batch would move.
     """
     size, optimizer = whole("to", to), bare_optimizer(optimizer)
     _check_parts(recipe, scheduler, ema, noise, loader)
     check_recipe(optimizer, recipe)
-    stamps = {group.get(_BATCH, recipe.batch.size) for group in optimizer.param_groups}
-    if len(stamps) > 1:
-        raise InputError(f"the optimizer's groups stand at different batches {sorted(stamps)}; rescale them together")
-    present = stamps.pop()
+    stamps = _stamps(optimizer, recipe, scheduler)
+    present = stamps[0]
     old, new = scaled(recipe, present), scaled(recipe, size)
+    before = [old if stamp == present else scaled(recipe, stamp) for stamp in stamps]
     share = _share(optimizer, noise_share, noise, present)
-    changes: dict[str, tuple[object, object]] = {
-        name: (getattr(old, name), getattr(new, name))
-        for name in (*row_of(recipe).keys, "batch_norm")
-        if getattr(old, name) != getattr(new, name)
-    }
-    if present == size:
+    changes, elsewhere = _changes(row_of(recipe).keys, old, new), _changes(("batch_norm", "clip"), old, new)
+    if all(stamp == size for stamp in stamps):
         return Rescaled(present, size, {}, False)
     powers = _check_scheduler(optimizer, scheduler, recipe, old, new)
-    _check_numbers(optimizer, recipe, old, scheduler)
+    _check_numbers(optimizer, recipe, before, scheduler)
     undo: list[Callable[[], None]] = []
     try:
         if loader is not None:
             undo.append(loader.rescale(size))
         groups = [_copied(group) for group in optimizer.param_groups]
         undo.append(lambda: _restore(optimizer, groups))
-        _write(optimizer, recipe, old, new, scaled_lr=scheduler is None)
+        for group, held in zip(optimizer.param_groups, before, strict=True):
+            _write(optimizer, group, recipe, held, new, scaled_lr=scheduler is None)
         if scheduler is not None:
             undo.append(_move_scheduler(scheduler, new.lr / recipe.optimizer.lr, size, powers))
             scheduler.write()
@@ -134,7 +135,28 @@ def rescale(
         raise
     # last, because it cannot fail: in-place products on tensors that exist
     rescale_state(optimizer, old, new, share)
-    return Rescaled(present, size, changes, True)
+    return Rescaled(present, size, changes, True, elsewhere)
+
+
+def _stamps(optimizer: torch.optim.Optimizer, recipe: Recipe, scheduler: SampleScheduler | None) -> list[int]:
+    """Return the batch at which the numbers of each group hold; that of the first one is the batch in force."""
+    found: list[int] = []
+    reference = recipe.batch.size
+    for index, group in enumerate(optimizer.param_groups):
+        stamp = f"param_groups[{index}][{_BATCH!r}]"
+        if _BATCH not in group and scheduler is None and found and found[0] != reference:
+            raise InputError(
+                f"group {index} was added after the optimizer went to batch {found[0]}, and nothing says at which "
+                f"batch its lr holds; write {stamp} = {found[0]} where its numbers are those of now, or = {reference} "
+                "where they are the recipe's, which add_param_group fills in"
+            )
+        found.append(whole(stamp, group.get(_BATCH, reference)))
+    return found
+
+
+def _changes(keys: Iterable[str], old: Settings, new: Settings) -> dict[str, tuple[object, object]]:
+    pairs = {key: (getattr(old, key), getattr(new, key)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _check_parts(recipe: object, scheduler: object, ema: object, noise: object, loader: object) -> None:
@@ -185,12 +207,12 @@ def check_recipe(optimizer: torch.optim.Optimizer, recipe: Recipe) -> None:
 
 
 def _check_numbers(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, old: Settings, scheduler: SampleScheduler | None
+    optimizer: torch.optim.Optimizer, recipe: Recipe, before: Sequence[Settings], scheduler: SampleScheduler | None
 ) -> None:
     """Refuse decays of moments and eps that are not the recipe's: they would be overwritten by what it says."""
     row, driven = row_of(recipe), scheduler.driven if scheduler is not None else ()
     keys = [key for key in (*row.moments, "eps") if key in row.keys and not (key == "eps" and recipe.groups)]
-    for index, group in enumerate(optimizer.param_groups):
+    for index, (group, old) in enumerate(zip(optimizer.param_groups, before, strict=True)):
         for key in keys:
             held, wanted = _several(group.get(key, ())), _several(getattr(old, key))
             pairs = zip(held, wanted, strict=False)
@@ -199,11 +221,14 @@ def _check_numbers(
             if not any(wrong and name not in driven for wrong, name in zip(apart, names, strict=False)):
                 continue
             has, says = (_spoken(numbers) for numbers in (held, wanted))
-            way = (
-                f"write optimizer.{key} = {has} into the recipe, or give groups that differ an optimizer of their own"
-                if old.batch == recipe.batch.size
-                else "it was written since the last rescale: put the recipe's back first, and your own after it"
-            )
+            way = "it was written since the last rescale: put the recipe's back first, and your own after it"
+            if _BATCH not in group and any(_BATCH in other for other in optimizer.param_groups):
+                way = f"where its numbers are those of another batch, write param_groups[{index}][{_BATCH!r}] = that"
+            elif old.batch == recipe.batch.size:
+                way = (
+                    f"write optimizer.{key} = {has} into the recipe, or give groups that differ an optimizer of their "
+                    "own"
+                )
             raise InputError(
                 f"group {index} of the optimizer has {key}={has} where the recipe has {says} at batch {old.batch:g}, "
                 f"and would be given the recipe's; {way}"
@@ -254,6 +279,12 @@ def _check_scheduler(
             f"the scheduler's reference batch is {scheduler.batch_size} and the recipe's {recipe.batch.size}: one of "
             "them would be scaled twice; build SampleScheduler with the recipe's batch size"
         )
+    if scheduler.factor == 1 and not math.isclose(old.lr, recipe.optimizer.lr, rel_tol=1e-9):
+        raise InputError(
+            f"the optimizer stands at batch {old.batch:g} and its scheduler was never rescaled: it was built since, "
+            "and nothing says whether its rates are of this batch or of the recipe's; load its state, or go back by "
+            f"rescale(to={recipe.batch.size}) without it, build it there and give it then"
+        )
     before, after = recipe.optimizer.betas[0], new.betas[0]
     for option, moved in (
         ("momentum", old.momentum != new.momentum),
@@ -279,21 +310,28 @@ def _share(optimizer: torch.optim.Optimizer, given: float | None, noise: Measure
     return float(optimizer.param_groups[0].get(_SHARE, 1.0))
 
 
-def _write(optimizer: torch.optim.Optimizer, recipe: Recipe, old: Settings, new: Settings, *, scaled_lr: bool) -> None:
+def _write(
+    optimizer: torch.optim.Optimizer,
+    group: dict[str, Any],
+    recipe: Recipe,
+    old: Settings,
+    new: Settings,
+    *,
+    scaled_lr: bool,
+) -> None:
     decay = new.weight_decay / old.weight_decay if old.weight_decay else _decay_factor(optimizer, recipe, old, new)
-    for group in optimizer.param_groups:
-        for key in row_of(recipe).keys:
-            if key not in group:
-                continue
-            if key == "lr":
-                if scaled_lr:
-                    assign(group, key, group[key] * (new.lr / old.lr))
-            elif key == "weight_decay":
-                assign(group, key, group[key] * decay)
-            elif key == "eps" and recipe.groups and old.eps:
-                assign(group, key, group[key] * (new.eps / old.eps))
-            else:
-                assign(group, key, getattr(new, key))
+    for key in row_of(recipe).keys:
+        if key not in group:
+            continue
+        if key == "lr":
+            if scaled_lr:
+                assign(group, key, group[key] * (new.lr / old.lr))
+        elif key == "weight_decay":
+            assign(group, key, group[key] * decay)
+        elif key == "eps" and recipe.groups and old.eps:
+            assign(group, key, group[key] * (new.eps / old.eps))
+        else:
+            assign(group, key, getattr(new, key))
 
 
 def _decay_factor(optimizer: torch.optim.Optimizer, recipe: Recipe, old: Settings, new: Settings) -> float:

@@ -13,7 +13,7 @@ from isobatch.control import BatchSchedule
 from isobatch.errors import InputError
 from isobatch.gradients import bare_optimizer
 from isobatch.optimizers.invariant import InvariantOptimizer
-from isobatch.train.sample_scheduler import SampleScheduler
+from isobatch.train.sample_scheduler import SampleScheduler, refuse_rivals
 from isobatch.train.world import World
 from isobatch.units import finite
 
@@ -54,14 +54,15 @@ class SampleClock:
         average: one weight average, or several; updated by each applied step.
         noise: one noise scale, or several; told of each step that is ready.
         optimizer: an invariant one is told of each weighted micro-batch, unless a noise scale tells it.
-        scheduler: gets the true samples of each step before it is made.
+        scheduler: one `SampleScheduler`, or several, one an optimizer; each gets the true samples of a step before it
+            is made. Several of one optimizer become one torch scheduler first (SequentialLR, ChainedScheduler).
         batches: the global batch by samples seen, a `BatchSchedule` or a function.
         unit: what `seen` counts: rows ("samples") or weights ("tokens").
-        steps_scheduler: whether applied() steps the scheduler; False where a trainer does.
+        steps_scheduler: whether applied() steps the schedulers; False where a trainer does.
         world: the ranks whose gradients are averaged; all of the job unless given.
 
     Raises:
-        InputError: another unit, or members of another kind.
+        InputError: another unit, members of another kind, or two schedulers of one optimizer.
 
     Example:
         >>> import torch
@@ -84,7 +85,7 @@ class SampleClock:
         average: ModelAverage | Sequence[ModelAverage] | None = None,
         noise: NoiseReader | Sequence[NoiseReader] | None = None,
         optimizer: Optimizer | None = None,
-        scheduler: SampleScheduler | None = None,
+        scheduler: SampleScheduler | Sequence[SampleScheduler] | None = None,
         batches: BatchSchedule | Callable[[int], int] | None = None,
         unit: Unit = "samples",
         steps_scheduler: bool = True,
@@ -96,10 +97,11 @@ class SampleClock:
         self.noises: tuple[Any, ...] = _all("noise", noise, NoiseReader)
         bare = None if optimizer is None else bare_optimizer(optimizer)
         self.invariant = bare if isinstance(bare, InvariantOptimizer) else None
-        _all("scheduler", [] if scheduler is None else [scheduler], SampleScheduler)
+        self.schedulers: tuple[SampleScheduler, ...] = _all("scheduler", scheduler, SampleScheduler)
+        refuse_rivals(self.schedulers)
         if not (batches is None or callable(batches) or isinstance(batches, BatchSchedule)):
             raise InputError(f"batches={batches!r} must be a BatchSchedule, or a function of the samples seen")
-        self.scheduler, self.steps_scheduler = scheduler, steps_scheduler
+        self.steps_scheduler = steps_scheduler
         self.batches = batches.at if isinstance(batches, BatchSchedule) else batches
         self.unit: Unit = unit
         self.world = world or World.current()
@@ -111,6 +113,8 @@ class SampleClock:
         self._weights: float | None = None
         self._micro = 0
         self._ready: tuple[float, float | None] | None = None
+        self._updates: list[int] = []
+        self._steps_of = self._counts()
 
     @property
     def average(self) -> Any:
@@ -121,6 +125,11 @@ class SampleClock:
     def noise(self) -> Any:
         """The first noise scale, None without one."""
         return self.noises[0] if self.noises else None
+
+    @property
+    def scheduler(self) -> Any:
+        """The first scheduler, None without one."""
+        return self.schedulers[0] if self.schedulers else None
 
     @property
     def next_batch(self) -> int | None:
@@ -198,7 +207,9 @@ class SampleClock:
         self._close()
         if self._ready is None:
             self._ready = self._sums(rows, weight)
-            self._prepare_scheduler()
+            self._refuse_twice()
+            self._updates = [average.n_averaged for average in self.averages]
+            self._prepare_schedulers()
         total, weights = self._ready
         measured = total if weights is None else weights
         for number, reader in enumerate(self.noises):
@@ -210,21 +221,24 @@ class SampleClock:
         return self._counted()
 
     def applied(self, *, half_life: float | None = None) -> None:
-        """Take a step as made: averages, scheduler and `seen` move. Call it after optimizer.step().
+        """Take a step as made: averages, schedulers and `seen` move. Call it after optimizer.step().
 
         Args:
             half_life: of the averages in this step alone, such as a schedule's.
 
         Raises:
-            InputError: ready() was not called.
+            InputError: ready() was not called, or an average or a scheduler was moved for this step by somebody else.
         """
+        if self._ready is not None:
+            self._refuse_twice(self.averages)
         size = self._finish()
         if size > 0:
             for average in self.averages:
                 average.update(samples=size, half_life=half_life)
         self.seen, self.steps = self.seen + size, self.steps + 1
-        if self.scheduler is not None and self.steps_scheduler and size > 0:
-            self.scheduler.step(samples=size, next_samples=self.next_batch)
+        for scheduler in self.schedulers if self.steps_scheduler and size > 0 else ():
+            scheduler.step(samples=size, next_samples=self.next_batch)
+        self._steps_of = self._counts()
 
     def skipped(self, rows: float | None = None) -> None:
         """Take a step as refused, such as by a gradient scaler or a guard: `drawn` moves, and nothing else.
@@ -255,11 +269,11 @@ class SampleClock:
             reader.discard()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counters, and the states of averages, noise scales and scheduler; tensors are not copies."""
+        """Return the counters, and the states of averages, noise scales and schedulers; tensors are not copies."""
         state: dict[str, Any] = {"clock": {name: getattr(self, name) for name in _COUNTERS} | {"unit": self.unit}}
         state["averages"] = [average.state_dict() for average in self.averages]
         state["noises"] = [noise.state_dict() for noise in self.noises]
-        state["scheduler"] = None if self.scheduler is None else self.scheduler.state_dict()
+        state["schedulers"] = [scheduler.state_dict() for scheduler in self.schedulers]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -271,7 +285,8 @@ class SampleClock:
         Raises:
             InputError: another unit, other members, or no state of a clock.
         """
-        if not isinstance(state, Mapping) or not {"clock", "averages", "noises", "scheduler"} <= state.keys():
+        state = _with_schedulers(state) if isinstance(state, Mapping) else {}
+        if not {"clock", "averages", "noises", "schedulers"} <= state.keys():
             raise InputError("this is no state of a SampleClock; give what its state_dict() returned")
         clock = state["clock"]
         if clock["unit"] != self.unit:
@@ -279,7 +294,7 @@ class SampleClock:
         for name, word, saved, own in (
             ("averages", "average", len(state["averages"]), len(self.averages)),
             ("noise scales", "noise", len(state["noises"]), len(self.noises)),
-            ("schedulers", "scheduler", int(state["scheduler"] is not None), int(self.scheduler is not None)),
+            ("schedulers", "scheduler", len(state["schedulers"]), len(self.schedulers)),
         ):
             if saved != own:
                 raise InputError(
@@ -289,12 +304,44 @@ class SampleClock:
             average.load_state_dict(held)
         for noise, held in zip(self.noises, state["noises"], strict=True):
             noise.load_state_dict(held)
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+        for scheduler, held in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(held)
         for name in _COUNTERS:
             setattr(self, name, clock[name])
+        self._steps_of = self._counts()
         self._close(discard=True)
         self._clear()
+
+    def follow(self, before: "SampleClock") -> None:
+        """Count on from where another clock stopped, such as that of an earlier fit of the same model.
+
+        Args:
+            before: in the same unit.
+
+        Raises:
+            InputError: another unit.
+        """
+        if before.unit != self.unit:
+            raise InputError(f"the clock before counts {before.unit}, this one {self.unit}; build it alike")
+        for name in _COUNTERS:
+            setattr(self, name, getattr(before, name))
+
+    def _counts(self) -> list[int]:
+        return [scheduler._step_count for scheduler in self.schedulers]
+
+    def _refuse_twice(self, averages: Sequence[ModelAverage] = ()) -> None:
+        """Refuse what the loop moves itself and applied() would move once more."""
+        for average, updates in zip(averages, self._updates, strict=False):
+            if average.n_averaged > updates:
+                raise InputError(
+                    f"the {type(average).__name__} was updated since ready(), by attach() or by the loop itself, and "
+                    "applied() would do it again; leave that out, or leave average= out of the clock"
+                )
+        if self.steps_scheduler and self._counts() != self._steps_of:
+            raise InputError(
+                "a scheduler of this clock was stepped by attach() or by a step() of the loop's own, and applied() "
+                "steps it too; leave that out, or give SampleClock(steps_scheduler=False)"
+            )
 
     def _sums(self, rows: float | None, weight: float | None) -> tuple[float, float | None]:
         if rows is not None:
@@ -324,12 +371,13 @@ class SampleClock:
     def _clear(self) -> None:
         self._rows, self._weights, self._micro, self._ready = 0, None, 0, None
 
-    def _prepare_scheduler(self) -> None:
+    def _prepare_schedulers(self) -> None:
         """Write the settings of the coming step for the samples that it really has."""
-        size, scheduler = self._counted(), self.scheduler
-        if scheduler is not None and size > 0 and scheduler.samples != size:
-            scheduler.samples = size
-            scheduler.write()
+        size = self._counted()
+        for scheduler in self.schedulers:
+            if size > 0 and scheduler.samples != size:
+                scheduler.samples = size
+                scheduler.write()
 
     def _close(self, discard: bool = False) -> None:
         opened, self._open = self._open, None
@@ -366,7 +414,7 @@ class _Open:
 _INSTEAD = {
     "average": "isobatch.ModelEMA(model, half_life=...) or another average of isobatch, or a list of them",
     "noise": "isobatch.NoiseScale(model), or a list of them",
-    "scheduler": "one isobatch.SampleScheduler(scheduler, batch_size=...); step further ones yourself by samples=",
+    "scheduler": "isobatch.SampleScheduler(scheduler, batch_size=...), or a list of them, one an optimizer",
 }
 
 
@@ -380,6 +428,12 @@ def _all(name: str, given: Any, kind: type) -> tuple[Any, ...]:
         if not isinstance(one, kind):
             raise InputError(f"{name}={type(one).__name__} does not count samples; give {_INSTEAD[name]}")
     return found
+
+
+def _with_schedulers(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a state with a list of schedulers; older ones hold one or None."""
+    one = state.get("scheduler")
+    return {"schedulers": [] if one is None else [one], **state} if "scheduler" in state else state
 
 
 def _plain(number: float) -> float:

@@ -37,7 +37,8 @@ class IsobatchHelper:
         unit: what the clock counts: rows, or the weights of micro() ("tokens"); by the half-life unless given.
         average: further arguments of ModelEMA.
         dataloader: where a half-life is in epochs, whose samples are an epoch.
-        scheduler: a SampleScheduler, which the loop steps itself; it gets the true samples of each step.
+        scheduler: a SampleScheduler, or several, one an optimizer, which the loop steps itself; they get the true
+            samples of each step.
         log_every: steps between two entries for the Accelerator's trackers.
         log: a logger with samples on the x axis beside the Accelerator's trackers, which get steps:
             `isobatch.logs.open_log("tensorboard", Path("out"))`, or any object with its two methods. Closed at the end.
@@ -60,7 +61,7 @@ class IsobatchHelper:
         unit: Unit | None = None,
         average: Mapping[str, Any] | None = None,
         dataloader: Any = None,
-        scheduler: SampleScheduler | None = None,
+        scheduler: SampleScheduler | Sequence[SampleScheduler] | None = None,
         log_every: int = 50,
         log: Log | None = None,
     ):
@@ -167,7 +168,7 @@ class IsobatchHelper:
     def state_dict(self) -> dict[str, Any]:
         """Return average, noise scale and clock."""
         refuse_sharded(self.model, "save_state() of an Accelerator", "train with DistributedDataParallel")
-        return {**self.clock.state_dict(), "scheduler": None}
+        return {**self.clock.state_dict(), "schedulers": []}  # the Accelerator keeps those
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state.
@@ -175,8 +176,8 @@ class IsobatchHelper:
         Args:
             state: what state_dict() returned.
         """
-        held = None if self.clock.scheduler is None else self.clock.scheduler.state_dict()
-        self.clock.load_state_dict({**state, "scheduler": held})
+        held = [scheduler.state_dict() for scheduler in self.clock.schedulers]
+        self.clock.load_state_dict({**state, "schedulers": held})
 
     def _before_step(self, *_: Any) -> None:
         self.clock.ready()

@@ -15,6 +15,7 @@ from isobatch.errors import InputError
 from isobatch.integrations.export import STATE, load_state, refuse_sharded, save_average, save_state
 from isobatch.integrations.hf.batches import BatchStages, batch_of, refuse_another_place
 from isobatch.integrations.hf.counting import Counted, Counting
+from isobatch.integrations.last_run import LastRun
 from isobatch.integrations.report import answer, entries, say, tell
 from isobatch.integrations.settings import Following, Unit, Weights, refuse_other_weights, samples_of
 from isobatch.logs import Log
@@ -23,6 +24,9 @@ from isobatch.train import SampleClock, SampleScheduler
 
 class IsobatchCallback(TrainerCallback):
     """Weight average and noise scale on the sample clock, in an HF Trainer.
+
+    A second train() of the same model, at the weights that the first one left, goes on with its average and its count
+    of samples; the noise scale is measured anew. Another model, or other weights, begin anew.
 
     Args:
         half_life: of the average: a number of samples (or tokens), or words such as "2 epochs", "1e6 samples",
@@ -82,6 +86,7 @@ class IsobatchCallback(TrainerCallback):
         self._trainer: Trainer | None = None
         self._lent, self._is_lent, self._evaluations = ExitStack(), False, 0
         self._line, self._placed = "", False
+        self._last = LastRun()
 
     @property
     def ema(self) -> Any:
@@ -117,7 +122,7 @@ class IsobatchCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Build average, noise scale and clock at the weights that training starts from, and take up a resumed run."""
+        """Build average, noise scale and clock where training starts, or take up a checkpoint's or the last ones."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         self.leave()
         if args.save_strategy != "no":
@@ -130,14 +135,19 @@ class IsobatchCallback(TrainerCallback):
         unit: Unit = "tokens" if self.counting.weighted else "samples"
         self.counting.check(self.asked.counts, measures=self.asked.measures)
         scheduler = _sample_scheduler(kwargs.get("lr_scheduler"))
+        if state.global_step:
+            self._last.forget()
+        before = self._last.take(model)
         self.clock = SampleClock(
-            average=self.asked.make_average(model, size),
+            average=self.asked.make_average(model, size, None if before is None else before.average),
             noise=self.asked.make_noise(model, optimizer, unit=unit),
             scheduler=scheduler,
             steps_scheduler=False,
             batches=self.asked.batches,
             unit=self.asked.counts,
         )
+        if before is not None:
+            self.clock.follow(before)
         self.counting.attach(self._micro)
         held = self._resume(args, state, kwargs.get("train_dataloader")) if state.global_step else None
         self._stages = BatchStages.of(self.asked, args, size, held, scheduler, kwargs, placed=self._placed)
@@ -236,6 +246,10 @@ class IsobatchCallback(TrainerCallback):
             if best is not None and (Path(best) / STATE).exists():
                 clock.load_state_dict(load_state(best))
             clock.average.copy_to(self._model)
+        if best is not None and self.export == "raw":
+            self._last.forget()  # the weights are older than the average
+        elif self._model is not None:
+            self._last.keep(self._model, clock)
         if self._stages is not None:
             self._stages.end()
         unit = "tokens" if self.counting is not None and self.counting.weighted else "samples"

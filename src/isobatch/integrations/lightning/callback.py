@@ -17,6 +17,7 @@ from isobatch.average.engine import overflowed
 from isobatch.errors import InputError, warn
 from isobatch.gradients import bare_optimizer
 from isobatch.integrations.export import refuse_sharded, save_average
+from isobatch.integrations.last_run import LastRun
 from isobatch.integrations.lightning.parts import part_of
 from isobatch.integrations.report import answer, entries, say, tell
 from isobatch.integrations.settings import Following, Unit, Weights, refuse_other_weights, samples_of
@@ -33,6 +34,10 @@ class IsobatchCallback(Callback):
     Automatic and manual optimization, any number of optimizers: each has a noise scale of its own parameters. The
     average moves at the end of each batch in which an optimizer really stepped. A resume within an epoch whose loader
     keeps no place is warned of: Lightning begins its rows anew.
+
+    A second fit of the same module, at the weights that the first one left, goes on with its average and its count of
+    samples; the noise scale is measured anew, because each fit makes new optimizers. Another module, or other weights,
+    begin anew. (Lightning's own WeightAveraging begins anew in every fit.)
 
     Args:
         half_life: of the average: a number of samples, or words such as "2 epochs", "1e6 samples", "2e9 tokens".
@@ -89,6 +94,7 @@ class IsobatchCallback(Callback):
         self.count, self.own_log, self.quiet = count or extract_batch_size, log, quiet
         self.clock: SampleClock | None = None
         self._pending: Mapping[str, Any] | None = None
+        self._last = LastRun()
         self._optimizers: list[torch.optim.Optimizer] = []
         self._handles: list[Any] = []
         self._lent = ExitStack()
@@ -129,7 +135,7 @@ class IsobatchCallback(Callback):
         return save_average(self.ema, self._module, path)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Build average, noise scales and clock at the weights that fit starts from, or take up a checkpoint's."""
+        """Build average, noise scales and clock where fit starts, or take up a checkpoint's or the last fit's."""
         self._close()
         self._module, self._began = pl_module, False
         self._optimizers = [bare_optimizer(optimizer) for optimizer in trainer.optimizers]
@@ -138,12 +144,18 @@ class IsobatchCallback(Callback):
             self.asked.make_noise(part_of(pl_module, self._optimizers, number), optimizer, unit=unit)
             for number, optimizer in enumerate(self._optimizers)
         ]
+        if self._pending is not None:
+            self._last.forget()
+        before = self._last.take(pl_module)
+        last = None if before is None else before.average
         self.clock = SampleClock(
-            average=self.asked.make_average(pl_module, _data_size(trainer)),
+            average=self.asked.make_average(pl_module, _data_size(trainer), last),
             noise=[noise for noise in found if noise is not None],
-            scheduler=_sample_scheduler(trainer),
+            scheduler=_sample_schedulers(trainer, pl_module),
             steps_scheduler=False,
         )
+        if before is not None:
+            self.clock.follow(before)
         if self._pending is not None:
             self.clock.load_state_dict(self._pending)
             self._pending = None
@@ -207,6 +219,8 @@ class IsobatchCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the module its raw weights back before anybody saves them."""
         self._close()
+        if self.clock is not None:
+            self._last.keep(pl_module, self.clock)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say whether a larger batch is worth it, and leave the module with the weights that were asked for."""
@@ -220,6 +234,7 @@ class IsobatchCallback(Callback):
         self._line = answer(self.clock, self.asked.counts)
         if self.export == "average" and self.ema is not None:
             self.ema.copy_to(pl_module)
+        self._last.keep(pl_module, self.clock)
         if trainer.is_global_zero and self.own_log is not None:
             self.own_log.close()
         if trainer.is_global_zero and not self.quiet:
@@ -295,7 +310,16 @@ def _tell_of_rows_again(trainer: Trainer, done: int) -> None:
         )
 
 
-def _sample_scheduler(trainer: Trainer) -> SampleScheduler | None:
-    """Return the SampleScheduler that the Trainer steps."""
-    found = [config.scheduler for config in trainer.lr_scheduler_configs]
-    return next((one for one in found if isinstance(one, SampleScheduler)), None)
+def _sample_schedulers(trainer: Trainer, module: LightningModule) -> list[SampleScheduler]:
+    """Return the SampleSchedulers that the Trainer steps, or refuse one that it would step once an epoch."""
+    found = []
+    for config in trainer.lr_scheduler_configs:
+        if isinstance(config.scheduler, SampleScheduler):
+            found.append(config.scheduler)
+            if module.automatic_optimization and (config.interval != "step" or config.frequency != 1):
+                raise InputError(
+                    f"Lightning would step the SampleScheduler every {config.frequency} {config.interval}s, which it "
+                    'takes for so few steps; return {"scheduler": scheduler, "interval": "step"} from '
+                    "configure_optimizers"
+                )
+    return found
