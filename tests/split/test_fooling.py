@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from isobatch.errors import InputError
 from isobatch.split import split
 from isobatch.split.compare import distance
-from isobatch.split.quiet import Quiet
+from isobatch.split.layouts import Quiet
 
 SLOW = {"teacher_outlives_the_trainer", "mixing_by_a_random_of_its_own", "legacy_generator_of_its_own",
         "average_in_half_precision", "average_per_part_beside_a_huge_gradient"}  # fmt: skip

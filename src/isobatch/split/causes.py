@@ -5,21 +5,20 @@ from collections.abc import Callable
 
 import torch
 
-from isobatch.split.averages import average_causes, early_averages, teaches
 from isobatch.split.cause import GRADIENT, Cause, cause
-from isobatch.split.compare import DIFFERENT, IDENTICAL, Component, differs, distance, gradient, parallel
+from isobatch.split.compare import DIFFERENT, IDENTICAL, Component, differs, distance, gradient
 from isobatch.split.evidence import (
     Evidence,
+    average_moves,
     most_moves,
     per_parts,
     randomly_changed,
     rows_lost,
-    tampered,
 )
 from isobatch.split.layouts import Record
 from isobatch.split.observe import Update
-from isobatch.split.shares import gradient_causes
-from isobatch.split.sketch import Named, joined
+from isobatch.split.shares import clipping_causes, gradient_causes
+from isobatch.split.sketch import joined
 
 Components = dict[str, Component]
 FOLLOWS = (
@@ -48,21 +47,8 @@ def find(evidence: Evidence, components: Components) -> list[Cause]:
         No causes where nothing differs.
     """
     found: list[Cause] = []
-    for rule in (
-        _samples,
-        _steps,
-        _missed,
-        _modes,
-        _states,
-        _gradient,
-        _clipping,
-        _writes,
-        _noise,
-        _schedulers,
-        lambda evidence, components, found: average_causes(evidence, components),
-        _skips,
-        _reported,
-    ):
+    for rule in (_samples, _steps, _missed, _modes, _states, _gradient, _clipping,
+                 _writes, _noise, _schedulers, _averages, _skips, _reported):  # fmt: skip
         found += [one for one in rule(evidence, components, found) if one.name not in {c.name for c in found}]
     moving = any(one.name not in BESIDE for one in found)
     explained = {name for one in found for name in one.explains} | (set(FOLLOWS) if moving else set())
@@ -159,7 +145,7 @@ def _gradient(evidence: Evidence, components: Components, found: list[Cause]) ->
     made = gradient_causes(evidence)
     if any(one.name == "samples-lost" for one in found):
         made = [one for one in made if one.name not in ("unexplained", "in-batch-loss", "mean-of-means")]
-    if any(one.name == "centre-per-part" for one in found) or (teaches(evidence) and early_averages(evidence)):
+    if any(one.name == "centre-per-part" for one in found) or (_teaches(evidence) and early_averages(evidence)):
         made = [one for one in made if one.name not in ("unexplained", "in-batch-loss")]
     return made
 
@@ -171,43 +157,7 @@ def _clipping(evidence: Evidence, components: Components, found: list[Cause]) ->
         return []
     if any(one.updates[0].outside > evidence.reference.updates[0].outside for one in evidence.splits):
         return []  # weights that move between micro-batches bend the gradient too: see _writes
-    return next((made for one in evidence.optimizers() if (made := _clipped(one))), [])
-
-
-def _clipped(evidence: Evidence) -> list[Cause]:
-    like = evidence.gradient(evidence.amplified[0])
-    loud, quiet = evidence.amplified, (evidence.linear[0], evidence.linear[-1])
-    whole, split = (joined(evidence.gradient(one), like) for one in loud)
-    base, part = (joined(evidence.gradient(one), like) for one in quiet)
-    limit = 10 * evidence.tolerance
-    _, bent = parallel(whole, base)
-    change = float(whole.norm()) / (float(base.norm()) or 1.0) / (loud[0].layout.amplify / quiet[0].layout.amplify)
-    if bent <= limit and abs(change - 1) <= limit:
-        return []  # nothing is clipped
-    if distance(split, whole) <= limit:
-        return []
-    same = distance(part, base) <= limit
-    gaps = tampered(loud[1].updates[0], like, limit)
-    between = gaps.count("scaled") + (gaps.count("changed") if bent > limit else 0)
-    _, left = parallel(split, whole if same else part)
-    size = _length(loud[1], like) / (_length(loud[0], like) or 1.0)
-    if not same and bent <= limit and left <= limit and abs(size - 1) <= limit:
-        return []  # clipped once, to the same length; what differs was there before
-    clips = [max(u.clips for u in record.updates) for record in loud]
-    parts = loud[1].layout.parts
-    if left <= limit and not between and bent <= limit:
-        seen = f"where clipping is active the gradient at {loud[1].layout} is {size:.4g} times that of one batch"
-        return [cause("clip-before-division", seen, *GRADIENT)]
-    calls = f", clipping called {clips[1]} times instead of {clips[0]}" if clips[1] > clips[0] else ""
-    seen = f"with {parts} parts the clipped gradient is no multiple of the whole batch's{calls}"
-    return [cause("clip-per-part", seen, *GRADIENT)]
-
-
-def _length(record: Record, like: Named) -> float:
-    norms = record.updates[0].norms
-    return (
-        math.hypot(*(norms.get(name, 0.0) for name in like)) if norms else float(joined(gradient(record), like).norm())
-    )
+    return next((made for one in evidence.optimizers() if (made := clipping_causes(one))), [])
 
 
 def _writes(evidence: Evidence, components: Components, found: list[Cause]) -> list[Cause]:
@@ -387,3 +337,106 @@ def modes(evidence: Evidence) -> Component | None:
                 return Component("training mode", DIFFERENT, where=evidence.name(place),
                                  reason=f"{seen}, in {was} of {whole} with one batch")  # fmt: skip
     return None
+
+
+def early_averages(evidence: Evidence) -> bool:
+    """Return whether an average moves more often in some split than for one whole batch.
+
+    Args:
+        evidence: what was run.
+
+    Returns:
+        True where it does, however far.
+    """
+    paths = list(evidence.reference.updates[-1].tensors.get("average", {}))
+    base = most_moves(evidence.reference, paths)
+    return any(most_moves(split, paths) > base for split in evidence.splits)
+
+
+def _teaches(evidence: Evidence) -> bool:
+    return any(update.calls for update in evidence.reference.updates)
+
+
+def _averages(evidence: Evidence, components: Components, found: list[Cause]) -> list[Cause]:
+    """Averages that move more often than the weights, or take buffers at another moment."""
+    made: list[Cause] = []
+    paths = _differing(evidence, "average") or list(evidence.reference.updates[-1].tensors.get("average", {}))
+    base, more = most_moves(evidence.reference, paths), [most_moves(s, paths) for s in evidence.splits]
+    kind = "teacher-per-part" if _teaches(evidence) else "average-per-part"
+    often = any(count > base for count in more)
+    if paths and differs(components, "average", "average's counter"):
+        fits = _average_powers(evidence, paths)
+        wrong = [power for power in fits if power is not None and abs(power - 1) > 1e-3]
+        counters = _counter_ratios(evidence)
+        if wrong or (often and differs(components, "average")) or any(abs(one - 1) > 1e-9 for one in counters):
+            seen = []
+            if often:
+                seen.append(f"it moved {more} times in an update instead of {base}")
+            if wrong:
+                seen.append(
+                    f"decay per update to the power {', '.join(f'{one:.3g}' for one in fits if one is not None)}"
+                )
+            if any(abs(one - 1) > 1e-9 for one in counters):
+                seen.append(f"its counter moved {', '.join(f'{one:g}' for one in counters)} times as far")
+            made.append(cause(kind, "; ".join(seen), "average", "average's counter", "average's buffers"))
+    if not made and differs(components, "average's buffers"):
+        made += _buffers(evidence, components)
+    return made
+
+
+def _differing(evidence: Evidence, group: str) -> list[str]:
+    """Paths of a group that differ after the last update of some split."""
+    base, none = evidence.reference.updates[-1].tensors.get(group, {}), torch.zeros(0)
+    return [path for path, one in base.items()
+            if any(distance(s.updates[-1].tensors.get(group, {}).get(path, none), one) > evidence.tolerance
+                   for s in evidence.splits)]  # fmt: skip
+
+
+def _average_powers(evidence: Evidence, paths: list[str]) -> list[float | None]:
+    """Return log(keep) of each split over that of the reference."""
+    for path in sorted(paths, key=lambda p: -evidence.reference.updates[-1].tensors["average"][p].numel()):
+        base = average_moves(evidence.reference, path)
+        if base is None or not 0 < base.keep < 1 - 1e-9 or base.residual > 1e-6:
+            continue
+        found: list[float | None] = []
+        for split in evidence.splits:
+            fit = average_moves(split, path)
+            good = fit is not None and 0 < fit.keep < 1 - 1e-12 and fit.residual < 1e-6
+            found.append(math.log(fit.keep) / math.log(base.keep) if good and fit is not None else None)
+        return found
+    return []
+
+
+def _counter_ratios(evidence: Evidence) -> list[float]:
+    base = evidence.reference.updates[-1].change.get("average", {})
+    found = []
+    for split in evidence.splits:
+        mine = split.updates[-1].change.get("average", {})
+        ratios = [mine.get(path, 0.0) / step for path, step in base.items() if step]
+        found.append(max(ratios, key=lambda one: abs(one - 1), default=1.0))
+    return found
+
+
+def _buffers(evidence: Evidence, components: Components) -> list[Cause]:
+    """Whether an average's buffers stand in the same relation to the model's as in the reference."""
+
+    def relation(update: Update, path: str) -> str | None:
+        for name, now in update.tensors["buffers"].items():
+            held = update.tensors["average buffers"][path]
+            if path.endswith(f".{name}") and now.shape == held.shape:
+                if distance(held, now) < 1e-12:
+                    return "as after the update"
+                return "as before it" if distance(held, update.earlier["buffers"][name]) < 1e-12 else "in between"
+        return None
+
+    for path in evidence.reference.updates[-1].tensors.get("average buffers", {}):
+        base = relation(evidence.reference.updates[-1], path)
+        others = [relation(split.updates[-1], path) for split in evidence.splits]
+        if any(one != base for one in others):
+            seen = f"{path} is {base} for one batch, {others[-1]} at {evidence.splits[-1].layout}"
+            return [cause("buffers-wrong-moment", seen, "average's buffers")]
+        more = [most_moves(split, [path]) for split in evidence.splits]
+        if any(count > most_moves(evidence.reference, [path]) for count in more):
+            seen = f"{path} moved {more} times in an update instead of {most_moves(evidence.reference, [path])}"
+            return [cause("buffers-wrong-moment", seen, "average's buffers")]
+    return []

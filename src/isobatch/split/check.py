@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from isobatch.errors import InputError
-from isobatch.split.averages import early_averages
 from isobatch.split.cause import GRADIENT
-from isobatch.split.causes import calls, find, modes
+from isobatch.split.causes import calls, early_averages, find, modes
 from isobatch.split.compare import (
     DIFFERENT,
     EQUIVALENT,
@@ -26,8 +25,7 @@ from isobatch.split.compare import (
     vectors,
 )
 from isobatch.split.evidence import Evidence, named, weights
-from isobatch.split.layouts import Layout, Record, run_layout
-from isobatch.split.quiet import EPS
+from isobatch.split.layouts import EPS, Layout, Record, run_layout
 from isobatch.split.result import SplitReport
 from isobatch.split.sketch import Named, joined
 

@@ -95,7 +95,7 @@ def _child(action: Callable[[], Any], file: Path, mark: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    os._exit(0)  # a thread that the trainer left would be waited for
+    os.kill(os.getpid(), signal.SIGKILL)  # the answer is there, and a thread that the trainer left would be waited for
 
 
 def _watch(

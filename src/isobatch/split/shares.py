@@ -1,9 +1,11 @@
-"""What the weights of samples in a gradient say about how its loss is normalised."""
+"""Why a gradient is another one: how much each sample weighs in it, and where it is clipped."""
+
+import math
 
 import torch
 
 from isobatch.split.cause import GRADIENT, Cause, cause
-from isobatch.split.compare import distance, parallel
+from isobatch.split.compare import distance, gradient, parallel
 from isobatch.split.evidence import (
     Evidence,
     Weights,
@@ -14,7 +16,8 @@ from isobatch.split.evidence import (
     tampered,
     weights,
 )
-from isobatch.split.sketch import joined
+from isobatch.split.layouts import Record
+from isobatch.split.sketch import Named, joined
 
 CLOSE = 1e-6
 
@@ -287,3 +290,47 @@ def _own_parts(evidence: Evidence, places: list[int]) -> list[Cause] | None:
             return None
     return [cause("mean-of-means", "micro-batches weigh otherwise than their samples do in one batch", *GRADIENT,
                   confidence="derived")]  # fmt: skip
+
+
+def clipping_causes(evidence: Evidence) -> list[Cause]:
+    """Return why a gradient is another one where clipping is active.
+
+    Args:
+        evidence: with gradients made large and small.
+
+    Returns:
+        No causes where nothing is clipped, or the clipped gradients agree.
+    """
+    like = evidence.gradient(evidence.amplified[0])
+    loud, quiet = evidence.amplified, (evidence.linear[0], evidence.linear[-1])
+    whole, split = (joined(evidence.gradient(one), like) for one in loud)
+    base, part = (joined(evidence.gradient(one), like) for one in quiet)
+    limit = 10 * evidence.tolerance
+    _, bent = parallel(whole, base)
+    change = float(whole.norm()) / (float(base.norm()) or 1.0) / (loud[0].layout.amplify / quiet[0].layout.amplify)
+    if bent <= limit and abs(change - 1) <= limit:
+        return []  # nothing is clipped
+    if distance(split, whole) <= limit:
+        return []
+    same = distance(part, base) <= limit
+    gaps = tampered(loud[1].updates[0], like, limit)
+    between = gaps.count("scaled") + (gaps.count("changed") if bent > limit else 0)
+    _, left = parallel(split, whole if same else part)
+    size = _length(loud[1], like) / (_length(loud[0], like) or 1.0)
+    if not same and bent <= limit and left <= limit and abs(size - 1) <= limit:
+        return []  # clipped once, to the same length; what differs was there before
+    clips = [max(u.clips for u in record.updates) for record in loud]
+    parts = loud[1].layout.parts
+    if left <= limit and not between and bent <= limit:
+        seen = f"where clipping is active the gradient at {loud[1].layout} is {size:.4g} times that of one batch"
+        return [cause("clip-before-division", seen, *GRADIENT)]
+    calls = f", clipping called {clips[1]} times instead of {clips[0]}" if clips[1] > clips[0] else ""
+    seen = f"with {parts} parts the clipped gradient is no multiple of the whole batch's{calls}"
+    return [cause("clip-per-part", seen, *GRADIENT)]
+
+
+def _length(record: Record, like: Named) -> float:
+    norms = record.updates[0].norms
+    return (
+        math.hypot(*(norms.get(name, 0.0) for name in like)) if norms else float(joined(gradient(record), like).norm())
+    )
