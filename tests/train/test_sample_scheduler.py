@@ -315,6 +315,29 @@ def test_a_scheduler_that_is_called_once_a_process_counts_a_step_once(tmp_path):
     assert len(list(tmp_path.glob("done-*"))) == 2
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_call_after_a_step_that_a_scaler_skipped_counts_nothing(fused):
+    """As Lightning calls it, whose trainers do not ask whether a step was made."""
+    optimizer = torch.optim.AdamW([weight()], lr=0.1, fused=fused)
+    scheduler = SampleScheduler(CosineAnnealingLR(optimizer, STEPS), batch_size=8)
+    scaler, seen = torch.amp.GradScaler("cpu", init_scale=4.0), []
+    for step in range(4):
+        value = optimizer.param_groups[0]["params"][0]
+        value.grad = torch.full_like(value, float("inf") if step == 1 else 1.0)
+        scaler.scale(torch.zeros(1))
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+        seen.append(scheduler.seen)
+    assert seen == [8, 8, 16, 24]
+    other, copied = copy.deepcopy((optimizer, scheduler))
+    other.param_groups[0]["params"][0].grad = torch.ones(1)
+    for _ in range(2):
+        other.step()
+        copied.step()
+    assert (copied.seen, scheduler.seen) == (40, 24)
+
+
 REFUSED = {
     "no scheduler": lambda o: SampleScheduler(o, batch_size=8),
     "a metric": lambda o: SampleScheduler(torch_schedulers.ReduceLROnPlateau(o), batch_size=8),

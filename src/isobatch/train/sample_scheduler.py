@@ -2,10 +2,10 @@
 
 import math
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -64,8 +64,8 @@ class SampleScheduler(LRScheduler):
         self._later: list[list[float]] = []
         self._told = self._overruled = False
         self._steps, self._steps_before = 0, -1
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            self.optimizer.register_step_post_hook(self._count)
+        self._counted = id(self.optimizer)  # a copy's optimizer has no hook, so nothing is counted there
+        self.optimizer.register_step_post_hook(_counting(weakref.ref(self)))
         self._last_lr = [float(group["lr"]) for group in groups]
         if samples is not None:
             self.write()
@@ -89,8 +89,8 @@ class SampleScheduler(LRScheduler):
     ) -> None:
         """Move the clock past an applied step and write the settings of the next one; call it after optimizer.step().
 
-        With several processes Accelerate calls a scheduler as many times a step; without arguments only the first call
-        after a step of the optimizer counts there.
+        Without arguments only the first call after a step of the optimizer counts: Accelerate makes as many calls a
+        step as there are processes, and Lightning also one after a step that a gradient scaler skipped.
 
         Args:
             epoch: torch's old argument; nothing but None is taken.
@@ -105,9 +105,10 @@ class SampleScheduler(LRScheduler):
                 f"step({epoch!r}): the clock counts samples, and no epoch or metric is taken; call step(), or "
                 "step(samples=...)"
             )
-        if samples is None and self._steps and self._steps == self._steps_before:
-            return
         self._check_groups()
+        counted = self._steps > 0 and self._counted == id(self.optimizer)
+        if samples is None and counted and self._steps == self._steps_before:
+            return
         self._tell_of_others()
         made = self.samples if samples is None else _count_of("samples", samples)
         coming = made if next_samples is None else _count_of("next_samples", next_samples)
@@ -234,9 +235,6 @@ class SampleScheduler(LRScheduler):
                 "scheduler.follow_groups(), or build the scheduler once all groups are there"
             )
 
-    def _count(self, *_: Any) -> None:
-        self._steps += not overflowed(self.optimizer)
-
     def _tell_of_others(self) -> None:
         """Warn once where a rate was written by somebody else, because it is about to be overwritten."""
         for index, (group, mine) in enumerate(zip(self.optimizer.param_groups, self._last_lr, strict=True)):
@@ -267,6 +265,17 @@ class SampleScheduler(LRScheduler):
             return mean_over(lambda index: views[index][option][group], start, stop, self.batch_size, sys.maxsize)
 
         return {option: [mean(option, group) for group in range(self._preview.groups)] for option in self.driven}
+
+
+def _counting(told: "weakref.ref[SampleScheduler]") -> Callable[..., None]:
+    """Return a hook that counts the steps of an optimizer which were made, without keeping the scheduler alive."""
+
+    def count(optimizer: Optimizer, *_: Any) -> None:
+        scheduler = told()
+        if scheduler is not None:
+            scheduler._steps += not overflowed(optimizer)
+
+    return count
 
 
 def drives(scheduler: SampleScheduler, optimizer: Optimizer) -> None:
