@@ -1,6 +1,7 @@
 """Processes that end, are refused or outlive their parent, errors that cannot be sent, clocks that are ahead."""
 
 import errno
+import importlib
 import os
 import select
 import signal
@@ -160,9 +161,19 @@ def test_a_disk_that_was_full_when_modules_came_does_not_spoil_later_calls(monke
         with pytest.raises(OSError, match="No space"), shipping.unpacked(sent):
             raise AssertionError
     with shipping.unpacked(sent):
-        import other_of_nobody  # ty: ignore[unresolved-import]
+        assert imports("other_of_nobody") == 2
 
-        assert other_of_nobody.N == 2
+
+def imports(name):
+    return importlib.import_module(name).N
+
+
+def test_a_container_of_the_same_host_and_number_gets_its_modules(monkeypatch):
+    made = remote.call(imports, "sent_of_nobody", shipping.Bundle((("sent_of_nobody.py", b"N = 3\n"),)))
+    with pytest.raises(InputError, match="cannot import what the run needs"):
+        remote.invoke(made)  # the caller itself has no need of them
+    monkeypatch.setattr(remote, "_MARK", "another")
+    assert remote.answered(remote.invoke(made)) == 3
 
 
 class RayError(Exception):
