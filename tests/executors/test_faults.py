@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import time
+from argparse import Namespace
 from concurrent.futures import Executor, Future
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from tests import crash
 
+from isobatch.cli.options import Ended, executor_of
 from isobatch.errors import EngineError, InputError, WorkerLost
 from isobatch.executors import LocalExecutor, Session, local, map_jobs, ray_cluster, remote, shipping
 
@@ -69,6 +71,15 @@ def test_processes_end_with_a_parent_that_was_killed(monkeypatch):
     os.close(held)
 
 
+@pytest.mark.parametrize("on", ["local", f"{__name__}:Elsewhere"])
+def test_a_command_that_trains_runs_is_ended_by_sigterm_as_by_ctrl_c(on):
+    """Studies and branches too: jobs of a cluster would go on, and waste its time."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Ended), executor_of(Namespace(on=on, workers=1, device="cpu")):
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 class Arguments(Exception):
     """Made with other arguments than those that it keeps."""
 
@@ -110,7 +121,7 @@ def test_an_error_that_cannot_be_sent_comes_in_its_words(kind, where):
 class Elsewhere(Executor):
     """Makes each call at once, by a clock that is ahead."""
 
-    def __init__(self, ahead):
+    def __init__(self, ahead=0):
         self.ahead, self.calls = ahead, 0
 
     def submit(self, fn, /, *args, **kwargs):
