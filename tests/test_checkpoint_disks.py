@@ -7,7 +7,7 @@ import stat
 import pytest
 import torch
 
-from isobatch.checkpoint import Checkpoints, Preemption, files, load, process
+from isobatch.checkpoint import Checkpoints, Preemption, files, load, process, tree
 from isobatch.checkpoint.manifest import names
 from isobatch.checkpoint.shards import Piece, Sharded
 from isobatch.errors import InputError, SaveError
@@ -133,6 +133,14 @@ def test_a_part_whose_file_has_gone_since_is_refused_in_words(tmp_path):
         Piece(path.with_name("gone"), "model/w", (0,), (4,)), "cannot be read")):  # fmt: skip
         with pytest.raises(InputError, match=words):
             Sharded("w", (4,), torch.float32, [missing], lambda file: None).whole()
+
+
+def test_two_sharded_tensors_of_one_path_are_refused_where_plain_ones_get_two_names(monkeypatch):
+    state = {"a/b": torch.zeros(2), "a": {"b": torch.ones(2)}}
+    assert len(tree.split(state)[1]) == 2
+    monkeypatch.setattr(tree, "sharded", lambda value: True)
+    with pytest.raises(InputError, match="'a/b' is the path of two sharded tensors"):
+        tree.split(state)
 
 
 def test_the_path_that_a_refusal_names_is_a_pattern_of_itself(tmp_path):

@@ -51,3 +51,11 @@ def test_the_clock_goes_on_and_refuses_what_it_cannot_use():
     one.tau = 100.0
     with pytest.raises(InputError, match="the reference's run is over"):
         one.step(batch=8, noise_scale=1.0)
+
+
+@pytest.mark.parametrize("state", [{}, {"tau": 3.0}, {"tau": "late", "batch_size": 8}, {"tau": -1, "batch_size": 8}])
+def test_a_damaged_state_is_refused(state):
+    one = AdaScale(0.1, STAIRS, batch_size=8)
+    with pytest.raises(InputError, match=r"not tau and batch_size|tau in the state"):
+        one.load_state_dict(state)
+    assert one.tau == 0

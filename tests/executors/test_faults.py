@@ -1,10 +1,12 @@
 """Processes that end, are refused or outlive their parent, errors that cannot be sent, clocks that are ahead."""
 
 import errno
+import importlib
 import os
 import select
 import signal
 import time
+from argparse import Namespace
 from concurrent.futures import Executor, Future
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -13,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 from tests import crash
 
+from isobatch.cli.options import Ended, executor_of
 from isobatch.errors import EngineError, InputError, WorkerLost
 from isobatch.executors import LocalExecutor, Session, local, map_jobs, ray_cluster, remote, shipping
 
@@ -69,6 +72,15 @@ def test_processes_end_with_a_parent_that_was_killed(monkeypatch):
     os.close(held)
 
 
+@pytest.mark.parametrize("on", ["local", f"{__name__}:Elsewhere"])
+def test_a_command_that_trains_runs_is_ended_by_sigterm_as_by_ctrl_c(on):
+    """Studies and branches too: jobs of a cluster would go on, and waste its time."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Ended), executor_of(Namespace(on=on, workers=1, device="cpu")):
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 class Arguments(Exception):
     """Made with other arguments than those that it keeps."""
 
@@ -110,7 +122,7 @@ def test_an_error_that_cannot_be_sent_comes_in_its_words(kind, where):
 class Elsewhere(Executor):
     """Makes each call at once, by a clock that is ahead."""
 
-    def __init__(self, ahead):
+    def __init__(self, ahead=0):
         self.ahead, self.calls = ahead, 0
 
     def submit(self, fn, /, *args, **kwargs):
@@ -149,9 +161,19 @@ def test_a_disk_that_was_full_when_modules_came_does_not_spoil_later_calls(monke
         with pytest.raises(OSError, match="No space"), shipping.unpacked(sent):
             raise AssertionError
     with shipping.unpacked(sent):
-        import other_of_nobody  # ty: ignore[unresolved-import]
+        assert imports("other_of_nobody") == 2
 
-        assert other_of_nobody.N == 2
+
+def imports(name):
+    return importlib.import_module(name).N
+
+
+def test_a_container_of_the_same_host_and_number_gets_its_modules(monkeypatch):
+    made = remote.call(imports, "sent_of_nobody", shipping.Bundle((("sent_of_nobody.py", b"N = 3\n"),)))
+    with pytest.raises(InputError, match="cannot import what the run needs"):
+        remote.invoke(made)  # the caller itself has no need of them
+    monkeypatch.setattr(remote, "_MARK", "another")
+    assert remote.answered(remote.invoke(made)) == 3
 
 
 class RayError(Exception):

@@ -4,12 +4,14 @@ import os
 import re
 import signal
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from tests.executors.tasks_of_users import Found, Once, work
 
 from isobatch.errors import InputError, WorkerLost
-from isobatch.executors import map_jobs, opened
+from isobatch.executors import map_jobs, opened, slurm
 
 pytest.importorskip("submitit")
 
@@ -72,6 +74,41 @@ def test_jobs_of_two_calls_whose_numbers_are_the_same_do_not_find_each_others_re
             seen.add(executor._jobs.folder)
     assert len(seen) == 2
     assert {path.parents[1] for path in seen} == {tmp_path}
+
+
+@pytest.mark.parametrize(("states", "fine"), [
+    (["RUNNING", "COMPLETED"], True),
+    (["PREEMPTED", "PENDING", "RUNNING", "PREEMPTED", "RUNNING", "COMPLETED"], True),  # twice, and queued again
+    (["RUNNING", "PREEMPTED"], False),  # cancelled by it, which submitit takes for a pause
+    (["RUNNING", "NODE_FAIL"], False),
+])  # fmt: skip
+def test_a_job_that_was_preempted_is_waited_for_or_lost_and_never_runs_beside_its_successor(
+    tmp_path, monkeypatch, states, fine
+):
+    monkeypatch.setattr(slurm, "_POLL", 0.001)
+    monkeypatch.setattr(slurm, "_GRACE", 0.01)
+    monkeypatch.setattr(slurm, "_QUEUED", 0.05)
+    left, cancelled, result = list(states), [], tmp_path / "result"
+
+    def done():
+        state = left.pop(0) if len(left) > 1 else left[0]
+        if state == "COMPLETED":
+            result.touch()
+        return state in ("COMPLETED", "NODE_FAIL")
+
+    class Job(SimpleNamespace):
+        state = property(lambda self: left[0])
+
+    job = Job(
+        job_id="7", done=done, cancel=lambda check: cancelled.append(7),
+        paths=SimpleNamespace(result_pickle=result, stderr=tmp_path / "log"),
+        _get_outcome_and_result=lambda: ("success", (True, 9)),
+    )  # fmt: skip
+    executor = slurm.SubmititExecutor(SimpleNamespace(submit_array=lambda calls: [job]), 1)
+    with nullcontext() if fine else pytest.raises(WorkerLost, match="job 7: no result"):
+        assert executor.submit(pow, 3, 2).result(20) == 9
+    executor.shutdown()
+    assert cancelled == ([] if fine else [7])
 
 
 def test_a_share_of_a_gpu_is_no_word_of_slurm(tmp_path, monkeypatch):

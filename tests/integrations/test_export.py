@@ -135,6 +135,15 @@ def test_states_come_back_and_strangers_are_refused(tmp_path):
         load_state(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "tree", ["{", "[1]", "[" * 100_000, '{"a": {"$tensor": [1]}}', '{"a": {"$dict": [[1]]}}', '{"a": {"$float": []}}']
+)
+def test_a_state_that_is_none_is_refused_in_words(tmp_path, tree):
+    save_file({"a": torch.ones(1)}, tmp_path / "isobatch.safetensors", metadata={"isobatch": tree})
+    with pytest.raises(InputError, match=r"not a readable JSON file|holds a list|not of this format"):
+        load_state(tmp_path)
+
+
 class OfALibrary(nn.Linear):
     """A model that is saved by its library's own form."""
 

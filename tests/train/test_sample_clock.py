@@ -5,6 +5,7 @@ import itertools
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from tests.gloo import world
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 import isobatch as ib
+from isobatch.average import MultiEMA, SwitchEMA
 from isobatch.control import BatchSchedule
 from isobatch.errors import InputError
 from isobatch.train import SampleClock
@@ -411,6 +413,60 @@ def test_a_micro_batch_that_failed_is_not_counted(weight, failed):
     assert (clock.seen, clock.average.seen, clock.noise.estimate().measurements) == (8, 8, 1)
 
 
+def full_clock():
+    model = net()
+    averages = [ib.ModelEMA(model, half_life=50), MultiEMA(model, half_lives=[8, 80])]
+    return SampleClock(average=averages, noise=ib.NoiseScale(model, every=1), scheduler=scheduler_of(model)[1])
+
+
+DAMAGES = {  # what is wrong with a state, and what is said
+    "no unit": (lambda s: s["clock"].pop("unit"), r"lacks \['unit'\]"),
+    "no count": (lambda s: s["clock"].pop("drawn"), r"lacks \['drawn'\]"),
+    "a word for a count": (lambda s: s["clock"].update(seen="many"), "seen in the state='many' must be a number"),
+    "no list": (lambda s: s.update(averages=None), "no state of a SampleClock"),
+    "noise in another unit": (lambda s: s["noises"][0]["values"]["settings"].update(unit="rows"), "unit='rows'"),
+    "a schedule without rates": (lambda s: s["schedulers"][0].pop("rates"), "no state of a SampleScheduler"),
+    "a schedule of another kind": (
+        lambda s: s["schedulers"][0].update(scheduler=stepper(True).state_dict()),
+        r"another scheduler than LambdaLR: it lacks \['lr_lambdas'\] and holds \['gamma', 'step_size'\]",
+    ),
+    "samples of a schedule": (lambda s: s["schedulers"][0].update(samples=-8), "samples in the state=-8 must be"),
+    "an average of another kind": (lambda s: s["averages"].reverse(), "the state is of a MultiEMA"),
+    "the last average": (lambda s: s["averages"][1].pop("values"), "not a state of an average"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_state_is_refused_as_a_whole(name):
+    damage, said = DAMAGES[name]
+    clock, other = full_clock(), full_clock()
+    clock.scheduler.optimizer.step()
+    for average in clock.averages:
+        average.load_state_dict(copy.deepcopy(average.state_dict()))
+        with torch.no_grad():
+            [tensor.add_(1) for tensor in average.state_dict()["tensors"].values()]
+    clock.micro(8)
+    clock.ready()
+    clock.applied()
+    state = copy.deepcopy(clock.state_dict())
+    plain, tensors = ib.checkpoint.tree.split(copy.deepcopy(other.state_dict()))
+    damage(state)
+    with pytest.raises(InputError, match=said):
+        other.load_state_dict(state)
+    now = ib.checkpoint.tree.split(other.state_dict())
+    assert now[0] == plain
+    torch.testing.assert_close(now[1], tensors, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "weights", [[3, 4], np.array([3, 4]), torch.tensor([3, 4]), torch.tensor([3.0, 4.0])], ids=repr
+)
+def test_weights_of_rows_may_be_a_tensor(weights):
+    clock = SampleClock(unit="tokens")
+    clock.micro(2, weights)
+    assert clock.ready() == 7
+
+
 def test_a_state_of_other_members_says_what_to_give():
     model = net()
     full = SampleClock(average=ib.ModelEMA(model, half_life=50), noise=ib.NoiseScale(model)).state_dict()
@@ -440,6 +496,7 @@ def rivals():
     return [ib.SampleScheduler(one, batch_size=8) for one in made]
 
 
+EMA = ib.ModelEMA(net(), half_life=8)
 RECIPE = ib.Recipe.parse({"batch": {"size": 8}, "optimizer": {"name": "sgd", "lr": 0.1}})
 STRANGERS = {  # what a user gives by mistake, each to who takes something else; and the way out
     "average: a model": (lambda: SampleClock(average=net()), "average=Sequential .* isobatch.ModelEMA"),
@@ -448,6 +505,15 @@ STRANGERS = {  # what a user gives by mistake, each to who takes something else;
         "average=AveragedModel .*ModelEMA",
     ),
     "average: a word": (lambda: SampleClock(average=["ema"]), "average=str"),
+    "average: the same twice": (lambda: SampleClock(average=[EMA, EMA]), "average= holds the same ModelEMA twice"),
+    "average: one inside the other": (
+        lambda: SampleClock(average=[EMA, SwitchEMA(EMA, every=8)]),
+        "average= holds the same ModelEMA twice",
+    ),
+    "noise: the same twice": (
+        lambda: SampleClock(noise=[ib.NoiseScale(net())] * 2),
+        "noise= holds the same NoiseScale",
+    ),
     "noise: a switch": (lambda: SampleClock(noise=True), r"noise=bool .* isobatch.NoiseScale\(model\)"),
     "scheduler: torch's": (
         lambda: SampleClock(scheduler=stepper(True)),

@@ -196,6 +196,32 @@ def test_a_state_of_rates_alone_still_loads():
     assert options(again) == options(optimizer)
 
 
+KINDS = {
+    "cosine": lambda o: CosineAnnealingLR(o, STEPS),
+    "steps": lambda o: StepLR(o, 3),
+    "sequence": lambda o: SequentialLR(o, [LinearLR(o, 0.1), StepLR(o, 3)], [4]),
+    "sequence turned round": lambda o: SequentialLR(o, [StepLR(o, 3), LinearLR(o, 0.1)], [4]),
+    "chain": lambda o: ChainedScheduler([LinearLR(o, 0.1), StepLR(o, 3)]),
+}
+
+
+@pytest.mark.parametrize("other", KINDS)
+@pytest.mark.parametrize("name", KINDS)
+def test_the_state_of_another_kind_of_scheduler_is_refused(name, other):
+    """torch takes it in silence and goes on by the old settings."""
+    scheduler = SampleScheduler(KINDS[name](sgd()), batch_size=8)
+    saved = SampleScheduler(KINDS[other](sgd()), batch_size=8)
+    saved.step(samples=24)
+    before = scheduler.state_dict()
+    if name == other:
+        scheduler.load_state_dict(saved.state_dict())
+        assert scheduler.get_last_lr() == saved.get_last_lr()
+        return
+    with pytest.raises(InputError, match="the state is of another scheduler than"):
+        scheduler.load_state_dict(saved.state_dict())
+    assert scheduler.state_dict() == before
+
+
 def test_it_is_a_torch_scheduler_whose_step_needs_no_arguments():
     optimizer = two()
     scheduler = SampleScheduler(LambdaLR(optimizer, lambda t: 1 / (1 + t)), batch_size=8, samples=16)

@@ -4,7 +4,8 @@ Names are those of the bare model: what torch.compile, DataParallel and Distribu
 out, at saving and at loading, so that a run may be wrapped otherwise than the one that saved it.
 """
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -359,3 +360,25 @@ def _check_pair(what: str, stored: list, own: list) -> None:
             f"{what} is {stored[0]} {stored[1]} in the checkpoint and {own[0]} {own[1]} in this run; build the same "
             "shapes, and convert with .to(dtype) after loading"
         )
+
+
+def load_together(pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Let members take over their states, all of them or none.
+
+    Args:
+        pairs: member and state. Each refuses as a whole; of all but the last the state before is copied, so that the
+            largest belongs there.
+
+    Raises:
+        InputError: a state that its member refuses; those before it were put back.
+    """
+    done: list[tuple[Any, Any]] = []
+    try:
+        for number, (member, state) in enumerate(pairs):
+            before = copy.deepcopy(member.state_dict()) if number + 1 < len(pairs) else None
+            member.load_state_dict(state)
+            done.append((member, before))
+    except BaseException:
+        for member, before in reversed(done):
+            member.load_state_dict(before)
+        raise

@@ -141,6 +141,7 @@ class _Splitter:
         self.tensors: dict[str, torch.Tensor] = {}
         self._allow = allow_nonfinite
         self._names: dict[tuple, str] = {}
+        self._spread: set[str] = set()
 
     def encode(self, value: Any, keys: tuple) -> Any:
         if isinstance(value, np.generic):
@@ -172,6 +173,9 @@ class _Splitter:
         self._check(part, keys)
         if value.is_complex():
             raise InputError(f"state {path!r} is complex and sharded; give torch.view_as_real of it")
+        if path in self._spread:  # ranks find each other's parts by it
+            raise InputError(f"state {path!r} is the path of two sharded tensors; give one of them another key")
+        self._spread.add(path)
         place = place_of(value, f"state {path!r}")
         return {
             "path": path,

@@ -177,7 +177,7 @@ def ending() -> Generator[None]:
 
 @contextmanager
 def executor_of(chosen: argparse.Namespace) -> "Generator[Executor | None]":
-    """Open what `--on` names.
+    """Open what `--on` names, and end what it runs where the process is asked to end (SIGTERM).
 
     Args:
         chosen: parsed arguments.
@@ -185,13 +185,14 @@ def executor_of(chosen: argparse.Namespace) -> "Generator[Executor | None]":
     Yields:
         The executor; None for processes of this machine.
     """
-    if chosen.on == "local":
-        yield None
-        return
-    from isobatch.executors import opened
+    with ending():
+        if chosen.on == "local":
+            yield None
+            return
+        from isobatch.executors import opened
 
-    with opened(chosen.on, workers=chosen.workers, device=chosen.device) as executor:
-        yield executor
+        with opened(chosen.on, workers=chosen.workers, device=chosen.device) as executor:
+            yield executor
 
 
 @contextmanager

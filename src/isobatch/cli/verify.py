@@ -8,7 +8,6 @@ from isobatch.cli.options import (
     DEVICE,
     add_output,
     add_recipe,
-    ending,
     executor_of,
     load_recipe,
     prepare,
@@ -120,7 +119,7 @@ def run(chosen: argparse.Namespace) -> int:
     recipe, budget, ablate = load_recipe(chosen.recipe), seconds(chosen.budget), _ablations(chosen.ablate)
     wanted = _expectations(chosen.expect, verify.arms(recipe, chosen.batch_size, ablate, chosen.optimizer))
     folder = prepare(chosen, "result.json", "overlay.png", "report.html")
-    with ending(), executor_of(chosen) as executor, progress(chosen.json) as (estimated, done):
+    with executor_of(chosen) as executor, progress(chosen.json) as (estimated, done):
         result = verify.run(
             recipe,
             chosen.batch_size,
@@ -195,7 +194,7 @@ def characteristic(chosen: argparse.Namespace) -> int:
     from isobatch.verify.characteristic import measure, table
 
     recipe, folder = load_recipe(chosen.recipe), prepare(chosen, "result.json")
-    with ending(), executor_of(chosen) as executor, progress(chosen.json) as (estimated, done):
+    with executor_of(chosen) as executor, progress(chosen.json) as (estimated, done):
         data = measure(
             recipe,
             chosen.batch_size,

@@ -88,13 +88,17 @@ class AdaScale:
             state: what `state_dict` gave.
 
         Raises:
-            InputError: another base batch.
+            InputError: another base batch, or no state of an AdaScale.
         """
+        if not {"tau", "batch_size"} <= state.keys():
+            raise InputError(
+                f"the state holds {sorted(state)}, not tau and batch_size; give what state_dict() returned"
+            )
         if state["batch_size"] != self.batch_size:
             raise InputError(
                 f"the state's base batch is {state['batch_size']}, this one's {self.batch_size}; build it alike"
             )
-        self.tau = state["tau"]
+        self.tau = finite("tau in the state", state["tau"], 0)
 
     def _gain(self, batch: float, noise_scale: float) -> float:
         if noise_scale != math.inf:

@@ -135,6 +135,29 @@ class SampleOrder:
         return fresh
 
 
+def checked_rank(rank: int, world: int) -> tuple[int, int]:
+    """Return a rank and the number of ranks as plain ints, or refuse them.
+
+    Args:
+        rank: which, in [0, world).
+        world: number of ranks, at least 1.
+
+    Returns:
+        Both.
+
+    Raises:
+        InputError: outside their range.
+
+    Example:
+        >>> checked_rank(1, 2)
+        (1, 2)
+    """
+    ranks = whole("world", world, 1)
+    if (mine := whole("rank", rank, 0)) >= ranks:
+        raise InputError(f"rank={rank} must be in [0, {ranks - 1}] for world={world}")
+    return mine, ranks
+
+
 def shard_sizes(count: int, world: int) -> list[int]:
     """Return how many of count samples each rank gets: count // world, the first count % world ranks one more.
 
@@ -177,8 +200,7 @@ def shard(positions: torch.Tensor, rank: int, world: int) -> tuple[torch.Tensor,
         >>> part.tolist(), sizes
         ([3, 4], [3, 2])
     """
-    if whole("rank", rank, 0) >= whole("world", world, 1):
-        raise InputError(f"rank={rank} must be in [0, {world - 1}] for world={world}")
+    rank, world = checked_rank(rank, world)
     sizes = shard_sizes(len(positions), world)
     begin = sum(sizes[:rank])
     return positions[begin : begin + sizes[rank]], sizes

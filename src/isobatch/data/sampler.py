@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from torch.utils.data import Sampler
 
-from isobatch.data.order import SampleOrder, shard
+from isobatch.data.order import SampleOrder, checked_rank, shard
 from isobatch.errors import InputError
 from isobatch.units import whole
 
@@ -85,10 +85,7 @@ class OrderBatchSampler(Sampler[list]):
         self.batch_size = batch_size
         self.drawn = whole("drawn", drawn, 0)
         self.stop = None if stop is None else whole("stop", stop, self.drawn)
-        self.world = whole("world", world, 1)
-        self.rank = whole("rank", rank, 0)
-        if self.rank >= self.world:
-            raise InputError(f"rank={rank} must be in [0, {self.world - 1}] for world={world}")
+        self.rank, self.world = checked_rank(rank, world)
         self._positions = bool(positions)
         if self.stop is None or self.drawn < self.stop:
             self.size_at(self.drawn)
@@ -189,12 +186,10 @@ class RepeatedBatchSampler(Sampler[list]):
         positions: bool = False,
     ):
         self.order, self.rows, self.repeats = order, whole("rows", rows), whole("repeats", repeats)
-        self.world, self.rank = whole("world", world), whole("rank", rank, 0)
+        self.rank, self.world = checked_rank(rank, world)
         self.drawn = whole("drawn", drawn, 0)
         self.stop = None if stop is None else whole("stop", stop, self.drawn)
         self._positions = bool(positions)
-        if self.rank >= self.world:
-            raise InputError(f"rank={rank} must be in [0, {self.world - 1}] for world={world}")
         for name, part in (("repeats", self.repeats), ("world", self.world)):
             if self.rows % part:
                 lower = self.rows // part * part
@@ -238,6 +233,4 @@ class RepeatedBatchSampler(Sampler[list]):
         return count
 
     def __len__(self) -> int:
-        if self.stop is None:
-            raise TypeError("an endless sampler has no length; give it a stop")  # the error that len() may raise
-        return -(-(self.stop - self.drawn) // self.samples)
+        return -(-(_finite(self.stop) - self.drawn) // self.samples)

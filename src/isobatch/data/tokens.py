@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-from isobatch.data.order import SampleOrder
+from isobatch.data.order import SampleOrder, checked_rank
 from isobatch.errors import InputError
 from isobatch.units import whole
 
@@ -154,10 +154,7 @@ class TokenBatchSampler(Sampler[list[int]]):
         self.budget = budget
         self.drawn = whole("drawn", drawn, 0)
         self.stop = None if stop is None else whole("stop", stop, self.drawn)
-        self.world = whole("world", world, 1)
-        self.rank = whole("rank", rank, 0)
-        if self.rank >= self.world:
-            raise InputError(f"rank={rank} must be in [0, {self.world - 1}] for world={world}")
+        self.rank, self.world = checked_rank(rank, world)
 
     def __iter__(self) -> Iterator[list[int]]:
         budget, position = self.budget, self.drawn

@@ -4,6 +4,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import secrets
 import socket
 import threading
 import time
@@ -24,6 +25,8 @@ from isobatch.installed import VERSION
 
 _ONE = threading.Lock()
 """A run owns the random numbers and the default type of its process."""
+_MARK = secrets.token_hex(8)
+"""Tells containers apart that share the name of their host, and whose processes have the same number."""
 REFUSED = ("isobatch", "torch")
 """Differences that change what a run is."""
 
@@ -37,7 +40,7 @@ class Call:
         bundle: the user's own modules.
         versions: of the caller.
         attempt: from 0; another one is another call.
-        origin: host and process of the caller, which needs no bundle.
+        origin: the caller's process, which needs no bundle.
         ends: seconds of the clock on the wall, after which the call is not begun.
     """
 
@@ -79,7 +82,7 @@ def call(function: Callable[[Any], Any], job: Any, sent: Bundle, attempt: int = 
     Returns:
         The call.
     """
-    return Call(bytes(ForkingPickler.dumps((function, job))), sent, versions(), attempt, _here(), ends)
+    return Call(bytes(ForkingPickler.dumps((function, job))), sent, versions(), attempt, _origin(), ends)
 
 
 def answered(answer: Answer) -> Any:
@@ -113,7 +116,7 @@ def invoke(made: Call) -> Answer:
                 f"worker {where} has {name} {mine[name]}, the caller {made.versions[name]}: curves of both are no one "
                 f"comparison; install the same {name} on every worker and start the workers again"
             )
-    with _ONE, unpacked(made.bundle if where != made.origin else Bundle()), sendable_errors():
+    with _ONE, unpacked(made.bundle if made.origin != _origin() else Bundle()), sendable_errors():
         if (now := time.time()) > made.ends:
             return Answer(b"", where, mine, left=now)
         try:
@@ -162,6 +165,10 @@ def _sendable(error: Exception) -> bool:
 
 def _here() -> str:
     return f"{socket.gethostname()}, process {os.getpid()}"
+
+
+def _origin() -> str:
+    return f"{_here()}, {_MARK}"
 
 
 def _absent(error: BaseException, where: str, sent: Bundle) -> str | None:

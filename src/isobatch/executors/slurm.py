@@ -21,6 +21,8 @@ _POLL = 0.2
 """Seconds between looks at local jobs; Slurm is asked as often as submitit thinks right."""
 _GRACE = 15.0
 """Seconds that a shared disk has to show the result of a job that Slurm says has ended."""
+_QUEUED = 300.0
+"""Seconds that Slurm has to queue a preempted job again; where it cancels them, submitit would wait for ever."""
 
 
 class SubmititExecutor(Executor):
@@ -117,14 +119,18 @@ class SubmititExecutor(Executor):
         if future.cancelled() or (self._dropped and future.cancel()):
             job.cancel(check=False)
             return True
-        if not job.done():
+        ended = job.done()
+        if not ended and job.state != "PREEMPTED":
+            self._ended.pop(future, None)
             return False
         since = self._ended.setdefault(future, time.monotonic())
         there = job.paths.result_pickle.exists()  # submitit itself would wait for it, and for one job at a time
-        if there or time.monotonic() - since >= self._grace:
-            _finish(future, job)
-            return True
-        return False
+        if not there and time.monotonic() - since < (self._grace if ended else _QUEUED):
+            return False
+        if not there:  # of a lost node Slurm queues it again by itself, beside the call that is made again
+            job.cancel(check=False)
+        _finish(future, job)
+        return True
 
     def _start(self) -> None:
         taken = []

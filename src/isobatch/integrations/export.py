@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from isobatch.average import ModelAverage
+from isobatch.checkpoint.files import parse, reading
 from isobatch.checkpoint.tree import join, split
 from isobatch.errors import InputError, SaveError, unreadable
 from isobatch.gradients import sharded, unwrap
@@ -142,7 +143,8 @@ def load_state(folder: str | Path) -> Any:
         raise InputError(f"cannot read {file}: {error}; give the checkpoint folder of the trainer") from None
     if tree is None:
         raise InputError(f"{file} holds no state of isobatch; give the checkpoint folder of the trainer")
-    return join(json.loads(tree), tensors)
+    with reading(file):
+        return join(parse(file, tree.encode()), tensors)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

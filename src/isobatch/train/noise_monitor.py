@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from isobatch.control import Action, AdaptiveBatch, Evidence, Limits, temperature
 from isobatch.gradients import ALONE
@@ -25,6 +25,23 @@ if TYPE_CHECKING:
 _SHARE, _DRIFT = 20, 0.25
 _LOOKS = 8
 """Decisions in the span that the batch needs to settle: each one reads the estimate."""
+
+
+@runtime_checkable
+class NoiseReader(Protocol):
+    """What measures a step: a `NoiseScale`, or a monitor around one."""
+
+    def chunk(self, samples: float, *, rows: Sequence[float] | None = None) -> AbstractContextManager[None]:
+        """Declare one backward pass."""
+        ...
+
+    def update(self, *, samples: float) -> None:
+        """Take in a step, before the optimizer."""
+        ...
+
+    def discard(self) -> None:
+        """Forget the present step."""
+        ...
 
 
 class NoiseMonitor:

@@ -3,39 +3,29 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import Any, Literal, Protocol, final, runtime_checkable
+from typing import Any, Literal, cast, final
 
 from torch import nn
 from torch.optim import Optimizer
 
 from isobatch.average import ModelAverage
+from isobatch.checkpoint.live import load_together
 from isobatch.control import BatchSchedule
 from isobatch.errors import InputError
 from isobatch.gradients import bare_optimizer
 from isobatch.optimizers.invariant import InvariantOptimizer
+from isobatch.train.noise_monitor import NoiseReader
 from isobatch.train.sample_scheduler import SampleScheduler, refuse_rivals
 from isobatch.train.world import World
 from isobatch.units import finite
 
 Unit = Literal["samples", "tokens"]
 _COUNTERS = ("seen", "drawn", "steps", "skips")
-
-
-@runtime_checkable
-class NoiseReader(Protocol):
-    """What measures a step: a `NoiseScale`, or a monitor around one."""
-
-    def chunk(self, samples: float, *, rows: Sequence[float] | None = None) -> AbstractContextManager[None]:
-        """Declare one backward pass."""
-        ...
-
-    def update(self, *, samples: float) -> None:
-        """Take in a step, before the optimizer."""
-        ...
-
-    def discard(self) -> None:
-        """Forget the present step."""
-        ...
+_INSTEAD = {
+    "average": "isobatch.ModelEMA(model, half_life=...) or another average of isobatch, or a list of them",
+    "noise": "isobatch.NoiseScale(model), or a list of them",
+    "scheduler": "isobatch.SampleScheduler(scheduler, batch_size=...), or a list of them, one an optimizer",
+}
 
 
 @final
@@ -62,7 +52,7 @@ class SampleClock:
         world: the ranks whose gradients are averaged; all of the job unless given.
 
     Raises:
-        InputError: another unit, members of another kind, or two schedulers of one optimizer.
+        InputError: another unit, members of another kind, one of them twice, or two schedulers of one optimizer.
 
     Example:
         >>> import torch
@@ -93,12 +83,11 @@ class SampleClock:
     ):
         if unit not in ("samples", "tokens"):
             raise InputError(f'unit={unit!r} must be "samples" or "tokens"')
-        self.averages: tuple[ModelAverage, ...] = _all("average", average, ModelAverage)
-        self.noises: tuple[Any, ...] = _all("noise", noise, NoiseReader)
+        self.averages: tuple[ModelAverage, ...] = _members("average", average, ModelAverage)
+        self.noises: tuple[Any, ...] = _members("noise", noise, NoiseReader)
         bare = None if optimizer is None else bare_optimizer(optimizer)
         self.invariant = bare if isinstance(bare, InvariantOptimizer) else None
-        self.schedulers: tuple[SampleScheduler, ...] = _all("scheduler", scheduler, SampleScheduler)
-        refuse_rivals(self.schedulers)
+        self.schedulers: tuple[SampleScheduler, ...] = _members("scheduler", scheduler, SampleScheduler)
         if not (batches is None or callable(batches) or isinstance(batches, BatchSchedule)):
             raise InputError(f"batches={batches!r} must be a BatchSchedule, or a function of the samples seen")
         self.steps_scheduler = steps_scheduler
@@ -157,8 +146,8 @@ class SampleClock:
 
         Args:
             rows: samples in it; 0 on a rank without any.
-            weight: n_j, what its mean loss weighs in the loss of the step, or a list of what each row weighs; None
-                where micro-batches weigh alike.
+            weight: n_j, what its mean loss weighs in the loss of the step, or a list (tensor, array) of what each row
+                weighs; None where micro-batches weigh alike.
 
         Returns:
             A context manager around its backward pass, which need not be used.
@@ -167,6 +156,8 @@ class SampleClock:
             InputError: numbers below 0, or a step in which some micro-batches weigh and others do not.
         """
         self._close()
+        if getattr(weight, "ndim", 0):
+            weight = cast(Any, weight).tolist()
         plain = weight is None or isinstance(weight, int | float)
         each = [float(w) for w in weight] if not plain and isinstance(weight, Sequence) else None
         total: Any = weight if each is None else sum(each)
@@ -283,14 +274,9 @@ class SampleClock:
             state: what state_dict() returned.
 
         Raises:
-            InputError: another unit, other members, or no state of a clock.
+            InputError: another unit, other members, or no state of a clock; nothing was loaded.
         """
-        state = _with_schedulers(state) if isinstance(state, Mapping) else {}
-        if not {"clock", "averages", "noises", "schedulers"} <= state.keys():
-            raise InputError("this is no state of a SampleClock; give what its state_dict() returned")
-        clock = state["clock"]
-        if clock["unit"] != self.unit:
-            raise InputError(f"the state counts {clock['unit']}, this clock {self.unit}; build it alike")
+        state = _opened(state, self.unit)
         for name, word, saved, own in (
             ("averages", "average", len(state["averages"]), len(self.averages)),
             ("noise scales", "noise", len(state["noises"]), len(self.noises)),
@@ -300,14 +286,10 @@ class SampleClock:
                 raise InputError(
                     f"{name}: {saved} in the state, {own} here; give {word}= as the run that saved the state did"
                 )
-        for average, held in zip(self.averages, state["averages"], strict=True):
-            average.load_state_dict(held)
-        for noise, held in zip(self.noises, state["noises"], strict=True):
-            noise.load_state_dict(held)
-        for scheduler, held in zip(self.schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(held)
+        held = [*state["noises"], *state["schedulers"], *state["averages"]]
+        load_together(list(zip([*self.noises, *self.schedulers, *self.averages], held, strict=True)))
         for name in _COUNTERS:
-            setattr(self, name, clock[name])
+            setattr(self, name, state["clock"][name])
         self._steps_of = self._counts()
         self._close(discard=True)
         self._clear()
@@ -411,15 +393,8 @@ class _Open:
                 clock._rows, clock._weights, clock._micro = self._before
 
 
-_INSTEAD = {
-    "average": "isobatch.ModelEMA(model, half_life=...) or another average of isobatch, or a list of them",
-    "noise": "isobatch.NoiseScale(model), or a list of them",
-    "scheduler": "isobatch.SampleScheduler(scheduler, batch_size=...), or a list of them, one an optimizer",
-}
-
-
-def _all(name: str, given: Any, kind: type) -> tuple[Any, ...]:
-    """Return one member or several as a tuple; what would fail at the first step is refused here."""
+def _members(name: str, given: Any, kind: type) -> tuple[Any, ...]:
+    """Return one member or several as a tuple; what would fail or count twice at the first step is refused here."""
     if given is None:
         return ()
     single = isinstance(given, (kind, nn.Module, str)) or not isinstance(given, Iterable)
@@ -427,13 +402,32 @@ def _all(name: str, given: Any, kind: type) -> tuple[Any, ...]:
     for one in found:
         if not isinstance(one, kind):
             raise InputError(f"{name}={type(one).__name__} does not count samples; give {_INSTEAD[name]}")
+    # a SwitchEMA and the ModelEMA in it share their engine
+    if len({id(getattr(one, "_engine", one)) for one in found}) < len(found):
+        raise InputError(f"{name}= holds the same {type(found[0]).__name__} twice, and would move it twice a step")
+    if kind is SampleScheduler:
+        refuse_rivals(found)
     return found
 
 
-def _with_schedulers(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a state with a list of schedulers; older ones hold one or None."""
-    one = state.get("scheduler")
-    return {"schedulers": [] if one is None else [one], **state} if "scheduler" in state else state
+def _opened(state: Any, unit: str) -> dict[str, Any]:
+    """Return the parts of a state, its counters checked; older ones hold one scheduler or None."""
+    found = dict(state) if isinstance(state, Mapping) else {}
+    if "scheduler" in found:
+        one = found.pop("scheduler")
+        found.setdefault("schedulers", [] if one is None else [one])
+    lists = [found.get(key) for key in ("averages", "noises", "schedulers")]
+    clock = found.get("clock")
+    if not isinstance(clock, Mapping) or not all(isinstance(one, list | tuple) for one in lists):
+        raise InputError("this is no state of a SampleClock; give what its state_dict() returned")
+    missing = sorted({*_COUNTERS, "unit"} - clock.keys())
+    if missing:
+        raise InputError(f"the clock in the state lacks {missing}; it was written by another version or damaged")
+    if clock["unit"] != unit:
+        raise InputError(f"the state counts {clock['unit']}, this clock {unit}; build it alike")
+    for name in _COUNTERS:
+        finite(f"{name} in the state", clock[name], 0)
+    return found
 
 
 def _plain(number: float) -> float:

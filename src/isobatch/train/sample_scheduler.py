@@ -177,7 +177,7 @@ class SampleScheduler(LRScheduler):
             followers = [values[int(like)] for like, _ in self._later]
             for group, value in zip(self.optimizer.param_groups, [*values, *followers], strict=True):
                 assign(group, option, value ** self.powers.get(option, 1.0))
-        self._last_lr = rates
+        self._last_lr = [*rates]
 
     def get_last_lr(self) -> list[float | Tensor]:
         """Return the learning rates of the coming step, by group."""
@@ -203,7 +203,7 @@ class SampleScheduler(LRScheduler):
             InputError: the state of another kind of scheduler, another reference batch, or other groups.
         """
         state = state_dict
-        if not {"batch_size", "seen", "factor", "samples", "scheduler"} <= state.keys():
+        if not {"batch_size", "seen", "factor", "samples", "scheduler", "first", "rates"} <= state.keys():
             raise InputError(
                 f"the state holds {sorted(state)}, which is no state of a SampleScheduler; give what its state_dict() "
                 "returned"
@@ -213,10 +213,12 @@ class SampleScheduler(LRScheduler):
                 f"the state's reference batch is {state['batch_size']}, this scheduler's {self.batch_size}; "
                 "build it alike"
             )
+        seen, factor = (finite(f"{key} in the state", state[key], 0) for key in ("seen", "factor"))
+        samples = _count_of("samples in the state", state["samples"])
         later = [list(pair) for pair in state.get("later", [])]
         self._check_groups(self._preview.groups + len(later))
         self._preview.load_state_dict(state)
-        self.seen, self.factor, self.samples = state["seen"], state["factor"], state["samples"]
+        self.seen, self.factor, self.samples = int(seen) if seen == int(seen) else seen, factor, samples
         self.powers, self._later = dict(state.get("powers", {})), later
         self.last_epoch = state.get("last_epoch", self.last_epoch)
         self.write()

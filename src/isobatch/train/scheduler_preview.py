@@ -95,7 +95,7 @@ class SchedulerPreview:
             state: that.
 
         Raises:
-            InputError: another number of groups; nothing was changed.
+            InputError: another number of groups, or another kind of scheduler; nothing was changed.
         """
         read = [dict(view) if isinstance(view, dict) else {"lr": list(view)} for view in state["rates"]]
         if len(read[-1]["lr"]) != self.groups:
@@ -103,6 +103,7 @@ class SchedulerPreview:
                 f"the state is of a scheduler of {len(read[-1]['lr'])} groups, this one drives {self.groups}; build it "
                 "on the same groups"
             )
+        _refuse_another_kind(self.scheduler.state_dict(), state["scheduler"], type(self.scheduler).__name__)
         self.scheduler.load_state_dict(_like(vars(self.scheduler), state["scheduler"]))
         self._read, self._first = read, state["first"]
         self.driven = list(state.get("driven", ["lr"]))
@@ -210,6 +211,20 @@ def _flat(group: dict[str, Any]) -> dict[str, float]:
             if isinstance(number, int | float) and not isinstance(number, bool):
                 found[name] = float(number)
     return found
+
+
+def _refuse_another_kind(own: dict[str, Any], state: dict[str, Any], kind: str) -> None:
+    """Refuse a state that lacks settings of a scheduler and holds others; versions of torch differ in one way only."""
+    lacks, strange = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    parts, saved = own.get("_schedulers", ()), state.get("_schedulers", ())
+    turned = ("_milestones" in own) != ("_milestones" in state)  # a chain for a sequence
+    if (lacks and strange) or turned or len(parts) != len(saved):
+        raise InputError(
+            f"the state is of another scheduler than {kind}: it lacks {lacks[:4]} and holds {strange[:4]}, with "
+            f"{len(saved)} parts for {len(parts)}; build the scheduler as the run that saved the state did"
+        )
+    for part, held in zip(parts, saved, strict=True):
+        _refuse_another_kind(part, held, f"a part of {kind}")
 
 
 def _like(own: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
