@@ -160,7 +160,8 @@ def test_a_layout_that_fails_is_not_comparable():
 
 @pytest.mark.parametrize(("name", "causes"), [
     ("data_parallel", []), ("sharded", []), ("data_parallel_sums", ["sum-instead-of-mean"]),
-    ("ranks_apart", ["processes-apart"]), ("never_synchronised_in_parts", ["processes-apart"]),
+    ("never_synchronised_in_parts", ["processes-apart"]),
+    pytest.param("ranks_apart", ["processes-apart"], marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_on_two_processes(name, causes):
     report = split(getattr(targets, name), 2, processes=2, timeout=100)
