@@ -1,5 +1,6 @@
 """Processes that end, are refused or outlive their parent, errors that cannot be sent, clocks that are ahead."""
 
+import copyreg
 import errno
 import importlib
 import os
@@ -104,19 +105,32 @@ def fails(kind):
 
     if kind == "arguments":
         raise Arguments("the loss", "too large")
+    if kind == "caused":
+        try:
+            raise Inside
+        except Inside as error:
+            raise ValueError("the loss: too large") from error
     raise {"inside": Inside, "refuses": Refuses, "changes": Changes, "fine": ValueError}[kind]("the loss: too large")
+
+
+def with_causes(error):
+    return type(error), error.args, {"causes": (error.__cause__, error.__context__)}
 
 
 @pytest.mark.parametrize("where", [
     lambda kind: map_jobs(fails, [kind], workers=2),
     lambda kind: remote.invoke(remote.call(fails, kind, shipping.Bundle())),
 ], ids=["process", "worker"])  # fmt: skip
-@pytest.mark.parametrize("kind", ["arguments", "inside", "refuses", "changes", "fine"])
-def test_an_error_that_cannot_be_sent_comes_in_its_words(kind, where):
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize("kind", ["arguments", "inside", "refuses", "changes", "fine", "caused"])
+def test_an_error_that_cannot_be_sent_comes_in_its_words(kind, chained, where, monkeypatch):
     """Read by the caller it would break the pool: the worker would pass for lost, and memory for short."""
+    if chained:  # what Dask's import does to every exception: its causes are sent along
+        for of in (ValueError, RuntimeError):
+            monkeypatch.setitem(copyreg.dispatch_table, of, with_causes)
     with pytest.raises(Exception, match="the loss: too large") as caught:
         where(kind)
-    assert caught.type is (ValueError if kind == "fine" else RuntimeError)
+    assert caught.type is (ValueError if kind in ("fine", "caused") else RuntimeError)
 
 
 class Elsewhere(Executor):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from isobatch.errors import WorkerLost
-from isobatch.executors.remote import sendable_errors
+from isobatch.executors.remote import sendable
 from isobatch.units import whole
 
 _LOOK = 1.0
@@ -118,7 +118,7 @@ class LocalExecutor(Executor):
             if self._closed:
                 raise RuntimeError("cannot submit after shutdown")
             self._open.add(future)
-            self._waiting.append((future, partial(_made, partial(fn, *args, **kwargs))))
+            self._waiting.append((future, partial(sendable, partial(fn, *args, **kwargs))))
         self._start()
         return future
 
@@ -238,11 +238,6 @@ class _Process:
 def _load() -> None:
     """Load torch and what its optimizers load on first use, once here instead of once a process."""
     torch.optim.SGD([torch.zeros(1)], lr=0.1)
-
-
-def _made(call: Callable[[], Any]) -> Any:
-    with sendable_errors():
-        return call()
 
 
 def _alone(gpu: str | None, parent: int) -> None:

@@ -8,14 +8,13 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +22,7 @@ from isobatch.errors import InputError
 from isobatch.executors.shipping import Bundle, unpacked
 from isobatch.installed import VERSION
 
+T = TypeVar("T")
 _ONE = threading.Lock()
 """A run owns the random numbers and the default type of its process."""
 _MARK = secrets.token_hex(8)
@@ -116,47 +116,56 @@ def invoke(made: Call) -> Answer:
                 f"worker {where} has {name} {mine[name]}, the caller {made.versions[name]}: curves of both are no one "
                 f"comparison; install the same {name} on every worker and start the workers again"
             )
-    with _ONE, unpacked(made.bundle if made.origin != _origin() else Bundle()), sendable_errors():
-        if (now := time.time()) > made.ends:
-            return Answer(b"", where, mine, left=now)
-        try:
-            function, job = ForkingPickler.loads(made.work)
-            result = function(job)
-        except (InputError, ImportError, FileNotFoundError) as error:
-            if (more := _absent(error, where, made.bundle)) is None:
-                raise
-            raise InputError(more) from error
-        return Answer(bytes(ForkingPickler.dumps(result)), where, mine | _processor(job))
+    with _ONE, unpacked(made.bundle if made.origin != _origin() else Bundle()):
+        return sendable(partial(_answer, made, where, mine))
 
 
-@contextmanager
-def sendable_errors() -> Generator[None]:
-    """Let out of the block only errors that the caller's process can read.
+def _answer(made: Call, where: str, mine: dict[str, str]) -> Answer:
+    if (now := time.time()) > made.ends:
+        return Answer(b"", where, mine, left=now)
+    try:
+        function, job = ForkingPickler.loads(made.work)
+        result = function(job)
+    except (InputError, ImportError, FileNotFoundError) as error:
+        if (more := _absent(error, where, made.bundle)) is None:
+            raise
+        raise InputError(more) from error
+    return Answer(bytes(ForkingPickler.dumps(result)), where, mine | _processor(job))
+
+
+def sendable(made: Callable[[], T]) -> T:
+    """Make a call from which only errors come that the caller's process can read.
 
     Many cannot be made again from what they send of themselves (a class whose arguments are not those of its message, a
-    class inside a function); read by the caller they would break the connection, and a worker would pass for lost.
+    class inside a function), or from the error that caused them, which some packages send along; read by the caller
+    they would break the connection, and a worker would pass for lost.
 
-    Yields:
-        None.
+    Args:
+        made: the call.
+
+    Returns:
+        What it returns.
 
     Raises:
         RuntimeError: in place of such an error, in its words.
 
     Example:
-        >>> with sendable_errors():
-        ...     raise ValueError("as it is")
+        >>> sendable(lambda: 1 / 0)
         Traceback (most recent call last):
-        ValueError: as it is
+        ZeroDivisionError: division by zero
     """
     try:
-        yield
+        return made()
     except Exception as error:
-        if not _sendable(error):
-            raise RuntimeError(f"{type(error).__name__}: {error}") from error
-        raise
+        if _readable(error):
+            raise
+        error.__cause__ = error.__context__ = None
+        found = error if _readable(error) else RuntimeError(f"{type(error).__name__}: {error}")
+        found = found.with_traceback(error.__traceback__)
+    raise found  # here, where no error is its context
 
 
-def _sendable(error: Exception) -> bool:
+def _readable(error: Exception) -> bool:
     try:
         return type(ForkingPickler.loads(ForkingPickler.dumps(error))) is type(error)
     except Exception:  # whatever its class does
