@@ -7,7 +7,7 @@ import pytest
 
 from isobatch.errors import InputError
 from isobatch_studies import claims_table
-from isobatch_studies.byol_24576 import devices
+from isobatch_studies.byol_24576 import devices, ends
 from isobatch_studies.claims import claims, criteria, grids
 from isobatch_studies.teachers.grid import reference
 from isobatch_studies.teachers.tables import markdown
@@ -130,6 +130,21 @@ def test_six_times_the_devices_are_modelled_from_measured_speeds():
         )
         assert cells[1:] == [f"{few:.1f} s", f"{many:.1f} s", f"{few / many:.1f} |"]
     assert devices.markdown(None) == devices.markdown(data | {"rows": []}) == "No pair of runs is complete.\n"
+
+
+def test_the_ends_of_complete_arms_are_paired_by_seed():
+    def of(*points):
+        return {"per_seed": {m: {k: list(points) for k in ("knn", "accuracy")} for m in ("raw", "average")}}
+
+    row = {"arm": "rule", "seeds": 3, "planned": 3, **of(41, 53, 45), "reference": of(40, 50, 40)}
+    row["per_seed"]["raw"]["knn"] = [39, 47, 35]
+    half = 2 / 3**0.5 * 4.302652729911275  # Student's t of 2 degrees of freedom; differences 1, 3, 5
+    more, less = (f"{sign}3.00 [{low:+.2f}, {high:+.2f}]" for sign, low, high in
+                  [("+", 3 - half, 3 + half), ("-", -3 - half, -3 + half)])  # fmt: skip
+    head, _, line = ends.markdown({"rows": [row, row | {"seeds": 2}]}).splitlines()
+    assert line == f"| rule | 3 | {more} | {more} | {less} | {more} |"
+    assert head.endswith("| neighbours, averaged | probe, averaged | neighbours, raw | probe, raw |")
+    assert ends.markdown(None) == ends.markdown({"rows": [row | {"seeds": 2}]}) == "No arm is complete.\n"
 
 
 def test_the_gradient_that_travels_is_that_of_the_task():

@@ -12,14 +12,15 @@ from typing import Any
 from isobatch.errors import InputError
 from isobatch.results import HELD, write
 from isobatch_studies import catalogue
-from isobatch_studies.byol_24576 import devices
+from isobatch_studies.byol_24576 import devices, ends
 from isobatch_studies.claims import Claim, claims, criteria, grids
 from isobatch_studies.teachers.tables import beside_of, claims_of, markdown
 
 _LINE = re.compile(r"^- \*\*(Claimed|Found|Size)\*\*: (.+)$", re.MULTILINE)
 _COUNT = re.compile(r"^(- \*\*Found\*\*: )[^.\n]*\.", re.MULTILINE)
 _DRAWN = re.compile(r"(<!-- drawn from (\S+): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-DRAWERS = {"arms": markdown, "devices": devices.markdown, "claims": claims_of, "beside": beside_of}
+DRAWERS = {"arms": markdown, "devices": devices.markdown, "ends": ends.markdown, "claims": claims_of}
+DRAWERS["beside"] = beside_of
 """What a page may ask to be drawn from a stored result."""
 _HEAD = """# Every claim, and whether it held
 
