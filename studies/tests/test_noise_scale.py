@@ -15,7 +15,7 @@ from isobatch_studies.claims import criteria
 from isobatch_studies.noise_scale import grid as layout
 from isobatch_studies.noise_scale import study
 from isobatch_studies.noise_scale.judging import judge, largest_ratio, row
-from isobatch_studies.noise_scale.page import html, table
+from isobatch_studies.noise_scale.page import figures, html, table
 from isobatch_studies.noise_scale.probing import NoiseCurve, NoiseProbe, drawn, probe
 
 RULES = criteria("noise-scale")
@@ -169,3 +169,12 @@ def test_the_page_holds_table_claims_and_pictures():
     assert cells[1][3].startswith("100 [")
     assert cells[2][5] == "no value"
     assert "noise-scale/within-order-of-magnitude" in html(data)
+
+
+def test_every_domain_that_is_drawn_is_named():
+    whole = made() | {"domain": "whole"}
+    known = whole["simple_average"]
+    rows = [whole | {"simple_start": known}, whole | {"domain": "early", "simple_start": known, "simple_average": None}]
+    drawn = figures({"rows": [*rows, whole | {"domain": "none", "simple_start": None, "simple_average": None}]})
+    (axes,) = drawn["scales"].axes
+    assert axes.get_legend_handles_labels()[1] == ["within a factor of ten", "whole", "early, start only"]

@@ -37,13 +37,14 @@ def _scales(data: dict[str, Any]) -> Figure:
     axes.plot(ends, ends, color="#777777", lw=1)
     for index, row in enumerate(data["rows"]):
         shade, mark = _SHADES[index % 6], _MARKS[index % 6]
-        for when, filled in (("start", "white"), ("average", shade)):
-            x, y = row[f"critical_{when}"], row[f"simple_{when}"]
-            if x is None or y is None:
-                continue
+        pairs = {when: (row[f"critical_{when}"], row[f"simple_{when}"]) for when in ("start", "average")}
+        known = {when: (x, y) for when, (x, y) in pairs.items() if x is not None and y is not None}
+        named = row["domain"] if "average" in known else f"{row['domain']}, start only"
+        for when, (x, y) in known.items():
             axes.plot([x["low"] or 0.3, x["high"] or 3e4], [y["value"]] * 2, color=shade, lw=1, alpha=0.6)
             axes.plot([x["value"]] * 2, [y["low"], y["high"]], color=shade, lw=1, alpha=0.6)
-            label = row["domain"] if when == "average" else None
+            filled = shade if when == "average" else "white"
+            label = named if when == list(known)[-1] else None
             axes.plot(x["value"], y["value"], mark, color=shade, mfc=filled, ms=8, label=label, ls="")
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     for axis in (axes.xaxis, axes.yaxis):
