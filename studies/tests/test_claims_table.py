@@ -147,6 +147,17 @@ def test_the_ends_of_complete_arms_are_paired_by_seed():
     assert ends.markdown(None) == ends.markdown({"rows": [row | {"seeds": 2}]}) == "No arm is complete.\n"
 
 
+def test_other_margins_are_told_from_the_stored_runs():
+    found = {(arm.removeprefix("byol-24576 "), margin): (verdict, seeds) for arm, margin, verdict, seeds
+             in ends.margins(DOCS / "results" / "byol-24576")}  # fmt: skip
+    page = (DOCS / "studies" / "byol-24576.md").read_text("utf-8")
+    assert found["rule x6", 2.0] == ("SAME", None)
+    assert found["no EMA rule x6", 2.0][0] == "UNDECIDED"
+    assert {found[arm, 1.0][0] for arm in ("rule x6", "no EMA rule x6")} == {"UNDECIDED"}
+    same, different = (found[arm, 1.0][1] for arm in ("rule x6", "no EMA rule x6"))
+    assert f"about {same} fresh seeds to call the rule's arm SAME, and {different} to call" in page
+
+
 def test_the_gradient_that_travels_is_that_of_the_task():
     from isobatch.tasks import make_run
 
