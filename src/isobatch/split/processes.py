@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import secrets
 import signal
 import socket
@@ -35,7 +36,7 @@ _MARK = "ISOBATCH_CHECK"
 _AGENT = "TORCHELASTIC_"
 _LAUNCHED = {"RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
              "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"}  # fmt: skip
-_LEFT = "Connection closed by peer"
+_LEFT = re.compile(r"Connection closed by peer|Connection reset|gloo/transport")
 _KINDS = {kind.__name__: kind for kind in (Layout, Record, Update, Pass)}
 
 
@@ -223,7 +224,9 @@ def _merged(records: list[Record]) -> Record:
     for one in (each for record in records for update in record.updates for each in update.passes):
         one.loss /= len(records)  # what all of them train is the mean
     # the first to fail makes the fewest updates; the others only see that it left
-    failed = sorted((one for one in records if one.failed), key=lambda one: (len(one.updates), _LEFT in one.failed))
+    failed = sorted(
+        (one for one in records if one.failed), key=lambda one: (len(one.updates), _LEFT.search(one.failed) is not None)
+    )
     if failed:
         first.failed = failed[0].failed
         return first
