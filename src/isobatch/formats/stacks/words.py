@@ -7,7 +7,7 @@ from isobatch.formats.reader import Found, Reader
 from isobatch.rules import OPTIMIZERS
 
 _AROUND = re.compile(
-    r"^(?:paged_?|decoupled_?|fused_?|bnb_?|ao_|default_|apex_|low_precision_|nl?skipstep|skipstep)+|"
+    r"^(?:paged_?|dist_|decoupled_?|fused_?|bnb_?|ao_|default_|apex_|low_precision_|nl?skipstep|skipstep)+|"
     r"(?:_?(?:8bit|4bit|32bit|fp8|torch|hf|apex|anyprecision|fused|legacy|xla|npu|config|bnb|tf|c|l2))+$"
 )
 _OTHERS = {"nesterov": "sgd", "momentum": "sgd", "sgdw": "sgd", "sgdp": "sgd", "nadam": "nadamw"}
@@ -118,6 +118,31 @@ def betas(reader: Reader, one: Found, two: Found) -> None:
     """Enter Adam's moments."""
     reader.say("beta1", one)
     reader.say("beta2", two)
+
+
+def beside_muon(reader: Reader, moments: tuple[Found, Found] | None, eps: Found) -> None:
+    """Enter Adam's own parameters beside Muon, which take the one rate that the trainer has for both.
+
+    Muon's momentum stays then, so that the rate of both moves by the same square root.
+
+    Args:
+        reader: of the file, whose optimizer was read.
+        moments: Adam's; None where nobody states them.
+        eps: Adam's; its value None where nobody states it.
+    """
+    draft = reader.draft
+    draft.rules["momentum"] = "keep"
+    if moments is None:
+        reader.note("parameters that Muon does not take have Adam's moments, which the file does not state; they stay")
+        return
+    at = f"groups[{len(draft.groups)}]"
+    held = {"lr": draft.values["lr"], "weight_decay": draft.values["weight_decay"]}
+    draft.groups.append({"name": "beside-muon", "match": "embed|output|head|norm|bias", "optimizer": "adamw", **held,
+                         "betas": [float(one.value) for one in moments], "eps": float(eps.value or 1e-8)})  # fmt: skip
+    for index, found in enumerate(moments):
+        reader.link(f"{at}.betas[{index}]", found, lambda view, i=index: view[f"{at}.betas[{i}]"])
+    if eps.value is not None:
+        reader.link(f"{at}.eps", eps, lambda view: view[f"{at}.eps"])
 
 
 def clip(reader: Reader, found: Found) -> None:
