@@ -8,6 +8,7 @@ from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.launchers import launched_devices
 from isobatch.formats.stacks.words import (
+    MOST_CYCLES,
     beside_muon,
     clip,
     has,
@@ -36,8 +37,6 @@ _CYCLED = ("cosine", "tanh", "poly")
 """Schedules that have cycles, and whose run is as long as these take."""
 
 _PROGRAMS = ("train.py", "distributed_train.sh")
-MOST_CYCLES = 100
-"""Cycles of a schedule that are drawn, at most."""
 
 
 def read(reader: Reader) -> None:

@@ -151,6 +151,12 @@ def _split(words: list[Word]) -> tuple[list[Word], list[Word], str]:
         while at + 1 < len(words) and not words[at + 1].text.startswith("-") and "=" not in words[at + 1].text:
             at += 1
         start = next(i for i, w in enumerate(words) if _RUNS.search(w.text)) if words else 0
+        if [word.text for word in words[at - 1 : at + 1]] == ["tune", "run"]:  # hands torchrun's flags on
+            recipe = at + 1
+            while recipe < len(words) and words[recipe].text.startswith("-"):
+                recipe += 1 if "=" in words[recipe].text or words[recipe].text == "--standalone" else 2
+            named = " ".join(word.text for word in words[at - 1 : at + 1] + words[recipe : recipe + 1])
+            return words[at + 1 : recipe], words[recipe + 1 :], named
         return [], words[at + 1 :], " ".join(w.text for w in words[start : at + 1])
     return words[:last], words[last + 1 :], words[last].text
 
