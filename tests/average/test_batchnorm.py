@@ -70,6 +70,20 @@ def test_no_batches_are_refused_and_no_layers_are_nothing():
     assert recalibrate(nn.Linear(1, 1), []) == 0
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(5), nn.BatchNorm2d(5)], ids=["rows", "pictures"])
+def test_a_batch_of_no_rows_counts_for_nothing(layer, place):
+    more = (5, 3, 3) if isinstance(layer, nn.BatchNorm2d) else (5,)
+    generator = torch.Generator().manual_seed(place)
+    batches = [torch.randn(n, *more, generator=generator, dtype=torch.float64) for n in (4, 7)]
+    wide = layer.double()
+    recalibrate(wide, [*batches[:place], torch.zeros(0, *more, dtype=torch.float64), *batches[place:]])
+    pooled = [b.transpose(0, 1).flatten(1).T.numpy() for b in batches]
+    mean, variance = truth.pooled_moments(pooled)
+    torch.testing.assert_close(wide.running_mean, torch.from_numpy(mean))
+    torch.testing.assert_close(wide.running_var, torch.from_numpy(variance))
+
+
 def test_one_value_gives_no_variance():
     moments = Moments()
     moments.add(torch.ones(1, 2))

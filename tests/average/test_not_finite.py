@@ -10,7 +10,7 @@ from torch import nn
 from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver, PerChannelMinMaxObserver
 
 from isobatch import ModelEMA
-from isobatch.average import ObservedMean, Storage, intake, recalibrate
+from isobatch.average import ObservedMean, Storage, SwitchEMA, intake, recalibrate
 from isobatch.errors import IsobatchError, NonFiniteError
 
 every_kind = pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.name)
@@ -51,7 +51,7 @@ def test_reset_and_loads_are_refused_by_name_and_change_nothing(kind):
     other = {n: t.clone() for n, t in module.named_parameters()}
     other["0.bias"] = torch.full_like(other["0.bias"], math.inf)
     with pytest.raises(NonFiniteError, match=r"0\.bias"):
-        average.load_average(other, which=kind.which)
+        average.load_average(other, seen=100, which=kind.which)
     poison(module, math.nan)
     for call in (average.reset, lambda: average.load_state_dict(None, missing="weights")):
         with pytest.raises(NonFiniteError, match=r"2\.weight"):
@@ -162,6 +162,20 @@ def test_a_mask_that_changes_is_followed_and_one_that_begins_to_train_is_average
         module.mask.fill_(2.0)
     ema.update(samples=10)
     assert torch.equal(ema.average()["mask"], torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1])
+def test_a_mask_of_infinities_is_not_switched(share):
+    module = Masked("parameter")
+    with torch.no_grad():
+        module.mask.copy_(torch.full((3, 3), -math.inf).triu(1))
+    raw, begin = module.mask.clone(), module.fc.weight.detach().clone()
+    switch = SwitchEMA(ModelEMA(module, half_life=10), every=10, share=share)
+    with torch.no_grad():
+        module.fc.weight.add_(1)
+    switch.update(samples=10)
+    assert torch.equal(module.mask, raw)
+    torch.testing.assert_close(module.fc.weight, begin + 1 - share / 2)
 
 
 def test_what_becomes_infinite_later_or_trains_is_refused_with_a_way_out():

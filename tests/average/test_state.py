@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 from tests.average.kinds import model, step
+from tests.reference import averages as truth
 from torch import nn
 
 from isobatch.average import LAWA, SWA, ModelEMA, MultiEMA, PowerEMA, Storage
@@ -166,7 +167,7 @@ def test_the_average_of_another_library_is_taken_over():
     with pytest.raises(InputError, match="shape"):
         ema.load_average({n: torch.zeros(1) for n in ema.average()})
     for several, which in ((MultiEMA(module, half_lives=[5, 9]), 9), (PowerEMA(module, sigma_rels=[0.1, 0.2]), 0.2)):
-        several.load_average(peer.state_dict(), which=which)
+        several.load_average(peer.state_dict(), seen=4096, which=which)
         assert torch.equal(several.average(which)["0.bias"], peer.module[0].bias)
 
 
@@ -176,6 +177,104 @@ def test_a_mean_of_snapshots_starts_from_a_loaded_average():
     peer = {n: torch.full_like(p, 3.0) for n, p in module.named_parameters()}
     recent.load_average(peer)
     assert float(recent.average()["0.bias"][0]) == 3.0
+
+
+GOES_ON = {
+    "ema": (lambda m, **k: ModelEMA(m, half_life=50, **k), None, "ema", {"H": 50}),
+    "one of several": (lambda m, **k: MultiEMA(m, half_lives=[20, 50], **k), 50, "ema", {"H": 50}),
+    "tail": (lambda m, **k: SWA(m, **k), None, "tail", {"start": 0}),
+    "late tail": (lambda m, **k: SWA(m, start=60, **k), None, "tail", {"start": 60}),
+    "power": (lambda m, **k: PowerEMA(m, sigma_rels=[0.05, 0.1], **k), 0.1, "power", {"g": truth.gamma_of(0.1)}),
+    "recent": (lambda m, **k: LAWA(m, last=3, every=20, **k), None, "recent", {"last": 3, "every": 20}),
+}
+HELD = {
+    "float64": ({"dtype": torch.float64}, 1e-12),
+    "float32": ({}, 3e-6),
+    "compensated": ({"dtype": torch.bfloat16, "storage": Storage(rounding="compensated")}, 2e-2),
+}
+
+
+@pytest.mark.parametrize("held", HELD)
+@pytest.mark.parametrize("name", GOES_ON)
+def test_a_loaded_average_weighs_what_stands_behind_it(name, held):
+    make, which, kind, by = GOES_ON[name]
+    if name == "recent" and held == "compensated":
+        pytest.skip("snapshots are copies")
+    module = model()
+    with torch.no_grad():
+        for tensor in module.parameters():
+            tensor.fill_(1001.7)  # what rounding loses here must not reach the average that is loaded
+    average = make(module, **HELD[held][0])
+    average.update(samples=8)
+    with torch.no_grad():
+        for tensor in module.parameters():
+            tensor.normal_(generator=torch.Generator().manual_seed(1))
+    average.update(samples=3)
+    first = {n: torch.randn(p.shape, dtype=p.dtype) for n, p in module.named_parameters()}
+    average.load_average(first, seen=100, which=which)
+    theta, batches = [], [8, 24, 7, 1, 16, 9]
+    for j, batch in enumerate(batches):
+        step(module, j)
+        theta.append({n: p.detach().numpy().copy() for n, p in module.named_parameters()})
+        average.update(samples=batch)
+    for n, found in average.average(which).items():
+        wanted = truth.from_loaded(first[n].numpy(), 100, [t[n] for t in theta], batches, kind, **by)
+        torch.testing.assert_close(found.double(), torch.from_numpy(wanted), atol=HELD[held][1], rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "seen"),
+    [
+        (lambda m: SWA(m), 0),
+        (lambda m: SWA(m, start=60), 0),
+        (lambda m: SWA(m, start=60, every=20), 60),
+        (lambda m: PowerEMA(m, sigma_rels=[0.1]), 0),
+    ],
+)
+def test_an_average_that_the_next_update_would_replace_is_not_loaded(make, seen):
+    module = model()
+    average = make(module)
+    step(module, 0)
+    average.update(samples=8)
+    kept = {n: t.clone() for n, t in average.average().items()}
+    other = {n: torch.zeros_like(p) for n, p in module.named_parameters()}
+    with pytest.raises(InputError, match="next update would replace it; give seen="):
+        average.load_average(other, seen=seen)
+    assert average.seen == 8
+    assert all(torch.equal(t, kept[n]) for n, t in average.average().items())
+
+
+def test_the_report_after_a_load_tells_nothing_of_the_updates_before():
+    module, ema = trained(half_life=100)
+    other = ModelEMA(module, half_life=5)
+    other.update(samples=8)
+    state, good = ema.state_dict(), ema.average()
+    loads = (lambda: other.load_state_dict(state, settings="saved"), lambda: other.load_average(good, seen=40))
+    for take_over in loads:
+        take_over()
+        report = other.report()
+        assert (report.half_life, report.share) == (None, None)
+        step(module, 9)
+        other.update(samples=8)
+        assert other.report().half_life == pytest.approx(100)
+
+
+@pytest.mark.parametrize("settings", ["given", "match"])
+def test_half_lives_in_another_order_do_not_swap_their_averages(settings):
+    module = model()
+    averages = MultiEMA(module, half_lives=[5, 500])
+    step(module, 0)
+    averages.update(samples=8)
+    turned = MultiEMA(module, half_lives=[500, 5])
+    with pytest.raises(InputError, match=r"half_lives=\[5.0, 500.0\] in the state"):
+        turned.load_state_dict(averages.state_dict(), settings=settings)
+    turned.load_state_dict(averages.state_dict(), settings="saved")
+    for half_life in (5, 500):
+        for n, t in turned.average(half_life).items():
+            assert torch.equal(t, averages.average(half_life)[n])
+    others = MultiEMA(module, half_lives=[6, 600])
+    others.load_state_dict(averages.state_dict(), settings="given")
+    assert torch.equal(others.average(600)["0.bias"], averages.average(500)["0.bias"])
 
 
 def test_reset_starts_at_the_present_weights_and_keeps_the_clock():

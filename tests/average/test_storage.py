@@ -1,13 +1,14 @@
 """How averages are held: rounding, layout, selection, and models that change under them."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from tests.average.kinds import model, step
 from torch import nn
 
-from isobatch.average import ModelEMA, MultiEMA, Storage, trainable
+from isobatch.average import ModelEMA, MultiEMA, Storage, intake, trainable
 from isobatch.average.kernels import compensated_, stochastic_
 from isobatch.errors import InputError
 
@@ -239,6 +240,70 @@ def test_narrow_rounding_to_nearest_is_refused_where_it_would_freeze():
         ema.update(samples=1)
     coarse = ModelEMA(module, decay=0.9, batch_size=1, dtype=torch.bfloat16, storage=Storage(rounding="nearest"))
     coarse.update(samples=1)
+
+
+LOST = {
+    "float32": ({}, 1e-8, True),
+    "float64": ({"dtype": torch.float64}, 1e-8, False),
+    "compensated": ({"storage": Storage(rounding="compensated")}, 1e-8, False),
+    "auto": ({"cadence": "auto"}, 1e-8, False),
+    "just kept": ({}, 6e-8, False),
+    "frozen": ({}, 0.0, False),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+@pytest.mark.filterwarnings("error")
+def test_updates_that_float32_loses_are_told_of_once_they_add_up(name, monkeypatch):
+    monkeypatch.setattr(intake, "AUTO_SPAN", 5.5e-8)  # a two-hundredth takes half a million updates
+    options, small, told = LOST[name]
+    ema = ModelEMA(nn.Linear(2, 2), half_life=1.0, **options)
+    half_life = math.log(0.5) / math.log1p(-small) if small else math.inf
+    for _ in range(5):
+        ema.update(samples=1, half_life=half_life)
+    words = r'6 updates of weight 1e-08 or so were lost.*cadence="auto"'
+    with pytest.warns(UserWarning, match=words) if told else nullcontext():
+        ema.update(samples=1, half_life=half_life)
+    for _ in range(9):
+        ema.update(samples=1, half_life=half_life)
+
+
+def test_float64_weights_of_a_float32_average_lose_nothing():
+    module = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(module.weight, 1.0)
+    ema = ModelEMA(module, decay=1 - 1e-8, batch_size=1)
+    nn.init.constant_(module.weight, 2.0)
+    for _ in range(10):
+        ema.update(samples=1)
+    assert ema.average()["weight"].item() - 1 == pytest.approx(1e-7, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64])
+@pytest.mark.parametrize("others", [(), (5000,)])
+def test_several_empty_tensors_are_averaged(dtype, others):
+    module = nn.Module()
+    for k, shape in enumerate([(0,), (0, 3), *((n,) for n in others)]):
+        module.register_parameter(f"p{k}", nn.Parameter(torch.ones(shape, dtype=dtype)))
+    for average in (ModelEMA(module, half_life=8), MultiEMA(module, half_lives=[8, 9], kind="hold")):
+        with torch.no_grad():
+            for p in module.parameters():
+                p.fill_(3.0)
+        average.update(samples=8)
+        found = average.average(None if isinstance(average, ModelEMA) else 8)
+        assert [tuple(t.shape) for t in found.values()] == [(0,), (0, 3), *((n,) for n in others)]
+        average.load_state_dict(average.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize("empty", ["no weights", "whole numbers", "quantised"])
+def test_a_model_without_weights_is_refused(empty):
+    module = nn.ReLU()
+    if empty == "whole numbers":
+        module.register_parameter("p", nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False))
+    elif empty == "quantised":
+        module = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 3)), {nn.Linear})
+    with pytest.raises(InputError, match=r"nothing to average.*give the model that is trained"):
+        ModelEMA(module, half_life=8)
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "compensated"])

@@ -129,7 +129,8 @@ def test_what_counts_passes_steps_and_shares_moves_with_the_devices(name, text, 
     ("g.yaml", OLMO.format(", warmup_min_lr: 1.0e-5", "  hard_stop: {value: 5000, unit: steps}"),
      {"train_module.scheduler.warmup_min_lr": 1.41421356237e-5, "trainer.hard_stop.value": 2500}),
     ("k.sh", RUN.format("-m open_clip_train.main --train-num-samples 99999 --batch-size 320 --epochs 9 --warmup 20 "
-                        "--lr-cooldown-end 1e-6 --lr-scheduler const-cooldown"), {"lr_cooldown_end": 1.41421356237e-6}),
+                        "--lr-cooldown-end 1e-6 --lr-scheduler const-cooldown --epochs-cooldown 3"),
+     {"lr_cooldown_end": 1.41421356237e-6}),
     # EDM2's presets hold rates and decays of their own; counts of images may be powers of two
     ("h.sh", EDM2.format("edm2-img512-m"), {"lr": 0.009 * 2**0.5, "decay": 35000}),
     ("i.sh", EDM2.format("edm2-img64-l") + "--batch=2Ki --duration 1Gi", {"batch": 4096, "decay": 17500}),

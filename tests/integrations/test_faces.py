@@ -83,6 +83,26 @@ def test_parameters_of_another_model_and_an_empty_store_are_refused():
         ema.restore()
 
 
+@pytest.mark.parametrize("given", ["model", "parameters"])
+def test_raw_weights_that_wait_for_restore_are_not_stored_over(given):
+    model = net()
+    ema, weights = ib.ModelEMA(model, half_life=8), {"model": lambda: model, "parameters": model.parameters}[given]
+    move(model, 1)
+    ema.update(samples=8)
+    raw = copy.deepcopy(model.state_dict())
+    ema.store(weights())
+    ema.copy_to(net(3))  # another model
+    ema.store(weights())
+    ema.copy_to(weights())
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"restore\(\) first"):
+            ema.store(weights())
+    ema.restore(weights())
+    assert all(torch.equal(raw[name], tensor) for name, tensor in model.state_dict().items())
+    ema.store(weights())
+    ema.restore(weights())
+
+
 def taken(state, average, batch_size=None):
     """A fresh average after it has loaded a peer's state holds what the peer holds."""
     ema = ib.ModelEMA(net(9), half_life=8)
@@ -100,6 +120,28 @@ def test_states_of_torch():
         theirs.update_parameters(model)
     found, ema = taken(theirs.state_dict(), dict(theirs.module.named_parameters()), 16)
     assert (found.updates, found.decay, ema.seen) == (3, None, 48)
+
+
+def test_a_tail_of_torch_goes_on_as_ours():
+    """Three weights of 16 samples each, taken over by a tail that begins at 100, and one more of 16."""
+    model = net()
+    theirs = AveragedModel(model)
+    for seed in range(3):
+        move(model, seed)
+        theirs.update_parameters(model)
+    tail = ib.average.SWA(model, start=100)
+    load_peer(tail, theirs.state_dict(), batch_size=16)
+    move(model, 3)
+    theirs.update_parameters(model)
+    tail.update(samples=16)
+    assert tail.seen == 164
+    for name, tensor in theirs.module.named_parameters():
+        torch.testing.assert_close(tail.average()[name], tensor)
+    for average in (tail, ib.average.PowerEMA(model, sigma_rels=[0.1])):
+        with pytest.raises(InputError, match=r"batch_size is not given; give batch_size"):
+            load_peer(average, theirs.state_dict())
+        with pytest.raises(InputError, match=r"holds no count of updates.*load_average\(tensors, seen="):
+            load_peer(average, dict(theirs.module.named_parameters()), batch_size=16)
 
 
 def test_states_of_ema_pytorch():

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback
 import isobatch as ib
 from isobatch.errors import InputError
 from isobatch.integrations import export
+from isobatch.integrations.export import load_state
 from isobatch.integrations.hf import IsobatchCallback, IsobatchTrainerMixin
 
 
@@ -120,6 +121,43 @@ def test_evaluations_in_ones_own_way_and_those_that_are_called_off_leave_the_raw
         assert trainer.held == [True] * 3
         assert looks.saved
         assert not any(looks.saved)
+
+
+def two(lends=0, **changes):
+    """Two averages of one run, half-lives 50 and 20, of which one is given to evaluations."""
+    words = ["average" if place == lends else "raw" for place in range(2)]
+    return [IsobatchCallback(h, evaluate=word, quiet=True, **changes) for h, word in zip((50, 20), words, strict=True)]
+
+
+@pytest.mark.parametrize("lends", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_two_averages_of_one_run_and_evaluations_that_see_one_of_them(tmp_path, lends):
+    callbacks = two(lends)
+    looks, keeps = Looks(callbacks[lends]), {"save_strategy": "steps", "save_steps": 5}
+    given = {"max_steps": 6, "eval_strategy": "steps", "eval_steps": 2} | keeps
+    trained(tmp_path, callbacks[0], others=[callbacks[1], looks], **given)
+    assert looks.evaluated
+    assert all(looks.evaluated)
+    assert not any(looks.saved)
+    whole, again = [copy.deepcopy(one.ema.state_dict()) for one in callbacks], two(lends)
+    trained(tmp_path, again[0], others=[again[1]], resume=str(tmp_path / "checkpoint-5"), **given)
+    assert [one.ema.half_life for one in again] == [50, 20]
+    for one, state in zip(again, whole, strict=True):
+        assert one.ema.seen == state["values"]["clock"]["seen"] == 54 + 12
+        for name, tensor in one.ema.state_dict()["tensors"].items():
+            torch.testing.assert_close(tensor, state["tensors"][name], rtol=1e-6, atol=1e-7)
+    for callback, half_life in zip(callbacks, (50.0, 20.0), strict=True):
+        _, ema, _ = by_hand(epochs=1, half_life=half_life)
+        kept = load_state(tmp_path / "checkpoint-5", callback._file)["averages"][0]["tensors"]
+        for name, tensor in ema.state_dict()["tensors"].items():
+            torch.testing.assert_close(kept[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("word", ["evaluate", "export"])
+def test_two_averages_for_one_place_are_refused_before_training(tmp_path, word):
+    first, second = (IsobatchCallback(h, quiet=True, **{"evaluate": "raw", word: "average"}) for h in (50, 20))
+    with pytest.raises(InputError, match=f'2 callbacks would give .* take {word}="raw" in the others'):
+        trained(tmp_path, first, others=[second])
+    assert first.ema is None
 
 
 class Fails(TrainerCallback):

@@ -77,6 +77,25 @@ def recent_mean(theta, B, last, every):
     return np.mean(taken[-last:], axis=0) if taken else np.asarray(theta[0], np.float64)
 
 
+def from_loaded(first, seen, theta, B, kind, **by):
+    """What a loaded average goes on as: theta[j] after B[j] more samples, the loaded one standing for those before."""
+    first, n, zeta = np.asarray(first, np.float64), float(seen), np.asarray(first, np.float64)
+    snapshots = [first] * by.get("last", 0)
+    for t, b in zip(theta, B, strict=True):
+        t = np.asarray(t, np.float64)
+        if kind == "tail":
+            zeta = ((n - by["start"]) * zeta + b * t) / (n + b - by["start"])
+        elif kind == "power":
+            zeta = t + (n / (n + b)) ** (by["g"] + 1) * (zeta - t)
+        elif kind == "ema":
+            zeta = t + 0.5 ** (b / by["H"]) * (zeta - t)
+        elif kind == "recent" and math.floor((n + b) / by["every"]) > math.floor(n / by["every"]):
+            snapshots = [*snapshots[1:], t]
+            zeta = np.mean(snapshots, axis=0)
+        n += b
+    return zeta
+
+
 def gamma_of(sigma_rel):
     """Bisection for sigma_rel**2 = (g + 1) / ((g + 2)**2 (g + 3))."""
     low, high = 0.0, 1e6

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from isobatch.average.binding import Weights
+from isobatch.average.binding import Weights, bare, reusable
 from isobatch.average.clock import Clock, counted
 from isobatch.average.engine import Engine, Report, measured, overflowed
 from isobatch.average.lending import Mode
@@ -44,6 +44,7 @@ class ModelAverage(ABC):
 
     _engine: Engine
     _stored: dict[str, Tensor] | None = None
+    _written = False
     _FIXED: ClassVar[frozenset[str]] = frozenset({"dtype", "buffers", "rounding"})
 
     @abstractmethod
@@ -114,7 +115,7 @@ class ModelAverage(ABC):
             model: a model or its parameters; the bound model unless given.
 
         Raises:
-            InputError: inside an applied() block.
+            InputError: inside an applied() block, or where copy_to() wrote the average over weights not restored yet.
 
         Example:
             >>> import isobatch as ib
@@ -124,6 +125,11 @@ class ModelAverage(ABC):
             >>> ema.copy_to(layer.parameters())
             >>> ema.restore(layer.parameters())
         """
+        if self._written:
+            raise InputError(
+                "the model holds the average, and the raw weights that store() kept were not written back; storing "
+                "again would lose them. Call restore() first"
+            )
         self._stored = self._engine.buffers.raw(self.root if model is None else model)
 
     def restore(self, model: Weights | None = None) -> None:
@@ -138,7 +144,7 @@ class ModelAverage(ABC):
         if self._stored is None:
             raise InputError("nothing is stored; call store() before copy_to() and restore()")
         self._engine.buffers.copy_to(self.root if model is None else model, self._stored)
-        self._stored = None
+        self._stored, self._written = None, False
 
     def applied(self, model: Weights, which: Which = None) -> AbstractContextManager[None]:
         """Give the model the averaged weights inside the block, its raw weights and buffers back afterwards.
@@ -204,8 +210,12 @@ class ModelAverage(ABC):
             model: the bound model, a wrapper of it, another model with the same names, or parameters in its order.
             which: the horizon, where there are several.
         """
+        given = reusable(model)
         self._engine.buffers.refresh()
-        self._engine.buffers.copy_to(model, self.average(which))
+        self._engine.buffers.copy_to(given, self.average(which))
+        if self._stored is not None:
+            own = {id(tensor) for tensor in self._engine.buffers.live().values()}
+            self._written = self._written or any(id(tensor) in own for tensor in bare(given).parameters())
 
     def attach(self, optimizer: Optimizer, samples: float | Callable[[], float]) -> RemovableHandle:
         """Update after every step of an optimizer, without further calls of update().
@@ -234,7 +244,8 @@ class ModelAverage(ABC):
     def reset(self) -> None:
         """Start again at the model's present weights, such as after loading pretrained ones; the clock goes on.
 
-        Which tensors are averaged is chosen afresh too.
+        Which tensors are averaged is chosen afresh too. In SWA and PowerEMA the present weights then stand for all
+        samples so far; build a new one where the count is to begin again.
 
         Raises:
             NonFiniteError: a weight that is not finite, by name; the average was left as it was.
@@ -343,34 +354,39 @@ class ModelAverage(ABC):
         except IsobatchError:
             self._adopt(given)
             raise
-        self._engine.clock = clock
-        self._engine.teach(moved=True)
+        self._engine.resume(clock)
 
     def load_average(self, tensors: Mapping[str, Tensor], *, seen: float = 0, which: Which = None) -> None:
         """Take over an average from tensors named as in the model, such as one made by another library.
 
         Args:
             tensors: by name, with or without "module." before all names; other entries are left out.
-            seen: samples behind that average; SWA and PowerEMA weigh it by them, so with 0 the next update replaces it.
+            seen: samples of the run behind that average, by which SWA and PowerEMA weigh it against what comes; in
+                LAWA it stands for all snapshots until they are replaced one by one.
             which: the horizon, where there are several.
 
         Raises:
-            InputError: a name is missing or a shape differs.
+            InputError: a name is missing, a shape differs, or so few samples that the next update would replace it.
             NonFiniteError: a tensor that is not finite, by name; nothing was changed.
         """
         past = finite("seen", seen, 0)
+        places = self._places(which, past)
         self._engine.buffers.replaced()
-        plain_in(self._engine.buffers, tensors, self._indices(which)[0])
+        plain_in(self._engine.buffers, tensors, places)
         self._engine.buffers.follow()
         zeros = (0.0,) * len(self._engine.clock.spans)
-        self._engine.clock = Clock(seen=int(seen) if isinstance(seen, Integral) else past, spans=zeros, ages=zeros)
-        self._engine.teach(moved=True)
+        clock = Clock(seen=int(seen) if isinstance(seen, Integral) else past, spans=zeros, ages=zeros)
+        self._engine.resume(clock._replace(applied=len(places) if len(places) > 1 else 0))
 
     def _own(self, optimizer: Optimizer) -> Optimizer:
         """Return the bare optimizer of this model, or refuse another one."""
         inner, root = bare_optimizer(optimizer), self.root
         refuse_stranger(inner, root.parameters(), type(root).__name__, "or call update() after each of its steps")
         return inner
+
+    def _places(self, which: Which, seen: float) -> tuple[int, ...]:
+        """Return which of the K averages a loaded one becomes, or refuse one that the next update would replace."""
+        return self._indices(which)
 
     def _meant(self, which: Which) -> float | None:
         """The half-life that it keeps once a warm-up is over; None for a kind without one."""

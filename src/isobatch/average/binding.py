@@ -113,6 +113,11 @@ class Binding:
             names = [name for name, _ in chosen]
             twice = sorted({name for name in names if names.count(name) > 1})
             raise InputError(f"two tensors share the names {twice[:5]} once wrapper prefixes are removed; rename one")
+        if not found and not candidates(self.root, buffers=True)[0]:
+            raise InputError(
+                f"{type(self.root).__name__} has no weights of floating type, so there is nothing to average (those of "
+                "quantised layers are packed and do not train); give the model that is trained"
+            )
         if not slots and self._select is not None and found:
             raise InputError(
                 f"select chooses none of the {len(found)} tensors; unfreeze what is to be averaged first, or choose by "

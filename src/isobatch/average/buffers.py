@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from isobatch.average.binding import Binding, Weights, bare, reusable, tell_changes
-from isobatch.average.intake import Application, FiniteCheck, Intake
-from isobatch.average.kernels import refuse_lost
-from isobatch.average.layout import NARROW, Buffers, Stacks, Storage, allocate, flatten, kept_dtype
+from isobatch.average.intake import Application, FiniteCheck, Intake, Lost
+from isobatch.average.layout import Buffers, Stacks, Storage, allocate, flatten, kept_dtype
 from isobatch.average.lending import exchanged, lent
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.gradients import Shards, canonical, dressed, first_not_finite, fitted, local, piece, settle, unwrap
@@ -56,6 +55,7 @@ class AverageBuffers:
         self.storage = Storage() if storage is None else storage
         self.rounding = self.storage.resolve(dtype, count)
         self.exchanged = False
+        self._lost = Lost(dtype)
         self._count, self._hold = count, previous
         self._binding = Binding(model, buffers=buffers == "average", select=self.storage.select)
         self.generators: dict[torch.device, torch.Generator] = {}
@@ -216,8 +216,8 @@ class AverageBuffers:
             InputError: rounding to nearest in a narrow dtype would lose any update of this weight.
             NonFiniteError: names the first bad tensor; no average was moved.
         """
-        if self.rounding == "nearest" and self.dtype in NARROW:
-            refuse_lost(self.dtype, [1 - s.keep for s in application.shares])
+        if self.rounding == "nearest" and max(application.shares)[0] > self._lost.above:
+            self._lost.note([1 - s.keep for s in application.shares])
         self.intake.apply(application)
 
     def replaced(self) -> None:
@@ -362,6 +362,7 @@ class AverageBuffers:
                     elif role != "compensation":
                         stack.copy_(read[name].detach().expand_as(stack))
             self._seed({t.device for t in read.values()})
+            self._lost.held(stack.dtype for stack in roles["average"].tensors.values())
             self.intake.bind(live, roles, self.rounding, self.generators, self.shards, set(self.still))
         tell_changes(set(kept["average"]) - set(told) if old else set(live), set(live))
         self.roles, self._was_still = roles, set(self.still)

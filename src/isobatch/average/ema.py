@@ -340,6 +340,8 @@ class SwitchEMA(ModelAverage):
     def _write_back(self) -> None:
         parts, values = self._engine.buffers.parts(), self.average()
         for name, tensor in parts.items():
+            if name in self._engine.buffers.still:
+                continue  # a mask of infinities: between two of them lies no number
             value = local(values[name])
             wide = torch.promote_types(value.dtype, tensor.dtype)
             tensor.copy_(torch.lerp(tensor.to(wide), value.to(tensor.device, wide), self.share))

@@ -206,6 +206,15 @@ class Engine:
         self.last, self.half_lives = (), ()
         self.teach(moved=True)
 
+    def resume(self, clock: Clock) -> None:
+        """Go on from averages that were loaded; of the update before them nothing is known.
+
+        Args:
+            clock: of these averages.
+        """
+        self.clock, self.last, self.half_lives = clock, (), ()
+        self.teach(moved=True)
+
     def advance(self, samples: float, spans: Sequence[float]) -> bool:
         """Take in one optimizer step.
 
@@ -300,11 +309,11 @@ class Report:
     """State of one average; lengths are norms over all averaged tensors.
 
     Args:
-        half_life: effective half-life in samples of the last application; None before the first.
+        half_life: effective half-life in samples of the last application; None before the first, and after a load.
         mean_age: mean age in samples of the weights in the average, what is pending included.
         seen: samples that update() was told of.
         pending: of these, samples not applied yet.
-        share: weight that the last application gave to new weights; None before the first.
+        share: weight that the last application gave to new weights; None before the first, and after a load.
         lost_below: relative gap between average and weights under which such an application may be lost; 0 where the
             rounding loses nothing.
         frozen_share: share of elements that differ from the weights and yet would not move.

@@ -6,7 +6,7 @@ the other. Order and numbers are those of an intake at once, and whoever uses an
 way.
 """
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple, final
 import torch
 from torch import Tensor
 
-from isobatch.average.clock import Hold
+from isobatch.average.clock import AUTO_SPAN, Hold
 from isobatch.average.kernels import Item, Update, gather
-from isobatch.average.layout import RoundingInForce, Stacks, Storage
-from isobatch.errors import NonFiniteError, warn
+from isobatch.average.layout import NARROW, RoundingInForce, Stacks, Storage
+from isobatch.errors import InputError, NonFiniteError, warn
 from isobatch.gradients import Shards, first_not_finite, may_be_finite
 from isobatch.modules import DeviceCopies, Transfer
 
@@ -87,6 +87,67 @@ class Turns:
 
     def _due(self) -> Sequence[Item]:
         return self._turns[self.now] if self._turns else ()
+
+
+@final
+class Lost:
+    """Updates that rounding to nearest loses even where average and weights differ by 100%.
+
+    In a narrow dtype they are refused. A wider one loses updates of less than 3e-8 (float32): at the end of a schedule
+    that goes to a decay of 1 they come to nothing; once they add up, a warning says so.
+
+    Args:
+        dtype: in which the averages are held.
+
+    Example:
+        >>> Lost(torch.bfloat16).note([0.1])
+    """
+
+    def __init__(self, dtype: torch.dtype):
+        self._dtype, self._floor = dtype, torch.finfo(dtype).eps / 4
+        self._sum, self._count = 0.0, 0
+
+    @property
+    def above(self) -> float:
+        """The share of the average kept from which an update may be lost."""
+        return 1 - self._floor
+
+    def held(self, dtypes: Iterable[torch.dtype]) -> None:
+        """Go by the coarsest of the dtypes that are really held: float32 holds float64 weights in float64.
+
+        Args:
+            dtypes: of the averages; none of a model without any.
+        """
+        found = sorted(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        if found and self._dtype not in NARROW:
+            self._dtype, self._floor = found[-1], torch.finfo(found[-1]).eps / 4
+
+    def note(self, shares: Sequence[float]) -> None:
+        """Refuse, or count, an update that is lost.
+
+        Args:
+            shares: weights of the new weights, one per average; 0 means that nothing is to move.
+
+        Raises:
+            InputError: in a narrow dtype; says the smallest workable weight and the ways out.
+        """
+        low = min((s for s in shares if s > 0), default=1.0)
+        if low >= self._floor:
+            return
+        if self._dtype in NARROW:
+            raise InputError(
+                f"an update of weight {low:.3g} is lost in {self._dtype} rounded to nearest, even where average and "
+                f"weights differ by 100%; the smallest workable weight is {self._floor:.3g} (decay "
+                f'{1 - self._floor:.5g}). Use dtype=torch.float32, rounding="stochastic", or a longer cadence'
+            )
+        before, self._sum, self._count = self._sum, self._sum + low, self._count + 1
+        if before < AUTO_SPAN <= self._sum:
+            warn(
+                f"{self._count} updates of weight {low:.2g} or so were lost in {self._dtype}, where average and "
+                f"weights would have to differ by more than {self._floor * 2 / low:.0%} for one to move anything; "
+                'cadence="auto" applies fewer and larger updates, dtype=torch.float64 or '
+                'Storage(rounding="compensated") keeps them'
+            )
 
 
 @final

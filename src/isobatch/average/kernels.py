@@ -14,7 +14,6 @@ from torch import Tensor
 
 from isobatch.average.clock import Hold
 from isobatch.average.layout import NARROW, Key, RoundingInForce, Stacks, alias, dense, rows, span
-from isobatch.errors import InputError
 from isobatch.gradients import Compiled, Piece, triton_for
 
 CACHED = 1 << 20  # elements per block and thread on a CPU: 4 MiB of float32
@@ -67,7 +66,7 @@ def gather(items: Sequence[Item], size: int) -> list[list[Item]]:
     filled = size
     for item in items:
         for piece in item.cut(size):
-            if filled + piece.weights.numel() > size:
+            if not found or filled + piece.weights.numel() > size:
                 found.append([])
                 filled = 0
             found[-1].append(piece)
@@ -302,7 +301,7 @@ class Update:
         companions: tuple[Stacks | None, Stacks | None],
     ) -> Iterator[Item]:
         pool, members = averages.pools.get(key, (None, []))
-        if pool is not None:
+        if pool is not None and pool.numel():
             rest, previous = (None if c is None else c.pools[key][0] for c in companions)
             weights = self._pooled(live, members, pool)
             self.collected.append(weights)
@@ -367,29 +366,6 @@ def work_dtype(average: torch.dtype, weights: torch.dtype, rounding: RoundingInF
         wider = {torch.float32: torch.float64, torch.complex64: torch.complex128}
         return wider.get(average, torch.float32 if average in NARROW else average)
     return torch.float32 if average in NARROW else average
-
-
-def refuse_lost(dtype: torch.dtype, shares: Sequence[float]) -> None:
-    """Refuse an update that rounding to nearest would lose even where average and weights differ by 100%.
-
-    Args:
-        dtype: of the average.
-        shares: weights of the new weights; 0 means that nothing is to move.
-
-    Raises:
-        InputError: says the smallest workable weight and the ways out.
-
-    Example:
-        >>> refuse_lost(torch.bfloat16, [0.1])
-    """
-    floor = torch.finfo(dtype).eps / 4
-    low = min((s for s in shares if s > 0), default=1.0)
-    if low < floor:
-        raise InputError(
-            f"an update of weight {low:.3g} is lost in {dtype} rounded to nearest, even where average and weights "
-            f"differ by 100%; the smallest workable weight is {floor:.3g} (decay {1 - floor:.5g}). Use "
-            'dtype=torch.float32, rounding="stochastic", or a longer cadence'
-        )
 
 
 def stochastic_(target: Tensor, value: Tensor, generator: torch.Generator | None) -> None:

@@ -154,6 +154,14 @@ class PowerEMA(ModelAverage):
     def _indices(self, which: Which) -> tuple[int, ...]:
         return (chosen("relative width", self.sigma_rels, which),)
 
+    def _places(self, which: Which, seen: float) -> tuple[int, ...]:
+        if seen == 0:
+            raise InputError(
+                "seen=0 gives the loaded average no weight, so the next update would replace it; give seen=, the "
+                "samples of the run behind it"
+            )
+        return self._indices(which)
+
     def _settings(self) -> dict[str, Any]:
         return {
             "sigma_rels": list(self.sigma_rels),

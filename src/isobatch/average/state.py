@@ -1,7 +1,7 @@
 """Settings that the kinds of average share, and states: tensors by name, JSON-able values, how they are taken over."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal
 
@@ -260,13 +260,13 @@ def tensors_in(
             buffers.generators[device].set_state(state)
 
 
-def plain_in(buffers: AverageBuffers, tensors: Mapping[str, Tensor], index: int) -> None:
+def plain_in(buffers: AverageBuffers, tensors: Mapping[str, Tensor], places: Sequence[int]) -> None:
     """Copy one average from tensors named as in a model, such as another library's average.
 
     Args:
         buffers: the averages.
         tensors: by name, with or without "module." before all names; tied tensors under any of their names.
-        index: which average.
+        places: which of the K averages it becomes.
 
     Raises:
         InputError: a name is missing, a shape differs, or something that is no tensor.
@@ -277,7 +277,7 @@ def plain_in(buffers: AverageBuffers, tensors: Mapping[str, Tensor], index: int)
             f"tensors={type(tensors).__name__} must be a mapping of names to tensors, as a state_dict() is"
         )
     found = {canonical(str(name)): tensor for name, tensor in tensors.items()}
-    mine = buffers.values(index)
+    mine = buffers.values(places[0])
     reach = mine.keys() | buffers.aliases.keys()
     for prefix in ("module.", "ema_model.", "model."):
         if not found.keys() & reach:
@@ -292,9 +292,13 @@ def plain_in(buffers: AverageBuffers, tensors: Mapping[str, Tensor], index: int)
         raise InputError(f"the tensors lack {absent[:5]}; they hold {sorted(found)[:5]}")
     parts = {name: _part(found[name], average, name) for name, average in mine.items()}
     _fitting(buffers, parts, mine, "there", buffers.still)
+    rests = buffers.roles["compensation"].tensors if "compensation" in buffers.roles else {}
     with torch.no_grad():
-        for name, average in mine.items():
-            local(average).copy_(parts[name])
+        for place in places:
+            for name, stack in buffers.roles["average"].tensors.items():
+                stack[place].copy_(parts[name])
+            for rest in rests.values():
+                rest[place].zero_()  # what rounding lost of the average that was there
 
 
 def _named(saved: Mapping[Any, Any], mine: Mapping[str, Tensor], aliases: Mapping[str, str]) -> dict[str, Any]:
@@ -380,6 +384,11 @@ def winner(
         raise InputError(f'settings={policy!r} must be "match", "saved" or "given"')
     for key in sorted(saved.keys() | given.keys()):
         was, now = saved.get(key), given.get(key)
+        if policy == "given" and _turned(was, now):
+            raise InputError(
+                f"{key}={was!r} in the state, {now!r} here: the same in another order, so that each average would go "
+                f"on under the name of another; build it with {key}={was!r}"
+            )
         if _same(was, now) or policy == "given" or (policy == "saved" and key not in fixed):
             continue
         way = f"build it with {key}={was!r}" if key in fixed else 'settings="saved" takes the first'
@@ -429,6 +438,12 @@ def _same(was: Any, now: Any) -> bool:
     if isinstance(was, list | tuple) and isinstance(now, list | tuple):
         return len(was) == len(now) and all(_same(a, b) for a, b in zip(was, now, strict=True))
     return was == now
+
+
+def _turned(was: Any, now: Any) -> bool:
+    """Whether two lists hold the same numbers in another order."""
+    lists = isinstance(was, list | tuple) and isinstance(now, list | tuple)
+    return lists and not _same(was, now) and _same(sorted(was, key=str), sorted(now, key=str))
 
 
 def _key(role: str, index: int, count: int, name: str) -> str:

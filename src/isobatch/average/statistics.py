@@ -44,6 +44,8 @@ class Moments:
         Args:
             values: [N, C, ...]; everything but C is pooled.
         """
+        if not values.numel():
+            return
         flat = values.detach().to(torch.float64).transpose(0, 1).flatten(1)
         count, mean = float(flat.shape[1]), flat.mean(1)
         self.merge(count, mean, (flat - mean[:, None]).square().sum(1))

@@ -13,6 +13,7 @@ from isobatch.average.clock import Cadence, counted
 from isobatch.average.engine import Engine
 from isobatch.average.layout import Buffers, Storage, placed
 from isobatch.average.state import no_half_life, only_average, storage_settings
+from isobatch.errors import InputError
 from isobatch.units import finite, whole
 
 
@@ -96,6 +97,15 @@ class SWA(ModelAverage):
     def _indices(self, which: Which) -> tuple[int, ...]:
         only_average(which)
         return (0,)
+
+    def _places(self, which: Which, seen: float) -> tuple[int, ...]:
+        if seen <= self.start:
+            raise InputError(
+                f"seen={seen:g} gives the loaded average no weight (the tail begins at start={self.start:g}), so the "
+                "next update would replace it; give seen=start + the samples that it is the mean of, such as "
+                "n_averaged of torch's AveragedModel times the samples between two of its updates"
+            )
+        return self._indices(which)
 
     def _settings(self) -> dict[str, Any]:
         word = self._engine.cadence.word()
@@ -191,6 +201,10 @@ class LAWA(ModelAverage):
     def _indices(self, which: Which) -> tuple[int, ...]:
         only_average(which)
         return tuple(range(max(1, min(self.last, self._engine.clock.applied))))
+
+    def _places(self, which: Which, seen: float) -> tuple[int, ...]:
+        only_average(which)
+        return tuple(range(self.last))
 
     def _settings(self) -> dict[str, Any]:
         word = self._engine.cadence.word()

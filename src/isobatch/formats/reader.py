@@ -201,16 +201,18 @@ class Reader:
         return one, two
 
     def table(self, name: str) -> dict[str, Any]:
-        """Return a table of the file, empty where it has none."""
-        key = self._index.get(_plain(name))
-        value = None if key is None else self.source.get(key)
-        return value if isinstance(value, dict) else {}
+        """Return a table of the file, empty where it has none; name one that the file computes."""
+        return value if isinstance(value := self._nest(name), dict) else {}
 
     def items(self, name: str) -> list[Any]:
-        """Return a list of the file, empty where it has none."""
-        key = self._index.get(_plain(name))
-        value = None if key is None else self.source.get(key)
-        return value if isinstance(value, list) else []
+        """Return a list of the file, empty where it has none; name one that the file computes."""
+        return value if isinstance(value := self._nest(name), list) else []
+
+    def _nest(self, name: str) -> Any:
+        value = self.source.get(self._index.get(_plain(name), ("",)))
+        if isinstance(value, Unknown):
+            self.unread(name, "the file computes it, which only running it would tell; the plan leaves it as it is")
+        return value
 
     # asking
 
@@ -245,9 +247,8 @@ class Reader:
         Returns:
             Devices; 1 while the question is open.
         """
-        shared = sharing(  # what was set aside, such as other configs of a registry, does not count
-            {part: value for part, value in self.source.tree.items() if (part,) not in self._read}
-        )
+        tree = self.source.tree.items()  # what was set aside, such as other configs of a registry, does not count
+        shared = sharing({part: value for part, value in tree if (part,) not in self._read})
         if shared:
             split = math.prod(shared.values())
             keys = " x ".join(f"{key} = {degree}" for key, degree in shared.items())

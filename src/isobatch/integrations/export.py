@@ -106,25 +106,27 @@ def refuse_sharded(model: nn.Module, what: str, instead: str) -> None:
         )
 
 
-def save_state(folder: str | Path, state: Mapping[str, Any]) -> Path:
+def save_state(folder: str | Path, state: Mapping[str, Any], name: str = STATE) -> Path:
     """Write the state of a run beside a trainer's own checkpoint, whole or not at all.
 
     Args:
         folder: the trainer's checkpoint.
         state: nested tensors and plain values.
+        name: of the file, where several callbacks keep one each.
 
     Returns:
         The file.
     """
     tree, tensors = split(state)
-    return _written(Path(folder) / STATE, tensors, {_TREE: json.dumps(tree)})
+    return _written(Path(folder) / name, tensors, {_TREE: json.dumps(tree)})
 
 
-def load_state(folder: str | Path) -> Any:
+def load_state(folder: str | Path, name: str = STATE) -> Any:
     """Read what save_state() wrote; nothing of the file is executed.
 
     Args:
         folder: the trainer's checkpoint.
+        name: of the file.
 
     Returns:
         The state.
@@ -132,7 +134,7 @@ def load_state(folder: str | Path) -> Any:
     Raises:
         InputError: no such file, or not one of these.
     """
-    file = Path(folder) / STATE
+    file = Path(folder) / name
     try:
         with safe_open(file, framework="pt") as opened:
             tree = (opened.metadata() or {}).get(_TREE)

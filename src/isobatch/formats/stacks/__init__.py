@@ -23,6 +23,7 @@ from isobatch.formats.stacks import (
     timm,
     torchtitan,
     torchtune,
+    torchvision,
     ultralytics,
     verl,
 )
@@ -38,6 +39,7 @@ FORMATS: tuple[Format, ...] = (
     torchtitan.FORMAT,
     olmo_core.FORMAT,
     timm.FORMAT,
+    torchvision.FORMAT,
     dino.V1,
     dino.V2,
     dino.V3,

@@ -8,7 +8,7 @@ from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.grpo import groups, is_grpo
 from isobatch.formats.stacks.launchers import launched_devices
-from isobatch.formats.stacks.words import betas, clip, has, optimizer, per_device_batch, periods
+from isobatch.formats.stacks.words import betas, clip, has, optimizer, per_device_batch, periods, restarts
 
 _INERT = (
     "beta pref_beta dpo_beta kto_beta fsdp fsdp_config loraplus_lr_ratio lora_alpha average_tokens_across_devices "
@@ -167,6 +167,14 @@ def _rates(reader: Reader) -> None:
         rate = reader.number(name)
         reader.draft.groups.append({"name": part.replace("_", "-"), "match": part, "lr": float(rate.value)})
         reader.link(path, rate, lambda view, path=path: view[path])
+    for index, item in enumerate(reader.items("lr_groups")):  # axolotl's
+        rate = reader.number(f"lr_groups.{index}.lr", default=None)
+        modules = item.get("modules") if isinstance(item, dict) else None
+        if rate.value and isinstance(modules, list) and modules:
+            path = f"groups[{len(reader.draft.groups)}].lr"
+            named = {"name": str(item.get("name") or f"lr-group-{index}"), "match": "|".join(map(str, modules))}
+            reader.draft.groups.append({**named, "lr": float(rate.value)})
+            reader.link(path, rate, lambda view, path=path: view[path])
 
 
 def _length(reader: Reader, usual: _Usual, times: int) -> None:
@@ -215,6 +223,8 @@ def _schedule(reader: Reader, usual: _Usual) -> None:
         draft.rest = [{"by": "linear", "to": 0.0}]
     elif word == "cosine":
         draft.rest = [{"by": "cosine", "to": _least(reader)}]
+    elif word == "cosine_with_restarts":
+        restarts(reader, reader.whole("lr_scheduler_kwargs.num_cycles", default=1, low=1))
     elif word in ("constant", "constant_with_warmup"):
         draft.rest = [{"by": "hold"}]
         if word == "constant" and "warmup" in draft.spans:

@@ -48,10 +48,13 @@ def read(reader: Reader) -> None:
     kind = str(reader.word("policy.type", default="").value or "")
     used = reader.flag("use_policy_training_preset", default=True).value
     preset = _PRESETS.get(kind)
-    if not used or (reader.table("optimizer") and not _states(reader)):
+    if not used or (preset is None and reader.table("optimizer") and not _states(reader)):
         _stated(reader)
     else:
         _preset(reader, kind, preset)
+        if reader.source.kind == "command" and (reader.table("optimizer") or reader.table("scheduler")):
+            reader.note("optimizer.* and scheduler.* do not act: the policy's preset overwrites them unless "
+                        "use_policy_training_preset is false")  # fmt: skip
         reader.inert("optimizer", "scheduler")
     periods(reader, {"save_freq": "checkpoints", "eval_steps": "evaluation", "eval_freq": "trials",
                      "env_eval_freq": "trials_in_env"})  # fmt: skip

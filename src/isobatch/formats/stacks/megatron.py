@@ -3,7 +3,7 @@
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.launchers import launched_devices
-from isobatch.formats.stacks.words import betas, clip, optimizer, periods
+from isobatch.formats.stacks.words import beside_muon, betas, clip, optimizer, periods, share_of_decay
 
 _PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
 _INERT = (
@@ -12,7 +12,7 @@ _INERT = (
     "decoder_first_pipeline_num_layers override_opt_param_scheduler "
     "use_checkpoint_opt_param_scheduler optimizer_cpu_offload moe_router_load_balancing_type "
     "overlap_param_gather_with_optimizer_step accumulate_allreduce_grads_in_fp32 hysteresis "
-    "initial_loss_scale min_loss_scale loss_scale_window"
+    "initial_loss_scale min_loss_scale loss_scale_window manual_gc_interval train_sync_interval"
 )
 
 
@@ -39,8 +39,8 @@ def read(reader: Reader) -> None:
                   "write --step-batch-size-schedule, or remove it")  # fmt: skip
     reader.unread("step_batch_size_schedule", "the batch changes in the run; iterations become samples with the "
                   "last batch")  # fmt: skip
-    for key in ("decoupled_lr", "decoupled_min_lr", "head_lr_mult", "start_weight_decay"):
-        reader.unread(key, "a rate or decay of its own that the plan leaves as it is")
+    for key in ("decoupled_lr", "decoupled_min_lr", "head_lr_mult"):
+        reader.unread(key, "a rate of its own that the plan leaves as it is")
     periods(reader, {"eval_interval": "evaluation", "save_interval": "checkpoints", "exit_interval": "exit"})
     reader.inert(_INERT)
 
@@ -58,7 +58,7 @@ def _devices(reader: Reader) -> int:
 def _optimizer(reader: Reader) -> None:
     name = optimizer(reader, reader.word("optimizer", default="adam"), adam="adamw")
     reader.say("lr", reader.number("lr", ask="Megatron has no default rate"))
-    reader.say("weight_decay", reader.number("weight_decay", default=0.01))
+    _decay(reader)
     if name in ("sgd", "muon"):
         key = "muon_momentum" if name == "muon" else "sgd_momentum"
         reader.say("momentum", reader.number(key, default=0.95 if name == "muon" else 0.9))
@@ -69,9 +69,26 @@ def _optimizer(reader: Reader) -> None:
             betas(reader, one, two)
             reader.say("eps", eps)
         else:
-            for key in ("adam_beta1", "adam_beta2", "adam_eps"):
-                reader.unread(key, "Adam's own group beside Muon; scale it by a plan with --set optimizer=adamw")
+            beside_muon(reader, (one, two), eps)
     clip(reader, reader.number("clip_grad", default=1.0))
+
+
+def _decay(reader: Reader) -> None:
+    """Enter the weight decay: one number, or a rise over the whole run, beside which --weight-decay does not act."""
+    style = str(reader.word("weight_decay_incr_style", default="constant").value).lower()
+    start, end = reader.number("start_weight_decay", default=None), reader.number("end_weight_decay", default=None)
+    if style not in ("linear", "cosine") or start.value is None or end.value is None:
+        reader.say("weight_decay", reader.number("weight_decay", default=0.01))
+        for key in ("start_weight_decay", "end_weight_decay"):
+            reader.unread(key, "does not act without the other one and a --weight-decay-incr-style")
+        return
+    reader.inert("weight_decay")
+    reader.say("weight_decay", start)
+    if start.value:
+        reader.draft.curves["weight_decay"] = [{"by": style, "to": share_of_decay(reader, end)}]
+    else:
+        reader.unread("end_weight_decay", "a decay that rises from 0 has no share of it; move it as the plan moves "
+                      "1/(learning rate x steps)")  # fmt: skip
 
 
 def _span(reader: Reader, name: str, stem: str, default: Found | None = None) -> Found | None:

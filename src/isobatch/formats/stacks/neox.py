@@ -26,7 +26,11 @@ def _batch(reader: Reader) -> None:
         _whole_batch(reader)
         return
     passes = reader.whole("gradient_accumulation_steps", "gas", default=1, low=1)
-    total = reader.whole("train_batch_size", default=None, low=1)
+    filled = reader.find("train_batch_size")  # "auto" beside the two others is their product
+    if filled.value == "auto" and "train_batch_size" not in reader.answers:
+        total = Found(filled.key, None)
+    else:
+        total = reader.whole("train_batch_size", default=None, low=1)
     told = None
     if total.value and total.value % (int(micro.value) * passes.value) == 0:
         told = total.value // (int(micro.value) * passes.value)

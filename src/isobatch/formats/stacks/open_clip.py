@@ -31,19 +31,32 @@ def read(reader: Reader) -> None:
     warm = reader.whole("warmup", default=10000)
     if warm.value:
         reader.span("warmup", warm, "steps", least=1)
-    low = reader.number("lr_cooldown_end", default=None)
-    if low.value:
-        share_of_peak(reader, "schedule.final", low)
     kind = str(reader.word("lr_scheduler", default="cosine").value)
     if kind == "cosine":
         draft.rest = [{"by": "cosine", "to": 0.0}]
     elif kind == "const":
         draft.rest = [{"by": "hold"}]
+    elif kind == "const-cooldown":
+        _cooldown(reader)
     else:
-        reader.unread("lr_scheduler", f"{kind} has a cooldown of its own, in epochs, which stay")
+        reader.unread("lr_scheduler", f"{kind} has a course of its own; it is left as it is")
         draft.rest = [{"by": "hold"}]
     reader.note("contrastive loss: negatives are those of the whole batch, so that another batch is another loss")
     reader.inert(_INERT)
+
+
+def _cooldown(reader: Reader) -> None:
+    """Enter a constant rate that falls by a power over the last epochs, to a rate that stays its share of the peak."""
+    draft = reader.draft
+    low = reader.number("lr_cooldown_end", default=None)
+    end = share_of_peak(reader, "schedule.final", low) if low.value else 0.0
+    ends = reader.number("epochs_cooldown", ask="const-cooldown needs the epochs over which the rate falls")
+    power = reader.number("lr_cooldown_power", default=1.0).value
+    warm = draft.samples("warmup") if "warmup" in draft.spans else 0.0
+    flat = draft.samples("length") - warm - ends.value * (draft.data_size or 1)
+    draft.spans["stable"] = f"{max(flat, 0.0):.17g} samples"
+    how = {"by": "linear"} if power == 1 else {"by": "power", "p": float(power)}
+    draft.rest = [{"span": "stable", "by": "hold"}, {**how, "to": end}]
 
 
 FORMAT = Format(

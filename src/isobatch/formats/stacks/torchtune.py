@@ -15,8 +15,9 @@ def read(reader: Reader) -> None:
     """Read a recipe's YAML."""
     draft = reader.draft
     micro = reader.whole("batch_size", ask="samples per device and pass", low=1)
+    alone = 1 if str(reader.source.extra.get("program", "")).endswith("single_device") else None
     passes = reader.whole("gradient_accumulation_steps", default=1, low=1)
-    per_device_batch(reader, micro, passes, reader.devices(default=launched_devices(reader)))
+    per_device_batch(reader, micro, passes, reader.devices(default=launched_devices(reader) or alone))
     name = optimizer(reader, reader.word("optimizer._component_", default="torch.optim.AdamW"))
     reader.say("lr", reader.number("optimizer.lr", ask="the learning rate"))
     reader.say("weight_decay", reader.number("optimizer.weight_decay", default=0.01 if name == "adamw" else 0.0))

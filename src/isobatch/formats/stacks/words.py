@@ -2,15 +2,19 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
+from isobatch.errors import InputError
 from isobatch.formats.reader import Found, Reader
 from isobatch.rules import OPTIMIZERS
 
 _AROUND = re.compile(
-    r"^(?:paged_?|decoupled_?|fused_?|bnb_?|ao_|default_|apex_|low_precision_|nl?skipstep|skipstep)+|"
+    r"^(?:paged_?|dist_|decoupled_?|fused_?|bnb_?|ao_|default_|apex_|low_precision_|nl?skipstep|skipstep)+|"
     r"(?:_?(?:8bit|4bit|32bit|fp8|torch|hf|apex|anyprecision|fused|legacy|xla|npu|config|bnb|tf|c|l2))+$"
 )
 _OTHERS = {"nesterov": "sgd", "momentum": "sgd", "sgdw": "sgd", "sgdp": "sgd", "nadam": "nadamw"}
+MOST_CYCLES = 100
+"""Cycles of a schedule that are drawn, at most."""
 _DECAYS = {"nadam": "coupled", "sgdw": "decoupled"}
 """How the decay is coupled where the name in `OPTIMIZERS` is that of the other kind."""
 _DECOUPLED = re.compile(r"(?:^|[._])(?:te|apex)?_?(?:fused|deepspeedcpu|cpu)_?adam$", re.IGNORECASE)
@@ -30,7 +34,7 @@ def known_name(word: str) -> str | None:
         >>> known_name("paged_adamw_8bit"), known_name("FusedAdam"), known_name("RMSpropTF"), known_name("adafactor")
         ('adamw', 'adam', 'rmsprop', None)
     """
-    bare = word.strip().lower().rsplit(".", 1)[-1].replace("decoupledadamw", "adamw")
+    bare = word.strip().lower().rsplit("/", 1)[-1].rsplit(".", 1)[-1].replace("decoupledadamw", "adamw")
     for text in (bare, _AROUND.sub("", bare), _AROUND.sub("", _AROUND.sub("", bare))):
         for name in (text, _OTHERS.get(text, ""), text.removesuffix("w"), text.removesuffix("sgd")):
             if name in OPTIMIZERS:
@@ -120,6 +124,31 @@ def betas(reader: Reader, one: Found, two: Found) -> None:
     reader.say("beta2", two)
 
 
+def beside_muon(reader: Reader, moments: tuple[Found, Found] | None, eps: Found) -> None:
+    """Enter Adam's own parameters beside Muon, which take the one rate that the trainer has for both.
+
+    Muon's momentum stays then, so that the rate of both moves by the same square root.
+
+    Args:
+        reader: of the file, whose optimizer was read.
+        moments: Adam's; None where nobody states them.
+        eps: Adam's; its value None where nobody states it.
+    """
+    draft = reader.draft
+    draft.rules["momentum"] = "keep"
+    if moments is None:
+        reader.note("parameters that Muon does not take have Adam's moments, which the file does not state; they stay")
+        return
+    at = f"groups[{len(draft.groups)}]"
+    held = {"lr": draft.values["lr"], "weight_decay": draft.values["weight_decay"]}
+    draft.groups.append({"name": "beside-muon", "match": "embed|output|head|norm|bias", "optimizer": "adamw", **held,
+                         "betas": [float(one.value) for one in moments], "eps": float(eps.value or 1e-8)})  # fmt: skip
+    for index, found in enumerate(moments):
+        reader.link(f"{at}.betas[{index}]", found, lambda view, i=index: view[f"{at}.betas[{i}]"])
+    if eps.value is not None:
+        reader.link(f"{at}.eps", eps, lambda view: view[f"{at}.eps"])
+
+
 def clip(reader: Reader, found: Found) -> None:
     """Enter the largest norm of the gradient; 0 and nothing mean none."""
     if found.value:
@@ -200,6 +229,28 @@ def milestones(reader: Reader, at: list[float], gamma: float) -> None:
             rest.append({**span, **({"by": "step", "to": level} if rest or level != 1 else {"by": "hold"})})
         passed, level = max(mark, passed), gamma ** (index + 1)
     draft.rest = [*rest, {"by": "step", "to": level} if level != 1 else {"by": "hold"}]
+
+
+def restarts(reader: Reader, cycles: Found, fall: str | None = None) -> None:
+    """Enter a cosine that falls to 0 several times, from the peak each time, over what the warm-up leaves of the run.
+
+    Args:
+        reader: of the file.
+        cycles: how often.
+        fall: name of the span of all cycles together; the rest of the run unless given.
+
+    Raises:
+        InputError: more cycles than a recipe holds.
+    """
+    draft, count = reader.draft, int(cycles.value)
+    if not 1 <= count <= MOST_CYCLES:
+        raise InputError(f"{cycles.name}={cycles.value!r} must be from 1 to {MOST_CYCLES}; mend the file")
+    warm = draft.samples("warmup") if "warmup" in draft.spans else 0.0
+    left = draft.samples(fall) if fall else max(draft.samples("length") - warm, 0.0)
+    draft.spans["cycle"] = f"{left / count:.17g} {draft.unit}"
+    first: dict[str, Any] = {"span": "cycle", "by": "cosine", "to": 0.0}
+    draft.rest = [first, *({**first, "start": 1.0} for _ in range(count - 1))]
+    draft.rest[-1] = {key: value for key, value in draft.rest[-1].items() if key != "span"}
 
 
 def share_of_peak(reader: Reader, path: str, found: Found) -> float:

@@ -5,7 +5,7 @@ shell could tell (`$(...)`, `$1`, a variable assigned twice) is `Unknown`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -151,6 +151,12 @@ def _split(words: list[Word]) -> tuple[list[Word], list[Word], str]:
         while at + 1 < len(words) and not words[at + 1].text.startswith("-") and "=" not in words[at + 1].text:
             at += 1
         start = next(i for i, w in enumerate(words) if _RUNS.search(w.text)) if words else 0
+        if [word.text for word in words[at - 1 : at + 1]] == ["tune", "run"]:  # hands torchrun's flags on
+            recipe = at + 1
+            while recipe < len(words) and words[recipe].text.startswith("-"):
+                recipe += 1 if "=" in words[recipe].text or words[recipe].text == "--standalone" else 2
+            named = " ".join(word.text for word in words[at - 1 : at + 1] + words[recipe : recipe + 1])
+            return words[at + 1 : recipe], words[recipe + 1 :], named
         return [], words[at + 1 :], " ".join(w.text for w in words[start : at + 1])
     return words[:last], words[last + 1 :], words[last].text
 
@@ -171,7 +177,7 @@ def _flags(words: list[Word], *, raw: bool = False) -> dict[str, list[Word]]:
             if sign:
                 found[flag] = [Word(tail, word.end - len(tail), word.end, word.known, word.own)]
                 flag = None
-        elif override and (flag is None or found[flag] or not _LISTS.search(flag)):
+        elif override and (flag is None or not _LISTS.search(flag) or (found[flag] and not flag.endswith("kwargs"))):
             flag = None
             tail = override[2]
             found[override[1]] = [Word(tail, word.end - len(tail), word.end, word.known, word.own)]
@@ -208,6 +214,9 @@ def _set(tree: dict[str, Any], spots: dict[Key, Spot], flag: str, values: list[W
             table[str(key[-1])] = found[0]
             spots.update(found[1])
             return
+    if flag.endswith("kwargs") and values and all(_OVERRIDE.match(word.text) for word in values):
+        table[str(key[-1])] = dict(_named(values, key, spots))
+        return
     value = _plain(values)
     held = table.get(str(key[-1]))
     if isinstance(held, dict) and isinstance(value, str):
@@ -220,6 +229,16 @@ def _set(tree: dict[str, Any], spots: dict[Key, Spot], flag: str, values: list[W
     for index, word in enumerate(values):
         if word.own and len(values) > 1:
             spots[(*key, index)] = Spot(word.start, word.end)
+
+
+def _named(values: list[Word], key: Key, spots: dict[Key, Spot]) -> Iterator[tuple[str, Any]]:
+    """Yield the pairs of `--opt-kwargs eps=1e-6 betas=0.9,0.95`, noting where each value stands."""
+    for word in values:
+        name, _, tail = word.text.partition("=")
+        if word.own:
+            spots[*key, name] = Spot(word.end - len(tail), word.end)
+        items = [plain(item.strip()) for item in tail.strip("()[]").split(",")]
+        yield name, items if len(items) > 1 else plain(tail) if word.known else Unknown(tail)
 
 
 def _literal(value: Any) -> str:
@@ -235,7 +254,9 @@ def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
         spot = source.spots.get(key)
         whole = spot is not None and isinstance(value, (list, tuple))
         if whole and spot is not None:
-            pieces.append((spot.start, spot.end, "[" + ",".join(_literal(item) for item in value) + "]"))
+            stood = source.text[spot.start : spot.end]
+            left, right = (stood[:1], stood[-1:]) if stood[:1] in ("[", "(") else ("", "")
+            pieces.append((spot.start, spot.end, left + ",".join(_literal(item) for item in value) + right))
         elif spot is not None:
             pieces.append((spot.start, spot.end, _literal(value)))
         elif isinstance(value, (list, tuple)) and isinstance(source.get(key), list):

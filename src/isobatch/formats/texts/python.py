@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from isobatch.errors import InputError
-from isobatch.formats.texts.python_names import ENOUGH_FLAGS, ONCE, arguments, assigned, local_names
-from isobatch.formats.texts.source import DEEPEST, Key, Source, Spot, Unknown, nested, newline, replaced, spelled
+from isobatch.formats.texts.python_edits import rewrite
+from isobatch.formats.texts.python_names import CALLED, ENOUGH_FLAGS, ONCE, arguments, assigned, local_names
+from isobatch.formats.texts.source import DEEPEST, Key, Source, Spot, Unknown, spelled
 
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -26,8 +27,11 @@ _ARGUMENTS = {
 }  # fmt: skip
 """Classes of Transformers and TRL whose call holds a script's settings."""
 _BRANCHES = (ast.If, ast.For, ast.While, ast.Try, ast.With)
-CALLED = "type"
-"""The key under which the name of a call stands beside its arguments, as mmengine writes it."""
+_CHANGING = {
+    "update", "append", "extend", "insert", "pop", "popitem", "remove", "clear", "setdefault", "sort", "reverse",
+    "merge_from_dict", "merge_from_list",
+}  # fmt: skip
+"""Methods by which a config changes a table or a list that it has."""
 
 
 def read_python(text: str, name: str) -> Source:
@@ -43,14 +47,16 @@ def read_python(text: str, name: str) -> Source:
     Raises:
         InputError: no Python.
     """
+    bare = text.removeprefix("\ufeff")
+    shift = len(text) - len(bare)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = ast.parse(text)
+            module = ast.parse(bare)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         where = f" line {error.lineno}:" if isinstance(error, SyntaxError) and error.lineno else ""
         raise InputError(f"{name} is not Python:{where} {getattr(error, 'msg', error)}; mend the file") from None
-    reader = _Reader(text)
+    reader = _Reader(bare)
     try:
         for statement in module.body:
             reader.statement(statement)
@@ -60,8 +66,9 @@ def read_python(text: str, name: str) -> Source:
             reader.flags(flags)
     except RecursionError:
         raise InputError(f"{name}: nested deeper than {DEEPEST} levels; flatten it") from None
-    extra = {} if reader.call is None else {"call": reader.end_of(reader.call), "called": _called(reader.call)}
-    return Source(name, "python", text, reader.tree, reader.spots, _rewrite, extra)
+    end = {} if reader.call is None else {"call": reader.end_of(reader.call) + shift, "called": _called(reader.call)}
+    spots = {key: Spot(spot.start + shift, spot.end + shift, spot.quote) for key, spot in reader.spots.items()}
+    return Source(name, "python", text, reader.tree, spots, rewrite, end)
 
 
 class _Reader:
@@ -103,6 +110,10 @@ class _Reader:
                 target = item.targets[0] if isinstance(item, ast.Assign) else item.target
                 if isinstance(target, ast.Name) and item.value is not None:
                     self.tree[node.name][target.id] = self.value(item.value, (node.name, target.id))
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and self._changing(node.value) is not None:
+            self._changed(node.value)
+        elif isinstance(node, ast.AugAssign) and self._lengthens(node):
+            self._add(self._place(node.target) or (), getattr(node.value, "elts", []))
         elif isinstance(node, (*_BRANCHES, ast.AugAssign, ast.Delete, ast.Expr)):
             self._uncertain(node)
             self._started(node)
@@ -118,6 +129,11 @@ class _Reader:
             self.call, self.spots = calls[0], {}
             self.tree = {str(k.arg): self.value(k.value, (str(k.arg),)) for k in calls[0].keywords}
             return
+        for node in module.body:  # results = model.train(...): its arguments stand in the tree once
+            target, value = assigned(node)
+            if value is calls[0] and target is not None:
+                self._forget((target,))
+                self.tree.pop(target, None)
         for keyword in calls[0].keywords:
             if keyword.arg is not None and not isinstance(self.tree.get(keyword.arg), (int, float, dict)):
                 self._forget((keyword.arg,))
@@ -149,14 +165,64 @@ class _Reader:
                     self.tree[item.id] = found
 
     def _put(self, key: Key, value: ast.expr) -> None:
-        """Take in `a.b.c = value` or `a["b"] = value`."""
-        table: Any = self.tree
-        for part in key[:-1]:
-            if isinstance(table, dict):
-                table = table.setdefault(part, {})
-        if isinstance(table, dict):
+        """Take in `a.b.c = value`, `a["b"] = value` or `a[0]["b"] = value`."""
+        table = self._held(key[:-1], made=True)
+        if isinstance(table, dict) or (isinstance(table, list) and isinstance(key[-1], int) and key[-1] < len(table)):
             self._forget(key)
             table[key[-1]] = self.value(value, key)
+        else:
+            self._lose(key[:1], value.lineno)
+
+    def _held(self, key: Key, *, made: bool = False) -> Any:
+        """Return what stands at a key, None for nothing; tables on the way are made where that is asked."""
+        found: Any = self.tree
+        for part in key:
+            if isinstance(found, dict):
+                found = found.setdefault(part, {}) if made else found.get(part)
+            elif isinstance(found, list) and isinstance(part, int) and -len(found) <= part < len(found):
+                found = found[part]
+            else:
+                return None
+        return found
+
+    def _lose(self, key: Key, line: int) -> None:
+        """Forget what stands at a key: only running the file would tell."""
+        head = key if isinstance(self._held(key[:-1]), dict) else key[:1]
+        self._forget(head)
+        why = f"{spelled(head)}, set on line {line} in a way that only running tells"
+        self._held(head[:-1])[head[-1]] = Unknown(why)
+
+    def _changing(self, call: ast.Call) -> Key | None:
+        """Return the key of the table or list that a call changes, None where it changes none that is known."""
+        if not isinstance(call.func, ast.Attribute) or call.func.attr not in _CHANGING:
+            return None
+        key = self._place(call.func.value)
+        return key if key is not None and isinstance(self._held(key), (dict, list)) else None
+
+    def _lengthens(self, node: ast.AugAssign) -> bool:
+        """Return whether `a += [...]` adds known items to a known list."""
+        key = self._place(node.target)
+        listed = isinstance(node.op, ast.Add) and isinstance(node.value, (ast.List, ast.Tuple))
+        return listed and key is not None and isinstance(self._held(key), list)
+
+    def _add(self, key: Key, items: list[ast.expr]) -> None:
+        held = self._held(key)
+        for item in items:
+            held.append(self.value(item, (*key, len(held))))
+
+    def _changed(self, call: ast.Call) -> None:
+        """Take in `a.update(b=...)`, `a.append(...)` and `a.extend([...])`; what other changes leave is not known."""
+        key = self._changing(call) or ()
+        held, how = self._held(key), call.func.attr if isinstance(call.func, ast.Attribute) else ""
+        pairs = _pairs(call) if how == "update" and isinstance(held, dict) else None
+        items = _items(call, how) if isinstance(held, list) else None
+        if pairs is not None:
+            for name, value in pairs:
+                self._put((*key, name), value)
+        elif items is not None:
+            self._add(key, items)
+        else:
+            self._lose(key, call.lineno)
 
     def _forget(self, key: Key) -> None:
         for old in [spot for spot in self.spots if spot[: len(key)] == key]:
@@ -176,9 +242,14 @@ class _Reader:
     def _uncertain(self, node: ast.stmt) -> None:
         """Names that a branch, a loop or an update may set are not known."""
         for inner in ast.walk(node):
-            if isinstance(inner, ast.Name) and isinstance(inner.ctx, (ast.Store, ast.Del)):
-                self._forget((inner.id,))
-                self.tree[inner.id] = Unknown(f"{inner.id}, set on line {node.lineno} in a way that only running tells")
+            key = self._changing(inner) if isinstance(inner, ast.Call) else None
+            if isinstance(inner, (ast.Name, ast.Attribute, ast.Subscript)) and isinstance(
+                inner.ctx, (ast.Store, ast.Del)
+            ):
+                key = self._place(inner)
+                key = None if key is not None and len(key) > 1 and key[0] not in self.tree else key
+            if key is not None:
+                self._lose(key, node.lineno)
 
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         """Take in what a function returns, or else the settings that it builds by name, its own names first."""
@@ -320,6 +391,27 @@ class _Reader:
         return Spot(start, end, quote if quote in "'\"" else "")
 
 
+def _pairs(call: ast.Call) -> list[tuple[str, ast.expr]] | None:
+    """Return the names and values of `update(a=..., b=...)` or `update(dict(a=...))`; None for any other."""
+    if len(call.args) == 1 and isinstance(call.args[0], ast.Call) and _called(call.args[0]) == "dict":
+        return None if call.keywords or call.args[0].args else _pairs(call.args[0])
+    if len(call.args) == 1 and isinstance(call.args[0], ast.Dict) and not call.keywords:
+        names = [key.value if isinstance(key, ast.Constant) else None for key in call.args[0].keys]
+        pairs = [(n, value) for n, value in zip(names, call.args[0].values, strict=True) if isinstance(n, str)]
+        return pairs if len(pairs) == len(names) else None
+    if call.args or any(keyword.arg is None for keyword in call.keywords):
+        return None
+    return [(str(keyword.arg), keyword.value) for keyword in call.keywords]
+
+
+def _items(call: ast.Call, how: str) -> list[ast.expr] | None:
+    """Return what `append(item)` or `extend([item, ...])` adds to a list; None for any other change."""
+    only = call.args[0] if len(call.args) == 1 and not call.keywords else None
+    if how == "append" and only is not None:
+        return [only]
+    return only.elts if how == "extend" and isinstance(only, (ast.List, ast.Tuple)) else None
+
+
 def _called(node: ast.Call) -> str:
     """Return the name of what is called, without what stands before its last dot."""
     func = node.func
@@ -328,106 +420,3 @@ def _called(node: ast.Call) -> str:
 
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _literal(value: Any, old: str) -> str:
-    if isinstance(value, (list, tuple)):
-        inside = ", ".join(_literal(item, "") for item in value)
-        return f"({inside})" if old[:1] == "(" else f"[{inside}]"
-    if isinstance(value, dict):
-        named = all(str(name).isidentifier() for name in value)
-        pairs = [f"{name}=" if named else f"{name!r}: " for name in value]
-        inside = ", ".join(head + _literal(inner, "") for head, inner in zip(pairs, value.values(), strict=True))
-        return f"dict({inside})" if named else f"{{{inside}}}"
-    text = repr(value)
-    if isinstance(value, str) and old[:1] == '"' and '"' not in value and "\\" not in text:
-        return f'"{value}"'
-    return text
-
-
-def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
-    pieces, added = [], []
-    missing: dict[Key, dict[str, Any]] = {}
-    for key, value in changes.items():
-        spot = source.spots.get(key)
-        if spot is not None:
-            pieces.append((spot.start, spot.end, _literal(value, source.text[spot.start : spot.end])))
-        elif len(key) == 1 and "call" in source.extra:
-            pieces.append(_inserted(source.text, source.extra["call"] - 1, f"{key[0]}={_literal(value, '')}"))
-        elif len(key) == 1:
-            added.append(f"{key[0]} = {_literal(value, '')}")
-        elif key[:-1] in source.spots:
-            pieces.append(_argument(source, key, _literal(value, "")))
-        else:
-            missing.setdefault(key[:-1], {})[str(key[-1])] = value
-    if "_base_" in source.tree:
-        pieces += _laid_over(source, missing, added)
-        missing = {}
-    for parent, values in missing.items():
-        inside = ", ".join(f"{name}={_literal(value, '')}" for name, value in values.items())
-        pieces.append(_argument(source, parent, f"{_built_elsewhere(source, parent)}({inside})"))
-    text = replaced(source.text, _joined(pieces))
-    if added:
-        end = newline(text)
-        text += ("" if text.endswith("\n") or not text else end) + end.join(added) + end
-    return text
-
-
-def _laid_over(source: Source, missing: Mapping[Key, dict[str, Any]], added: list[str]) -> list[tuple[int, int, str]]:
-    """Return the pieces that lay keys over those of a base file, and add the tables that this file lacks."""
-    grouped: dict[Key, dict[Key, Any]] = {}
-    for parent, values in missing.items():
-        cuts = range(len(parent), 0, -1)
-        own = (cut for cut in cuts if parent[:cut] in source.spots and isinstance(source.get(parent[:cut]), dict))
-        cut = next(own, 0)
-        grouped.setdefault(parent[:cut], {}).update({(*parent[cut:], name): value for name, value in values.items()})
-    pieces = []
-    for place, values in grouped.items():
-        for name, value in nested(values).items():
-            if place:
-                pieces.append(_argument(source, (*place, name), _literal(value, "")))
-            else:
-                added.append(f"{name} = {_literal(value, '')}")
-    return pieces
-
-
-def _built_elsewhere(source: Source, key: Key) -> str:
-    """Return the call that another part of the file builds a table of this name with."""
-    for table in source.tree.values():
-        inner = table.get(str(key[-1])) if isinstance(table, dict) else None
-        if isinstance(inner, dict) and isinstance(inner.get(CALLED), str):
-            return str(inner[CALLED])
-    raise InputError(f"{spelled(key)} has no place in {source.name}, and nothing there builds one; add it by hand")
-
-
-def _argument(source: Source, key: Key, value: str) -> tuple[int, int, str]:
-    """Return the piece that adds an argument to a call, or a key to a dict, that stands in the file."""
-    spot, table = source.spots.get(key[:-1]), source.get(key[:-1])
-    if spot is None or not isinstance(table, dict):
-        raise InputError(f"{spelled(key)} has no place in {source.name}; add {spelled(key)} = {value} by hand")
-    text, at = source.text, spot.end - 1
-    closing = text[at]
-    if closing not in ")}":
-        raise InputError(f"{spelled(key)} has no place in {source.name}; add {spelled(key)} = {value} by hand")
-    name = f"{key[-1]}=" if closing == ")" else f"{str(key[-1])!r}: "
-    return _inserted(text, at, f"{name}{value}")
-
-
-def _inserted(text: str, at: int, argument: str) -> tuple[int, int, str]:
-    """Return the piece that adds an argument before a closing bracket."""
-    while text[at - 1] in " \t\r\n":
-        at -= 1
-    lead = " " if text[at - 1] == "," else "" if text[at - 1] in "({" else ", "
-    return at, at, f"{lead}{argument}"
-
-
-def _joined(pieces: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    """Return pieces with those that are added at one place as one piece."""
-    found: dict[tuple[int, int], str] = {}
-    for start, end, new in pieces:
-        before = found.get((start, end))
-        if before is None or start != end:
-            found[start, end] = new
-        else:
-            found[start, end] = before + (new if new.startswith(",") else f", {new.strip()}")
-    return [(start, end, new) for (start, end), new in found.items()]

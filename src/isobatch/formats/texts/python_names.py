@@ -6,6 +6,8 @@ from typing import Any
 
 from isobatch.formats.texts.source import Unknown
 
+CALLED = "type"
+"""The key under which the name of a call stands beside its arguments, as mmengine writes it."""
 ENOUGH_FLAGS = 4
 """Flags from which a script is taken for one that says its settings by them."""
 ONCE: Any = Unknown("bound once")

@@ -28,6 +28,8 @@ class IsobatchCallback(TrainerCallback):
     A second train() of the same model, at the weights that the first one left, goes on with its average and its count
     of samples; the noise scale is measured anew. Another model, or other weights, begin anew.
 
+    Several callbacks follow one run, with half-lives of their own; evaluations see the average of one of them.
+
     Args:
         half_life: of the average: a number of samples (or tokens), or words such as "2 epochs", "1e6 samples",
             "2e9 tokens".
@@ -85,7 +87,7 @@ class IsobatchCallback(TrainerCallback):
         self._model: nn.Module | None = None
         self._trainer: Trainer | None = None
         self._lent, self._is_lent, self._evaluations = ExitStack(), False, 0
-        self._line, self._placed = "", False
+        self._line, self._placed, self._file = "", False, STATE
         self._last = LastRun()
 
     @property
@@ -128,6 +130,7 @@ class IsobatchCallback(TrainerCallback):
         if args.save_strategy != "no":
             refuse_sharded(model, "a checkpoint of the Trainer", 'take save_strategy="no", or DistributedDataParallel')
         self._model, self._trainer = model, trainer_of(state)
+        self._place_beside_others()
         size = samples_of(kwargs.get("train_dataloader"))
         if self.counting is not None:
             self.counting.remove()
@@ -229,7 +232,7 @@ class IsobatchCallback(TrainerCallback):
             if self._trainer is not None:
                 trial = getattr(self._trainer, "_trial", None)
                 folder = Path(self._trainer._get_output_dir(trial)) / folder.name
-            save_state(folder, self.clock.state_dict() | {"trainer": batch_of(args)})
+            save_state(folder, self.clock.state_dict() | {"trainer": batch_of(args)}, self._file)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -243,8 +246,8 @@ class IsobatchCallback(TrainerCallback):
             return
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         if self.export == "average" and clock.average is not None and self._model is not None:
-            if best is not None and (Path(best) / STATE).exists():
-                clock.load_state_dict(load_state(best))
+            if best is not None and (Path(best) / self._file).exists():
+                clock.load_state_dict(load_state(best, self._file))
             clock.average.copy_to(self._model)
         if best is not None and self.export == "raw":
             self._last.forget()  # the weights are older than the average
@@ -287,10 +290,14 @@ class IsobatchCallback(TrainerCallback):
         if self.evaluate == "average" and control.should_evaluate and self.ema is not None and not self._is_lent:
             data = None if self._trainer is None else self._trainer.eval_dataset
             self._evaluations = len(data) if isinstance(data, dict) else 1
-            self._lent.enter_context(self.ema.applied(self._model))
             self._is_lent = True
-            if self._trainer is not None:
-                self._lent.callback(_leaving_after(self._trainer, self.leave))
+            if self._trainer is None:
+                self._give()
+            else:  # once evaluate() is called: callbacks behind this one have the raw weights for their own averages
+                self._lent.callback(_lending_in(self._trainer, self._give, self.leave))
+
+    def _give(self) -> None:
+        self._lent.enter_context(self.ema.applied(self._model))
 
     def leave(self) -> None:
         """Give the model its raw weights back, where an evaluation has the average."""
@@ -298,6 +305,20 @@ class IsobatchCallback(TrainerCallback):
         self._lent.close()
         if self.noise is not None:
             self.noise.back()
+
+    def _place_beside_others(self) -> None:
+        """Choose a file of this callback's own, and refuse a second one that gives its average to the same."""
+        callbacks = [] if self._trainer is None else self._trainer.callback_handler.callbacks
+        ours = [one for one in callbacks if isinstance(one, IsobatchCallback)]
+        number = next((place for place, one in enumerate(ours, 1) if one is self), 1)
+        self._file = STATE if number == 1 else f"{Path(STATE).stem}-{number}{Path(STATE).suffix}"
+        for word, what in (("evaluate", "evaluations"), ("export", "the model after training")):
+            giving = [one for one in ours if getattr(one, word) == "average" and one.asked.averages]
+            if len(giving) > 1 and self in giving:
+                raise InputError(
+                    f"{len(giving)} callbacks would give {what} their average, and there is room for one; take "
+                    f'{word}="raw" in the others'
+                )
 
     def _reporters(self) -> list[Any]:
         """Return the loggers that were told of this log before it held our entries."""
@@ -314,13 +335,13 @@ class IsobatchCallback(TrainerCallback):
         given = args.resume_from_checkpoint
         places = [self.resume_from, given if isinstance(given, str) else None]
         places += [Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"]
-        found = [Path(place) for place in places if place is not None and (Path(place) / STATE).exists()]
+        found = [Path(place) for place in places if place is not None and (Path(place) / self._file).exists()]
         if not found or self.clock is None:
             raise InputError(
-                f"training resumes at step {state.global_step}, and {places[-1]} has no {STATE}; give "
+                f"training resumes at step {state.global_step}, and {places[-1]} has no {self._file}; give "
                 "IsobatchCallback(resume_from=FOLDER), the checkpoint, or start without resume_from_checkpoint"
             )
-        held = load_state(found[0])
+        held = load_state(found[0], self._file)
         if self.asked.batches is None:
             refuse_another_place(held, args, state, loader)
         self.clock.load_state_dict(held)
@@ -342,8 +363,8 @@ def trainer_of(state: TrainerState) -> Trainer | None:
     return next((one for one in things if type(one) in kinds and getattr(one, "state", None) is state), None)
 
 
-def _leaving_after(trainer: Trainer, leave: Callable[[], None]) -> Callable[[], None]:
-    """Let a Trainer's evaluate() call leave() at its end; return what undoes that.
+def _lending_in(trainer: Trainer, give: Callable[[], None], leave: Callable[[], None]) -> Callable[[], None]:
+    """Let a Trainer's evaluate() call give() first and leave() at its end; return what undoes that.
 
     No callback is told where it fails, nor where a class of the user's own evaluates in its own way, once or often.
     """
@@ -351,6 +372,8 @@ def _leaving_after(trainer: Trainer, leave: Callable[[], None]) -> Callable[[], 
 
     def evaluate(*args: Any, **kwargs: Any) -> dict[str, float]:
         nonlocal depth
+        if not depth:
+            give()
         depth += 1
         try:
             return inner(*args, **kwargs)
