@@ -171,8 +171,8 @@ def calibrate(sweep: Sweep, goal: Goal | None = None, *, level: float = 0.95, de
     """Return what a recipe should keep of a sweep: the critical batch, and its ratio to B_simple on the way there.
 
     B_simple is measured in runs of the sweep's own fastest setting nearest to the critical batch, one a seed, at eight
-    moments on the way to the goal, and averaged; seeds at which fewer than six are identified give none. The ratio's interval joins both
-    errors in log space.
+    moments on the way to the goal, and averaged; seeds at which fewer than six are identified give none. The ratio's
+    interval joins both errors in log space.
 
     Args:
         sweep: whose fit is identified.
