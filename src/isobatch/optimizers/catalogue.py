@@ -92,7 +92,7 @@ def build(
         raise
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"optimizer={row.name!r} cannot be built ({error}); give leaf tensors, such as model.parameters(), each once"
+            f"optimizer={row.name!r} cannot be built ({error}); give leaf tensors such as model.parameters(), each once"
         ) from error
     if type(optimizer).__module__.startswith("pytorch_optimizer."):
         for group in optimizer.param_groups:

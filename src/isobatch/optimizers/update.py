@@ -22,7 +22,6 @@ from isobatch.optimizers.second_moment import (
 )
 from isobatch.optimizers.window import Clock, fold_window, second_so_far
 
-
 _LEAST_HALF = 2.0**-24
 
 
