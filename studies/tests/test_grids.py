@@ -261,7 +261,7 @@ def domain(name, calibrated=1.2, ratio=1.5, wide=3.0):
     value = {"value": 100.0, "low": 100 / wide, "high": 100 * wide}
     return {
         "domain": name, "complete": True, "calibrated": calibrated, "ratio": ratio,
-        "critical_average": value | {"identified": True}, "simple_average": value,
+        "critical_average": value | {"identified": wide <= 2}, "simple_average": value,
     }  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from isobatch.train import Trainer
 from isobatch_studies import catalogue
 from isobatch_studies.claims import criteria
 from isobatch_studies.noise_scale import grid as layout
-from isobatch_studies.noise_scale import study
+from isobatch_studies.noise_scale import looks, study
 from isobatch_studies.noise_scale.judging import judge, largest_ratio, row
 from isobatch_studies.noise_scale.page import figures, html, table
 from isobatch_studies.noise_scale.probing import NoiseCurve, NoiseProbe, drawn, probe
@@ -83,6 +85,42 @@ def test_measurements_that_are_not_identified_are_left_out_and_too_few_leave_no_
     none = made(bad=(3, 5, 7, 8, 9))
     assert (none["simple_average"], none["ratio"], none["rise"]) == (None, None, None)
     assert made(bad=(0,))["simple_start"] is None
+
+
+def cells(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+
+
+def test_one_stop_less_is_told_where_it_adds_a_seed_and_the_verdicts_least_stays():
+    few = made(bad=(3, 5, 7, 8, 9)) | {"domain": "few"}
+    judged, less, other = cells(looks.stops(json.loads(json.dumps({"rows": [few, made()]}))))
+    assert judged == ["few", "8", "0 of 4", "no value", "", ""]
+    mean = sum(100 * 2 ** (k / 11) for k in range(12) if k not in (3, 5, 7, 8, 9)) / 7
+    assert less == ["few", "7", "4 of 4", f"{mean:.3g} [{mean:.3g}, {mean:.3g}]", f"{mean / 100:.2f}", "1.00"]
+    assert other[:3] == ["digits", "8", "4 of 4"]
+    assert looks.stops(None) == looks.fits({"rows": []}) == "No run is complete.\n"
+
+
+def test_what_seeds_alone_leave_open_is_told_beside_what_the_batches_do():
+    def told(*factors):
+        sweep, batches = [], (8, 32, 128, 512)
+        for b, factor in zip(batches, factors, strict=True):
+            seeds = tuple(197.3 * factor * (1 + 97.3 / b) * (1 + 0.001 * seed) for seed in range(4))
+            sweep.append(Point(b, 0.1, math.exp(sum(map(math.log, seeds)) / 4), 0.01, seeds, False))
+        fitted = fit(batches, [point.steps for point in sweep])
+        goal = {"goal": 0.3, "points": [vars(p) for p in sweep], "fit": json.loads(json.dumps(asdict(fitted)))}
+        (cell,) = cells(looks.fits({"rows": [{"domain": "x", "goals": [goal]}]}))
+        assert cell[:3] == ["x", "0.3", "4"]
+        return [[float(number) for number in re.findall(r"[0-9.]+(?:e\+\d+)?", text)] for text in cell[3:]]
+
+    (value, low, high), alone, (residual,) = told(1, 1, 1, 1)
+    assert (value, low, high, residual) == (97.3, 97.3, 97.3, 0)
+    assert alone == pytest.approx([97.3] * 3, rel=0.01)
+    (_, low, high), (_, few, many), (residual,) = told(1.2, 0.9, 0.9, 1.2)
+    assert high > 2 * low
+    assert many < 1.01 * few
+    # logs of the factors are off their mean by .144; a bend takes little of it, n - 2 counts the rest
+    assert 12 < residual < 24
 
 
 def test_groups_are_compared_at_equal_loss():

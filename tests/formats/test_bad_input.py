@@ -45,6 +45,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     ("u.py", NANO + "max_iters += 5\n", "max_iters: the file computes it"),
     ("v.sh", "echo hello\n", "holds no training command"),
     ("w.sh", 'python train.py --lr "1\n', "a quote is never closed"),
+    ("wa.sh", "python t.py --per_device_train_batch_size 4 \\\n # --max_steps 9 \\\n --learning_rate 1e-4\n",
+     "line 2: a comment inside a command ends it there"),
     ("x.yaml", HF + "adam_beta2: 1.5\n", "optimizer.betas"),
     ("y.yaml", HF.replace("1000", "10") + "warmup_steps: 400\n", "the warm-up (400 steps) is longer than the run"),
     ("z.yaml", "__include__: ['../../../etc/passwd']\nepoches: 3\n", "leaves the folder"),

@@ -12,7 +12,7 @@ from isobatch.recipe import Planned, RecipeData
 
 R = TypeVar("R", bound=RecipeData)
 _MARK = "isobatch-plan:"
-_LINE = re.compile(r"^[ \t]*(?:#|//)[ \t]*" + _MARK + r"[ \t]*(\{.*\})[ \t]*$", re.M)
+_LINE = re.compile(r"^(\ufeff?[ \t]*)(?:#|//)[ \t]*" + _MARK + r"[ \t]*(\{.*\})[ \t]*(?=\r?$)", re.M)
 SIDECAR = ".isobatch.json"
 """What is added to the name of a JSON file, which has no comments, to hold its stamp."""
 
@@ -76,7 +76,7 @@ def read_stamp(text: str, name: str) -> Stamp | None:
     Raises:
         InputError: two stamps, or one that was damaged.
     """
-    lines = [match[1] for match in _LINE.finditer(text)]
+    lines = [match[2] for match in _LINE.finditer(text)]
     if not lines:
         return None
     try:
@@ -113,7 +113,7 @@ def stamped(text: str, stamp: Stamp, source: Source) -> str:
         return text
     line = f"# {stamp.line()}"
     if _LINE.search(text):
-        return _LINE.sub(lambda _: line, text, count=1)
+        return _LINE.sub(lambda match: match[1] + line, text, count=1)
     end = "\r\n" if "\r\n" in text else "\n"
     head = text[: text.index("\n") + 1] if text.startswith("#!") and "\n" in text else ""
     mark = "\ufeff" if text.startswith("\ufeff") else ""

@@ -68,6 +68,16 @@ OTHERS: tuple[Other, ...] = (
         "its batch is tokens.micro_batch_size x batch_accumulation_per_replica x parallelism.dp samples",
     ),
     Other(
+        "NeMo",
+        {"model.optim.sched": 4, "model.optim.name": 3, "exp_manager": 2, "model.train_ds": 2, "trainer.devices": 1},
+        "its batch is model.global_batch_size, or model.train_ds.batch_size x accumulate_grad_batches x devices",
+    ),
+    Other(
+        "Hydra's _target_ configs of Lightning",
+        {"trainer._target_": 4, "model.optimizer._target_": 4, "model._target_": 2, "data._target_": 1},
+        "its batch is data.batch_size x accumulate_grad_batches x devices samples",
+    ),
+    Other(
         "MaxText",
         {"learning_rate_schedule_steps": 4, "per_device_batch_size": 2, "warmup_steps_fraction": 2, "adam_b1": 2},
         "its batch is per_device_batch_size x gradient_accumulation_steps x devices samples",

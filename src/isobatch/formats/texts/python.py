@@ -47,14 +47,16 @@ def read_python(text: str, name: str) -> Source:
     Raises:
         InputError: no Python.
     """
+    bare = text.removeprefix("\ufeff")
+    shift = len(text) - len(bare)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = ast.parse(text)
+            module = ast.parse(bare)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         where = f" line {error.lineno}:" if isinstance(error, SyntaxError) and error.lineno else ""
         raise InputError(f"{name} is not Python:{where} {getattr(error, 'msg', error)}; mend the file") from None
-    reader = _Reader(text)
+    reader = _Reader(bare)
     try:
         for statement in module.body:
             reader.statement(statement)
@@ -64,8 +66,9 @@ def read_python(text: str, name: str) -> Source:
             reader.flags(flags)
     except RecursionError:
         raise InputError(f"{name}: nested deeper than {DEEPEST} levels; flatten it") from None
-    extra = {} if reader.call is None else {"call": reader.end_of(reader.call), "called": _called(reader.call)}
-    return Source(name, "python", text, reader.tree, reader.spots, rewrite, extra)
+    end = {} if reader.call is None else {"call": reader.end_of(reader.call) + shift, "called": _called(reader.call)}
+    spots = {key: Spot(spot.start + shift, spot.end + shift, spot.quote) for key, spot in reader.spots.items()}
+    return Source(name, "python", text, reader.tree, spots, rewrite, end)
 
 
 class _Reader:

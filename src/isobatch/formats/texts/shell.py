@@ -56,7 +56,14 @@ class Shell:
                 at += 2 if text[at + 1] == "\n" else 3
             elif head == "#" and (at == 0 or text[at - 1] in " \t\n;"):
                 line_end = text.find("\n", at)
-                at = len(text) if line_end < 0 else line_end
+                stop_at = len(text) if line_end < 0 else line_end
+                if words and text[at:stop_at].rstrip("\r").endswith("\\"):
+                    line = text.count("\n", 0, at) + 1
+                    raise InputError(
+                        f"{self.name} line {line}: a comment inside a command ends it there, whatever backslash stands "
+                        "behind it; take the line out"
+                    )
+                at = stop_at
             elif head in "\r\n;&|(){}<>" and not text.startswith("{", at):
                 if words:
                     yield words, stop

@@ -1,11 +1,12 @@
 """TOML: read by the standard library, edited by tomlkit, which keeps every other character."""
 
+import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any
 
 from isobatch.errors import InputError
-from isobatch.formats.texts.source import DEEPEST, Key, Source, leaves, spelled
+from isobatch.formats.texts.source import DEEPEST, Key, Source, leaves, newline, spelled
 from isobatch.installed import need
 
 
@@ -51,4 +52,6 @@ def _rewrite(source: Source, changes: Mapping[Key, Any]) -> str:
     except (TOMLKitError, TypeError, KeyError, ValueError) as error:
         keys = ", ".join(spelled(key) for key in changes)
         raise InputError(f"{source.name}: cannot write {keys}: {error}; change them by hand") from None
-    return mark + tomlkit.dumps(document)
+    text = mark + tomlkit.dumps(document)
+    one = not re.search(r"(?<!\r)\n", source.text)  # tomlkit ends the lines that it adds in its own way
+    return re.sub(r"(?<!\r)\n", newline(source.text), text) if one else text

@@ -331,7 +331,7 @@ def _added(source: Source, parent: Key, values: dict[str, Any]) -> tuple[int, in
     column = 0
     if keys:
         start = keys[0]
-        column = start - (text.rfind("\n", 0, start) + 1)
+        column = len(text[text.rfind("\n", 0, start) + 1 : start].removeprefix("\ufeff"))
     ends = [s.end for key, s in source.spots.items() if key[: len(parent)] == parent and _is_leaf(source, key)]
     at = max(ends, default=len(text))
     if text[at - 1 : at] != "\n":

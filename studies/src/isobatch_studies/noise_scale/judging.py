@@ -1,7 +1,7 @@
 """What the study's runs say: a row of the table for each domain, and the claims."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from typing import Any
@@ -31,7 +31,7 @@ def row(domain: Domain, found: Sweep, point: Point | None, readings: Sequence[No
         Plain values.
     """
     starts = [_first(reading) for reading in readings or ()]
-    averages = [_average(reading) for reading in readings or ()]
+    averages = [average(reading) for reading in readings or ()]
     made: dict[str, Any] = {
         "domain": domain.name,
         "unit": domain.unit,
@@ -39,15 +39,15 @@ def row(domain: Domain, found: Sweep, point: Point | None, readings: Sequence[No
         "complete": not found.left and readings is not None,
         "critical_start": _fitted(found, 0),
         "critical_average": _fitted(found, -1),
-        "simple_start": _over_seeds(starts),
-        "simple_average": _over_seeds(averages),
+        "simple_start": over_seeds(starts),
+        "simple_average": over_seeds(averages),
         "at": None if point is None else {"batch": point.batch, "lr": point.lr, "steps": point.steps},
         "goals": [asdict(goal) for goal in found.goals],
         "readings": [asdict(reading) for reading in readings or ()],
     }
     made["ratio"] = _ratio(made)
-    made["calibrated"] = _calibrated(found, averages)
-    made["rise"] = _over_seeds([_rise(reading) for reading in readings or ()])
+    made["calibrated"] = calibrated(found.goals[-1].points, averages)
+    made["rise"] = over_seeds([_rise(reading) for reading in readings or ()])
     return made
 
 
@@ -65,9 +65,18 @@ def _first(reading: NoiseCurve) -> float | None:
     return reading.scales[0] if good else None
 
 
-def _average(reading: NoiseCurve) -> float | None:
+def average(reading: NoiseCurve, least: int = LEAST) -> float | None:
+    """Return the mean noise scale over the identified stops of a run.
+
+    Args:
+        reading: of the run.
+        least: identified stops that it takes.
+
+    Returns:
+        In samples; None where fewer are identified.
+    """
     known = [scale for _, scale in reading.usable()]
-    return float(np.mean(known)) if len(known) >= LEAST else None
+    return float(np.mean(known)) if len(known) >= least else None
 
 
 def _rise(reading: NoiseCurve) -> float | None:
@@ -75,8 +84,15 @@ def _rise(reading: NoiseCurve) -> float | None:
     return known[-1] / known[0] if len(known) >= LEAST else None
 
 
-def _over_seeds(values: Sequence[float | None]) -> dict[str, float] | None:
-    """Geometric mean over seeds with its 95% t interval; None where a seed has no value, or there is one seed only."""
+def over_seeds(values: Sequence[float | None]) -> dict[str, float] | None:
+    """Return the geometric mean over seeds with its 95% interval by Student's t.
+
+    Args:
+        values: one for each seed.
+
+    Returns:
+        "value", "low" and "high"; None where a seed has no value, or there is one seed only.
+    """
     if len(values) < 2 or any(value is None for value in values):
         return None
     logs = np.log(np.array(values, dtype=float))
@@ -92,9 +108,16 @@ def _ratio(made: dict[str, Any]) -> float | None:
     return simple["value"] / critical["value"]
 
 
-def _calibrated(found: Sweep, averages: Sequence[float | None]) -> float | None:
-    """Predicted over measured B_crit of the odd seeds, calibrated on the even ones."""
-    points = found.goals[-1].points
+def calibrated(points: Sequence[Point], averages: Sequence[float | None]) -> float | None:
+    """Return the predicted over the measured B_crit of the odd seeds, calibrated on the even ones.
+
+    Args:
+        points: of the sweep at its harder goal.
+        averages: noise scale of each seed.
+
+    Returns:
+        The ratio; None where there is no fit, or a seed has no noise scale.
+    """
     if len(points) < 3 or not averages or any(value is None for value in averages) or len(averages) < 2:
         return None
     halves = []
@@ -196,15 +219,23 @@ def _identified(made: dict[str, Any] | None) -> tuple[bool | None, str]:
     for name, key in (("B_crit", "critical_average"), ("B_simple", "simple_average")):
         found = made[key]
         narrow = found is not None and found["high"] is not None and found["high"] < 10 * found["low"]
-        held = held and narrow and found.get("identified", True)
-        told.append(f"{name} {_shown(found)}")
+        held = held and narrow
+        told.append(f"{name} {shown(found)}")
     return held, ", ".join(told)
 
 
-def _shown(found: dict[str, Any] | None) -> str:
+def shown(found: Mapping[str, Any] | None) -> str:
+    """Return a value with its interval in words.
+
+    Args:
+        found: "value", "low" and "high", None or infinite where that is open; None where there is no value.
+
+    Returns:
+        Three figures of each.
+    """
     if found is None:
         return "no value"
-    high = "open" if found["high"] is None else f"{found['high']:.3g}"
+    high = "open" if found["high"] in (None, math.inf) else f"{found['high']:.3g}"
     return f"{found['value']:.3g} [{found['low']:.3g}, {high}]"
 
 

@@ -1,11 +1,13 @@
 """The study's pictures and page."""
 
+from textwrap import fill
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from isobatch import report
 from isobatch.report.pictures import RC, plain_ticks
@@ -13,6 +15,7 @@ from isobatch_studies.pages import page
 
 _SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKS = "osD^vP"
+_LETTERS = 9.5  # of a figure's title, an inch
 
 
 def figures(data: dict[str, Any]) -> dict[str, Figure]:
@@ -76,7 +79,7 @@ def _training(data: dict[str, Any]) -> Figure:
                 crit["low"] or crit["value"] / 4, crit["high"] or 4 * crit["value"], color="#000000", alpha=0.08
             )
         _finish(axes, row["domain"], f"samples ({row['unit']})", "noise scale", "linear")
-    made.suptitle("Noise scale over training; dashed: the critical batch with its interval", x=0.01, ha="left")
+    _head(made, "Noise scale over training; dashed: the critical batch with its interval")
     return made
 
 
@@ -97,7 +100,7 @@ def _fronts(data: dict[str, Any]) -> Figure:
         _finish(axes, row["domain"], f"samples ({row['unit']})", "steps")
         if row["goals"][0]["points"]:
             axes.legend(title="goal", fontsize=9)
-    made.suptitle("The fastest run of each batch, and the hyperbola", x=0.01, ha="left")
+    _head(made, "The fastest run of each batch, and the hyperbola")
     return made
 
 
@@ -108,6 +111,10 @@ def _panels(made: Figure, count: int) -> list[Axes]:
     return list(grid[:count])
 
 
+def _head(made: Figure, text: str) -> None:
+    made.suptitle(fill(text, int(_LETTERS * made.get_figwidth())), x=0.01, ha="left")
+
+
 def _finish(axes: Axes, title: str, x: str, y: str, scale: str = "log") -> None:
     axes.set_title(title)
     if not any(np.size(line.get_xdata()) for line in axes.lines):
@@ -115,6 +122,8 @@ def _finish(axes: Axes, title: str, x: str, y: str, scale: str = "log") -> None:
         axes.set(xticks=[], yticks=[])
         return
     axes.set(xscale=scale, yscale="log", xlabel=x, ylabel=y)
+    if scale == "linear":
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     for axis in (axes.yaxis, *([axes.xaxis] if scale == "log" else [])):
         plain_ticks(axis, (1.0, 3.0))
 

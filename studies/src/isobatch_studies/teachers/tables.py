@@ -59,8 +59,20 @@ def beside_of(data: dict[str, Any] | None) -> str:
     Returns:
         Markdown.
     """
-    head, *rows = data["beside"] if data else [["No run is complete."]]
-    return "\n".join([_line(head), _line(["---"] * len(head)), *map(_line, rows)]) + "\n"
+    return table(data["beside"]) if data else "No run is complete.\n"
+
+
+def table(rows: list[list[str]]) -> str:
+    """Return a table.
+
+    Args:
+        rows: of cells, the first one the header.
+
+    Returns:
+        Markdown.
+    """
+    head, *below = rows
+    return "\n".join([_line(head), _line(["---"] * len(head)), *map(_line, below)]) + "\n"
 
 
 def _line(cells: list[str]) -> str:
