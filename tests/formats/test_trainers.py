@@ -1,8 +1,11 @@
 """What a trainer makes of its flags: the length of a run, an average that it scales itself, words of its own."""
 
+import json
+
 import pytest
 from tests.formats.answering import loaded
 
+from isobatch import cli
 from isobatch.errors import InputError
 from isobatch.formats import Unanswered, check, load
 
@@ -224,8 +227,30 @@ def test_passes_that_a_format_does_not_know_are_asked_about(name, text, key, tmp
                "  optim: {name: fused_adam, lr: 2.0e-4, sched: {warmup_steps: 5}}\n", "NeMo"),
     ("b.yaml", "trainer: {_target_: lightning.Trainer, max_epochs: 10, devices: 4}\nmodel:\n  optimizer: "
                "{_target_: torch.optim.Adam, lr: 0.001}\ndata: {batch_size: 128}\n", "Hydra's _target_"),
+    ("c.py", "data = dict(samples_per_gpu=2)\nlr_config = dict(policy='step', step=[8])\noptimizer = dict(lr=0.02)\n",
+     "mmcv 1.x"),
+    ("d.py", "dataloader.train.total_batch_size = 64\ntrain.max_iter = 9\nlr_multiplier = L(W)(warmup_length=1)\n",
+     "detectron2's lazy configs"),
 ])  # fmt: skip
-def test_what_resembles_lightnings_files_is_named(name, text, said, tmp_path):
+def test_what_resembles_a_format_is_named(name, text, said, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=said):
         load(tmp_path / name, devices=8)
+
+
+SHORT = "per_device_train_batch_size: {}\nlearning_rate: {}\nmax_steps: {}\nwarmup_steps: {}\nadam_beta1: {}\n" + (
+    "adam_beta2: {}\nadam_epsilon: {}\nteacher_momentum: 0.99\n"
+)
+
+
+@pytest.mark.parametrize(("warm", "found"), [(1, []), (2, ["warmup_steps"]), (0, ["warmup_steps"])])
+def test_a_count_that_is_one_more_is_no_rounding_where_it_is_short(warm, found, tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text(SHORT.format(4, 1e-4, 1000, 4, 0.9, 0.999, "1.0e-8"))
+    (tmp_path / "b.yaml").write_text(SHORT.format(16, 2e-4, 250, warm, 0.9**4, 0.999**4, "5.0e-9"))
+    words = ["plan", str(tmp_path / "b.yaml"), "--check", "--reference", str(tmp_path / "a.yaml"), "--devices", "1"]
+    assert cli.run([*words, "--json"]) == (4 if found else 0)
+    told = json.loads(capsys.readouterr().out)
+    assert [one["key"] for one in told["departs"] if one["key"] != "curves.lr"] == found
+    assert told["unjudged"] == ["teacher_momentum"]
+    cli.run(words)
+    assert "not judged, because no plan knows what they do: teacher_momentum" in capsys.readouterr().out
