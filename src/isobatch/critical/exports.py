@@ -17,6 +17,7 @@ from isobatch.critical.settings import (
     flat,
     number,
     spelled,
+    told_number,
     told_once,
     whole_name,
 )
@@ -32,7 +33,14 @@ CLOCKS = {
 _LOGGED = ("_step", "step")
 _RATE = ("lr", "learning_rate", "peak_lr", "base_lr", "max_lr")
 _GOAL = re.compile(r"^\s*(.+?)\s*(<=|>=|<|>)\s*([^<>=]+?)\s*$")
-_IN_NAME = re.compile(r"(?:^|[^a-z])(?:global_?batch(?:_?size)?|batch(?:_?size)?|bs)\s*[:=_-]?\s*(\d+)", re.IGNORECASE)
+_IN_NAME = re.compile(
+    r"(?:^|[^a-z])(?:global_?batch(?:_?size)?|batch(?:_?size)?|bs)\s*[:=_-]?\s*(\d+)"
+    r"(?P<more>\d|[.,]\d|\s*[x*]\s*\d|e\d|[kmg](?![a-z]))?",
+    re.IGNORECASE,
+)
+_NOT_OF_AN_UPDATE = re.compile(
+    r"(?:micro|device|gpu|local|eval|val|valid|validation|test)(?:_?train)?[_\s-]?$", re.IGNORECASE
+)
 _BOUND = re.compile(r"__(MIN|MAX)$")
 _WIDE = " - "
 _A_CURVE = 3  # different values, below which two histories may be alike by chance
@@ -313,13 +321,13 @@ def _batch(run: _Run, batch: str | None, where: str) -> tuple[float, str, list[s
     cell = next(iter(told.values()), None)
     notes = []
     if cell is None and batch is None:
-        match = _IN_NAME.search(run.label)
-        if match is None:
+        cell = _named_batch(run.label)
+        if cell is None:
             raise InputError(
-                f"{where}: no column and no name says the batch of run {run.label!r}; export it with its settings, "
-                "name the column, or call the run such as bs64"
+                f"{where}: no column and no name says the batch of run {run.label!r}, or not clearly; export it with "
+                "its settings, name the column, or call the run such as bs64"
             )
-        cell, notes = match[1], [f"run {run.label!r}: batch {match[1]} read off its name"]
+        notes = [f"run {run.label!r}: batch {cell} read off its name"]
     size = number(told_once(cell, f"{where}, run {run.label!r}: the batch"))
     if size is None or size <= 0:
         raise InputError(
@@ -329,6 +337,17 @@ def _batch(run: _Run, batch: str | None, where: str) -> tuple[float, str, list[s
     if batch is None and told:
         check_whole_batch(next(iter(told)), run.settings, f"{where}, run {run.label!r}")
     return size, "batch_tokens" if any("token" in key for key in told) else "batch", notes
+
+
+def _named_batch(label: str) -> str | None:
+    """The batch that a run's name says once, in whole samples of an update; not bs4k, bs64x8 or micro_batch 8."""
+    found, clear = set(), True
+    for match in _IN_NAME.finditer(label):
+        start = match.start() + (not match[0][0].isalnum())
+        if not _NOT_OF_AN_UPDATE.search(label[:start]):
+            found.add(match[1])
+            clear &= match["more"] is None
+    return found.pop() if len(found) == 1 and clear else None
 
 
 def _check_constant(run: _Run, key: str, where: str) -> None:
@@ -345,11 +364,11 @@ def _evaluations(run: _Run, goal: RunGoal, column: str, where: str) -> list[tupl
     """Clock and metric of every evaluation, in the order of the file; NaN where the metric was lost."""
     seen, lost = [], 0
     for row in run.rows:
-        cell = told_once(row.get(goal.metric), f"{where}, run {run.label!r}: {goal.metric}")
-        clock = number(told_once(row.get(column), f"{where}, run {run.label!r}: {column}"))
+        cell = row.get(goal.metric)
+        clock = told_number(row.get(column), f"{where}, run {run.label!r}: {column}")
         if clock is None or blank(cell):
             continue
-        metric = number(cell)
+        metric = told_number(cell, f"{where}, run {run.label!r}: {goal.metric}")
         lost += metric is None
         if metric is not None:
             seen.append((clock, metric))

@@ -164,6 +164,36 @@ def told_once(cell: Any, where: str) -> Any:
     return cell
 
 
+def told_number(cell: Any, where: str) -> float | None:
+    """Return the number of a cell of a history, None for gaps, NaN and texts without digits.
+
+    Args:
+        cell: of a row from `flat`.
+        where: of the cell, for the message.
+
+    Returns:
+        The number, None where there is none.
+
+    Raises:
+        InputError: a `Several`, or digits in another writing than a decimal point's: passing such cells over would
+            count a run by the few that happen to be readable.
+
+    Example:
+        >>> told_number("2.5", "loss"), told_number("NaN", "loss"), told_number("", "loss")
+        (2.5, None, None)
+    """
+    found = number(told_once(cell, where))
+    if found is None and isinstance(cell, str) and re.search(r"\d", cell):
+        try:
+            float(cell)  # beyond every float: no number, and no other writing either
+        except ValueError:
+            raise InputError(
+                f"{where} is {cell!r}, which is no number as it is written; write 1234.5, without a decimal comma, "
+                "signs between thousands, or a unit"
+            ) from None
+    return found
+
+
 def check_whole_batch(column: str, row: Mapping[str, Any], where: str) -> None:
     """Refuse a batch that may be what one device takes in one pass of several.
 

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
@@ -12,14 +13,28 @@ from typing import Any
 
 from isobatch.critical.exports import SINCE, RunGoal, is_history, reached
 from isobatch.critical.mlperf import is_reference, reference_rows, reference_unit
-from isobatch.critical.settings import BATCH, BATCH_TOKENS, RUN, check_whole_batch, flat, spelled, told_once, whole_name
+from isobatch.critical.settings import (
+    BATCH,
+    BATCH_TOKENS,
+    RUN,
+    blank,
+    check_whole_batch,
+    flat,
+    spelled,
+    told_once,
+    whole_name,
+)
 from isobatch.errors import InputError, unreadable
 from isobatch.units import finite
 
 UNITS = ("steps", "samples", "tokens", "epochs")
 _VALUE = re.compile(r"^(steps|samples|tokens|epochs)(_to_(target|goal|loss|accuracy|converge|convergence))?$")
 _PLAIN = ("value", "to_target", "to_goal")
-_ENDED = ("finished", "")
+_ENDED = ("finished", "completed", "complete", "done", "succeeded", "")
+_REACHED = ("reached", "reached_goal", "goal_reached", "reached_target", "target_reached", "converged", "success")
+_NOT_REACHED = ("censored", "diverged", "timed_out", "timeout")
+_SAYS = {"true": True, "yes": True, "y": True, "1": True, "1.0": True,
+         "false": False, "no": False, "n": False, "0": False, "0.0": False}  # fmt: skip
 _JUMP, _FALL = 10.0, 1.2
 
 
@@ -83,8 +98,9 @@ def read_table(
 
     Rows hold a batch, a value named by its unit (steps, samples, tokens, epochs, also as steps_to_target) and a seed
     or run; JSON values may be lists of seeds. Columns of exported runs (`config.batch_size`, `summary.steps`) are
-    found, and MLPerf's files of reference convergence points are known by their form. With a goal, the file holds
-    histories, and each run counts up to its first evaluation at the goal.
+    found, and MLPerf's files of reference convergence points are known by their form. Rows of runs that did not end
+    (state, status) or did not get there (reached, converged, diverged, ...) are left out, and a batch at which most did
+    not. With a goal, the file holds histories, and each run counts up to its first evaluation at the goal.
 
     Args:
         path: a .csv, .json or .jsonl file.
@@ -218,13 +234,23 @@ def table_rows(text: str, where: str, example: str) -> list[dict[str, Any]]:
         again = sorted({key for key in head if key and head.count(key) > 1})
         if again:
             raise InputError(f"{where} has several columns called {', '.join(again)}; keep one of each name")
-        rows = list(csv.DictReader(lines, delimiter=between))
+        reader = csv.DictReader(lines, delimiter=between)
+        rows = []
+        for row in reader:
+            more = [cell for cell in row.pop(None, None) or () if cell.strip()]
+            if more:
+                raise InputError(
+                    f"{where}, line {reader.line_num} holds more cells than the header: {', '.join(more)} beyond "
+                    f"{head[-1]!r}; where a comma stands for decimals or thousands, write 1234.5 for 1,234.5 or "
+                    "1.234,5, or put such cells in quotes"
+                )
+            rows.append(row)
     except csv.Error as error:
         raise InputError(f"{where} cannot be read as a table: {error}; mend the file") from None
     rows = [row for row in rows if any(isinstance(cell, str) and cell.strip() for cell in row.values())]
     if not rows:
         raise InputError(f"{where} must have a header, such as {example}, and rows below it")
-    return [{key: cell for key, cell in row.items() if key is not None} for row in rows]
+    return rows
 
 
 def _collected(
@@ -243,12 +269,19 @@ def _collected(
     found: dict[float, list[float]] = {}
     since: dict[float, list[float]] = {}
     seen: set[tuple[float, str]] = set()
+    tried: Counter[float] = Counter()
     notes = []
     for line, row in enumerate(rows, start=1):
-        if str(row.get("state", "") or "").lower() not in _ENDED:
-            notes.append(f"row {line} left out: state {row['state']!r}")
+        state = str(row.get("state") or row.get("status") or "")
+        if state.strip().lower() not in _ENDED:
+            notes.append(f"row {line} left out: state {state!r}")
             continue
         size = _number(row.get(at), f"{where}, row {line}, {at}")
+        short = _short_of_goal(row, f"{where}, row {line}")
+        tried[size] += 1
+        if short is not None:
+            notes.append(f"row {line} left out: {short}, so that it would take longer")
+            continue
         if batch is None:
             check_whole_batch(at, row, f"{where}, row {line}")
         cells = row.get(values)
@@ -265,9 +298,29 @@ def _collected(
         found.setdefault(size, []).extend(numbers)
         if SINCE in row:
             since.setdefault(size, []).append(row[SINCE])
+        tried[size] += len(numbers) - 1
+    for size in [size for size, values in found.items() if 2 * len(values) < tried[size]]:
+        notes.append(
+            f"batch {size:g}: left out, only {len(found.pop(size))} of {tried[size]} runs reach the goal, and the "
+            "others would take longer"
+        )
     points = tuple(TablePoint(size, tuple(found[size]), tuple(since.get(size, ()))) for size in sorted(found))
     counted = "tokens" if at in BATCH_TOKENS or "token" in at else "samples"
     return Table(name, declared, points, notes=tuple(notes), batch_unit=counted)
+
+
+def _short_of_goal(row: Mapping[str, Any], where: str) -> str | None:
+    """The cell by which a run did not get to the goal, None where no column says so."""
+    for key in (*_REACHED, *_NOT_REACHED):
+        cell = told_once(row.get(key), f"{where}, {key}")
+        if blank(cell):
+            continue
+        told = _SAYS.get(str(cell).strip().lower())
+        if told is None:
+            raise InputError(f"{where}, {key} is {cell!r}; write true or false, or leave the column out")
+        if told is (key in _NOT_REACHED):
+            return f"{key} {cell!r}"
+    return None
 
 
 def _column(columns: list[str], wanted: str | None, known: Iterable[str], what: str, where: str) -> str:
