@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from isobatch.average.base import ModelAverage, Which
 from isobatch.average.buffers import AverageBuffers
-from isobatch.average.clock import Cadence, counted
+from isobatch.average.clock import Cadence, counted, doublings, refuse_replaced
 from isobatch.average.engine import Engine
 from isobatch.average.layout import Buffers, Storage, placed
 from isobatch.average.state import chosen, no_half_life, several, storage_settings
@@ -115,8 +115,8 @@ class PowerEMA(ModelAverage):
         """
         no_half_life(half_life, "PowerEMA")
         size, seen = counted(samples), self.seen
-        doublings = math.log2((seen + size) / seen) if seen else math.inf
-        self._engine.advance(size, [(g + 1) * doublings for g in self.exponents])
+        times = doublings(seen, size)
+        self._engine.advance(size, [(g + 1) * times for g in self.exponents])
 
     def average(self, which: Which = None) -> dict[str, Tensor]:
         """Return the averaged tensors by name; they are the average itself, not copies.
@@ -156,10 +156,7 @@ class PowerEMA(ModelAverage):
 
     def _places(self, which: Which, seen: float) -> tuple[int, ...]:
         if seen == 0:
-            raise InputError(
-                "seen=0 gives the loaded average no weight, so the next update would replace it; give seen=, the "
-                "samples of the run behind it"
-            )
+            refuse_replaced(seen, "the profile has no weight at its begin")
         return self._indices(which)
 
     def _settings(self) -> dict[str, Any]:
