@@ -254,3 +254,48 @@ def test_a_count_that_is_one_more_is_no_rounding_where_it_is_short(warm, found, 
     assert told["unjudged"] == ["teacher_momentum"]
     cli.run(words)
     assert "not judged, because no plan knows what they do: teacher_momentum" in capsys.readouterr().out
+
+
+MODULE = (
+    "trainer: {{devices: 4, max_steps: 1000}}\nmodel:\n  class_path: m.M\n  init_args: {}\n"
+    "data: {{init_args: {{batch_size: 32}}}}\n"
+)
+
+
+@pytest.mark.parametrize(("held", "told", "want", "unsaid"), [
+    # a module that is given its rate builds the optimizer itself: which one is asked, and no section is made up for it
+    ("{lr: 1.0e-3, weight_decay: 0.01, betas: [0.9, 0.98]}", {"optimizer": "adamw"},
+     {"lr": 1e-3 * ROOT, "weight_decay": 0.01 * ROOT, "betas[0]": 0.81, "betas[1]": 0.9604}, {"eps"}),
+    ("{learning_rate: 1.0e-3, beta1: 0.9, beta2: 0.98, eps: 1.0e-8}", {"optimizer": "adamw"},
+     {"learning_rate": 1e-3 * ROOT, "beta1": 0.81, "beta2": 0.9604, "eps": 1e-8 / ROOT}, {"weight_decay"}),
+    ("{lr: 0.1, momentum: 0.9, optimizer: sgd}", {}, {"lr": 0.38, "momentum": 0.81}, set()),
+    ("{lr: 0.1}", {"optimizer": "sgd", "momentum": 0.9}, {"lr": 0.2}, set()),  # a momentum that no key says stays
+    ("{optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3, betas: [0.9, 0.98]}}}", {},
+     {"optimizer.init_args.lr": 1e-3 * ROOT, "optimizer.init_args.betas[1]": 0.9604,
+      "optimizer.init_args.weight_decay": 0.01 * ROOT}, set()),
+])  # fmt: skip
+def test_an_optimizer_that_the_module_builds(held, told, want, unsaid, tmp_path):
+    (tmp_path / "a.yaml").write_text(MODULE.format(held))
+    if told:
+        with pytest.raises(Unanswered, match=next(iter(told))):
+            load(tmp_path / "a.yaml")
+    found = load(tmp_path / "a.yaml", set=told)
+    made = found.at(256)
+    changed = becomes(made)
+    assert {key: changed[f"model.init_args.{key}"] for key in want} == pytest.approx(want)
+    assert {row.key.split(".")[1].split("[")[0] for row in made.unsaid} == unsaid
+    assert "\noptimizer:" not in made.text()
+    made.patch(tmp_path / "b.yaml")
+    back = load(tmp_path / "b.yaml").at(128)
+    assert back.recipe.optimizer.lr == pytest.approx(found.recipe.optimizer.lr)
+
+
+def test_axolotls_groups_of_completions_stay_whole(tmp_path):
+    text = (
+        "base_model: x\nrl: grpo\ntrl: {num_generations: 6, beta: 0.04}\nmicro_batch_size: 3\nnum_epochs: 1\n"
+        "gradient_accumulation_steps: 2\nlearning_rate: 1.0e-6\nwarmup_steps: 0\n"
+    )
+    found = loaded(tmp_path, "a.yaml", text)
+    assert not found.ledger.unread
+    with pytest.raises(InputError, match="whole groups of num_generations = 6"):
+        found.at(40, micro=5)
