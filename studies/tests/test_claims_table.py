@@ -9,8 +9,9 @@ from isobatch.errors import InputError
 from isobatch_studies import claims_table
 from isobatch_studies.byol_24576 import devices, ends
 from isobatch_studies.claims import claims, criteria, grids
+from isobatch_studies.polyak import study as polyak
 from isobatch_studies.teachers.grid import reference
-from isobatch_studies.teachers.tables import markdown
+from isobatch_studies.teachers.tables import gaps, markdown
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 WRITE = "run: python -m isobatch_studies.claims_table"
@@ -100,6 +101,7 @@ def test_the_tables_of_a_partial_result_show_counts_and_no_intervals():
         "references": {"v": {"final": {"average": {"accuracy": whole, "knn": last}}, **ends}},
         "recipe": {"v": {"batch": {"size": 4096}}},
         "runs": {"v reference": 2},
+        "judged": {"metric": "knn", "margin": 1.0},
         "stops": {"v": [0, 3_000_000]},
         "rows": [{
             "variant": "v", "arm": "rule", "kappa": 6, "batch": 24576, "seeds": 1, "planned": 8,
@@ -114,7 +116,53 @@ def test_the_tables_of_a_partial_result_show_counts_and_no_intervals():
         "| rule, kappa 6 | 24,576 | 1 of 8 | not yet | -0.46 | not yet |  | 47.3 | 47.3 | 47.3 | 150 | 0 | 25 | 2,000 |"
     )
     assert rule in text
-    assert markdown(None) == "No run is complete.\n"
+    assert markdown(None) == gaps(None) == gaps(data | {"rows": []}) == polyak.markdown(None) == "No run is complete.\n"
+
+
+def test_two_variants_without_neighbours_are_named_in_as_many_digits_as_their_margin_needs():
+    last = {"mean": 20.0, "low": 17.0, "high": 23.0, "values": 8}
+    ends = {"collapsed": [], "seconds": 78.0, "final": {"average": {"accuracy": last}, "raw": {"loss": last}}}
+    row = {"arm": "rule", "kappa": 16, "batch": 64, "seeds": 8, "planned": 8, "steps": 1600}
+    row |= {"verdicts": {"average": "SAME", "raw": "SAME"}, "worst": {"average": -0.0042, "raw": 0.0282}, **ends}
+    curve = [0.001 * k for k in range(9)]
+    row |= {"gaps": {"average": curve, "raw": [-2 * gap for gap in curve]}}
+    data = {
+        "claims": [], "judged": {"metric": "loss", "margin": 0.03}, "rows": [row | {"variant": v} for v in ("a", "b")],
+        "references": {v: ends | {"steps": 25600} for v in ("a", "b")}, "runs": {"a reference": 8, "b reference": 8},
+        "recipe": {v: {"batch": {"size": 4}} for v in ("a", "b")}, "stops": {v: [0, 102400] for v in ("a", "b")},
+    }  # fmt: skip
+    lines = markdown(data).splitlines()
+    assert lines[3].startswith(
+        "| arm | batch | seeds | averaged model | worst gap | raw model | worst gap | accuracy, av"
+    )
+    assert "| reference, b | 4 | 8 |  |  |  |  | 20.0 [17.0, 23.0] | 25,600 | 0 | 1.3 | 1,313 |" in lines
+    assert lines[-1].startswith(
+        "| rule, kappa 16, b | 64 | 8 of 8 | SAME | -0.004 | SAME | +0.028 | 20.0 [17.0, 23.0] "
+    )
+    told = gaps(data).splitlines()
+    assert told[0].count("averaged, ") == told[0].count("raw, ") == 4
+    name, *cells = (cell.strip() for cell in told[-1].strip("|").split("|"))
+    assert (name, cells) == ("rule, kappa 16, b", ["+0.002", "+0.004", "+0.006", "+0.008",
+                                                   "-0.004", "-0.008", "-0.012", "-0.016"])  # fmt: skip
+
+
+def test_the_place_of_an_average_is_told_at_the_largest_perturbation():
+    less = {size: {"mean": 0.0, "low": 0.0, "high": 0.0} for size in ("0.05", "0.1")}
+    found = {
+        "rise": {"raw": {"0.05": 1.0, "0.1": 0.22351}, "average": {"0.05": 1.0, "0.1": 0.223}},
+        "rise_average_less_raw": less, "eigenvalue": {"raw": 622.08, "average": 616.52},
+        "log_eigenvalue_ratio": {"mean": -0.0086, "low": -0.0156, "high": -0.0016},
+        "accuracy_average_less_raw": {"mean": -0.019, "low": -0.086, "high": 0.048},
+        "accuracy_taught_less_alone": {"raw": {"mean": 0.225, "low": -0.969, "high": 1.419}, "average": {}},
+    }  # fmt: skip
+    lines = polyak.markdown(
+        {"width": {"group norm": found, "flat": found | {"log_eigenvalue_ratio": None}}}
+    ).splitlines()
+    assert lines[2] == (
+        "| group norm | 0.2235 | 0.2230 | 622.1 | 616.5 | -0.009 [-0.016, -0.002] | -0.02 [-0.09, +0.05] | "
+        "+0.23 [-0.97, +1.42] |"
+    )
+    assert lines[3].split(" | ")[5] == ""
 
 
 def test_six_times_the_devices_are_modelled_from_measured_speeds():

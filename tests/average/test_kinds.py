@@ -207,10 +207,14 @@ def test_an_attached_average_follows_the_optimizer(kind):
     for j in range(4):
         step(module, j)
         optimizer.step()
+    with pytest.raises(InputError, match="follows this optimizer already"):
+        average.attach(optimizer, 8)
     handle.remove()
     optimizer.step()
     tensors = called.state_dict()["tensors"]
     assert all(torch.equal(t, tensors[k]) for k, t in average.state_dict()["tensors"].items())
+    average.attach(optimizer, 8).remove()
+    average.attach(torch.optim.SGD(module.parameters(), lr=0.0), 8)
 
 
 @every_kind

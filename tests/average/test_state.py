@@ -1,6 +1,7 @@
 """Taking over a saved state: what must match, who wins, and what a checkpoint without averages means."""
 
 import json
+from decimal import Decimal
 
 import pytest
 import torch
@@ -9,7 +10,21 @@ from tests.average.kinds import model, step
 from tests.reference import averages as truth
 from torch import nn
 
-from isobatch.average import LAWA, SWA, ModelEMA, MultiEMA, PowerEMA, Storage
+from isobatch.average import (
+    LAWA,
+    SWA,
+    CopyUntil,
+    Debias,
+    LinearRamp,
+    ModelEMA,
+    MultiEMA,
+    PowerEMA,
+    Ramp,
+    Storage,
+    SwitchEMA,
+    tensorflow_warmup,
+    timm_warmup,
+)
 from isobatch.errors import InputError
 
 
@@ -229,6 +244,11 @@ def test_a_loaded_average_weighs_what_stands_behind_it(name, held):
         (lambda m: SWA(m, start=60), 0),
         (lambda m: SWA(m, start=60, every=20), 60),
         (lambda m: PowerEMA(m, sigma_rels=[0.1]), 0),
+        (lambda m: ModelEMA(m, half_life=50, warmup=Ramp(0.09)), 0),
+        (lambda m: ModelEMA(m, half_life=50, warmup=CopyUntil(9)), 8),
+        (lambda m: ModelEMA(m, decay=0.99, batch_size=8, warmup=timm_warmup(batch_size=8)), 0),
+        (lambda m: SwitchEMA(ModelEMA(m, half_life=50, warmup=Debias()), every=64), 0),
+        (lambda m: MultiEMA(m, half_lives=[50], warmup=LinearRamp(60)), 0),
     ],
 )
 def test_an_average_that_the_next_update_would_replace_is_not_loaded(make, seen):
@@ -238,10 +258,55 @@ def test_an_average_that_the_next_update_would_replace_is_not_loaded(make, seen)
     average.update(samples=8)
     kept = {n: t.clone() for n, t in average.average().items()}
     other = {n: torch.zeros_like(p) for n, p in module.named_parameters()}
-    with pytest.raises(InputError, match="next update would replace it; give seen="):
+    with pytest.raises(InputError, match=r"next update would replace the loaded average; give seen="):
         average.load_average(other, seen=seen)
     assert average.seen == 8
     assert all(torch.equal(t, kept[n]) for n, t in average.average().items())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: ModelEMA(m, half_life=50),
+        lambda m: ModelEMA(m, half_life=0, warmup=Ramp(0.09)),
+        lambda m: ModelEMA(m, half_life=50, warmup=tensorflow_warmup(batch_size=8)),
+        lambda m: LAWA(m, last=2, every=8),
+    ],
+)
+def test_an_average_that_keeps_a_weight_needs_no_samples_behind_it(make):
+    module = model()
+    average = make(module)
+    average.load_average({n: torch.full_like(p, 3.0) for n, p in module.named_parameters()})
+    assert float(average.average()["0.bias"][0]) == 3.0
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "module.module.", "ema_model.module.", "module._orig_mod.module.", "model."]
+)
+@pytest.mark.parametrize("inner", ["model", "module", "net"])
+def test_any_number_of_wrappers_may_stand_before_the_names(prefix, inner):
+    root = nn.Module()
+    root.add_module(inner, nn.Linear(2, 2))
+    ema = ModelEMA(root, half_life=8)
+    given = {f"{prefix}{n}": torch.full_like(p, 3.0) for n, p in root.named_parameters()}
+    ema.load_average({**given, "n_averaged": torch.tensor(5)})
+    assert all(bool((t == 3).all()) for t in ema.average().values())
+
+
+@pytest.mark.parametrize(
+    ("make", "exponent"),
+    [(lambda m, **k: SWA(m, **k), 0.0), (lambda m, **k: PowerEMA(m, sigma_rels=[0.1], **k), truth.gamma_of(0.1))],
+)
+@pytest.mark.parametrize("seen", [10**9, 10**13])
+def test_a_small_step_after_very_many_samples_has_its_weight(make, exponent, seen):
+    module = nn.Linear(1, 1, bias=False).double()
+    average = make(module, dtype=torch.float64)
+    average.load_average({"weight": torch.zeros(1, 1)}, seen=seen)
+    nn.init.constant_(module.weight, 1.0)
+    average.update(samples=1)
+    small, power = Decimal(1) / (seen + 1), Decimal(exponent) + 1
+    share = 1 - ((1 - small).ln() * power).exp()  # 28 digits
+    assert average.average()["weight"].item() == pytest.approx(float(share), rel=1e-9)
 
 
 def test_the_report_after_a_load_tells_nothing_of_the_updates_before():

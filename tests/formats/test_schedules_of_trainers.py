@@ -38,6 +38,12 @@ def shares(recipe, steps):
     ("f.sh", CLIP + "--warmup 0 --lr-scheduler const-cooldown --epochs-cooldown 8", {0: 1, 599: 1, 700: 0.5}),
     ("g.sh", CLIP + "--warmup 0 --lr-scheduler const-cooldown --epochs-cooldown 8 --lr-cooldown-power 2",
      {0: 1, 599: 1, 700: 0.25}),
+    # 1000 steps of 32; the milestones are 300 and 600, in batches, samples and shares of the run
+    ("h.yaml", "global_train_batch_size: 32\nmax_duration: 1000ba\noptimizer: {name: decoupled_sgdw, lr: 2.0}\n"
+               "scheduler: {name: multistep_with_warmup, milestones: [300ba, 19200sp], t_warmup: 100ba, gamma: 0.5}\n",
+     {50: 0.5, 299: 1, 301: 0.5, 599: 0.5, 601: 0.25}),
+    ("i.py", "model.train(dataset_dir='x', epochs=10, batch_size=4, grad_accum_steps=4, lr=1e-4, ema_decay=0.997, "
+             "lr_scheduler='cosine', lr_min_factor=0.2)\n", {0: 1, 400_000: 0.6}),
 ])  # fmt: skip
 def test_a_schedule_runs_as_the_trainer_has_it(name, text, want, tmp_path):
     found = loaded(tmp_path, name, text)
@@ -130,3 +136,29 @@ def test_auto_beside_both_factors_is_their_product(tmp_path):
     found = loaded(tmp_path, "a.json", text)
     assert found.recipe.batch.size == 64
     assert '"auto"' in found.at(128).text()
+
+
+def test_times_and_periods_of_callbacks_move(tmp_path):
+    text = (
+        "global_train_batch_size: 32\nmax_duration: 1000ba\noptimizer: {name: decoupled_sgdw, lr: 2.0}\n"
+        "scheduler: {name: multistep_with_warmup, milestones: [300ba, 0.6dur], t_warmup: 100ba}\n"
+    )
+    changed = becomes(loaded(tmp_path, "a.yaml", text).at(64))
+    assert (changed["scheduler.milestones[0]"], "scheduler.milestones[1]" in changed) == ("150ba", False)
+    text = (
+        "train_module: {rank_microbatch_size: 4096, optim: {_CLASS_: x.AdamWConfig, lr: 4.0e-4}}\n"
+        "data_loader: {global_batch_size: 65536}\ntrainer:\n  max_duration: {value: 9000, unit: steps}\n"
+        "  callbacks: {checkpointer: {save_interval: 1000, ephemeral_save_interval: 250}}\n"
+    )
+    changed = becomes(loaded(tmp_path, "b.yaml", text).at(131072))
+    where = "trainer.callbacks.checkpointer"
+    assert (changed[f"{where}.save_interval"], changed[f"{where}.ephemeral_save_interval"]) == (500, 125)
+
+
+def test_an_average_of_mmengine_may_begin_with_an_epoch(tmp_path):
+    text = (
+        "train_dataloader = dict(batch_size=8)\noptim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01))\n"
+        "train_cfg = dict(max_epochs=12)\ncustom_hooks = [dict(type='EMAHook', momentum=0.001, begin_epoch=3)]\n"
+    )
+    found = loaded(tmp_path, "a.py", text, set={"data_size": 1000})
+    assert found.recipe.samples(found.recipe.ema.start, "start") == 3000

@@ -1,8 +1,11 @@
 """What a trainer makes of its flags: the length of a run, an average that it scales itself, words of its own."""
 
+import json
+
 import pytest
 from tests.formats.answering import loaded
 
+from isobatch import cli
 from isobatch.errors import InputError
 from isobatch.formats import Unanswered, check, load
 
@@ -178,3 +181,121 @@ def test_adam_beside_muon_takes_the_one_rate_and_moves_its_own_moments(tmp_path)
     want = {"lr": 1e-3 * ROOT, "adam_beta1": 0.81, "adam_beta2": 0.9604, "adam_eps": 1e-8 / ROOT}
     assert {key: changed[key] for key in want} == pytest.approx(want)
     assert "muon_momentum" not in changed
+
+
+CONVNEXT = RUN.format("main_{}.py --model convnextv2_base --batch_size 32 --update_freq 4 --blr 6.25e-4 {}")
+
+
+def test_convnext_v2_accumulates_under_a_name_of_its_own(tmp_path):
+    found = loaded(tmp_path, "a.sh", CONVNEXT.format("finetune", "--model_ema True --opt_betas 0.9 0.98"))
+    assert found.recipe.batch.size == 1024
+    assert found.recipe.optimizer.lr == pytest.approx(6.25e-4 * 1024 / 256)
+    assert (found.recipe.schedule.length, found.recipe.schedule.warmup) == ("100 epochs", "20 epochs")
+    changed = becomes(found.at(2048))
+    want = {"update_freq": 8, "model_ema_decay": 0.9999**2, "opt_betas[0]": 0.81, "opt_betas[1]": 0.9604}
+    assert {key: changed[key] for key in want} == pytest.approx(want)
+    assert not {"blr", "accum_iter"} & changed.keys()  # the trainer scales the rate by itself
+    (tmp_path / "b.sh").write_text(CONVNEXT.format("pretrain", "--epochs 800"))
+    with pytest.raises(Unanswered) as asked:
+        load(tmp_path / "b.sh", data_size=1000)
+    assert {question.name for question in asked.value.questions} == {"weight_decay", "warmup_epochs"}
+
+
+@pytest.mark.parametrize(("name", "text", "key"), [
+    ("a.sh", TIMM + "--update-freq 8", "update_freq"),
+    ("b.yaml", "per_device_train_batch_size: 4\nlearning_rate: 1.0e-4\nmax_steps: 9\ngrad_accum_steps: 8\n",
+     "grad_accum_steps"),
+    ("c.toml", "[training]\nlocal_batch_size = 1\nseq_len = 8\nsteps = 900\ngradient_accumulation = 8\n"
+               "[optimizer]\nname = 'AdamW'\nlr = 3e-4\n", "training.gradient_accumulation"),
+    ("d.yaml", "optimizer: {_component_: torch.optim.AdamW, lr: 1.0e-4}\nbatch_size: 2\nmax_steps_per_epoch: 9\n"
+               "epochs: 1\niters_to_accumulate: 8\n", "iters_to_accumulate"),
+])  # fmt: skip
+def test_passes_that_a_format_does_not_know_are_asked_about(name, text, key, tmp_path):
+    (tmp_path / name).write_text(text)
+    told = {"devices": 8, "data_size": 1000}
+    with pytest.raises(Unanswered, match=f"{key} = 8 looks like passes of an update"):
+        load(tmp_path / name, **told)
+    with pytest.raises(InputError, match="must be 1"):
+        load(tmp_path / name, **told, set={key: 8})
+    found = load(tmp_path / name, **told, set={key: 1})
+    found.at(found.recipe.batch.size * 2).patch(tmp_path / f"x{name}")
+    assert load(tmp_path / f"x{name}").recipe.batch.size == found.recipe.batch.size * 2
+
+
+@pytest.mark.parametrize(("name", "text", "said"), [
+    ("a.yaml", "trainer: {devices: 8, max_steps: 9, accumulate_grad_batches: 1}\nmodel:\n  global_batch_size: 256\n"
+               "  optim: {name: fused_adam, lr: 2.0e-4, sched: {warmup_steps: 5}}\n", "NeMo"),
+    ("b.yaml", "trainer: {_target_: lightning.Trainer, max_epochs: 10, devices: 4}\nmodel:\n  optimizer: "
+               "{_target_: torch.optim.Adam, lr: 0.001}\ndata: {batch_size: 128}\n", "Hydra's _target_"),
+    ("c.py", "data = dict(samples_per_gpu=2)\nlr_config = dict(policy='step', step=[8])\noptimizer = dict(lr=0.02)\n",
+     "mmcv 1.x"),
+    ("d.py", "dataloader.train.total_batch_size = 64\ntrain.max_iter = 9\nlr_multiplier = L(W)(warmup_length=1)\n",
+     "detectron2's lazy configs"),
+])  # fmt: skip
+def test_what_resembles_a_format_is_named(name, text, said, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=said):
+        load(tmp_path / name, devices=8)
+
+
+SHORT = "per_device_train_batch_size: {}\nlearning_rate: {}\nmax_steps: {}\nwarmup_steps: {}\nadam_beta1: {}\n" + (
+    "adam_beta2: {}\nadam_epsilon: {}\nteacher_momentum: 0.99\n"
+)
+
+
+@pytest.mark.parametrize(("warm", "found"), [(1, []), (2, ["warmup_steps"]), (0, ["warmup_steps"])])
+def test_a_count_that_is_one_more_is_no_rounding_where_it_is_short(warm, found, tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text(SHORT.format(4, 1e-4, 1000, 4, 0.9, 0.999, "1.0e-8"))
+    (tmp_path / "b.yaml").write_text(SHORT.format(16, 2e-4, 250, warm, 0.9**4, 0.999**4, "5.0e-9"))
+    words = ["plan", str(tmp_path / "b.yaml"), "--check", "--reference", str(tmp_path / "a.yaml"), "--devices", "1"]
+    assert cli.run([*words, "--json"]) == (4 if found else 0)
+    told = json.loads(capsys.readouterr().out)
+    assert [one["key"] for one in told["departs"] if one["key"] != "curves.lr"] == found
+    assert told["unjudged"] == ["teacher_momentum"]
+    cli.run(words)
+    assert "not judged, because no plan knows what they do: teacher_momentum" in capsys.readouterr().out
+
+
+MODULE = (
+    "trainer: {{devices: 4, max_steps: 1000}}\nmodel:\n  class_path: m.M\n  init_args: {}\n"
+    "data: {{init_args: {{batch_size: 32}}}}\n"
+)
+
+
+@pytest.mark.parametrize(("held", "told", "want", "unsaid"), [
+    # a module that is given its rate builds the optimizer itself: which one is asked, and no section is made up for it
+    ("{lr: 1.0e-3, weight_decay: 0.01, betas: [0.9, 0.98]}", {"optimizer": "adamw"},
+     {"lr": 1e-3 * ROOT, "weight_decay": 0.01 * ROOT, "betas[0]": 0.81, "betas[1]": 0.9604}, {"eps"}),
+    ("{learning_rate: 1.0e-3, beta1: 0.9, beta2: 0.98, eps: 1.0e-8}", {"optimizer": "adamw"},
+     {"learning_rate": 1e-3 * ROOT, "beta1": 0.81, "beta2": 0.9604, "eps": 1e-8 / ROOT}, {"weight_decay"}),
+    ("{lr: 0.1, momentum: 0.9, optimizer: sgd}", {}, {"lr": 0.38, "momentum": 0.81}, set()),
+    ("{lr: 0.1}", {"optimizer": "sgd", "momentum": 0.9}, {"lr": 0.2}, set()),  # a momentum that no key says stays
+    ("{optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3, betas: [0.9, 0.98]}}}", {},
+     {"optimizer.init_args.lr": 1e-3 * ROOT, "optimizer.init_args.betas[1]": 0.9604,
+      "optimizer.init_args.weight_decay": 0.01 * ROOT}, set()),
+])  # fmt: skip
+def test_an_optimizer_that_the_module_builds(held, told, want, unsaid, tmp_path):
+    (tmp_path / "a.yaml").write_text(MODULE.format(held))
+    if told:
+        with pytest.raises(Unanswered, match=next(iter(told))):
+            load(tmp_path / "a.yaml")
+    found = load(tmp_path / "a.yaml", set=told)
+    made = found.at(256)
+    changed = becomes(made)
+    assert {key: changed[f"model.init_args.{key}"] for key in want} == pytest.approx(want)
+    assert {row.key.split(".")[1].split("[")[0] for row in made.unsaid} == unsaid
+    assert "\noptimizer:" not in made.text()
+    made.patch(tmp_path / "b.yaml")
+    back = load(tmp_path / "b.yaml").at(128)
+    assert back.recipe.optimizer.lr == pytest.approx(found.recipe.optimizer.lr)
+
+
+def test_axolotls_groups_of_completions_stay_whole(tmp_path):
+    text = (
+        "base_model: x\nrl: grpo\ntrl: {num_generations: 6, beta: 0.04}\nmicro_batch_size: 3\nnum_epochs: 1\n"
+        "gradient_accumulation_steps: 2\nlearning_rate: 1.0e-6\nwarmup_steps: 0\n"
+    )
+    found = loaded(tmp_path, "a.yaml", text)
+    assert not found.ledger.unread
+    with pytest.raises(InputError, match="whole groups of num_generations = 6"):
+        found.at(40, micro=5)

@@ -138,10 +138,9 @@ def test_a_tail_of_torch_goes_on_as_ours():
     for name, tensor in theirs.module.named_parameters():
         torch.testing.assert_close(tail.average()[name], tensor)
     for average in (tail, ib.average.PowerEMA(model, sigma_rels=[0.1])):
-        with pytest.raises(InputError, match=r"batch_size is not given; give batch_size"):
-            load_peer(average, theirs.state_dict())
-        with pytest.raises(InputError, match=r"holds no count of updates.*load_average\(tensors, seen="):
-            load_peer(average, dict(theirs.module.named_parameters()), batch_size=16)
+        for state, size in ((theirs.state_dict(), None), (dict(theirs.module.named_parameters()), 16)):
+            with pytest.raises(InputError, match=r"give seen=.*load_peer reckons them with batch_size"):
+                load_peer(average, state, batch_size=size)
 
 
 def test_states_of_ema_pytorch():

@@ -216,12 +216,91 @@ def test_samples_that_are_no_count(samples):
         ({"variance_every": 0}, "variance_every=0"),
         ({"lr": -1.0}, "lr=-1 must be in"),
         ({"betas": (0.9, 1.0)}, r"betas\[1\]=1 never"),
+        ({"betas": 0.9}, r"betas=0.9 must be two decays in \[0, 1\)"),
+        ({"betas": (0.9,)}, "must be two decays"),
+        ({"betas": (0.9, 0.99, 0.999)}, "must be two decays"),
+        ({"lr": torch.tensor(0.1)}, r"give lr\.item\(\)"),
         ({"eps": float("nan")}, "eps=nan must be finite"),
     ],
 )
 def test_settings_out_of_range(change, message):
     with pytest.raises(InputError, match=message):
         InvariantAdamW([nn.Parameter(torch.ones(1))], **{"reference_batch": 4, **change})
+
+
+GROUPS = {
+    "rising": ({"lr": -0.1}, "lr of a parameter group=-0.1 must be in"),
+    "a word": ({"lr": "fast"}, "lr of a parameter group"),
+    "a tensor": ({"lr": torch.tensor(0.1)}, "lr of a parameter group"),
+    "eps": ({"eps": float("nan")}, "eps of a parameter group"),
+    "decay": ({"weight_decay": -1.0}, "weight_decay of a parameter group"),
+    "beta of 1": ({"betas": (0.9, 1.0)}, r"betas of a parameter group\[1\]=1 never takes in"),
+    "one beta": ({"betas": 0.9}, "must be two decays"),
+    "maximize": ({"maximize": True}, "has no such form; negate the loss"),
+    "amsgrad": ({"amsgrad": True}, "amsgrad=True of a parameter group"),
+    "reference": ({"reference_batch": 7}, "reference_batch=7 of a parameter group, 4 of the optimizer"),
+    "noise": ({"noise": "row"}, "noise='row' of a parameter group"),
+}
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("name", GROUPS)
+def test_options_of_a_group_that_are_out_of_range_or_would_be_passed_over(name, later):
+    change, message = GROUPS[name]
+    first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    group = {"params": [second], **change}
+    if not later:
+        with pytest.raises(InputError, match=message):
+            InvariantAdamW([{"params": [first]}, group], 0.1, reference_batch=4)
+        return
+    optimizer = InvariantAdamW([first], 0.1, reference_batch=4, micro_batch=4)
+    with pytest.raises(InputError, match=message):
+        optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1
+    with optimizer.chunk(4):
+        (first * second).sum().backward()
+    optimizer.step()
+    assert second.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("form", ["alpha", "momentum"])
+def test_options_of_a_group_of_rmsprop(form):
+    with pytest.raises(InputError, match=f"{form} of a parameter group=1 never"):
+        InvariantRMSprop([{"params": [nn.Parameter(torch.ones(2))], form: 1.0}], reference_batch=4)
+
+
+def test_options_that_say_nothing_new_are_taken():
+    parameter = nn.Parameter(torch.ones(2))
+    group = {"params": [parameter], "maximize": False, "fused": None, "name": "all", "reference_batch": 4, "lr": 0.0}
+    optimizer = InvariantAdamW([group], 0.1, reference_batch=4, micro_batch=4)
+    for rate in (0.0, torch.tensor(0.1)):  # as a scheduler of tensors may write it
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        with optimizer.chunk(4):
+            parameter.sum().backward()
+        optimizer.step()
+        assert parameter.tolist() == pytest.approx([1 - 1.01 * 0.1 * bool(rate)] * 2, rel=0.06)
+
+
+@pytest.mark.parametrize("window", [1, 8])
+def test_weights_without_gradient_stay_where_eps_is_nothing_in_float16(window):
+    """torch's own AdamW makes NaN of them; the others go as in float64."""
+    steps = [([0.5, 0.0, 0.25], [1.0, 0.0]), ([-0.25, 0.0, 0.25], [0.5, 0.0])]
+    found = []
+    for dtypes in ((torch.float16, torch.bfloat16), (torch.float16, torch.float32), (torch.float64, torch.float64)):
+        weights = [nn.Parameter(torch.ones(n, dtype=dtype)) for n, dtype in zip((3, 2), dtypes, strict=True)]
+        optimizer = InvariantAdamW(weights, 0.1, weight_decay=0.0, reference_batch=window)
+        for gradients in steps:
+            optimizer.zero_grad()
+            with optimizer.chunk(1):
+                sum(
+                    (w * torch.tensor(g, dtype=w.dtype)).sum() for w, g in zip(weights, gradients, strict=True)
+                ).backward()
+            optimizer.step()
+        found.append(torch.cat([w.detach().double() for w in weights]))
+    for narrow in found[:2]:
+        torch.testing.assert_close(narrow, found[2], atol=8e-3, rtol=0)
+        assert narrow[[1, 4]].tolist() == [1.0, 1.0]
 
 
 def test_complex_parameters_and_a_missing_reference():

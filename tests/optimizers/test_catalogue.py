@@ -5,7 +5,7 @@ import torch
 from tests.optimizer_rows import ROWS
 
 from isobatch.errors import InputError
-from isobatch.optimizers import bind, build, write_settings
+from isobatch.optimizers import bind, build, prepare_settings, write_prepared, write_settings
 
 TRAINED = [row for row in ROWS if row.trained]
 
@@ -83,6 +83,27 @@ def test_bind_takes_the_optimizers_defaults_and_never_twice():
     assert [group["lr_ratio"] for group in optimizer.param_groups] == pytest.approx([1.0, 0.1])
 
 
+@pytest.mark.parametrize(
+    ("group", "base", "message"),
+    [
+        ({}, {"lr": float("nan")}, "base lr=nan must be finite"),
+        ({}, {"lr": -0.1}, "base lr=-0.1 must be in"),
+        ({}, {"lr": float("inf")}, "base lr=inf"),
+        ({}, {"lr": "fast"}, "base lr='fast' must be a number"),
+        ({}, {"weight_decay": -1.0}, "base weight_decay=-1 must be in"),
+        ({"lr_ratio": -1.0}, {}, "lr_ratio of group 1=-1 must be in"),
+        ({"weight_decay_ratio": "none"}, {}, "weight_decay_ratio of group 1='none' must be a number"),
+    ],
+)
+def test_bases_and_ratios_out_of_range_are_not_bound(group, base, message):
+    groups = two_groups()
+    groups[1] |= group
+    optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=0.1)
+    with pytest.raises(InputError, match=message):
+        bind(optimizer, **base)
+    assert "lr_ratio" not in optimizer.param_groups[0]
+
+
 def test_a_groups_own_ratio_wins_over_a_base_of_zero():
     groups = two_groups()
     groups[1]["weight_decay_ratio"] = 0.0
@@ -117,6 +138,13 @@ def test_nothing_is_written_when_one_group_refuses():
         ({"lr": float("nan")}, "must be finite"),
         ({"betas": (0.9, 1.0)}, r"betas\[1\]=1 never takes in"),
         ({"betas": (-0.1, 0.9)}, r"betas\[0\]=-0.1 must be in"),
+        ({"betas": 0.9}, "betas=0.9 must be two decays"),
+        ({"params": []}, "cannot be built.*empty parameter list"),
+        ({"params": torch.nn.Parameter(torch.ones(2))}, "params=Parameter must be several parameters"),
+        ({"params": [torch.ones(1, requires_grad=True) * 2]}, "non-leaf.*give leaf tensors"),
+        ({"params": ["weight"]}, "cannot be built"),
+        ({"name": "lamb", "params": []}, "'lamb' cannot be built"),
+        ({"name": "sgd", "params": []}, "'sgd' cannot be built"),
         ({"momentum": 0.9}, "momentum=0.9 has no meaning for optimizer='adamw'"),
         ({"nesterov": True}, "nesterov=True needs"),
         ({"weight_decay": -1.0}, "weight_decay=-1 must be in"),
@@ -126,6 +154,25 @@ def test_build_refuses(change, message):
     arguments = {"name": "adamw", "params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.1, **change}
     with pytest.raises(InputError, match=message):
         build(**arguments)
+
+
+def test_settings_prepared_for_other_groups_are_not_half_written():
+    optimizer = build("sgd", [torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.5)
+    rows = prepare_settings(optimizer, {"momentum": 0.9})
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr_ratio": 1.0})
+    with pytest.raises(InputError, match=r"settings of 1 parameter groups for an optimizer of 2.*again"):
+        write_prepared(optimizer, rows, lr=0.2)
+    assert [(group["lr"], group["momentum"]) for group in optimizer.param_groups] == [(0.1, 0.5)] * 2
+
+
+@pytest.mark.parametrize("name", ["adamw", "rmsprop"])
+@pytest.mark.parametrize("betas", [0.9, (0.9,), (0.9, 0.99, 0.999), (0.9, 1.0)])
+def test_betas_that_are_not_two_decays_are_not_written(name, betas):
+    optimizer = build(name, [torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    before = dict(optimizer.param_groups[0])
+    with pytest.raises(InputError, match="betas"):
+        write_settings(optimizer, betas=betas)
+    assert optimizer.param_groups[0] == before
 
 
 def test_decay_beside_a_base_of_zero_is_refused():

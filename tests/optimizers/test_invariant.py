@@ -171,6 +171,52 @@ def test_one_batch_equals_micro_batches(form, noise, way):
         assert torch.allclose(value, found[name], rtol=1e-12, atol=1e-12), name
 
 
+class Named(nn.Module):
+    """Calls its layers by the names of their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm, self.head = nn.Embedding(11, 6), nn.LayerNorm(6), nn.Linear(6, 11)
+
+    def forward(self, x):
+        return self.head(input=self.norm(input=self.table(input=x)))
+
+
+@pytest.mark.parametrize("inside", ["forward", "both"])
+@pytest.mark.parametrize("kind", [Small, Named])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_squares_from_layers_under_autocast_are_those_of_float64(kind, dtype, inside):
+    torch.manual_seed(7)
+    model = kind()
+    twin = kind().double()
+    twin.load_state_dict(model.state_dict())
+    x, y = data()
+
+    def loss(net, x, y):
+        return nn.functional.cross_entropy(net(x).double().flatten(0, 1), y.flatten())
+
+    exact = InvariantAdamW(twin.parameters(), reference_batch=8)
+    split_backward(exact, lambda x, y: loss(twin, x, y), x, y)
+    optimizer = InvariantAdamW(model.parameters(), reference_batch=8)
+    with layer_squares(model, optimizer, batch=32):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            found = loss(model, x, y)
+            if inside == "both":
+                found.backward()
+        if inside != "both":
+            found.backward()
+    assert optimizer.chunks.count == 4
+    for mine, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        squares = optimizer.chunks.squares(mine) / optimizer.chunks.unit
+        wanted = exact.chunks.squares(theirs) / exact.chunks.unit
+        assert squares.dtype == torch.float32
+        slack = 1e-4 if dtype == torch.float32 else 0.04
+        assert (
+            float((squares - wanted).norm()) < slack * float(wanted.norm()) + 1e-8
+        )  # of a bias before a norm all is 0
+    optimizer.step()
+
+
 def test_per_example_squares_of_a_linear_layer_take_the_short_way():
     torch.manual_seed(8)
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()

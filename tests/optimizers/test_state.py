@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -156,6 +157,56 @@ def test_a_state_of_another_reference_batch_is_refused():
     _, rows = start(InvariantAdamW, {"reference_batch": 4, "noise": "row"})
     with pytest.raises(InputError, match="noise='coordinate'"):
         rows.load_state_dict(optimizer.state_dict())
+
+
+def of_another(kind):
+    def state():
+        parameter = nn.Parameter(torch.ones(2))
+        optimizer = kind([parameter])
+        with optimizer.chunk(4) if hasattr(optimizer, "chunk") else nullcontext():
+            parameter.sum().backward()
+        optimizer.step()
+        return optimizer.state_dict()
+
+    return state
+
+
+def spoilt(change):
+    def state():
+        model, optimizer = start(InvariantAdamW, {"reference_batch": 4})
+        train(model, optimizer, range(2))
+        found = copy.deepcopy(optimizer.state_dict())
+        return change(found) or found
+
+    return state
+
+
+FOREIGN = {
+    "AdamW": (of_another(torch.optim.AdamW), "lacks .*another optimizer kept it.*weights alone"),
+    "SGD": (of_another(torch.optim.SGD), "lacks .*'betas'"),
+    "RMSprop of ours": (of_another(lambda p: InvariantRMSprop(p, reference_batch=4)), "lacks .*'betas'"),
+    "nothing": (lambda: {}, "what state_dict"),
+    "a list": (lambda: [1], "what state_dict"),
+    "a model": (lambda: nn.Linear(2, 2).state_dict(), "what state_dict"),
+    "no group": (spoilt(lambda s: s["param_groups"].clear()), "does not fit"),
+    "fewer parameters": (spoilt(lambda s: s["param_groups"][0]["params"].pop() and None), "does not fit"),
+    "no second moment": (spoilt(lambda s: s["state"][0].pop("exp_avg_sq") is None), "state of a parameter lacks"),
+    "no clock": (spoilt(lambda s: s["state"][1].pop("log_decay2") is None), "state of a parameter lacks"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_state_of_another_optimizer_is_refused_and_changes_nothing(name):
+    make, message = FOREIGN[name]
+    model, optimizer = start(InvariantAdamW, {"reference_batch": 4})
+    train(model, optimizer, range(2))
+    before = everything(model, optimizer)
+    groups = copy.deepcopy([{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups])
+    with pytest.raises(InputError, match=message):
+        optimizer.load_state_dict(make())
+    same(before, everything(model, optimizer))
+    assert groups == [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    train(model, optimizer, range(2, 4))
 
 
 def test_a_state_restored_after_steps_that_discards_what_was_collected():

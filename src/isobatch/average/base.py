@@ -45,6 +45,7 @@ class ModelAverage(ABC):
     _engine: Engine
     _stored: dict[str, Tensor] | None = None
     _written = False
+    _attached: dict[int, RemovableHandle] | None = None
     _FIXED: ClassVar[frozenset[str]] = frozenset({"dtype", "buffers", "rounding"})
 
     @abstractmethod
@@ -230,16 +231,25 @@ class ModelAverage(ABC):
             A handle whose remove() ends it.
 
         Raises:
-            InputError: no optimizer of this model, or samples that are neither a positive number nor a function.
+            InputError: no optimizer of this model, one that the average follows already, or samples that are neither a
+                positive number nor a function.
         """
         inner = self._own(optimizer)
+        self._attached = self._attached or {}
+        held = self._attached.get(id(inner))
+        if held is not None and held.id in (held.hooks_dict_ref() or ()):
+            raise InputError(
+                "the average follows this optimizer already, so every step would count twice; remove() the handle of "
+                "the first attach() before"
+            )
         size: Any = samples if callable(samples) else counted(samples)
 
         def after_step(*_: Any) -> None:
             if not overflowed(inner):
                 self.update(samples=size() if callable(size) else size)
 
-        return inner.register_step_post_hook(after_step)
+        self._attached[id(inner)] = inner.register_step_post_hook(after_step)
+        return self._attached[id(inner)]
 
     def reset(self) -> None:
         """Start again at the model's present weights, such as after loading pretrained ones; the clock goes on.
@@ -361,8 +371,8 @@ class ModelAverage(ABC):
 
         Args:
             tensors: by name, with or without "module." before all names; other entries are left out.
-            seen: samples of the run behind that average, by which SWA and PowerEMA weigh it against what comes; in
-                LAWA it stands for all snapshots until they are replaced one by one.
+            seen: samples of the run behind that average, by which SWA, PowerEMA and warm-ups weigh it against what
+                comes; in LAWA it stands for all snapshots until they are replaced one by one.
             which: the horizon, where there are several.
 
         Raises:

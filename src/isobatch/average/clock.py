@@ -39,6 +39,63 @@ def counted(samples: object, name: str = "samples") -> int | float:
     return int(samples) if isinstance(samples, Integral) else size
 
 
+def checked_half_life(half_life: float) -> float:
+    """Return a half-life in [0, inf], or refuse it.
+
+    Args:
+        half_life: in samples.
+
+    Returns:
+        The same as a float.
+
+    Raises:
+        InputError: negative, NaN or not a number.
+
+    Example:
+        >>> checked_half_life(float("inf"))
+        inf
+    """
+    infinite = isinstance(half_life, Real) and half_life == math.inf
+    return math.inf if infinite else finite("half_life", half_life, 0)
+
+
+def refuse_replaced(seen: float, why: str) -> None:
+    """Refuse an average that is loaded and that the next update would replace.
+
+    Args:
+        seen: samples that are said to stand behind it.
+        why: it has no weight.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(
+        f"seen={seen:g}: {why}, so the next update would replace the loaded average; give seen=, the samples of the "
+        "run behind it (load_peer reckons them with batch_size)"
+    )
+
+
+def doublings(before: float, samples: float) -> float:
+    """Return log2((before + samples) / before), to all digits also where a step is a billionth of what was before.
+
+    Args:
+        before: samples so far that count.
+        samples: of the step.
+
+    Returns:
+        How often what counts was doubled; infinite where nothing counted yet.
+
+    Example:
+        >>> doublings(8, 8), doublings(0, 8)
+        (1.0, inf)
+    """
+    if before <= 0:
+        return math.inf
+    if samples < before * 1e-6:
+        return math.log1p(samples / before) / math.log(2)
+    return math.log2((before + samples) / before)  # saved states go on to the bit
+
+
 class Hold(NamedTuple):
     """zeta' = keep * zeta + before * theta_before + after * theta_after; the three sum to 1."""
 

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from isobatch.average.base import ModelAverage, Which
 from isobatch.average.buffers import AverageBuffers
-from isobatch.average.clock import Cadence, counted, number_in, number_out
+from isobatch.average.clock import Cadence, checked_half_life, counted, number_in, number_out, refuse_replaced
 from isobatch.average.engine import Engine
 from isobatch.average.layout import Buffers, Storage, placed
 from isobatch.average.state import (
-    checked_half_life,
     chosen,
     fitting_warmup,
     no_half_life,
@@ -125,6 +124,10 @@ class ModelEMA(ModelAverage):
     def _indices(self, which: Which) -> tuple[int, ...]:
         only_average(which)
         return (0,)
+
+    def _places(self, which: Which, seen: float) -> tuple[int, ...]:
+        _refuse_copied(self.warmup, seen, self.half_life)
+        return self._indices(which)
 
     def _meant(self, which: Which) -> float:
         return self.half_life
@@ -248,6 +251,10 @@ class MultiEMA(ModelAverage):
     def _indices(self, which: Which) -> tuple[int, ...]:
         return (chosen("half-life", self.half_lives, which),)
 
+    def _places(self, which: Which, seen: float) -> tuple[int, ...]:
+        _refuse_copied(self.warmup, seen, self._meant(which))
+        return self._indices(which)
+
     def _meant(self, which: Which) -> float:
         return self.half_lives[self._indices(which)[0]]
 
@@ -350,6 +357,9 @@ class SwitchEMA(ModelAverage):
     def _indices(self, which: Which) -> tuple[int, ...]:
         return self._ema._indices(which)
 
+    def _places(self, which: Which, seen: float) -> tuple[int, ...]:
+        return self._ema._places(which, seen)
+
     def _meant(self, which: Which) -> float:
         return self._ema._meant(which)
 
@@ -360,3 +370,9 @@ class SwitchEMA(ModelAverage):
         every, share = settings["every"], settings["share"]
         self._ema._adopt(settings)
         self.every, self.share = finite("every", every, 0, open_low=True), finite("share", share, 0, 1, open_low=True)
+
+
+def _refuse_copied(warmup: Warmup, seen: float, half_life: float) -> None:
+    """Refuse an average that is loaded where the warm-up still copies the weights."""
+    if half_life > 0 and math.isinf(warmup.spans(seen, 1.0, half_life, 0)):
+        refuse_replaced(seen, f"the warm-up {type(warmup).__name__} copies the weights there")

@@ -10,15 +10,17 @@ from torch import Tensor
 
 from isobatch.average.binding import AVERAGED
 from isobatch.average.buffers import AverageBuffers
+from isobatch.average.clock import checked_half_life
 from isobatch.curves import NoWarmup, Warmup
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.gradients import canonical, dressed, first_not_finite, fitted, local
-from isobatch.units import finite
 from isobatch.units import half_life as half_life_of
 
 FORMAT = 1
 # Classes under the names that they had when states of this format were first written.
 RENAMED = {"Horizons": "MultiEMA", "UniformTail": "SWA", "RecentMean": "LAWA"}
+
+_PREFIXES = ("module.", "ema_model.", "model.")
 
 Settings = Literal["match", "saved", "given"]
 Missing = Literal["refuse", "weights"]
@@ -66,26 +68,6 @@ def resolved(half_life: float | None, decay: float | None, batch_size: float | N
     if batch_size is None or decay is None:
         raise InputError(f"decay={decay} is per update, so it needs batch_size, the batch at which it was chosen")
     return half_life_of(decay, batch_size)
-
-
-def checked_half_life(half_life: float) -> float:
-    """Return a half-life in [0, inf], or refuse it.
-
-    Args:
-        half_life: in samples.
-
-    Returns:
-        The same as a float.
-
-    Raises:
-        InputError: negative, NaN or not a number.
-
-    Example:
-        >>> checked_half_life(float("inf"))
-        inf
-    """
-    infinite = isinstance(half_life, Real) and half_life == math.inf
-    return math.inf if infinite else finite("half_life", half_life, 0)
 
 
 def several(name: str, values: object) -> tuple[Any, ...]:
@@ -265,7 +247,7 @@ def plain_in(buffers: AverageBuffers, tensors: Mapping[str, Tensor], places: Seq
 
     Args:
         buffers: the averages.
-        tensors: by name, with or without "module." before all names; tied tensors under any of their names.
+        tensors: by name, with or without "module." (any number of them) before all names; tied ones under any name.
         places: which of the K averages it becomes.
 
     Raises:
@@ -279,11 +261,11 @@ def plain_in(buffers: AverageBuffers, tensors: Mapping[str, Tensor], places: Seq
     found = {canonical(str(name)): tensor for name, tensor in tensors.items()}
     mine = buffers.values(places[0])
     reach = mine.keys() | buffers.aliases.keys()
-    for prefix in ("module.", "ema_model.", "model."):
-        if not found.keys() & reach:
-            found = {
-                name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)
-            } or found
+    while not found.keys() & reach:
+        prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in found)), None)
+        if prefix is None:
+            break
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
     for alias, name in buffers.aliases.items():
         if alias in found:
             found.setdefault(name, found[alias])

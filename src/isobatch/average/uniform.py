@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from isobatch.average.base import ModelAverage, Which
 from isobatch.average.buffers import AverageBuffers
-from isobatch.average.clock import Cadence, counted
+from isobatch.average.clock import Cadence, counted, doublings, refuse_replaced
 from isobatch.average.engine import Engine
 from isobatch.average.layout import Buffers, Storage, placed
 from isobatch.average.state import no_half_life, only_average, storage_settings
-from isobatch.errors import InputError
 from isobatch.units import finite, whole
 
 
@@ -80,8 +79,7 @@ class SWA(ModelAverage):
         """
         no_half_life(half_life, "SWA")
         size = counted(samples)
-        before = self.seen - self.start
-        self._engine.advance(size, (math.log2((before + size) / before) if before > 0 else math.inf,))
+        self._engine.advance(size, (doublings(self.seen - self.start, size),))
 
     def average(self, which: Which = None) -> dict[str, Tensor]:
         """Return the averaged tensors by name; they are the average itself, not copies.
@@ -100,10 +98,8 @@ class SWA(ModelAverage):
 
     def _places(self, which: Which, seen: float) -> tuple[int, ...]:
         if seen <= self.start:
-            raise InputError(
-                f"seen={seen:g} gives the loaded average no weight (the tail begins at start={self.start:g}), so the "
-                "next update would replace it; give seen=start + the samples that it is the mean of, such as "
-                "n_averaged of torch's AveragedModel times the samples between two of its updates"
+            refuse_replaced(
+                seen, f"the tail begins at start={self.start:g}, and the average weighs what of the run lies after it"
             )
         return self._indices(which)
 

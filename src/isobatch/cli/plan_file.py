@@ -179,22 +179,31 @@ def _checked(chosen: argparse.Namespace) -> int:
         for count, path in ((old, chosen.reference), (old if new is None else new, chosen.recipe))
     )
     found = check(file, reference)
+    before, after = reference.recipe.batch.size, file.recipe.batch.size
+    unjudged = [item.key for item in file.ledger.unread] if before != after else []
     if chosen.json:
         import json
         from dataclasses import asdict
 
-        say(json.dumps({"departs": [asdict(one) for one in found]}, indent=2, default=str))
-    before, after = reference.recipe.batch.size, file.recipe.batch.size
+        said = {"departs": [asdict(one) for one in found], "unjudged": unjudged}
+        say(json.dumps(said, indent=2, default=str))
     name = file.ledger.source.name
     if not found:
         if not chosen.json:
             say(f"{name}: batch {after} has the values that the plan gives from {chosen.reference} (batch {before})")
+            _unjudged(unjudged)
         return 0
     if not chosen.json:
         say(f"{name}: batch {after} departs from the plan of {chosen.reference} (batch {before}):")
         for departure in found:
             say(f"  {departure}")
+        _unjudged(unjudged)
     return DEPARTS
+
+
+def _unjudged(keys: list[str]) -> None:
+    if keys:
+        say(f"not judged, because no plan knows what they do: {', '.join(keys)}")
 
 
 def _plot(out: str, made: Any) -> None:

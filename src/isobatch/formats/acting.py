@@ -29,6 +29,10 @@ _BATCHES = re.compile(
 """Batches under these names act whatever stands beside them: img_per_batch_label."""
 _AVERAGE = re.compile(r"(?:^|[._])ema(?:$|[._])|(?:^|[._])momentum$")
 _ASIDE = re.compile(r"(?:^|[._])(?:test\w*|val\w*|eval\w*)\.")
+_PASSES = re.compile(
+    r"update_freq|iters?_to_accumulate|accum(?:ulate|ulation|ulative)?(?:_(?:iters?|steps?|freq|counts?|grad\w*))?|"
+    r"(?:grad(?:ient)?s?)_?acc(?:um(?:ulat\w*)?)?(?:_(?:iters?|steps?|freq|counts?))?"
+)
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _NEVER = re.compile(
     r"(?:^|_)(?:log|logs|logging|log\w*|save|saves|saving|saved|print|eval|evals?|evaluat\w*|test\w*|val|valid\w*|wandb\w*|"
@@ -94,6 +98,26 @@ def averages(key: str, value: Any) -> bool:
     text = _CAMEL.sub("_", key).lower()
     inside = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1
     return inside and bool(_AVERAGE.search(text))
+
+
+def accumulates(key: str, value: Any) -> bool:
+    """Return whether a key's name says that an update holds several passes.
+
+    Args:
+        key: as people write it.
+        value: as it stands.
+
+    Returns:
+        True for a whole number above 1 under the name of an accumulation.
+
+    Example:
+        >>> accumulates("update_freq", 8), accumulates("TRAIN.ACCUMULATION_STEPS", 2), accumulates("ema.update_freq", 8)
+        (True, True, False)
+    """
+    *tables, last = _CAMEL.sub("_", key).lower().split(".")
+    inside = {word for table in tables for word in table.split("_")} & {"ema", "model", "eval", "teacher", "gram"}
+    whole = isinstance(value, int) and not isinstance(value, bool) and value > 1
+    return whole and not inside and bool(_PASSES.fullmatch(last.lstrip("-").replace("-", "_")))
 
 
 def sharing(tree: Any) -> dict[str, int]:

@@ -151,7 +151,7 @@ def _near(value: Any, wanted: Any, whole: bool) -> bool:
     numbers = [isinstance(one, (int, float)) and not isinstance(one, bool) for one in (value, wanted)]
     if not all(numbers):
         return value == wanted
-    if whole and abs(value - wanted) <= 1:
+    if whole and abs(value - wanted) < 1:  # rounded up or down, and not the next one: 2 of 1 is twice as long
         return True
     if 0.5 < wanted < 1 and 0.5 < value < 1:  # decays: what counts is 1 - decay
         value, wanted = 1 - value, 1 - wanted

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from isobatch.errors import InputError
+from isobatch.formats.acting import accumulates
 from isobatch.formats.format import detect
 from isobatch.formats.includes import merged
 from isobatch.formats.ledger import Ledger, Unanswered
@@ -183,6 +184,7 @@ def read(
         kind = Unforeseen if isinstance(trouble, Unforeseen) else InputError
         said = f"{source.name}: {trouble}" if source.name not in str(trouble) else str(trouble)
         raise kind(said) from (trouble.__cause__ if trouble is not None else None)
+    ledger = _doubtful_batch(reader, ledger)
     unused = [
         key
         for key in answers
@@ -196,6 +198,24 @@ def read(
     if stamp is not None:
         recipe = stamp.known_by(recipe)
     return Loaded(recipe, dataclasses.replace(ledger, stamp=stamp, answers=used))
+
+
+def _doubtful_batch(reader: Reader, ledger: Ledger) -> Ledger:
+    """Ask about passes of an update that a format does not know, for the batch is wrong where they act."""
+    left = []
+    for item in ledger.unread:
+        if not accumulates(item.key, item.value):
+            left.append(item)
+            continue
+        why = (
+            f"{item.key} = {item.value} looks like passes of an update, which {ledger.title} does not have under this "
+            f"name, so that the batch may be {item.value} times as large; where it does nothing"
+        )
+        if reader.ask(item.key, why, 1, f"--set {item.key}=1") != 1:
+            raise InputError(f"--set {item.key}=... must be 1, which says that it does nothing here")
+    if reader.questions:
+        raise Unanswered(reader.source.name, tuple(reader.questions.values()))
+    return dataclasses.replace(ledger, unread=tuple(left))
 
 
 def _rests(reader: Reader) -> None:

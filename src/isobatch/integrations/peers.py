@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from isobatch.average import SWA, ModelAverage, ModelEMA, PowerEMA
+from isobatch.average import SWA, ModelAverage, ModelEMA
 from isobatch.errors import InputError
 from isobatch.gradients import canonical
 from isobatch.units import finite, half_life
@@ -65,12 +65,6 @@ def load_peer(average: ModelAverage, state: Mapping[str, Any], *, batch_size: fl
     seen = 0 if size is None or updates is None else updates * size
     if isinstance(average, SWA):  # torch's AveragedModel counts from the begin of the tail
         seen += average.start if seen else 0
-    if not seen and isinstance(average, SWA | PowerEMA):
-        raise InputError(
-            f"{type(average).__name__} weighs a loaded average by the samples behind it, and "
-            f"{'batch_size is not given' if size is None else 'the state holds no count of updates'}; give batch_size, "
-            "the samples between two updates of the run that saved it, or load_average(tensors, seen=...)"
-        )
     average.load_average(_tensors(average, inner), seen=int(seen) if seen == int(seen) else seen)
     span = None if decay is None or size is None else half_life(decay, size)
     if span is not None and isinstance(average, ModelEMA):

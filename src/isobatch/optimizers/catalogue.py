@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from isobatch.errors import InputError
 from isobatch.gradients import Ranks
 from isobatch.installed import need
-from isobatch.optimizers.settings import bind, decay
+from isobatch.optimizers.settings import bind, decay, decays
 from isobatch.rules import OPTIMIZERS, OptimizerRow
 from isobatch.rules.optimizers import trained
 from isobatch.units import finite
@@ -55,7 +56,8 @@ def build(
         The optimizer, bound to lr and weight_decay.
 
     Raises:
-        InputError: an unknown name, a number out of range, or a form that this optimizer does not have.
+        InputError: an unknown name, a number out of range, a form that this optimizer does not have, or no parameters
+            that it can train.
 
     Example:
         >>> import torch
@@ -69,8 +71,8 @@ def build(
     numbers: dict[str, Any] = {
         "lr": finite("lr", lr, 0, open_low=True),
         "momentum": decay("momentum", momentum),
-        "betas": (decay("betas[0]", betas[0]), decay("betas[1]", betas[1])),
-        "alpha": decay("betas[1]" if alpha is None else "alpha", betas[1] if alpha is None else alpha),
+        "betas": decays("betas", betas),
+        "alpha": decays("betas", betas)[1] if alpha is None else decay("alpha", alpha),
         "eps": finite("eps", eps, 0),
         "weight_decay": finite("weight_decay", weight_decay, 0),
     }
@@ -81,7 +83,17 @@ def build(
         if reference_batch is None:
             raise InputError("reference_batch=None: an invariant optimizer needs the samples of its reference batch")
         taken |= {"reference_batch": reference_batch, "process_group": process_group}
-    optimizer = _builder(row)(params, **taken)
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        raise InputError(f"params={type(params).__name__} must be several parameters, such as model.parameters()")
+    builder = _builder(row)
+    try:
+        optimizer = builder(params, **taken)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"optimizer={row.name!r} cannot be built ({error}); give leaf tensors such as model.parameters(), each once"
+        ) from error
     if type(optimizer).__module__.startswith("pytorch_optimizer."):
         for group in optimizer.param_groups:
             group.setdefault("step", 0)  # counted there once it steps: a fresh one can take over a stored count

@@ -8,7 +8,7 @@ import torch
 from isobatch.gradients import Ranks
 from isobatch.optimizers.invariant import InvariantOptimizer
 from isobatch.optimizers.second_moment import NoiseForm, Tensors, bias_correction
-from isobatch.optimizers.settings import decay
+from isobatch.optimizers.settings import decay, decays
 from isobatch.optimizers.update import Form
 from isobatch.optimizers.window import Clock
 
@@ -88,10 +88,6 @@ _ADAM = Form(decoupled=False, corrected=True, decays=_adam_decays, buffers=_adam
 _RMSPROP = Form(decoupled=False, corrected=False, decays=_rmsprop_decays, buffers=_rmsprop_buffers, move=move_rmsprop)
 
 
-def _betas(betas: tuple[float, float]) -> tuple[float, float]:
-    return decay("betas[0]", betas[0]), decay("betas[1]", betas[1])
-
-
 @final
 class InvariantAdamW(InvariantOptimizer):
     r"""AdamW whose second moment is the one of a reference batch, at any batch size.
@@ -152,7 +148,7 @@ class InvariantAdamW(InvariantOptimizer):
     ):
         super().__init__(
             params,
-            {"lr": lr, "betas": _betas(betas), "eps": eps, "weight_decay": weight_decay},
+            {"lr": lr, "betas": decays("betas", betas), "eps": eps, "weight_decay": weight_decay},
             _ADAMW,
             reference_batch=reference_batch,
             micro_batch=micro_batch,
@@ -209,7 +205,7 @@ class InvariantAdam(InvariantOptimizer):
     ):
         super().__init__(
             params,
-            {"lr": lr, "betas": _betas(betas), "eps": eps, "weight_decay": weight_decay},
+            {"lr": lr, "betas": decays("betas", betas), "eps": eps, "weight_decay": weight_decay},
             _ADAM,
             reference_batch=reference_batch,
             micro_batch=micro_batch,

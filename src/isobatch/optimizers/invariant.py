@@ -1,7 +1,7 @@
 """The one step that every invariant optimizer takes; the forms differ in how they move the weights."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -17,12 +17,14 @@ from isobatch.optimizers.chunks import Chunks
 from isobatch.optimizers.parts import Parts
 from isobatch.optimizers.ranks import sum_numbers, sum_tensors_
 from isobatch.optimizers.second_moment import NoiseForm, noise_weight, reduced_square
+from isobatch.optimizers.settings import decay, decays
 from isobatch.optimizers.update import Form, StepBatch, update
 from isobatch.optimizers.window import Clock, refuse_endless
 from isobatch.units import finite, whole
 
 _NOISE_FORMS = ("coordinate", "factored", "row", "tensor")
 _KEPT = ("reference_batch", "noise")
+_FORMS = ("amsgrad", "centered", "maximize", "nesterov")
 _ROUNDING = 1e-5
 _CHANGED = (
     "gradients were changed between backward and step by more than one factor (element-wise or per-layer clipping, "
@@ -73,7 +75,7 @@ class InvariantOptimizer(Optimizer):
         self._by_hand: bool | None = None  # whether ranks are averaged after the passes; looked for once, it is slow
         self._shards = Shards(())
         kept = {"reference_batch": reference_batch, "noise": noise, "updates": 0, "since_variance": 1}
-        self._complete = False
+        self._complete = self._narrow = False
         given = list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else []
         if not given:
             raise InputError(
@@ -91,18 +93,20 @@ class InvariantOptimizer(Optimizer):
             param_group: as for any torch optimizer.
 
         Raises:
-            InputError: parameters whose gradients cannot be squared pass by pass, such as complex or sharded ones; the
-                group is not added.
+            InputError: parameters whose gradients cannot be squared pass by pass, such as complex or sharded ones, a
+                number out of range, or an option that this optimizer does not have; the group is not added.
         """
         try:
             super().add_param_group(param_group)
         except (TypeError, ValueError) as error:
             raise InputError(f"{error}; give leaf tensors, each once") from error
         try:
+            _check(type(self).__name__, self.param_groups[-1], self.defaults)
             self.chunks.attach(self.param_groups[-1]["params"])
         except InputError:
             self.param_groups.pop()
             raise
+        self._narrow = self._narrow or any(p.dtype == torch.float16 for p in self.param_groups[-1]["params"])
         self._watch()
         if self._complete:
             self.chunks.look()
@@ -145,16 +149,15 @@ class InvariantOptimizer(Optimizer):
             state_dict: from `state_dict`.
 
         Raises:
-            InputError: another reference batch or form of noise; nothing is loaded.
+            InputError: another reference batch or form of noise, another optimizer's state, or none; nothing is loaded.
         """
-        for saved in state_dict["param_groups"]:
-            for key in _KEPT:
-                ours = self.param_groups[0][key]
-                if key in saved and saved[key] != ours:
-                    raise InputError(
-                        f"the state was kept for {key}={saved[key]!r}, this one has {key}={ours!r}; build it alike"
-                    )
-        super().load_state_dict(state_dict)
+        self._refuse_state(state_dict)
+        try:
+            super().load_state_dict(state_dict)
+        except ValueError as error:
+            raise InputError(
+                f"the state does not fit ({error}); build the optimizer as the one that saved it"
+            ) from error
         self._forget()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -192,6 +195,34 @@ class InvariantOptimizer(Optimizer):
         self._forget()
         self._watch()
         return loss
+
+    def _refuse_state(self, saved: Any) -> None:
+        """Refuse a state that another optimizer kept, before anything is loaded."""
+        kept = saved if isinstance(saved, Mapping) else {}
+        groups, states = kept.get("param_groups"), kept.get("state")
+        if not isinstance(groups, list | tuple) or not isinstance(states, Mapping):
+            raise InputError(
+                'the state of an optimizer has "param_groups" and "state"; give what state_dict() returned'
+            )
+        for group in groups:
+            absent = sorted(self.defaults.keys() - group.keys())
+            if absent:
+                raise InputError(
+                    f"the state lacks {absent[:3]}, so another optimizer kept it; load it there, or go on with the "
+                    f"weights alone: a new {type(self).__name__} gathers its moments within 1 / (1 - beta) steps"
+                )
+            for key in _KEPT:
+                ours = self.defaults[key]
+                if group[key] != ours:
+                    raise InputError(
+                        f"the state was kept for {key}={group[key]!r}, this one has {key}={ours!r}; build it alike"
+                    )
+        for state in states.values():
+            absent = sorted({"exp_avg_sq", *Clock._fields} - state.keys()) if state else []
+            if absent:
+                raise InputError(
+                    f"the state of a parameter lacks {absent[:3]}; another optimizer kept it, or it is damaged"
+                )
 
     def _watch(self) -> None:
         """See what was added or thawed since."""
@@ -301,6 +332,7 @@ class InvariantOptimizer(Optimizer):
             scale=samples / ranks**2 * (self._local_scale() if ranks == 1 else 1.0),
             noise=self._noise,
             keep=self._every > 1,
+            narrow=self._narrow,
         ), sums if sums is not None else torch.zeros(0)
 
     def _factors(self, sums: Tensor, work: list[tuple[dict[str, Any], list[Tensor]]]) -> list[float]:
@@ -374,6 +406,27 @@ class InvariantOptimizer(Optimizer):
             torch._foreach_mul_(tensors, self._local_scale())
             sum_tensors_(tensors, self._ranks)
         return found
+
+
+def _check(kind: str, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse a parameter group whose own options are out of range, or mean nothing here and would be passed over."""
+    for key in ("lr", "eps", "weight_decay"):
+        finite(f"{key} of a parameter group", group[key], 0)
+    for key in ("alpha", "momentum"):
+        if key in group:
+            decay(f"{key} of a parameter group", group[key])
+    if "betas" in group:
+        decays("betas of a parameter group", group["betas"])
+    absent = sorted(key for key in _FORMS if group.get(key))
+    if absent:
+        way = "; negate the loss" if absent == ["maximize"] else "; leave it out"
+        raise InputError(f"{absent[0]}={group[absent[0]]!r} of a parameter group: {kind} has no such form{way}")
+    for key in _KEPT:
+        if group[key] != defaults[key]:
+            raise InputError(
+                f"{key}={group[key]!r} of a parameter group, {defaults[key]!r} of the optimizer: there is one for all; "
+                "give it to the optimizer, or build two"
+            )
 
 
 def _read(check: RescaleCheck, summed: Tensor, shards: Shards) -> Tensor:

@@ -113,7 +113,7 @@ def layer_squares(
             yield
         return
     watch = _Watch(optimizer, batch, size, sizes)
-    handles = [owner.module.register_forward_hook(partial(watch.forward, owner)) for owner in owners]
+    handles = [owner.module.register_forward_hook(partial(watch.forward, owner), with_kwargs=True) for owner in owners]
     try:
         with optimizer.chunks.from_layers(sizes):
             yield
@@ -133,13 +133,15 @@ class _Watch:
         self.used: set[str] = set()
         self.running_again = False
 
-    def forward(self, owner: _Owner, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def forward(
+        self, owner: _Owner, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+    ) -> None:
         if self.running_again or not torch.is_grad_enabled():
             return
         if owner.name in self.used:
             raise InputError(f"layer {owner.name!r} is used twice in a pass; use split_backward")
         self.used.add(owner.name)
-        x = inputs[0].detach()
+        x = (inputs[0] if inputs else named["input"]).detach()
         if x.ndim < 1 or len(x) != self.batch:
             raise InputError(
                 f"layer {owner.name!r} got an input of shape {tuple(x.shape)}, without the batch of {self.batch} "
@@ -149,6 +151,12 @@ class _Watch:
 
     @torch.no_grad()
     def backward(self, owner: _Owner, x: Tensor, delta: Tensor) -> None:
+        held = next(iter(owner.parameters.values())).dtype  # autocast hands over narrower ones
+        delta, x = delta.to(held), x.to(held) if x.is_floating_point() else x
+        with torch.autocast(x.device.type, enabled=False):
+            self._add(owner, x, delta)
+
+    def _add(self, owner: _Owner, x: Tensor, delta: Tensor) -> None:
         if self.rows == 1 and owner.rule is _linear and x.ndim == 2 and self.chunks.form == "coordinate":
             squares = {"weight": delta.square().T @ x.square(), "bias": delta.square().sum(0)}
             for key, parameter in owner.parameters.items():

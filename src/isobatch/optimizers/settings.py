@@ -26,7 +26,8 @@ def bind(optimizer: Optimizer, *, lr: float | None = None, weight_decay: float |
         weight_decay: base weight decay; None takes the optimizer's default.
 
     Raises:
-        InputError: a base that gives no ratio (lr of 0, or a group with decay beside a base of 0).
+        InputError: a base that gives no ratio (lr of 0, or a group with decay beside a base of 0), or a base or ratio
+            that is negative or no number; nothing was stored.
 
     Example:
         >>> a, b = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
@@ -41,9 +42,12 @@ def bind(optimizer: Optimizer, *, lr: float | None = None, weight_decay: float |
     for index, group in enumerate(optimizer.param_groups):
         ratios.append({})
         for key, given in bases.items():
-            if key not in group or _RATIOS[key] in group:
+            if key not in group:
                 continue
-            base = float(optimizer.defaults[key] if given is None else given)
+            if _RATIOS[key] in group:
+                finite(f"{_RATIOS[key]} of group {index}", group[_RATIOS[key]], 0)
+                continue
+            base = finite(f"base {key}", given, 0) if given is not None else float(optimizer.defaults[key])
             value = float(group[key])
             if base == 0 and (key == "lr" or value != 0):
                 raise InputError(
@@ -90,8 +94,7 @@ def write_settings(
     given = {"betas": betas, "momentum": momentum, "weight_decay": weight_decay, "eps": eps}
     numbers = {name: value for name, value in given.items() if value is not None}
     if betas is not None and any("alpha" in group for group in optimizer.param_groups):
-        del numbers["betas"]
-        numbers["alpha"] = betas[1]
+        numbers["alpha"] = decays("betas", numbers.pop("betas"))[1]
     write_prepared(optimizer, prepare_settings(optimizer, numbers), lr)
 
 
@@ -116,7 +119,7 @@ def prepare_settings(optimizer: Optimizer, numbers: Mapping[str, Any]) -> list[d
     checked: dict[str, Any] = {}
     for name, value in numbers.items():
         if name == "betas":
-            checked[name] = (decay("betas[0]", value[0]), decay("betas[1]", value[1]))
+            checked[name] = decays(name, value)
         elif name in ("momentum", "alpha"):
             checked[name] = decay(name, value)
         else:
@@ -133,7 +136,8 @@ def write_prepared(optimizer: Optimizer, rows: Sequence[Mapping[str, Any]], lr: 
         lr: base learning rate of this step; None leaves it as it is.
 
     Raises:
-        InputError: an lr out of range, or a group that was never bound; nothing was written.
+        InputError: an lr out of range, a group that was never bound, or other groups than prepare_settings() saw;
+            nothing was written.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
@@ -143,6 +147,11 @@ def write_prepared(optimizer: Optimizer, rows: Sequence[Mapping[str, Any]], lr: 
         >>> optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]
         (0.2, 0.5)
     """
+    if len(rows) != len(optimizer.param_groups):
+        raise InputError(
+            f"settings of {len(rows)} parameter groups for an optimizer of {len(optimizer.param_groups)}; call "
+            "prepare_settings(optimizer, ...) again after adding a group"
+        )
     rates: list[dict[str, Any]] = [{} for _ in rows]
     if lr is not None:
         numbers = {"lr": finite("lr", lr, 0)}
@@ -225,3 +234,25 @@ def decay(name: str, value: float) -> float:
     if number == 1:
         raise InputError(f"{name}=1 never takes in anything new; it must be in [0, 1)")
     return number
+
+
+def decays(name: str, values: object) -> tuple[float, float]:
+    """Return the decays of the first and the second moment, or refuse them.
+
+    Args:
+        name: what they are, for the message.
+        values: two decays.
+
+    Returns:
+        Both as floats.
+
+    Raises:
+        InputError: not two, or one that is not in [0, 1).
+
+    Example:
+        >>> decays("betas", [0.9, 0.999])
+        (0.9, 0.999)
+    """
+    if not isinstance(values, tuple | list) or len(values) != 2:
+        raise InputError(f"{name}={values!r} must be two decays in [0, 1), such as (0.9, 0.999)")
+    return decay(f"{name}[0]", values[0]), decay(f"{name}[1]", values[1])

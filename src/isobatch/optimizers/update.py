@@ -22,6 +22,8 @@ from isobatch.optimizers.second_moment import (
 )
 from isobatch.optimizers.window import Clock, fold_window, second_so_far
 
+_LEAST_HALF = 2.0**-24
+
 
 @dataclass(frozen=True)
 class Form:
@@ -54,6 +56,7 @@ class StepBatch:
         scale: what makes q of the summed squares.
         noise: how finely the noise is kept.
         keep: whether a variance measured now is kept for later steps.
+        narrow: whether some weights are float16, in which an eps of 1e-8 is 0.
     """
 
     samples: float
@@ -62,6 +65,7 @@ class StepBatch:
     scale: float
     noise: NoiseForm
     keep: bool
+    narrow: bool = False
 
     @property
     def kappa(self) -> float:
@@ -91,9 +95,9 @@ def update(
     """
     gradients = gradients_of(parameters)
     parameters = [local(parameter) for parameter in parameters]
-    shrink = group["weight_decay"]
+    shrink, rate = group["weight_decay"], float(group["lr"])
     if form.decoupled and shrink != 0:
-        torch._foreach_mul_(parameters, 1 - group["lr"] * shrink)
+        torch._foreach_mul_(parameters, 1 - rate * shrink)
     inputs = gradients
     if not form.decoupled and shrink != 0:
         inputs = torch._foreach_add(gradients, parameters, alpha=shrink)
@@ -107,11 +111,20 @@ def update(
         fold_batch(states, inputs, gradients, batch, squares, decay=form.decays(group)[1])
         clock = clock._replace(log_decay2=clock.log_decay2 + logs[1])
     roots, scale = _roots(form, states, clock)
-    torch._foreach_add_(roots, group["eps"] * scale)
-    form.move(parameters, inputs, roots, states, group, group["lr"] * scale, clock)
+    _add_eps(roots, group["eps"] * scale, narrow=batch.narrow)
+    form.move(parameters, inputs, roots, states, group, rate * scale, clock)
     numbers = clock._asdict()
     for state in states:
         state.update(numbers)
+
+
+def _add_eps(roots: Tensors, eps: float, *, narrow: bool) -> None:
+    """Add eps; in float16 at least its smallest number, or a weight that never had a gradient would become 0 / 0."""
+    if not narrow:
+        torch._foreach_add_(roots, eps)
+        return
+    for root in roots:
+        root.add_(max(eps, _LEAST_HALF) if eps > 0 and root.dtype == torch.float16 else eps)
 
 
 def fold_batch(

@@ -15,13 +15,14 @@ from isobatch_studies import catalogue
 from isobatch_studies.byol_24576 import devices, ends
 from isobatch_studies.claims import Claim, claims, criteria, grids
 from isobatch_studies.noise_scale import looks
-from isobatch_studies.teachers.tables import beside_of, claims_of, markdown
+from isobatch_studies.polyak import study as polyak
+from isobatch_studies.teachers.tables import beside_of, claims_of, gaps, markdown
 
 _LINE = re.compile(r"^- \*\*(Claimed|Found|Size)\*\*: (.+)$", re.MULTILINE)
 _COUNT = re.compile(r"^(- \*\*Found\*\*: )[^.\n]*\.", re.MULTILINE)
 _DRAWN = re.compile(r"(<!-- drawn from (\S+): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DRAWERS = {"arms": markdown, "devices": devices.markdown, "ends": ends.markdown, "claims": claims_of}
-DRAWERS |= {"beside": beside_of, "fits": looks.fits, "stops": looks.stops}
+DRAWERS |= {"beside": beside_of, "fits": looks.fits, "stops": looks.stops, "gaps": gaps, "width": polyak.markdown}
 """What a page may ask to be drawn from a stored result."""
 _HEAD = """# Every claim, and whether it held
 

@@ -68,6 +68,27 @@ OTHERS: tuple[Other, ...] = (
         "its batch is tokens.micro_batch_size x batch_accumulation_per_replica x parallelism.dp samples",
     ),
     Other(
+        "NeMo",
+        {"model.optim.sched": 4, "model.optim.name": 3, "exp_manager": 2, "model.train_ds": 2, "trainer.devices": 1},
+        "its batch is model.global_batch_size, or model.train_ds.batch_size x accumulate_grad_batches x devices",
+    ),
+    Other(
+        "Hydra's _target_ configs of Lightning",
+        {"trainer._target_": 4, "model.optimizer._target_": 4, "model._target_": 2, "data._target_": 1},
+        "its batch is data.batch_size x accumulate_grad_batches x devices samples",
+    ),
+    Other(
+        "mmcv 1.x",
+        {"lr_config": 4, "data.samples_per_gpu": 4, "runner.max_epochs": 2, "optimizer_config": 2},
+        "its batch is data.samples_per_gpu x GPUs, its rate does not follow, and iterations in lr_config are those of "
+        "that batch; mmengine's form of the file is read",
+    ),
+    Other(
+        "detectron2's lazy configs",
+        {"lr_multiplier": 4, "dataloader.train.total_batch_size": 4, "train.max_iter": 2},
+        "its batch is dataloader.train.total_batch_size, and train.max_iter and the milestones count updates",
+    ),
+    Other(
         "MaxText",
         {"learning_rate_schedule_steps": 4, "per_device_batch_size": 2, "warmup_steps_fraction": 2, "adam_b1": 2},
         "its batch is per_device_batch_size x gradient_accumulation_steps x devices samples",

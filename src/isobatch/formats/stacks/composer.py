@@ -5,7 +5,7 @@ import re
 from isobatch.errors import InputError
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
-from isobatch.formats.stacks.words import clip, moments, optimizer
+from isobatch.formats.stacks.words import clip, milestones, moments, optimizer
 from isobatch.formats.texts import leaves, spelled
 from isobatch.rules import OPTIMIZERS
 from isobatch.units import decay_at
@@ -99,6 +99,9 @@ def _schedule(reader: Reader) -> None:
     full = str(reader.find("scheduler.t_max", default="1dur").value)
     if full not in ("1dur", "1.0dur"):
         reader.unread("scheduler.t_max", "a decay that does not end with the run")
+    if "multistep" in kind:
+        _steps(reader)
+        return
     by = next(
         (way for word, way in (("cosine", "cosine"), ("linear", "linear"), ("constant", "hold")) if word in kind), None
     )
@@ -106,6 +109,17 @@ def _schedule(reader: Reader) -> None:
         reader.unread("scheduler.name", f"{kind} has a course of its own; times in batches must follow by hand")
         by = "hold"
     draft.rest = [{"by": by} if by == "hold" else {"by": by, "to": final}]
+
+
+def _steps(reader: Reader) -> None:
+    """Enter milestones, each a time of its own, counted from the start of the run."""
+    marks = []
+    for index, _ in enumerate(reader.items("scheduler.milestones")):
+        found = reader.find(f"scheduler.milestones.{index}")
+        _time(reader, f"milestone_{index}", found)
+        marks.append(reader.draft.samples(f"milestone_{index}"))
+    reader.inert("scheduler.milestones")
+    milestones(reader, marks, reader.number("scheduler.gamma", default=0.1).value)
 
 
 def _average(reader: Reader) -> None:

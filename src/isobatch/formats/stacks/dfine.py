@@ -165,7 +165,14 @@ def read_rfdetr(reader: Reader) -> None:
     if warm.value:
         reader.span("warmup", warm, "epochs")
     drop = reader.number("lr_drop", default=100)
-    milestones(reader, [drop.value * float(draft.data_size or 1)], 0.1)
+    kind = str(reader.word("lr_scheduler", default="step").value)
+    if kind == "cosine":
+        draft.rest = [{"by": "cosine", "to": float(reader.number("lr_min_factor", default=0.0).value)}]
+    else:
+        milestones(reader, [drop.value * float(draft.data_size or 1)], 0.1)
+        reader.inert("lr_min_factor")
+    if kind not in ("step", "cosine"):
+        reader.unread("lr_scheduler", f"{kind} is not known here; it is drawn as the one step of lr_drop")
     if reader.flag("use_ema", default=True).value:
         reader.say("ema", reader.number("ema_decay", default=0.993))
         tau = reader.number("ema_tau", default=100)

@@ -6,8 +6,11 @@ from typing import Any
 from isobatch.errors import InputError
 from isobatch.formats.reader import Found, Reader
 
-_SAYS = ("num_generations", "steps_per_generation", "generation_batch_size", "reward_funcs")
-_INERT = "num_iterations num_generations_eval temperature top_p top_k min_p repetition_penalty reward_weights epsilon"
+_SAYS = ("num_generations", "trl.num_generations", "steps_per_generation", "generation_batch_size", "reward_funcs")
+_INERT = (
+    "num_iterations num_generations_eval temperature top_p top_k min_p repetition_penalty reward_weights epsilon "
+    "trl.beta trl.temperature"
+)
 
 
 def is_grpo(reader: Reader) -> bool:
@@ -28,8 +31,8 @@ def groups(reader: Reader) -> int:
         Completions of a prompt times the updates that use each of them.
     """
     draft = reader.draft
-    group = reader.whole("num_generations", default=8, low=1)
-    used = reader.whole("num_iterations", default=1, low=1)
+    group = reader.whole("num_generations", "trl.num_generations", default=8, low=1)
+    used = reader.whole("num_iterations", "trl.num_iterations", default=1, low=1)
     size, passes = (
         draft.values["batch"],
         max(draft.values["batch"] // (draft.values["micro"] * draft.values["devices"]), 1),

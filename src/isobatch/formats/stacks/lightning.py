@@ -4,17 +4,21 @@ import re
 
 from isobatch.formats.acting import devices_of_a_model
 from isobatch.formats.format import Format
-from isobatch.formats.reader import Reader
+from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.launchers import launched_devices, on_nodes
 from isobatch.formats.stacks.words import (
     capped_epoch,
     clip,
+    has,
     moments,
     optimizer,
     passes_of_each,
     per_device_batch,
     share_of_peak,
+    usual_betas,
+    usual_eps,
 )
+from isobatch.rules import OPTIMIZERS
 
 _INERT = (
     "trainer.log_every_n_steps trainer.check_val_every_n_epoch trainer.logger "
@@ -33,6 +37,8 @@ _BATCH = (
     "data.init_args.train_batch_size",
     "model.init_args.batch_size",
 )
+_GIVEN = ("model.init_args.optimizer", "model.optimizer")
+"""Where a module is given its optimizer: a class with arguments, or a word."""
 _RATE = (
     "optimizer.init_args.lr",
     "optimizer.lr",
@@ -56,13 +62,7 @@ def read(reader: Reader) -> None:
     per_device_batch(reader, micro, passes, reader.devices('trainer.devices is not a number ("auto")', default=told))
     if isinstance(reader.find("trainer.devices").value, int) and told:
         on_nodes(reader, reader.whole("trainer.devices"), nodes, split)
-    name = optimizer(reader, reader.word("optimizer.class_path", ask_default(reader), default="torch.optim.AdamW"))
-    reader.say("lr", reader.number(*_RATE, ask="the rate stands in the user's module"))
-    head = "optimizer" if reader.has("optimizer.lr") else "optimizer.init_args"  # flags may leave init_args out
-    usual = 0.01 if name == "adamw" else 0.0
-    decay = reader.number(f"{head}.weight_decay", "model.init_args.weight_decay", default=usual)
-    reader.say("weight_decay", decay)
-    moments(reader, name, head)
+    _optimizer(reader)
     clip(reader, reader.number("trainer.gradient_clip_val", default=None))
     if (
         draft.values.get("clip")
@@ -83,9 +83,66 @@ def read(reader: Reader) -> None:
     reader.inert(_INERT)
 
 
-def ask_default(reader: Reader) -> str:
-    """Return another place where some modules name their optimizer."""
-    return "model.init_args.optimizer" if reader.has("model.init_args.optimizer") else "model.optimizer"
+def _optimizer(reader: Reader) -> None:
+    """Enter the optimizer: a class of the CLI, one that the module is given, or what the module's own code builds."""
+    held = next((place for place in _GIVEN if reader.has(f"{place}.class_path")), None)
+    word = next((place for place in _GIVEN if isinstance(reader.source.get(tuple(place.split("."))), str)), None)
+    if held is None and word is None and not reader.table("optimizer"):
+        _in_code(reader)
+        return
+    kind = f"{held}.class_path" if held is not None else word or "optimizer.class_path"
+    name = optimizer(reader, reader.word("optimizer.class_path", kind, default="torch.optim.AdamW"))
+    if held is not None and not reader.table("optimizer"):
+        head = f"{held}.init_args"
+        reader.say("lr", reader.number(f"{head}.lr", ask="the rate stands in the user's module"))
+    else:
+        reader.say("lr", reader.number(*_RATE, ask="the rate stands in the user's module"))
+        head = "optimizer" if reader.has("optimizer.lr") else "optimizer.init_args"  # flags may leave init_args out
+    if word is not None and not reader.table("optimizer"):
+        _moments_in_code(reader, name)
+        return
+    usual = 0.01 if name == "adamw" else 0.0
+    reader.say("weight_decay", reader.number(f"{head}.weight_decay", "model.init_args.weight_decay", default=usual))
+    moments(reader, name, head)
+
+
+def _in_code(reader: Reader) -> None:
+    """Enter an optimizer that no key names: the module's configure_optimizers builds it."""
+    why = "no key names the optimizer, which the module's own code builds; which one is it?"
+    chosen = str(reader.ask("optimizer", why, "adamw", "--set optimizer=adamw"))
+    name = optimizer(reader, Found(("optimizer",), chosen, "asked"))
+    reader.say("lr", reader.number(*_RATE, ask="the rate stands in the user's module"))
+    _moments_in_code(reader, name)
+
+
+def _moments_in_code(reader: Reader, name: str) -> None:
+    """Enter what the module takes of decay and moments; the rest is torch's default, which no key could say."""
+    place = "model.init_args" if reader.table("model.init_args") else "model"
+    where = "torch's default, unless the module's own code says another"
+    decay = reader.number(f"{place}.weight_decay", f"{place}.wd", default=None)
+    if decay.value is not None:
+        reader.say("weight_decay", decay)
+    else:
+        reader.fix("weight_decay", 0.01 if name == "adamw" else 0.0, where)
+    if has(name, "betas"):
+        one, two = reader.number(f"{place}.beta1", default=None), reader.number(f"{place}.beta2", default=None)
+        if reader.has(f"{place}.betas"):
+            one, two = reader.pair(f"{place}.betas")
+        eps = reader.number(f"{place}.eps", default=None)
+        usual = (*usual_betas(name), usual_eps(name))
+        for path, found, value in zip(("beta1", "beta2", "eps"), (one, two, eps), usual, strict=True):
+            if found.value is not None:
+                reader.say(path, found)
+            elif path != "eps" or not OPTIMIZERS[name].mixes:
+                reader.fix(path, value, where)
+    if has(name, "momentum"):
+        found = reader.number(f"{place}.momentum", default=None)
+        if found.value is not None:
+            reader.say("momentum", found)
+        else:
+            why = f"no key says the momentum of {name}, which the module's own code builds; what is it?"
+            reader.fix("momentum", reader.ask("momentum", why, 0.9, "--set momentum=0.9"), where)
+            reader.draft.rules["momentum"] = "keep"  # no key could say another one
 
 
 def _length(reader: Reader) -> None:

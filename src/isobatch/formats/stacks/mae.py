@@ -1,11 +1,19 @@
-"""MAE (per GPU, accumulating, rate at 256) and MoCo v3 (whole batch, rate at 256, momentum encoder)."""
+"""MAE and ConvNeXt V2 (per GPU, accumulating, rate at 256) and MoCo v3 (whole batch, rate at 256, momentum encoder)."""
 
 from dataclasses import dataclass
 
 from isobatch.formats.format import Format
 from isobatch.formats.reader import Found, Reader
 from isobatch.formats.stacks.launchers import launched_devices, on_nodes
-from isobatch.formats.stacks.words import clip, global_batch, optimizer, per_device_batch, share_of_peak
+from isobatch.formats.stacks.words import (
+    betas,
+    clip,
+    global_batch,
+    optimizer,
+    per_device_batch,
+    share_of_decay,
+    share_of_peak,
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,8 @@ class _Job:
 
 _TRAIN = _Job("main_pretrain.py's AdamW", "adamw", 0.95, 1e-3, 400, 40, 0.0)
 _TUNE = _Job("main_finetune.py's AdamW", "adamw", 0.999, 1e-3, 50, 5, 1e-6)
+_FCMAE_TUNE = _Job("main_finetune.py's AdamW", "adamw", 0.999, 5e-4, 100, 20, 1e-6)
+_UNSURE = "copies of ConvNeXt V2's script have other defaults"
 _PROBE = _Job("main_linprobe.py's LARS", "lars", 0.999, 0.1, 90, 10, 0.0)
 
 
@@ -32,9 +42,11 @@ def read_mae(reader: Reader) -> None:
     program = reader.source.extra.get("program", "")
     probed = "linprobe" in program
     tuned = not probed and ("finetune" in program or reader.has("finetune", "layer_decay"))
-    job = _PROBE if probed else _TUNE if tuned else _TRAIN
-    micro = reader.whole("batch_size", default=64, low=1)
-    passes = reader.whole("accum_iter", default=1, low=1)
+    convnext = reader.has("update_freq") and not reader.has("accum_iter")  # ConvNeXt V2, by MAE's rule
+    job = _PROBE if probed else _FCMAE_TUNE if tuned and convnext else _TUNE if tuned else _TRAIN
+    unsure = _UNSURE if convnext and not tuned else ""
+    micro = reader.whole("batch_size", default=None if unsure else 64, ask=unsure, low=1)
+    passes = reader.whole("update_freq" if convnext else "accum_iter", default=1, low=1)
     told = launched_devices(reader)
     if "submitit" in program:
         nodes, each = reader.whole("nodes", default=2, low=1), reader.whole("ngpus", default=8, low=1)
@@ -46,7 +58,7 @@ def read_mae(reader: Reader) -> None:
     reader.data_size("its epochs are passes over the data")
     optimizer(reader, Found(("optimizer",), job.optimizer, "default"))
     lr = reader.number("lr", default=None)
-    base = reader.number("blr", default=job.base)
+    base = reader.number("blr", default=None if unsure and lr.value is None else job.base, ask=unsure)
     if lr.value is not None:
         reader.say("lr", lr)
         reader.inert("blr")
@@ -55,19 +67,33 @@ def read_mae(reader: Reader) -> None:
                    back=lambda view: view["lr"] * 256 / view.batch)  # fmt: skip
         reader.rule("linear", "blr", "blr * batch/256, accumulation counted", 256)
         reader.reference = 4096
-    fixed = (("momentum", 0.9),) if probed else (("beta1", 0.9), ("beta2", job.beta2), ("eps", 1e-8))
-    for path, value in fixed:
+    stated = convnext and tuned and reader.find("opt_betas").value
+    moments = (("beta1", 0.9), ("beta2", job.beta2)) if not stated else ()
+    for path, value in (("momentum", 0.9),) if probed else (*moments, ("eps", 1e-8)):
         reader.fix(path, value, job.code)
-    reader.say("weight_decay", reader.number("weight_decay", default=0.0 if probed else 0.05))
+    if stated:
+        betas(reader, *reader.pair("opt_betas"))
+    _decay(reader, None if unsure else 0.0 if probed else 0.05, unsure)
     clip(reader, reader.number("clip_grad", default=None))
-    reader.span("length", reader.number("epochs", default=job.epochs), "epochs")
-    reader.span("warmup", reader.number("warmup_epochs", default=job.warmup), "epochs")
+    reader.span("length", reader.number("epochs", default=None if unsure else job.epochs, ask=unsure), "epochs")
+    reader.span("warmup", reader.number("warmup_epochs", default=None if unsure else job.warmup, ask=unsure), "epochs")
+    if convnext and tuned and reader.flag("model_ema").value:
+        reader.say("ema", reader.number("model_ema_decay", default=0.9999))
     least = reader.number("min_lr", default=job.least)
     end = share_of_peak(reader, "schedule.final", least) if least.value else 0.0
     draft.rest = [{"by": "cosine", "to": end}]
     if reader.number("layer_decay", default=None).value:
         reader.note("layer_decay is a ratio of rates between layers, which no batch moves")
-    reader.inert("mask_ratio", "norm_pix_loss", "drop_path", "smoothing", "nodes", "ngpus", "start_epoch")
+    reader.inert("mask_ratio norm_pix_loss drop_path smoothing nodes ngpus start_epoch model_ema_eval layer_decay_type")
+
+
+def _decay(reader: Reader, usual: float | None, unsure: str) -> None:
+    """Enter the weight decay, and where it goes by a cosine."""
+    start = reader.number("weight_decay", default=usual, ask=unsure)
+    reader.say("weight_decay", start)
+    end = reader.number("weight_decay_end", default=None)
+    if end.value is not None and end.value != start.value and start.value:
+        reader.draft.curves["weight_decay"] = [{"by": "cosine", "to": share_of_decay(reader, end)}]
 
 
 def read_moco(reader: Reader) -> None:

@@ -249,6 +249,9 @@ def _hooks(reader: Reader) -> None:
             if often.value > 1:
                 reader.draft.average["every"] = often.value
                 reader.note(f"the average is updated every {often.value} iterations, at any batch")
+            epochs = reader.number(f"{head}.begin_epoch", default=0)
+            if epochs.value:
+                reader.draft.average["start"] = f"{epochs.value * reader.data_size():.17g} samples"
             if begin.value:
                 reader.span("ema_start", begin, "passes", least=1)
                 reader.draft.average["start"] = reader.draft.spans["ema_start"]

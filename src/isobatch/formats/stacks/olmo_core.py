@@ -23,6 +23,12 @@ _SHAPES = {
     "InvSqrtWithWarmup": "inverse",
     "WSD": "wsd",
 }
+_PERIODS = (
+    ("checkpoints", "save_interval"),
+    ("ephemeral_checkpoints", "ephemeral_save_interval"),
+    ("evaluation", "eval_interval"),
+)
+"""Name of a span -> the key of a callback that says it in steps."""
 _USUAL_END = {"cosine": 0.1, "linear": 0.1}
 
 
@@ -253,7 +259,7 @@ def _periods(reader: Reader, trainer: str) -> None:
     for name, value in inner.items():
         if not isinstance(value, dict) or name.endswith(("max_duration", ".callbacks")):
             continue
-        for span, key in (("checkpoints", "save_interval"), ("evaluation", "eval_interval")):
+        for span, key in _PERIODS:
             if (
                 f"{name}.{key}"
                 and isinstance(value.get(key), int)
@@ -270,7 +276,7 @@ def _periods(reader: Reader, trainer: str) -> None:
         if "BatchSizeScheduler" in kind:
             reader.unread(name, "the batch changes in the run, and the rate with it, by the trainer's own rule")
             continue
-        reader.inert(*(f"{name}.{key}" for key in value if key not in ("save_interval", "eval_interval")))
+        reader.inert(*(f"{name}.{key}" for key in value if key not in dict(_PERIODS).values()))
     for key in ("metrics_collect_interval", "cancel_check_interval", "z_loss_multiplier", "save_overwrite"):
         reader.inert(f"{trainer}.{key}")
 

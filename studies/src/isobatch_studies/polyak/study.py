@@ -10,7 +10,7 @@ from isobatch.verify.workers import Job
 from isobatch_studies.claims import all_hold
 from isobatch_studies.paired import interval
 from isobatch_studies.polyak.sharpness import Sharpness, measure
-from isobatch_studies.teachers import judging
+from isobatch_studies.teachers import judging, tables
 from isobatch_studies.teachers.grid import groups
 from isobatch_studies.teachers.judging import Judged, Rows
 from isobatch_studies.teachers.study import run as run_teachers
@@ -173,6 +173,32 @@ def wider(table: dict[str, dict[str, Any]]) -> Judged:
             f"log eigenvalue ratio {ratio['mean']:+.2f} [{ratio['low']:+.2f}, {ratio['high']:+.2f}]"
         )
     return held, "; ".join(told)
+
+
+def markdown(data: dict[str, Any] | None) -> str:
+    """Return what was measured around the raw and the averaged weights at the end of the reference runs.
+
+    Args:
+        data: of result.json; None where there is none.
+
+    Returns:
+        Markdown: a row a variant, with rises of the loss at the largest perturbation, eigenvalues, what an average adds
+        and what it teaches, in points of accuracy.
+    """
+    head = ["variant", "rise, raw", "rise, averaged", "eigenvalue, raw", "averaged", "log ratio"]
+    rows = [[*head, "accuracy, averaged less raw", "taught by the average less alone"]]
+    for variant, found in (data["width"] if data else {}).items():
+        size, ratio = max(found["rise_average_less_raw"], key=float), found["log_eigenvalue_ratio"]
+        rises = [f"{found['rise'][model][size]:.4f}" for model in ("raw", "average")]
+        curved = [f"{found['eigenvalue'][model]:.4g}" for model in ("raw", "average")]
+        points = (found["accuracy_average_less_raw"], found["accuracy_taught_less_alone"]["raw"])
+        last = ["" if ratio is None else _spread(ratio, 3), *(_spread(gain, 2) for gain in points)]
+        rows.append([variant, *rises, *curved, *last])
+    return tables.table(rows) if rows[1:] else "No run is complete.\n"
+
+
+def _spread(found: dict[str, float], digits: int) -> str:
+    return f"{found['mean']:+.{digits}f} [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
 
 
 JUDGES = {"polyak/same-kappa-16": same_at_16, "polyak/small-steps-same-kappa-16": same_at_16}
