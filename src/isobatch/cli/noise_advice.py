@@ -143,7 +143,7 @@ def advise(chosen: argparse.Namespace) -> int:
     if chosen.throughput is not None:
         timed, where = read_steps(chosen.throughput), f"read from {chosen.throughput}"
     else:
-        sizes = _TIMED if recipe.batch.unit == "samples" else [max(1, recipe.batch.size * b // 16) for b in _TIMED]
+        sizes = _TIMED if recipe.batch.unit == "samples" else [recipe.batch.size * k for k in (1, 2, 4, 8)]
         top = recipe.data_size or sizes[-1]
         timed, where = (
             measure_steps(recipe, [b for b in sizes if b <= top], device=chosen.device),

@@ -189,7 +189,7 @@ def measure_steps(
         device: where the run computes, and how: "cuda,bf16".
 
     Returns:
-        batch -> seconds of one step; of tokens, the mean batch that was drawn: whole samples, at least one.
+        batch -> seconds of one step; of tokens, the mean of what was drawn in whole samples.
     """
     from isobatch.critical.trial import at
     from isobatch.tasks import make_run
