@@ -151,7 +151,8 @@ def advise(
         found = (low[name].batch, picks[name].batch, high[name].batch)
         ranges[name] = (min(found), max(found))
     sentences = (*told, *_about(crit, size, unit), *_wishes(picks, ranges, share, unit))
-    worst = f"a step takes {step.base:.3g} s + {step.per_sample:.3g} s a {unit.removesuffix('s')} (worst misfit {step.misfit:.0%} at "
+    each = unit.removesuffix("s")
+    worst = f"a step takes {step.base:.3g} s + {step.per_sample:.3g} s a {each} (worst misfit {step.misfit:.0%} at "
     assumptions = (
         worst + f"{len(step.points)} timed batches); beyond {max(b for b, _ in step.points):g} it is extrapolated",
         *(net.assumptions() if counts[-1] > 1 else ()),
