@@ -1,5 +1,7 @@
 """Power-function averages: the width of the profile at any stride and batch schedule, and post-hoc synthesis."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 
 from isobatch.average import PowerEMA, Snapshot, exponent, synthesize
 from isobatch.average.power import coefficients, overlap
-from isobatch.errors import InputError
+from isobatch.errors import InputError, NonFiniteError
 
 SCHEDULES = {
     "constant": lambda steps: [8] * steps,
@@ -184,6 +186,51 @@ def test_profiles_out_of_reach_and_foreign_snapshots_are_refused():
     foreign = Snapshot(8, (2.0,), ({"other": torch.zeros(1)},))
     with pytest.raises(InputError, match="different tensors"):
         synthesize([*found, foreign], exponent(0.07))
+
+
+def snapshot(seen=8, shape=(1,), value=0.0, names=("w",)):
+    averages = tuple({name: torch.full(shape, value + k) for name in names} for k in range(2))
+    return Snapshot(seen, (2.0, 5.0), averages)
+
+
+def without(*path):
+    state = snapshot().state_dict()
+    place = state
+    for key in path[:-1]:
+        place = place[key]
+    del place[path[-1]]
+    return state
+
+
+SYNTHESES = {
+    "no exponent": lambda: synthesize([snapshot()], -1.0),
+    "NaN": lambda: synthesize([snapshot()], math.nan),
+    "a word": lambda: synthesize([snapshot()], "5"),
+    "no list": lambda: synthesize(snapshot(), 5.0),
+    "nothing": lambda: synthesize(iter(()), 5.0),
+    "states": lambda: synthesize([snapshot().state_dict()], 5.0),
+    "other shapes": lambda: synthesize([snapshot(), snapshot(16, (2,))], 5.0),
+    "other names": lambda: synthesize([snapshot(), snapshot(16, names=("v",))], 5.0),
+    "before the run": lambda: synthesize([snapshot(0)], 5.0),
+    "tolerance": lambda: synthesize([snapshot()], 5.0, tolerance="much"),
+    "an empty state": lambda: Snapshot.load({}),
+    "no state": lambda: Snapshot.load(None),
+    "no exponents": lambda: Snapshot.load(without("values", "exponents")),
+    "no clock": lambda: Snapshot.load(without("values", "seen")),
+    "a tensor short": lambda: Snapshot.load(without("tensors", "average.1/w")),
+}
+
+
+@pytest.mark.parametrize("name", SYNTHESES)
+def test_what_gives_no_synthesis_is_refused_in_words(name):
+    with pytest.raises(InputError):
+        SYNTHESES[name]()
+
+
+def test_a_snapshot_that_is_not_finite_is_refused_by_name():
+    with pytest.raises(NonFiniteError, match=r"'w' is not finite in a snapshot"):
+        synthesize([snapshot(), snapshot(16, value=math.inf)], 5.0)
+    assert synthesize(iter([snapshot(), snapshot(16)]), 5.0, at=16)["w"].item() == pytest.approx(1.0)
 
 
 def test_a_width_not_tracked_is_refused():

@@ -122,6 +122,12 @@ BAD_ARGUMENTS = {
     "values of a mean": lambda: ObservedMean(torch.zeros(1), 5).add([[1.0]]),
     "no rows of a mean": lambda: ObservedMean(torch.zeros(()), 5).add(torch.tensor(1.0)),
     "complex rows of a mean": lambda: ObservedMean(torch.zeros(1), 5).add(torch.ones(2, 1, dtype=torch.complex64)),
+    "complex state of a mean": lambda: ObservedMean(torch.zeros(1), 5).load_state_dict(
+        {"value": torch.ones(1, dtype=torch.complex64)}
+    ),
+    "meta state of a mean": lambda: ObservedMean(torch.zeros(1), 5).load_state_dict(
+        {"value": torch.ones(1, device="meta")}
+    ),
     "state of a mean": lambda: ObservedMean(torch.zeros(1), 5).load_state_dict({}),
     "batches": lambda: recalibrate(nn.BatchNorm1d(3), 5),
     "batches a dict": lambda: recalibrate(nn.BatchNorm1d(3), {"x": torch.zeros(2, 3)}),

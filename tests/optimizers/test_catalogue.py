@@ -83,6 +83,27 @@ def test_bind_takes_the_optimizers_defaults_and_never_twice():
     assert [group["lr_ratio"] for group in optimizer.param_groups] == pytest.approx([1.0, 0.1])
 
 
+@pytest.mark.parametrize(
+    ("group", "base", "message"),
+    [
+        ({}, {"lr": float("nan")}, "base lr=nan must be finite"),
+        ({}, {"lr": -0.1}, "base lr=-0.1 must be in"),
+        ({}, {"lr": float("inf")}, "base lr=inf"),
+        ({}, {"lr": "fast"}, "base lr='fast' must be a number"),
+        ({}, {"weight_decay": -1.0}, "base weight_decay=-1 must be in"),
+        ({"lr_ratio": -1.0}, {}, "lr_ratio of group 1=-1 must be in"),
+        ({"weight_decay_ratio": "none"}, {}, "weight_decay_ratio of group 1='none' must be a number"),
+    ],
+)
+def test_bases_and_ratios_out_of_range_are_not_bound(group, base, message):
+    groups = two_groups()
+    groups[1] |= group
+    optimizer = torch.optim.SGD(groups, lr=0.1, weight_decay=0.1)
+    with pytest.raises(InputError, match=message):
+        bind(optimizer, **base)
+    assert "lr_ratio" not in optimizer.param_groups[0]
+
+
 def test_a_groups_own_ratio_wins_over_a_base_of_zero():
     groups = two_groups()
     groups[1]["weight_decay_ratio"] = 0.0

@@ -1,7 +1,7 @@
 """Power-function averages, whose profile keeps its shape as the run grows, and averages of any width made from them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -15,7 +15,8 @@ from isobatch.average.clock import Cadence, counted, doublings, refuse_replaced
 from isobatch.average.engine import Engine
 from isobatch.average.layout import Buffers, Storage, placed
 from isobatch.average.state import chosen, no_half_life, several, storage_settings
-from isobatch.errors import InputError
+from isobatch.errors import InputError, NonFiniteError
+from isobatch.gradients import first_not_finite
 from isobatch.units import finite
 
 # The width of a uniform average, exponent 0; wider profiles would favour the oldest weights.
@@ -200,17 +201,26 @@ class Snapshot:
         Returns:
             The snapshot.
 
+        Raises:
+            InputError: something else, or a state that was damaged.
+
         Example:
             >>> one = Snapshot(8, (2.0,), ({"w": torch.zeros(1)},))
             >>> Snapshot.load(one.state_dict()) == one
             True
         """
-        exponents = tuple(state["values"]["exponents"])
+        values, tensors = (state.get(k) if isinstance(state, Mapping) else None for k in ("values", "tensors"))
+        if not isinstance(values, Mapping) or not isinstance(tensors, Mapping):
+            raise InputError('no state of a snapshot: {"values": ..., "tensors": ...} is needed, as state_dict() gives')
+        exponents = tuple(finite("exponent", g, 0) for g in several("exponents", values.get("exponents")))
         averages = []
         for k in range(len(exponents)):
             role = f"average.{k}/"
-            averages.append({n.removeprefix(role): t for n, t in state["tensors"].items() if n.startswith(role)})
-        return Snapshot(state["values"]["seen"], exponents, tuple(averages))
+            averages.append({n.removeprefix(role): t for n, t in tensors.items() if str(n).startswith(role)})
+        if not averages[0] or any(average.keys() != averages[0].keys() for average in averages):
+            raise InputError(f"the tensors in the state are not those of {len(exponents)} averages; it was damaged")
+        finite("seen", values.get("seen"), 0, open_low=True)
+        return Snapshot(values["seen"], exponents, tuple(averages))
 
 
 def overlap(time_a: np.ndarray, exponent_a: np.ndarray, time_b: np.ndarray, exponent_b: np.ndarray) -> np.ndarray:
@@ -281,7 +291,7 @@ def synthesize(
 
     Args:
         snapshots: of one run.
-        exponent: of the wanted profile, power.exponent(sigma_rel).
+        exponent: of the wanted profile, not negative; power.exponent(sigma_rel) gives it.
         at: samples at which the wanted average holds; None for the latest snapshot.
         tolerance: largest relative distance between the wanted profile and the one that the snapshots can give.
 
@@ -289,7 +299,8 @@ def synthesize(
         Tensors by name, float32 or wider.
 
     Raises:
-        InputError: no snapshots, snapshots of different models, or a profile out of their reach.
+        InputError: no snapshots, snapshots of different models, a number out of range, or a profile out of their reach.
+        NonFiniteError: a snapshot that is not finite, by name.
 
     Example:
         >>> one = Snapshot(8, (2.0, 5.0), ({"w": torch.zeros(1)}, {"w": torch.ones(1)}))
@@ -299,19 +310,27 @@ def synthesize(
     References:
         arXiv 2312.02696, algorithm 3.
     """
-    if not snapshots:
-        raise InputError("no snapshots; take some with PowerEMA.snapshot() as the run goes")
+    given = [] if isinstance(snapshots, Snapshot) or not isinstance(snapshots, Iterable) else list(snapshots)
+    if not given or not all(isinstance(one, Snapshot) for one in given):
+        raise InputError("no snapshots (a list of them is needed); take some with PowerEMA.snapshot() as the run goes")
+    snapshots, exponent = given, finite("exponent", exponent, 0)
+    for one in snapshots:
+        finite("seen of a snapshot", one.seen, 0, open_low=True)
     parts = [(s.seen, g, a) for s in snapshots for g, a in zip(s.exponents, s.averages, strict=True)]
     moment = max(s.seen for s in snapshots) if at is None else finite("at", at, 0, open_low=True)
     weights, error = coefficients([p[0] for p in parts], [p[1] for p in parts], moment, exponent)
-    if error > tolerance:
+    if error > finite("tolerance", tolerance, 0):
         raise InputError(
             f"the snapshots come only within {error:.0%} of the profile with exponent {exponent:g} at {moment:g} "
             f"samples (tolerance {tolerance:.0%}); take snapshots more often, or ask for a width between those tracked"
         )
     names = parts[0][2].keys()
-    if any(part[2].keys() != names for part in parts):
+    shapes = [{name: tensor.shape for name, tensor in part[2].items()} for part in parts]
+    if any(found != shapes[0] for found in shapes):
         raise InputError("the snapshots hold different tensors; use snapshots of one run")
+    bad = next(filter(None, (first_not_finite(part[2]) for part in parts)), None)
+    if bad is not None:
+        raise NonFiniteError(f"{bad!r} is not finite in a snapshot; leave that snapshot out", parameter=bad)
     return {name: _mixed([part[2][name] for part in parts], weights) for name in names}
 
 

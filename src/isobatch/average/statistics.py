@@ -358,12 +358,16 @@ class ObservedMean:
             state: what state_dict() returned.
 
         Raises:
-            InputError: something else, or another shape.
+            InputError: something else, another shape, or a complex mean for a real one.
             NonFiniteError: a mean that is not finite; nothing was changed.
         """
         value = state.get("value") if isinstance(state, Mapping) else None
         if not isinstance(value, Tensor):
             raise InputError('no state of a running mean: {"value": tensor} is needed')
+        if value.is_meta or (value.is_complex() and not self.value.is_complex()):
+            raise InputError(
+                f"mean of {value.dtype} on {value.device} stored, {self.value.dtype} here; convert it first"
+            )
         if value.shape != self.value.shape:
             raise InputError(f"mean of shape {list(value.shape)} stored, {list(self.value.shape)} here")
         if not bool(torch.isfinite(value).all()):

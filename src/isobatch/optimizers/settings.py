@@ -26,7 +26,8 @@ def bind(optimizer: Optimizer, *, lr: float | None = None, weight_decay: float |
         weight_decay: base weight decay; None takes the optimizer's default.
 
     Raises:
-        InputError: a base that gives no ratio (lr of 0, or a group with decay beside a base of 0).
+        InputError: a base that gives no ratio (lr of 0, or a group with decay beside a base of 0), or a base or ratio
+            that is negative or no number; nothing was stored.
 
     Example:
         >>> a, b = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
@@ -41,9 +42,12 @@ def bind(optimizer: Optimizer, *, lr: float | None = None, weight_decay: float |
     for index, group in enumerate(optimizer.param_groups):
         ratios.append({})
         for key, given in bases.items():
-            if key not in group or _RATIOS[key] in group:
+            if key not in group:
                 continue
-            base = float(optimizer.defaults[key] if given is None else given)
+            if _RATIOS[key] in group:
+                finite(f"{_RATIOS[key]} of group {index}", group[_RATIOS[key]], 0)
+                continue
+            base = finite(f"base {key}", given, 0) if given is not None else float(optimizer.defaults[key])
             value = float(group[key])
             if base == 0 and (key == "lr" or value != 0):
                 raise InputError(
