@@ -1,15 +1,19 @@
 """The noise scale over a run, and the calibration ratio: on the quadratic both are known."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 from tests.recipes import recipe
+from tests.reference import noise as slow
 
 from isobatch import critical
-from isobatch.critical import Goal, Hyperbola, Interval, Point, Sweep
+from isobatch.critical import Goal, Hyperbola, Interval, Point, Sweep, measuring
 from isobatch.critical.measuring import snapshot
 from isobatch.errors import InputError
 from isobatch.tasks import make_run
+from isobatch.tasks.text import ragged_lengths
 from isobatch.train import Trainer
 
 D, C, A = 4096, 0.004, 0.03
@@ -44,6 +48,26 @@ def test_a_snapshot_is_the_noise_over_the_squared_gradient():
     assert all(p.grad is None or math.isfinite(float(p.grad.sum())) for p in trainer.run.model.parameters())
 
 
+@pytest.mark.parametrize("more", [{}, {"padded": True}])
+def test_a_snapshot_counts_what_batches_count(more):
+    """Ragged text in tokens: chunks weigh by their tokens, as steps do, and the data set is as large as an epoch."""
+    options = {"width": 16, "layers": 1, "ragged": True, **more}
+    made = recipe(task="text", ema=None, data_size=None, options=options, batch={"size": 512, "unit": "tokens"},
+                  schedule={"length": "8192 tokens", "warmup": "0 tokens"})  # fmt: skip
+    trainer = Trainer(make_run(made, 0), made)
+    run, lengths = trainer.run, torch.full((8192,), 64) if more else ragged_lengths()
+    parts = torch.randperm(8192, generator=torch.Generator().manual_seed(5))[:128].tensor_split(64)
+    B_j, G_j = [int(lengths[part].sum()) for part in parts], []
+    for part in parts:
+        grads = torch.autograd.grad(run.loss(run.model, run.samples[part]), list(run.model.parameters()))
+        G_j.append(torch.cat([g.flatten() for g in grads]).double().numpy())
+    S = slow.trace_Sigma(G_j, B_j)
+    G2 = slow.G_squared(G_j, B_j) + S / int(lengths.sum())
+    found = snapshot(trainer, 128, 5)
+    assert (found.trace, found.gradient_squared) == pytest.approx((S, G2), rel=1e-4)
+    assert "tokens" in found.sentence
+
+
 def test_readings_over_a_run_with_its_temperature():
     found = critical.measure(task(), marks=3, samples=2048)
     assert [r.seen for r in found.readings] == [0, 400, 800]
@@ -69,6 +93,20 @@ def test_one_seed_gives_a_ratio_without_an_interval():
     known = critical.calibrate(fabricated(task(), steps=(40.0,)))
     assert known.ratio is not None
     assert known.ratio_low is None
+
+
+@pytest.mark.parametrize(("known", "ratio"), [(8, 60 / 4.5), (6, 60 / 3.5), (5, None), (1, None)])
+def test_a_ratio_is_not_one_of_the_few_moments_that_happen_to_be_identified(monkeypatch, known, ratio):
+    """The noise scale grows on the way, 1 to 8, and the late ones are too large to be told."""
+    moments = iter(range(1, 9))
+
+    def one(*_):
+        value = next(moments)
+        return SimpleNamespace(value=float(value), verdict="identified" if value <= known else "not identified")
+
+    monkeypatch.setattr(measuring, "snapshot", one)
+    found = critical.calibrate(fabricated(task(), steps=(40.0,)))
+    assert (found.batch, found.ratio) == (60, None if ratio is None else pytest.approx(ratio))
 
 
 def test_what_is_not_identified_is_not_stored():

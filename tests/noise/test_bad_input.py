@@ -3,12 +3,14 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from isobatch.errors import InputError
 from isobatch.noise import CoupledSamplesWarning, NoiseScale, measure
+from isobatch.noise.half_batches import sum_in_disguise
 
 
 def build(seed=0):
@@ -202,6 +204,51 @@ def test_a_change_of_batch_needs_nothing_and_shows_a_sum(rows, reduce):
     truth = measure(loss, net, [data(step, 64) for step in range(100, 400)])
     assert found.verdict == "identified"
     assert found.low < truth.value < found.high
+
+
+def drifting(rng):
+    """tr(Sigma) of a mean loss that grows fivefold in a run whose batch was doubled once, early."""
+    return np.linspace(1, 5, 112) * rng.lognormal(0, 0.1, 112), np.repeat([64.0, 128.0], [12, 100])
+
+
+def short_last(rng):
+    """Heavy tails, and the last batch of an epoch is a short one."""
+    return rng.lognormal(0, 1.5, 40), np.array([64.0] * 39 + [9.0])
+
+
+def just_doubled(rng):
+    return rng.lognormal(0, 1, 40), np.repeat([64.0, 128.0], [38, 2])
+
+
+def ragged(rng):
+    """Every tenth batch is short."""
+    return rng.lognormal(0, 0.5, 60), np.where(np.arange(60) % 10 == 9, 9.0, 64.0)
+
+
+@pytest.mark.parametrize("kind", [drifting, short_last, just_doubled, ragged])
+def test_a_mean_is_not_accused_of_being_a_sum_and_a_sum_is_found(kind):
+    rng = np.random.default_rng(0)
+    runs = [kind(rng) for _ in range(500)]
+    accused = sum(bool(sum_in_disguise(*run)) for run in runs)
+    assert accused <= 8  # 0.5%, and three standard errors of 500 trials
+    if kind in (drifting, ragged):
+        assert all(sum_in_disguise(traces * (batches / 64) ** 2, batches) for traces, batches in runs[:50])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_parts_that_read_the_same_samples_are_named(parts, dtype):
+    """As ranks without a distributed sampler do; more samples of the kind would never identify anything."""
+    net = build().to(dtype)
+    noise = NoiseScale(net, every=1, capture="chunks")
+    for step in range(14):
+        net.zero_grad()
+        for _ in range(parts):
+            (loss(net, data(step, 4).to(dtype)) / parts).backward()
+        noise.update(samples=4 * parts)
+    found = noise.estimate()
+    assert (found.verdict, found.value) == ("undefined", None)
+    assert "one and the same gradient" in found.reason
 
 
 def test_dropout_and_modes_survive_the_check():

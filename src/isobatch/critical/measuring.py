@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from isobatch.noise import NoiseEstimate
     from isobatch.train import Trainer
 
-_CHUNKS, _MOMENTS, _SAMPLES = 64, 8, 1024
+_CHUNKS, _MOMENTS, _IDENTIFIED, _SAMPLES = 64, 8, 6, 1024
 Geometry = Literal["euclidean", "adam", "sign"]
 
 
@@ -141,7 +141,7 @@ def snapshot(trainer: Trainer, samples: int, seed: int, geometry: Geometry = "eu
         geometry: euclidean, adam or sign.
 
     Returns:
-        The estimate; the data set counts as finite.
+        The estimate, on the run's clock: in tokens where batches count tokens; the data set counts as finite.
 
     Raises:
         InputError: a task whose samples are a stream, or fewer than two samples.
@@ -158,8 +158,8 @@ def snapshot(trainer: Trainer, samples: int, seed: int, geometry: Geometry = "eu
         run.loss,
         run.model,
         [trainer.device.batch(data[part]) for part in parts],
-        counts=[len(part) for part in parts],
-        data_size=len(data),
+        counts=[sum(trainer.drawing.sizes(part)) for part in parts],
+        data_size=trainer.drawing.epoch,
         geometry=geometry,
         optimizer=trainer.optimizer,
         unit=trainer.recipe.batch.unit,
@@ -171,7 +171,8 @@ def calibrate(sweep: Sweep, goal: Goal | None = None, *, level: float = 0.95, de
     """Return what a recipe should keep of a sweep: the critical batch, and its ratio to B_simple on the way there.
 
     B_simple is measured in runs of the sweep's own fastest setting nearest to the critical batch, one a seed, at eight
-    moments on the way to the goal, and averaged. The ratio's interval joins both errors in log space.
+    moments on the way to the goal, and averaged; seeds at which fewer than six are identified give none. The ratio's
+    interval joins both errors in log space.
 
     Args:
         sweep: whose fit is identified.
@@ -214,7 +215,10 @@ def calibrate(sweep: Sweep, goal: Goal | None = None, *, level: float = 0.95, de
 
 
 def _simple(recipe: Recipe, batch: int, lr: float, steps: float, seed: int, device: str) -> float | None:
-    """Mean of the identified B_simple at eight moments on the way to the goal, None where there is none."""
+    """Mean of B_simple at eight moments on the way to the goal, None where fewer than six of them are identified.
+
+    It is the large ones that are not: a mean of the few small ones would make the ratio too large.
+    """
     from isobatch.tasks import make_run
     from isobatch.train import Device, Trainer
 
@@ -229,4 +233,4 @@ def _simple(recipe: Recipe, batch: int, lr: float, steps: float, seed: int, devi
         estimate = snapshot(trainer, _SAMPLES, seed * _MOMENTS + mark)
         if str(estimate.verdict) == "identified" and estimate.value is not None:
             found.append(estimate.value)
-    return float(np.mean(found)) if found else None
+    return float(np.mean(found)) if len(found) >= _IDENTIFIED else None

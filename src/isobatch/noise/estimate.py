@@ -13,6 +13,13 @@ from isobatch.student import student_t
 
 FEWEST = 12
 WIDEST = 4.0
+ALIKE = (
+    "all parts of a step had one and the same gradient, so that there is no noise to be seen: ranks or micro-batches "
+    "read the same samples (no DistributedSampler, no shard of the data, one seed for all workers), or the data set is "
+    "one batch"
+)
+_ROUNDING = 1e-7
+"""A tr(Sigma) below this share of |G|^2 of a step's samples is rounding."""
 
 
 class Identification(StrEnum):
@@ -124,6 +131,8 @@ def judge(
         return undefined(lost if excluded else "nothing has been measured yet", excluded=excluded, level=level)
     if found.trace == 0 and found.gradient_squared == 0:
         return undefined("every gradient was zero", excluded=excluded, level=level, measurements=measurements)
+    if abs(found.trace) <= _ROUNDING * found.gradient_squared * span / measurements:
+        return undefined(ALIKE, excluded=excluded, level=level, measurements=measurements)
     value = noise_scale(found)
     low, high = ratio_interval(found.trace, found.gradient_squared, spread, level)
     enough = measurements >= fewest and spread.freedom > 0

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 
 from isobatch.errors import InputError, warn
 from isobatch.gradients import mapped
+from isobatch.student import student_t
+
+_NEAR = 16
+"""Measurements on each side of a change of batch that are compared."""
+_LIKE_A_SUM, _UNLIKE_A_MEAN = 1.5, 0.5
 
 
 class CoupledSamplesWarning(UserWarning):
@@ -131,9 +136,11 @@ def untouched(model: nn.Module) -> Generator[None]:
 
 
 def sum_in_disguise(traces: NDArray[np.float64], batches: NDArray[np.float64]) -> str:
-    r"""Return why a loss looks like a sum: tr(Sigma) of one sample grew as the square of the batch.
+    r"""Return why a loss looks like a sum: tr(Sigma) of one sample follows the square of the batch.
 
-    Of a mean loss it does not depend on the batch. Looks at the last change of batch by a factor of 2 or more.
+    Of a mean loss it does not depend on the batch, of a sum it goes as B^2. The power p of B is that of a line through
+    (log B, log tr(Sigma)) of the measurements around the last change of batch by a factor of 2 or more, of near ones
+    alone, since tr(Sigma) drifts in a run. A sum is said where p is at least 1.5 and its 99% interval lies above 0.5.
 
     Args:
         traces: tr(Sigma) of measurements, in order of time.
@@ -143,26 +150,31 @@ def sum_in_disguise(traces: NDArray[np.float64], batches: NDArray[np.float64]) -
         The reason; empty where nothing points to a sum.
 
     Example:
-        >>> sum_in_disguise(np.array([1.0, 1.0, 16.0, 16.0]), np.array([8.0, 8.0, 32.0, 32.0]))[:27]
+        >>> sum_in_disguise(np.array([1.0, 1.1, 16.0, 17.0]), np.array([8.0, 8.0, 32.0, 32.0]))[:27]
         'the loss is a sum over samp'
-        >>> sum_in_disguise(np.array([1.0, 1.0, 2.0, 2.0]), np.array([8.0, 8.0, 32.0, 32.0]))
+        >>> sum_in_disguise(np.array([1.0, 1.1, 2.0, 2.1]), np.array([8.0, 8.0, 32.0, 32.0]))
         ''
     """
-    steps = np.abs(np.diff(np.log(batches))) if len(batches) > 1 else np.zeros(0)
-    changes = np.flatnonzero(steps >= math.log(2))
+    changes = np.flatnonzero(np.abs(np.diff(np.log(batches))) >= math.log(2)) if len(batches) > 1 else np.zeros(0, int)
     if not len(changes):
         return ""
-    last = int(changes[-1]) + 1
-    first = int(changes[-2]) + 1 if len(changes) > 1 else 0
-    before, after = float(np.median(traces[first:last])), float(np.median(traces[last:]))
-    ratio = float(np.median(batches[last:]) / np.median(batches[first:last]))
-    if abs(math.log(ratio)) < math.log(2):  # batches that come and go are no change
+    near = slice(max(int(changes[-1]) + 1 - _NEAR, 0), int(changes[-1]) + 1 + _NEAR)
+    y, b = traces[near], np.log(batches[near])
+    if (y <= 0).any():  # so poorly known that its size says nothing
         return ""
-    if min(before, after) <= 0 or math.log(after / before) / math.log(ratio) < 1.5:
+    y = np.log(y)
+    small = b < (b.min() + b.max()) / 2
+    if min(small.sum(), (~small).sum()) < 2:  # one step tells nothing of how much they scatter
+        return ""
+    spread = float(np.square(b - b.mean()).sum())
+    power = float((b - b.mean()) @ y) / spread
+    rest = y - y.mean() - power * (b - b.mean())
+    error = math.sqrt(float(rest @ rest) / (len(y) - 2) / spread)
+    if power < _LIKE_A_SUM or power - student_t(len(y) - 2, 0.995) * error <= _UNLIKE_A_MEAN:
         return ""
     return (
-        f"the loss is a sum over samples: tr(Sigma) changed {after / before:.3g}-fold when the batch changed "
-        f"{ratio:.3g}-fold; divide the loss by the samples"
+        f"the loss is a sum over samples: tr(Sigma) goes as the batch to the power {power:.2g}, of a mean it does not "
+        "depend on it; divide the loss by the samples"
     )
 
 

@@ -199,7 +199,8 @@ def _doubts(found: NoiseEstimate, pairs: Independence, share: float, terms: Term
         told = (
             f"two steps in a row differ {pairs.ratio:.3g} times as much as independent samples would (95% interval "
             f"{pairs.low:.3g} to {pairs.high:.3g}): the samples of a step depend on each other (documents in order, "
-            "video, rollouts: shuffle them, or count each group of them as one), or the weights move too fast"
+            "video, rollouts: shuffle them, or count each group of them as one; or ranks that read the same ones), or "
+            "the weights move too fast"
         )
         return "the samples of a step depend on each other", (told,)
     if found.verdict != Identification.IDENTIFIED:
