@@ -38,6 +38,7 @@ def shares(recipe, steps):
     ("f.sh", CLIP + "--warmup 0 --lr-scheduler const-cooldown --epochs-cooldown 8", {0: 1, 599: 1, 700: 0.5}),
     ("g.sh", CLIP + "--warmup 0 --lr-scheduler const-cooldown --epochs-cooldown 8 --lr-cooldown-power 2",
      {0: 1, 599: 1, 700: 0.25}),
+    ("ga.sh", CLIP + "--warmup 99 --skip-scheduler", {0: 1, 50: 1, 799: 1}),
     # 1000 steps of 32; the milestones are 300 and 600, in batches, samples and shares of the run
     ("h.yaml", "global_train_batch_size: 32\nmax_duration: 1000ba\noptimizer: {name: decoupled_sgdw, lr: 2.0}\n"
                "scheduler: {name: multistep_with_warmup, milestones: [300ba, 19200sp], t_warmup: 100ba, gamma: 0.5}\n",
@@ -162,3 +163,12 @@ def test_an_average_of_mmengine_may_begin_with_an_epoch(tmp_path):
     )
     found = loaded(tmp_path, "a.py", text, set={"data_size": 1000})
     assert found.recipe.samples(found.recipe.ema.start, "start") == 3000
+
+
+def test_every_option_of_a_list_is_one(tmp_path):
+    text = (
+        "torchrun --nproc_per_node 4 tools/train.py --launcher pytorch --cfg-options optim_wrapper.optimizer.lr=0.01 "
+        "train_dataloader.batch_size=4 train_cfg.max_epochs=12 optim_wrapper.optimizer.momentum=0.9"
+    )
+    found = loaded(tmp_path, "a.sh", text)
+    assert (found.recipe.batch.micro, found.recipe.optimizer.lr, found.recipe.optimizer.momentum) == (4, 0.01, 0.9)

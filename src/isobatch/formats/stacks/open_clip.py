@@ -28,11 +28,14 @@ def read(reader: Reader) -> None:
     reader.say("weight_decay", reader.number("wd", default=0.2))
     clip(reader, reader.number("grad_clip_norm", default=None))
     reader.span("length", reader.number("epochs", default=32), "epochs")
+    skipped = reader.flag("skip_scheduler").value
     warm = reader.whole("warmup", default=10000)
-    if warm.value:
+    if warm.value and not skipped:
         reader.span("warmup", warm, "steps", least=1)
     kind = str(reader.word("lr_scheduler", default="cosine").value)
-    if kind == "cosine":
+    if skipped:
+        draft.rest = [{"by": "hold"}]
+    elif kind == "cosine":
         draft.rest = [{"by": "cosine", "to": 0.0}]
     elif kind == "const":
         draft.rest = [{"by": "hold"}]

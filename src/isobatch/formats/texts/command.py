@@ -26,7 +26,7 @@ _COUNTS = {"NPROC_PER_NODE": "nproc_per_node", "NNODES": "nnodes", "NGPU": "npro
 """Variables by which some programs are told their processes -> what torchrun calls them."""
 _CONFIGS = ("config", "c", "cfg", "config_file", "cfg_file", "config_name", "yaml_cfg", "job.config_file")
 """Flags behind which the config stands that a command changes."""
-_LISTS = re.compile(r"(args|kwargs|options|opts)$")
+_LISTS = re.compile(r"(args|kwargs)$")
 
 
 def read_command(text: str, name: str) -> Source:
