@@ -278,6 +278,25 @@ def test_float64_weights_of_a_float32_average_lose_nothing():
     assert ema.average()["weight"].item() - 1 == pytest.approx(1e-7, rel=1e-4)
 
 
+@pytest.mark.parametrize("value", [7e4, -7e4])
+def test_values_beyond_float16_are_not_averaged_as_infinities(value):
+    module = nn.Linear(2, 2)
+    small = {n: t.detach().clone() for n, t in module.named_parameters()}
+    ema = ModelEMA(module, half_life=8, dtype=torch.float16)
+    nn.init.constant_(module.weight, value)
+    large = {n: t.detach().clone() for n, t in module.named_parameters()}
+    state = ModelEMA(module, half_life=8).state_dict()
+    for call in (
+        lambda: ModelEMA(module, half_life=8, dtype=torch.float16),
+        lambda: ema.load_average(large),
+        lambda: ema.load_state_dict(state, settings="given"),
+    ):
+        with pytest.raises(InputError, match=r"'(average/)?weight' holds 7e\+04, beyond the 65504.*bfloat16"):
+            call()
+    assert all(torch.equal(t.float(), small[n].half().float()) for n, t in ema.average().items())
+    assert ModelEMA(module, half_life=8, dtype=torch.bfloat16).average()["weight"].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.complex64])
 @pytest.mark.parametrize("others", [(), (5000,)])
 def test_several_empty_tensors_are_averaged(dtype, others):

@@ -350,6 +350,14 @@ def test_layers_that_cannot_be_seen_through(model, message):
         model(torch.randn(16, 3)).sum().backward()
 
 
+@pytest.mark.parametrize("per_row", [0, -1.0, float("nan"), float("inf"), "1"])
+def test_rows_that_hold_no_samples(per_row):
+    model = nn.Linear(3, 1)
+    optimizer = InvariantAdamW(model.parameters(), reference_batch=4)
+    with pytest.raises(InputError, match="per_row"), layer_squares(model, optimizer, batch=8, per_row=per_row):
+        pass
+
+
 @pytest.mark.parametrize("tensors", [(), (torch.ones(3), torch.ones(4)), (torch.ones(0),)])
 def test_a_batch_that_cannot_be_split(tensors):
     parameter, optimizer = one()

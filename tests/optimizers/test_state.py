@@ -6,6 +6,7 @@ import json
 import weakref
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -157,6 +158,18 @@ def test_a_state_of_another_reference_batch_is_refused():
     _, rows = start(InvariantAdamW, {"reference_batch": 4, "noise": "row"})
     with pytest.raises(InputError, match="noise='coordinate'"):
         rows.load_state_dict(optimizer.state_dict())
+
+
+def test_settings_of_numpy_become_plain_numbers():
+    numbers = {
+        "lr": np.float64(0.1),
+        "eps": np.float32(1e-6),
+        "weight_decay": np.float64(0),
+        "reference_batch": np.int64(4),
+    }
+    optimizer = InvariantAdamW([nn.Parameter(torch.ones(2))], **numbers)
+    json.dumps(optimizer.state_dict()["param_groups"])
+    assert type(optimizer.reference_batch) is int
 
 
 def of_another(kind):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from isobatch.average.binding import Binding, Weights, bare, reusable, tell_changes
 from isobatch.average.intake import Application, FiniteCheck, Intake, Lost
+from isobatch.average.kernels import refuse_beyond
 from isobatch.average.layout import Buffers, Stacks, Storage, allocate, flatten, kept_dtype
 from isobatch.average.lending import exchanged, lent
 from isobatch.errors import InputError, NonFiniteError
@@ -382,6 +383,8 @@ class AverageBuffers:
             if name in kept and kept[name].shape[1:] != tensor.shape:
                 was, now = tuple(kept[name].shape[1:]), tuple(tensor.shape)
                 raise InputError(f"{name!r} changed its shape from {was} to {now}; reset() starts the average again")
+        for name in live.keys() - kept.keys():
+            refuse_beyond(name, live[name], kept_dtype(live[name], self.dtype))
         bad = self.shards.first(first_not_finite(live, {*self.still, *(kept.keys() - self._was_still)}), live)
         if bad is not None:
             raise NonFiniteError(

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from isobatch.average.clock import Hold
 from isobatch.average.layout import NARROW, Key, RoundingInForce, Stacks, alias, dense, rows, span
-from isobatch.gradients import Compiled, Piece, triton_for
+from isobatch.errors import InputError
+from isobatch.gradients import Compiled, Piece, local, triton_for
 
 CACHED = 1 << 20  # elements per block and thread on a CPU: 4 MiB of float32
 STAGED = 1 << 26  # elements per block on an accelerator, where it bounds working memory only
@@ -366,6 +367,31 @@ def work_dtype(average: torch.dtype, weights: torch.dtype, rounding: RoundingInF
         wider = {torch.float32: torch.float64, torch.complex64: torch.complex128}
         return wider.get(average, torch.float32 if average in NARROW else average)
     return torch.float32 if average in NARROW else average
+
+
+def refuse_beyond(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Refuse finite values of which float16 makes infinities.
+
+    Args:
+        name: of the tensor.
+        tensor: what an average is to hold.
+        dtype: in which it is held.
+
+    Raises:
+        InputError: values beyond 65,504 for a float16.
+
+    Example:
+        >>> refuse_beyond("weight", torch.tensor([7e4]), torch.bfloat16)
+    """
+    inner = local(tensor).detach()
+    if dtype != torch.float16 or inner.dtype == dtype or not inner.numel():
+        return
+    most = float(inner.abs().nan_to_num(0, 0, 0).amax())  # what is not finite is refused, or kept, elsewhere
+    if most > torch.finfo(dtype).max:
+        raise InputError(
+            f"{name!r} holds {most:.3g}, beyond the 65504 of an average in float16; hold it in torch.bfloat16 or "
+            "torch.float32"
+        )
 
 
 def stochastic_(target: Tensor, value: Tensor, generator: torch.Generator | None) -> None:

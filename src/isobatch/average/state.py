@@ -11,6 +11,7 @@ from torch import Tensor
 from isobatch.average.binding import AVERAGED
 from isobatch.average.buffers import AverageBuffers
 from isobatch.average.clock import checked_half_life
+from isobatch.average.kernels import refuse_beyond
 from isobatch.curves import NoWarmup, Warmup
 from isobatch.errors import InputError, NonFiniteError
 from isobatch.gradients import canonical, dressed, first_not_finite, fitted, local
@@ -322,6 +323,7 @@ def _fitting(
             raise InputError(f"{name!r} has shape {tuple(tensor.shape)} {where}, {tuple(mine[name].shape)} here")
         if tensor.dtype not in AVERAGED or (tensor.is_complex() and not mine[name].is_complex()):
             raise InputError(f"{name!r} is {tensor.dtype} {where}, {mine[name].dtype} here; convert it first")
+        refuse_beyond(name, tensor, mine[name].dtype)
     bad = buffers.shards.first(first_not_finite(given, still), given)
     if bad is not None:
         raise NonFiniteError(

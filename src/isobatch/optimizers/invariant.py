@@ -61,8 +61,7 @@ class InvariantOptimizer(Optimizer):
         variance_every: int,
         process_group: Ranks,
     ):
-        for key in ("lr", "eps", "weight_decay"):
-            finite(key, defaults[key], 0)
+        plain = {key: finite(key, defaults[key], 0) for key in ("lr", "eps", "weight_decay")}
         if noise not in _NOISE_FORMS:
             raise InputError(f"noise={noise!r} must be one of {', '.join(_NOISE_FORMS)}")
         self.reference_batch = whole("reference_batch", reference_batch)
@@ -74,7 +73,7 @@ class InvariantOptimizer(Optimizer):
         self._ranks: dist.ProcessGroup | None = None
         self._by_hand: bool | None = None  # whether ranks are averaged after the passes; looked for once, it is slow
         self._shards = Shards(())
-        kept = {"reference_batch": reference_batch, "noise": noise, "updates": 0, "since_variance": 1}
+        kept = {"reference_batch": self.reference_batch, "noise": noise, "updates": 0, "since_variance": 1}
         self._complete = self._narrow = False
         given = list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else []
         if not given:
@@ -82,7 +81,7 @@ class InvariantOptimizer(Optimizer):
                 f"params={type(params).__name__} holds no parameters to optimize; give model.parameters() of a model "
                 "that has some, or groups of them"
             )
-        super().__init__(given, {**defaults, **kept})
+        super().__init__(given, {**defaults, **plain, **kept})
         self._complete = True
         self.chunks.look()
 

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from isobatch.errors import InputError
 from isobatch.optimizers.invariant import InvariantOptimizer
-from isobatch.units import whole
+from isobatch.units import finite, whole
 
 Pieces = Iterator[dict[str, Tensor]]
 LayerRule = Callable[[nn.Module, Tensor, Tensor, int], Pieces]
@@ -93,7 +93,7 @@ def layer_squares(
         Nothing.
 
     Raises:
-        InputError: a model or pass that this cannot see through; the message names the layer.
+        InputError: a model or pass that this cannot see through, named by its layer, or a number out of range.
 
     Example:
         >>> from isobatch.optimizers import InvariantAdamW
@@ -104,7 +104,8 @@ def layer_squares(
         >>> optimizer.chunks.count
         4
     """
-    size = max(1, round(optimizer.reference_batch / per_row)) if rows is None else rows
+    held = finite("per_row", per_row, 0, open_low=True)
+    size = max(1, round(optimizer.reference_batch / held)) if rows is None else rows
     size = min(whole("rows", size), whole("batch", batch))
     owners = _owners(model)
     sizes = [min(size, batch - start) * per_row for start in range(0, batch, size)]
