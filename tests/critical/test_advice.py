@@ -6,10 +6,11 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.recipes import recipe
 
 from isobatch import critical
 from isobatch.critical import Interval, Network, StepTime, advise, fit_steps
-from isobatch.critical.machine import read_steps
+from isobatch.critical.machine import measure_steps, read_steps
 from isobatch.errors import InputError
 
 STEP = StepTime(0.01, 0.001, 0.0, ((8.0, 0.018), (256.0, 0.266)))
@@ -177,3 +178,35 @@ def test_refusals(change, message):
 def test_a_network_refuses_nonsense(change):
     with pytest.raises(InputError, match=next(iter(change))):
         critical.Network(**{"gradient_bytes": 1.0, **change})
+
+
+@pytest.mark.parametrize("steps", [{1: 0.1, 2: 0.1, 4: 0.1}, {8: 0.5, 64: 0.4, 256: 0.3}, {8: 0.1, 32: 0.1005}])
+@pytest.mark.parametrize("devices", [[1], [1, 8]])
+def test_steps_that_do_not_grow_with_the_batch_are_not_extrapolated(steps, devices):
+    """A device that is not filled seems to take any number of samples at once; nothing was timed where it is."""
+    found = advise(Interval(500, 300, 800), fit_steps(steps), now=max(steps), devices=devices, network=NET)
+    assert max(o.batch / o.devices for o in found.options) == max(steps)
+    assert found.sentences[0].endswith("they are left out; time larger batches")
+    told = advise(Interval(500, 300, 800), STEP, now=64)
+    assert max(o.batch for o in told.options) > 256
+    assert not any("time larger batches" in line for line in told.sentences)
+    with pytest.raises(InputError, match="time larger batches; no batch is small enough for"):
+        advise(500.0, fit_steps({0.25: 0.1, 0.5: 0.1}), now=1)
+
+
+@pytest.mark.parametrize("spoilt", [8, 64, 256])
+def test_a_time_that_includes_compilation_is_named(spoilt):
+    times = {b: 0.01 + 0.001 * b for b in (8, 64, 256)} | {spoilt: 30.0}
+    found = advise(Interval(500, 300, 800), fit_steps(times), now=64)
+    assert found.sentences[0].startswith(f"the timed steps lie on no line: 30 s at batch {spoilt},")
+    within = {b: (0.01 + 0.001 * b) * factor for b, factor in ((8, 1.2), (64, 0.8), (256, 1.1))}
+    assert "no line" not in advise(Interval(500, 300, 800), fit_steps(within), now=64).sentences[0]
+
+
+def test_tokens_are_timed_as_they_were_drawn():
+    """A batch of 512 tokens draws the samples of 8 to 64 that fit: fewer than 512, and that is what the time is of."""
+    ragged = {"width": 16, "layers": 1, "ragged": True}
+    made = recipe(task="text", ema=None, data_size=None, options=ragged, batch={"size": 512, "unit": "tokens"},
+                  schedule={"length": "8192 tokens", "warmup": "0 tokens"})  # fmt: skip
+    (drawn,) = measure_steps(made, [512], steps=3)
+    assert 512 - 64 < drawn < 512

@@ -143,9 +143,10 @@ def advise(chosen: argparse.Namespace) -> int:
     if chosen.throughput is not None:
         timed, where = read_steps(chosen.throughput), f"read from {chosen.throughput}"
     else:
-        top = recipe.data_size or _TIMED[-1]
+        sizes = _TIMED if recipe.batch.unit == "samples" else [recipe.batch.size * k for k in (1, 2, 4, 8)]
+        top = recipe.data_size or sizes[-1]
         timed, where = (
-            measure_steps(recipe, [b for b in _TIMED if b <= top], device=chosen.device),
+            measure_steps(recipe, [b for b in sizes if b <= top], device=chosen.device),
             f"timed on this machine, one process, {chosen.device}",
         )
     size = chosen.gradient_bytes

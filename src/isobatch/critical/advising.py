@@ -15,6 +15,8 @@ from isobatch.units import finite, whole
 _TOP = 64
 """Largest batch considered, in critical batches."""
 _BEYOND = 1e4
+_FLAT, _OFF = 0.1, 0.5
+"""Share of a step that must grow with the batch before it is extrapolated, and misfit from which a fit is no line."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,11 @@ def advise(
     local = math.inf if largest_local is None else whole("largest_local", largest_local)
     top = whole("most", most) if most is not None else max(size, math.ceil(_TOP * crit.value))
     pairs = [(b, n) for n in counts for b in _batches(n, top, size)]
+    timed, told = max(b for b, _ in step.points), _doubts(step, unit)
+    if pairs and step.per_sample * timed < _FLAT * step.base:  # samples look free as far as was timed
+        pairs = [(b, n) for b, n in pairs if min(b / n, local) <= timed]
+        if not pairs:
+            raise InputError(f"{told[0]}; no batch is small enough for {counts} devices by these times")
     if not pairs:
         raise InputError(f"no batch up to {top} {unit} can be shared by {counts} devices; raise most, or fewer devices")
 
@@ -143,8 +150,9 @@ def advise(
     for name in picks:
         found = (low[name].batch, picks[name].batch, high[name].batch)
         ranges[name] = (min(found), max(found))
-    sentences = (*_about(crit, size, unit), *_wishes(picks, ranges, share, unit))
-    worst = f"a step takes {step.base:.3g} s + {step.per_sample:.3g} s a sample (worst misfit {step.misfit:.0%} at "
+    sentences = (*told, *_about(crit, size, unit), *_wishes(picks, ranges, share, unit))
+    each = unit.removesuffix("s")
+    worst = f"a step takes {step.base:.3g} s + {step.per_sample:.3g} s a {each} (worst misfit {step.misfit:.0%} at "
     assumptions = (
         worst + f"{len(step.points)} timed batches); beyond {max(b for b, _ in step.points):g} it is extrapolated",
         *(net.assumptions() if counts[-1] > 1 else ()),
@@ -152,6 +160,23 @@ def advise(
         "the critical batch was measured",
     )
     return Advice(crit, made, picks, ranges, share, sentences, assumptions, unit, samples is not None)
+
+
+def _doubts(step: StepTime, unit: str) -> tuple[str, ...]:
+    """What the timed steps do not tell, or tell wrongly."""
+    largest, told = max(b for b, _ in step.points), ()
+    if step.per_sample * largest < _FLAT * step.base:
+        told = (
+            f"steps of up to {largest:,g} {unit} on a device take as long as small ones, so that nothing says what "
+            "larger ones take: they are left out; time larger batches",
+        )
+    if step.misfit > _OFF:
+        far, seconds = max(step.points, key=lambda point: abs(step.at(point[0]) / point[1] - 1))
+        told += (
+            f"the timed steps lie on no line: {seconds:.3g} s at batch {far:g}, where the line says "
+            f"{step.at(far):.3g} s; time after compilation and warm-up, the median of several steps",
+        )
+    return told
 
 
 def _batches(devices: int, top: int, now: int) -> list[int]:

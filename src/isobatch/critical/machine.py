@@ -189,7 +189,7 @@ def measure_steps(
         device: where the run computes, and how: "cuda,bf16".
 
     Returns:
-        batch -> seconds of one step.
+        batch -> seconds of one step; of tokens, the mean of what was drawn in whole samples.
     """
     from isobatch.critical.trial import at
     from isobatch.tasks import make_run
@@ -199,12 +199,12 @@ def measure_steps(
     for batch in batches:
         made = at(recipe, whole("batch", batch), recipe.optimizer.lr)
         trainer = Trainer(make_run(made, 0), made, device=Device.parse(device))
-        spent = []
+        spent, drawn = [], []
         for _ in range(_WARM + count):
             began = time.perf_counter()
-            trainer.step(batch)
+            drawn.append(trainer.step(batch).batch)
             spent.append(time.perf_counter() - began)
-        found[float(batch)] = float(np.median(spent[_WARM:]))
+        found[float(np.mean(drawn[_WARM:]))] = float(np.median(spent[_WARM:]))
     return found
 
 
