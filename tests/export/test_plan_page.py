@@ -94,7 +94,7 @@ def test_a_file_of_another_stack_is_copied_as_patch_writes_it(name, tmp_path, ca
     for size, _, point, _ in seen[:: len(seen) // 3]:
         command = shlex.split(point["copies"][2][1])
         assert (command[-1], f"{size}" in command) == ("--patch", True)
-        assert cli.run([*command[1:], str(tmp_path / "out")]) == 0
+        assert cli.run([*command[1:], str(tmp_path / "out"), "--overwrite"]) == 0
         assert "\n".join(point["copies"][0][1:]) == (tmp_path / "out").read_text()
         assert tomllib.loads("\n".join(point["copies"][1][1:]))["batch"]["size"] == size
 

@@ -151,3 +151,20 @@ def test_what_is_missing_is_asked_even_where_other_numbers_rest_on_it(tmp_path):
     (tmp_path / "a_8xb2.py").write_text("\n".join(text.splitlines()[1:]))  # without train_cfg
     with pytest.raises(Unanswered, match="the length of the run"):
         load(tmp_path / "a_8xb2.py", data_size=100)
+
+
+def test_a_file_that_exists_is_overwritten_only_when_asked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(HF)
+    for out in ("b.yaml", "b.html"):
+        (tmp_path / out).write_text("precious")
+        option = "--patch" if out.endswith("yaml") else "--plot"
+        words = ["plan", "a.yaml", "--devices", "1", "--batch-size", "16", option, out]
+        assert cli.run(words) == 2
+        assert f"{out} exists; give another name, or overwrite it (--overwrite)" in capsys.readouterr().err
+        assert (tmp_path / out).read_text() == "precious"
+        assert cli.run([*words, "--overwrite"]) == 0
+        assert (tmp_path / out).read_text() != "precious"
+    assert cli.run(["plan", "a.yaml", "--devices", "1", "--batch-size", "16", "--patch", "none/b.yaml"]) == 2
+    assert capsys.readouterr().err.count("cannot write") == 1
+    assert cli.run(["plan", "a.yaml", "--devices", "1", "--batch-size", "16", "--patch", "./a.yaml"]) == 0

@@ -103,6 +103,20 @@ def test_raw_weights_that_wait_for_restore_are_not_stored_over(given):
     ema.restore(weights())
 
 
+def test_what_joined_the_model_since_the_store_stays():
+    model = nn.Sequential(nn.Linear(2, 2))
+    ema = ib.ModelEMA(model, half_life=8)
+    raw = model[0].weight.detach().clone()
+    ema.store()
+    move(model, 1)
+    model.append(nn.Linear(2, 2))
+    added = model[1].weight.detach().clone()
+    with pytest.warns(UserWarning, match="start at their present values"):
+        ema.restore()
+    assert torch.equal(model[0].weight, raw)
+    assert torch.equal(model[1].weight, added)
+
+
 def taken(state, average, batch_size=None):
     """A fresh average after it has loaded a peer's state holds what the peer holds."""
     ema = ib.ModelEMA(net(9), half_life=8)

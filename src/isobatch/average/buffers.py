@@ -263,11 +263,13 @@ class AverageBuffers:
 
         Args:
             model: the bound model, a wrapper of it, or another model with the same names.
-            values: by name, one for every averaged tensor.
+            values: by name; tensors that joined the model since these were stored stay as they are.
         """
         given = reusable(model)
         self.refuse_lent(given)
         for name, tensors in self._targets(given).items():
+            if name not in values:
+                continue
             for tensor, value in [(tensor, fitted(values[name], tensor, name)) for tensor in tensors]:
                 if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
                     tensor.data = value.to(device=tensor.device, dtype=tensor.dtype, copy=True)

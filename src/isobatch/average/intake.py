@@ -104,13 +104,12 @@ class Lost:
     """
 
     def __init__(self, dtype: torch.dtype):
-        self._dtype, self._floor = dtype, torch.finfo(dtype).eps / 4
         self._sum, self._count = 0.0, 0
+        self._go_by(dtype)
 
-    @property
-    def above(self) -> float:
-        """The share of the average kept from which an update may be lost."""
-        return 1 - self._floor
+    def _go_by(self, dtype: torch.dtype) -> None:
+        self._dtype, self._floor = dtype, torch.finfo(dtype).eps / 4
+        self.above = 1 - self._floor  # the share of the average kept from which an update may be lost
 
     def held(self, dtypes: Iterable[torch.dtype]) -> None:
         """Go by the coarsest of the dtypes that are really held: float32 holds float64 weights in float64.
@@ -120,7 +119,7 @@ class Lost:
         """
         found = sorted(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
         if found and self._dtype not in NARROW:
-            self._dtype, self._floor = found[-1], torch.finfo(found[-1]).eps / 4
+            self._go_by(found[-1])
 
     def note(self, shares: Sequence[float]) -> None:
         """Refuse, or count, an update that is lost.

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
     command.add_argument("--write", type=Path, metavar="FILE", help=text)
     text = "write a page with a plan for each batch of a slider, with curves, cautions and the planned file to copy"
     command.add_argument("--html", type=Path, metavar="FILE", help=text)
-    text = "let --write and --html replace a file that exists"
+    text = "let --write, --html, --plot and --patch OUT replace a file that exists"
     command.add_argument("--overwrite", action="store_true", help=text)
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON for programs")

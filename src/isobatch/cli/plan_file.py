@@ -116,6 +116,7 @@ def plan_file(chosen: argparse.Namespace) -> int:
         goal=chosen.goal,
     )
     if chosen.plot is not None:
+        _refuse_existing(Path(chosen.plot), chosen)
         _plot(chosen.plot, made)
     if chosen.explain is not None:
         say(made.explain(chosen.explain))
@@ -128,6 +129,8 @@ def plan_file(chosen: argparse.Namespace) -> int:
     elif chosen.patch is None:
         _print(made, asked != (None, None, None))
     if chosen.patch is not None:
+        if chosen.patch and Path(chosen.patch).resolve() != Path(chosen.recipe).resolve():
+            _refuse_existing(Path(chosen.patch), chosen)
         written = made.patch(chosen.patch or None)
         if not chosen.json:
             say(f"{written}: {len(made.changes)} keys changed" if made.changes else f"{written}: nothing to change")
@@ -204,6 +207,11 @@ def _checked(chosen: argparse.Namespace) -> int:
 def _unjudged(keys: list[str]) -> None:
     if keys:
         say(f"not judged, because no plan knows what they do: {', '.join(keys)}")
+
+
+def _refuse_existing(path: Path, chosen: argparse.Namespace) -> None:
+    if path.exists() and not chosen.overwrite:
+        raise InputError(f"{path} exists; give another name, or overwrite it (--overwrite)")
 
 
 def _plot(out: str, made: Any) -> None:

@@ -137,9 +137,9 @@ def write_text(path: Path, text: str) -> None:
         if mode is not None:
             target.chmod(mode)
     except (InputError, OSError) as error:
-        raise InputError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; give --patch another file"
-        ) from None
+        first = error if isinstance(error, OSError) else error.__context__
+        said = getattr(first, "strerror", None) or error
+        raise InputError(f"cannot write {path}: {said}; give --patch another file") from None
 
 
 def replaced(text: str, pieces: list[tuple[int, int, str]]) -> str:
