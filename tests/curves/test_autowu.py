@@ -166,6 +166,22 @@ def test_scattered_losses_that_fall_are_not_taken_for_a_turn(published, wrong):
     assert (turned > 0) == wrong
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e-6, 1e-3, 1e-2, 1.0, 1e3, 1e6, 1e9])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_losses_are_counted_in_decides_nothing(unit, sign):
+    """Squared errors of 0.001 and sums of hundreds turn where cross-entropies do, and not where they only fall."""
+    x = np.arange(400) / 400
+    noise = 0.05 * np.random.default_rng(1).normal(size=400)
+    turning, falling = sign * 1.5 + 6 * (x - 0.6) ** 2 + noise, sign * 4 + 2 * np.exp(-2 * x) + noise
+    turned, fell = LossRegression(), LossRegression()
+    for cut in range(150, 401, 50):
+        up, down = (one.look(np.arange(cut) / cut, unit * y[:cut]) for one, y in ((turned, turning), (fell, falling)))
+        assert max(down.chances) < 0.95
+    assert min(up.chances) > 0.95
+    assert all(abs(place - 0.6) < 0.05 for place in up.places)
+    assert LossRegression().look(x, 0 * x).chances == LossRegression().look(x, 0 * x + unit).chances
+
+
 def searched(search=None, **parts):
     schedule = {"length": "300 epochs", "warmup": None, "shape": "autowu", "search": search}
     return recipe(optimizer={"name": "adamp", "lr": 1.0}, schedule=schedule, ema=None, **parts)
