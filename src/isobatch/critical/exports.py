@@ -186,9 +186,7 @@ def reached(
     if not found:
         raise InputError(f"{where}: no run reaches {goal}; " + "; ".join(notes[:3]))
     if declared == "epochs" and from_zero:
-        notes.append(
-            "epochs are counted from 0: where that is the first one trained, values are one too few"
-        )
+        notes.append("epochs are counted from 0: where that is the first one trained, values are one too few")
     kept, more = _fastest(found, tried, declared)
     return kept, declared, [*notes, *more]
 
