@@ -127,3 +127,11 @@ def test_a_name_that_does_not_say_its_batch_is_asked_about(tmp_path):
     rows = [{**{k: v for k, v in row.items() if k != "batch"}, "run": f"bs{row['batch']}k"} for row in histories()]
     with pytest.raises(InputError, match="no name says the batch of run 'bs16k', or not clearly"):
         read_table(written(tmp_path, rows), goal="loss <= 3")
+
+
+@pytest.mark.parametrize(("first", "told"), [(0, True), (1, False), (0.5, False)])
+def test_epochs_that_are_counted_from_zero_are_said(tmp_path, first, told):
+    rows = [{"run": f"bs{b}", "batch": b, "epoch": first + i, "loss": 4 - 0.2 * i - b / 10**5}
+            for b in BATCHES for i in range(9)]  # fmt: skip
+    notes = read_table(written(tmp_path, rows), goal="loss <= 3").notes
+    assert any("epochs are counted from 0" in note for note in notes) == told

@@ -105,6 +105,34 @@ def same(callback, ema, noise, tolerance=1e-6):
     assert mine.gradient_squared == pytest.approx(theirs.gradient_squared, rel=tolerance)
 
 
+@pytest.mark.parametrize("lends", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_two_averages_of_one_fit_go_on_from_a_checkpoint(tmp_path, lends):
+    def two():
+        words = ["average" if place == lends else "raw" for place in range(2)]
+        return [
+            IsobatchCallback(h, evaluate=w, quiet=True, name=n)
+            for h, w, n in zip((60, 9), words, ("", "b"), strict=True)
+        ]
+
+    first = two()
+    _, trainer = fit(tmp_path, first[0], others=[first[1]], max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    again = two()
+    fit(tmp_path, again[0], others=[again[1]], max_epochs=4, checkpoint=tmp_path / "half.ckpt")
+    for callback, half_life in zip(again, (60.0, 9.0), strict=True):
+        _, ema, _ = by_hand(half_life=half_life)
+        assert callback.ema.seen == ema.seen
+        for name, tensor in ema.average().items():
+            torch.testing.assert_close(callback.ema.average()[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("word", ["evaluate", "export"])
+def test_two_averages_for_one_place_are_refused_before_the_fit(tmp_path, word):
+    one, other = (IsobatchCallback(h, quiet=True, name=str(h), **{"evaluate": "raw", word: "average"}) for h in (60, 9))
+    with pytest.raises(InputError, match=f'2 callbacks would give .* take {word}="raw" in the others'):
+        fit(tmp_path, one, others=[other])
+
+
 @pytest.mark.parametrize(("accumulate", "clip"), [(1, None), (4, 0.5)])
 def test_the_callback_is_the_loop_by_hand_with_validation_in_between(tmp_path, accumulate, clip):
     callback = ours()

@@ -5,6 +5,7 @@ import math
 import pytest
 from tests.recipes import recipe
 
+from isobatch.errors import InputError
 from isobatch.rules.average import scale_inv_gamma
 from isobatch.rules.momentum import AUTO_HORIZON, AUTO_STABLE
 
@@ -112,3 +113,9 @@ def test_an_exponential_ramp_keeps_tau_in_samples(kappa):
     kept = quadratic(ramp(100, 0.999**kappa), 8 * kappa, round(1600 / kappa))
     gap = [abs(math.log(run[round(1600 / kappa) - 1] / reference[-1])) for run in (moved, kept)]
     assert gap[0] < gap[1]
+
+
+def test_a_ramp_beyond_all_numbers_is_refused():
+    with pytest.raises(InputError, match=r"power=0\.001 at kappa=64.*2/3 to 1"):
+        scale_inv_gamma(1.0, 0.001, 64)
+    assert scale_inv_gamma(1.0, 0.001, 1) == 1.0

@@ -160,6 +160,7 @@ def reached(
     notes: list[str] = []
     found: dict[tuple[float, Any], list[dict[str, Any]]] = {}
     tried: Counter[tuple[float, Any]] = Counter()
+    from_zero = False
     known: dict[tuple[tuple[float, float], ...], tuple[str, float]] = {}
     for run in runs:
         size, key, told = _batch(run, batch, where)
@@ -175,6 +176,7 @@ def reached(
             if first != run.label:
                 notes.append(f"run {run.label!r}, batch {size:g}: left out, its history is that of run {first!r}")
                 continue
+        from_zero |= bool(seen) and seen[0][0] == 0 and all(clock == int(clock) for clock, _ in seen)
         amount, since, told = _first(seen, goal)
         notes += [f"run {run.label!r}, batch {size:g}: {note}" for note in told]
         at = (size, _rate(run))
@@ -183,6 +185,8 @@ def reached(
             found.setdefault(at, []).append({"run": run.label, key: size, declared: amount, SINCE: since})
     if not found:
         raise InputError(f"{where}: no run reaches {goal}; " + "; ".join(notes[:3]))
+    if declared == "epochs" and from_zero:
+        notes.append("epochs are counted from 0: where that is the first one trained, values are one too few")
     kept, more = _fastest(found, tried, declared)
     return kept, declared, [*notes, *more]
 

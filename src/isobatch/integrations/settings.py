@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -241,6 +241,28 @@ def refuse_other_weights(**choices: str) -> None:
     for name, value in choices.items():
         if value not in ("raw", "average"):
             raise InputError(f'{name}={value!r} must be "raw" or "average"')
+
+
+def refuse_two_averages(callbacks: Sequence[Any], own: Any) -> None:
+    """Refuse a callback that gives its average to what another one gives its own to.
+
+    Args:
+        callbacks: those of this library in one trainer.
+        own: the callback that asks.
+
+    Raises:
+        InputError: two for evaluations, or two for the model after training.
+
+    Example:
+        >>> refuse_two_averages([], None)
+    """
+    for word, what in (("evaluate", "evaluations"), ("export", "the model after training")):
+        giving = [one for one in callbacks if getattr(one, word) == "average" and one.asked.averages]
+        if len(giving) > 1 and any(one is own for one in giving):
+            raise InputError(
+                f"{len(giving)} callbacks would give {what} their average, and there is room for one; take "
+                f'{word}="raw" in the others'
+            )
 
 
 def recipe_of(source: Recipe | str | Path) -> Recipe:

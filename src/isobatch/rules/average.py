@@ -2,6 +2,7 @@
 
 import math
 
+from isobatch.errors import InputError
 from isobatch.rules.rule import Change, Confidence, Rule, RuleWarning, Side
 from isobatch.units import finite
 
@@ -133,7 +134,13 @@ def scale_inv_gamma(inv_gamma: float, power: float, kappa: float) -> float:
     """
     g, p = finite("inv_gamma", inv_gamma, 0, open_low=True), finite("power", power, 0, open_low=True)
     ratio = finite("kappa", kappa, 0, open_low=True)
-    return g if ratio == 1 else g * ratio ** ((1 - p) / p)
+    try:
+        return g if ratio == 1 else g * ratio ** ((1 - p) / p)
+    except OverflowError as error:
+        raise InputError(
+            f"power={p:g} at kappa={ratio:g} gives a ramp beyond all numbers; ramps of timm, diffusers and ema-pytorch "
+            "have a power of 2/3 to 1"
+        ) from error
 
 
 def inv_gamma_rule(power: float) -> Rule:

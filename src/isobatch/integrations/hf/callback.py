@@ -17,7 +17,14 @@ from isobatch.integrations.hf.batches import BatchStages, batch_of, refuse_anoth
 from isobatch.integrations.hf.counting import Counted, Counting
 from isobatch.integrations.last_run import LastRun
 from isobatch.integrations.report import answer, entries, say, tell
-from isobatch.integrations.settings import Following, Unit, Weights, refuse_other_weights, samples_of
+from isobatch.integrations.settings import (
+    Following,
+    Unit,
+    Weights,
+    refuse_other_weights,
+    refuse_two_averages,
+    samples_of,
+)
 from isobatch.logs import Log
 from isobatch.train import SampleClock, SampleScheduler
 
@@ -312,13 +319,7 @@ class IsobatchCallback(TrainerCallback):
         ours = [one for one in callbacks if isinstance(one, IsobatchCallback)]
         number = next((place for place, one in enumerate(ours, 1) if one is self), 1)
         self._file = STATE if number == 1 else f"{Path(STATE).stem}-{number}{Path(STATE).suffix}"
-        for word, what in (("evaluate", "evaluations"), ("export", "the model after training")):
-            giving = [one for one in ours if getattr(one, word) == "average" and one.asked.averages]
-            if len(giving) > 1 and self in giving:
-                raise InputError(
-                    f"{len(giving)} callbacks would give {what} their average, and there is room for one; take "
-                    f'{word}="raw" in the others'
-                )
+        refuse_two_averages(ours, self)
 
     def _reporters(self) -> list[Any]:
         """Return the loggers that were told of this log before it held our entries."""

@@ -20,7 +20,14 @@ from isobatch.integrations.export import refuse_sharded, save_average
 from isobatch.integrations.last_run import LastRun
 from isobatch.integrations.lightning.parts import part_of
 from isobatch.integrations.report import answer, entries, say, tell
-from isobatch.integrations.settings import Following, Unit, Weights, refuse_other_weights, samples_of
+from isobatch.integrations.settings import (
+    Following,
+    Unit,
+    Weights,
+    refuse_other_weights,
+    refuse_two_averages,
+    samples_of,
+)
 from isobatch.logs import Log
 from isobatch.train import SampleClock, SampleScheduler
 
@@ -39,6 +46,9 @@ class IsobatchCallback(Callback):
     samples; the noise scale is measured anew, because each fit makes new optimizers. Another module, or other weights,
     begin anew. (Lightning's own WeightAveraging begins anew in every fit.)
 
+    Several callbacks follow one fit, with half-lives of their own and each with a `name`; validation sees the average
+    of one of them.
+
     Args:
         half_life: of the average: a number of samples, or words such as "2 epochs", "1e6 samples", "2e9 tokens".
         decay: per update at `batch_size`, instead of half_life.
@@ -53,6 +63,7 @@ class IsobatchCallback(Callback):
         log: a logger with samples on the x axis beside the trainer's own, whose steps are the trainer's:
             `isobatch.logs.open_log("tensorboard", Path("out"))`, or any object with its two methods. Closed at the end.
         quiet: whether the closing line is left out.
+        name: what tells this callback's state in a checkpoint from that of another one; needed from the second on.
 
     Raises:
         InputError: settings that contradict each other.
@@ -77,6 +88,7 @@ class IsobatchCallback(Callback):
         count: Callable[[Any], float] | None = None,
         log: Log | None = None,
         quiet: bool = False,
+        name: str = "",
     ):
         refuse_other_weights(evaluate=evaluate, export=export)
         self.asked = Following(half_life, decay, batch_size, recipe, noise, unit, average or {})
@@ -89,6 +101,7 @@ class IsobatchCallback(Callback):
                 "batch.schedule: Lightning's loaders have one batch size; use its GradientAccumulationScheduler and "
                 "isobatch.rescale, or isobatch train"
             )
+        self.name = name
         self.evaluate: Weights = evaluate
         self.export: Weights = export
         self.count, self.own_log, self.quiet = count or extract_batch_size, log, quiet
@@ -102,6 +115,11 @@ class IsobatchCallback(Callback):
         self._rows: float | None = None
         self._module: LightningModule | None = None
         self._line = ""
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint."""
+        return self._generate_state_key(name=self.name) if self.name else super().state_key
 
     @property
     def ema(self) -> Any:
@@ -137,6 +155,8 @@ class IsobatchCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build average, noise scales and clock where fit starts, or take up a checkpoint's or the last fit's."""
         self._close()
+        callbacks: list[Any] = trainer.callbacks  # ty: ignore[missing-attribute]
+        refuse_two_averages([one for one in callbacks if isinstance(one, IsobatchCallback)], self)
         self._module, self._began = pl_module, False
         self._optimizers = [bare_optimizer(optimizer) for optimizer in trainer.optimizers]
         unit = self.asked.counts
